@@ -1,0 +1,76 @@
+"""The one exception tree. Whatever a person can cause ends in a SpecxError with a hint.
+
+SpecxError
+|- UsageError        the command line asks for something that makes no sense (exit code 2)
+|- ModelError        a model file cannot be found, read or run
+|- ContextFullError  the prompt or the conversation no longer fits the context
+|- RollbackError     the KV cache could not be brought back to an earlier length
+|- DownloadError     a model could not be fetched
+|- TemplateError     the model's chat template cannot be used
+|- GrammarError      a grammar or JSON schema cannot be used
+`- StoreError        the store under the cache directory cannot be used (never fatal to decoding)
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ContextFullError",
+    "DownloadError",
+    "GrammarError",
+    "ModelError",
+    "RollbackError",
+    "SpecxError",
+    "StoreError",
+    "TemplateError",
+    "UsageError",
+]
+
+
+class SpecxError(Exception):
+    """Something a person can act on.
+
+    Args:
+        message: one sentence, what is wrong with which input.
+        hint: what to type or change next; may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(SpecxError):
+    """The command line asks for something that makes no sense."""
+
+    exit_code = 2
+
+
+class ModelError(SpecxError):
+    """A model file cannot be found, read or run."""
+
+
+class ContextFullError(SpecxError):
+    """The prompt or the conversation no longer fits the context."""
+
+
+class RollbackError(SpecxError):
+    """The KV cache could not be brought back to an earlier length."""
+
+
+class DownloadError(SpecxError):
+    """A model could not be fetched."""
+
+
+class TemplateError(SpecxError):
+    """The model's chat template is missing or cannot be rendered."""
+
+
+class GrammarError(SpecxError):
+    """A grammar or JSON schema cannot be used."""
+
+
+class StoreError(SpecxError):
+    """The store under the cache directory cannot be used."""

@@ -1,0 +1,12 @@
+// The Python module: each subject binds itself.
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+void bind_sampling(nb::module_& m);
+void bind_drafts(nb::module_& m);
+
+NB_MODULE(_native, m) {
+    bind_sampling(m);
+    bind_drafts(m);
+}
