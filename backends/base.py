@@ -6,7 +6,7 @@ call. `LlamaBackend` runs GGUF files; `ScriptedBackend` is a tiny language model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -118,15 +118,13 @@ class Backend(Protocol):
             RollbackError: the backend cannot go back that far.
         """
 
+    def shift(self, keep: int, discard: int) -> None:
+        """Forget `discard` tokens after the first `keep` and move the rest forward.
+
+        Raises:
+            ContextFullError: this model's cache cannot be shifted.
+        """
+
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
 
-
-def path_to(parents: Iterable[int], row: int) -> list[int]:
-    """Rows from the root to `row`, both included, of a parent-indexed tree."""
-    index = list(parents)
-    path: list[int] = []
-    while row >= 0:
-        path.append(row)
-        row = index[row]
-    return path[::-1]

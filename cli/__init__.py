@@ -1,1 +1,1 @@
-"""specx.cli"""
+"""What a person meets: commands, options, messages, exit codes. No decisions."""

@@ -67,4 +67,4 @@ class Drafter(Protocol):
         """Logits (n, V) that followed each of `tokens` (n,), of a prompt or of a verified tree."""
 
     def observe(self, tokens: Sequence[int], draft: Draft, output: Output) -> None:
-        """`tokens` were emitted after `draft` was verified; `output` row 0 is the root's, row i+1 node i's."""
+        """`tokens` were emitted after `draft` was verified; row 0 of `output` is the root, row i+1 node i."""

@@ -1,0 +1,52 @@
+"""How a model is loaded. Plain values, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["LoadSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How a model is loaded. None means: let specx decide.
+
+    Attributes:
+        model: the GGUF file.
+        n_ctx: context length in tokens; None takes min(4096, what the model was trained for); 0 the
+            model's own.
+        n_batch, n_ubatch: most tokens per libllama call and per compute graph while a prompt is read.
+        threads, threads_batch: CPU threads for decoding and for prompts.
+        n_gpu_layers: layers to offload; -1 is all of them.
+        flash_attn: "on", "off" or "auto".
+        type_k, type_v: KV cache types by ggml name ("f16", "q8_0", ...).
+        mmap, mlock: as in llama.cpp.
+        swa_full: keep the whole history of sliding-window layers.
+        drafter: "auto", "none", "suffix" or "recycle".
+        draft_max: most drafted tokens per step; None means the staircase decides.
+        exact: use only batch widths and orders whose logits are bit-identical.
+        context_shift: forget the oldest tokens instead of stopping when the context is full.
+        store: keep and use measurements, calibrations and caches under the cache directory.
+        verbose: show llama.cpp's own messages.
+    """
+
+    model: Path
+    n_ctx: int | None = None
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    threads: int | None = None
+    threads_batch: int | None = None
+    n_gpu_layers: int = -1
+    flash_attn: str = "on"
+    type_k: str = "f16"
+    type_v: str = "f16"
+    mmap: bool = True
+    mlock: bool = False
+    swa_full: bool = False
+    drafter: str = "auto"
+    draft_max: int | None = None
+    exact: bool = False
+    context_shift: bool = False
+    store: bool = True
+    verbose: bool = False

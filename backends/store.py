@@ -1,0 +1,190 @@
+"""What survives a run: measurements, calibrations and caches, under the user's cache directory.
+
+Entries are small files, one per (kind, key), written atomically and readable by the user only. Nothing
+here is ever fatal: an entry that cannot be read is set aside and counts as missing, a store that cannot be
+written keeps nothing, and the person is told once.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Entry", "Store", "cache_dir"]
+
+VERSION = 1  # of the format; entries of another version are treated as missing
+MAX_BYTES = 256 << 20  # oldest entries go when the store grows beyond this
+KINDS = ("build", "calibration", "history", "identity", "recycle", "staircase")
+
+
+def cache_dir() -> Path:
+    """`SPECX_CACHE`, else the platform's cache directory for specx."""
+    override = os.environ.get("SPECX_CACHE")
+    if override:
+        return Path(override)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("specx", appauthor=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One stored file."""
+
+    kind: str
+    key: str
+    path: Path
+    size: int
+    modified: float
+
+
+class Store:
+    """A folder of entries.
+
+    Args:
+        root: the folder, or None to keep nothing.
+        notice: told once what went wrong, if anything does.
+    """
+
+    def __init__(self, root: Path | None, notice: Callable[[str], None] = lambda _text: None) -> None:
+        self.root = root
+        self._notice = notice
+        self._told = False
+
+    def load_json(self, kind: str, key: str) -> dict[str, Any] | None:
+        """The value saved under (kind, key), or None."""
+        data = self._read(kind, key, ".json")
+        if data is None:
+            return None
+        try:
+            value = json.loads(data)
+            if value.pop("version") != VERSION:
+                return None
+            return dict(value)
+        except (ValueError, KeyError, AttributeError, TypeError):
+            self.set_aside(kind, key)
+            return None
+
+    def save_json(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
+        """Keep a JSON object under (kind, key)."""
+        self._write(kind, key, ".json", json.dumps({"version": VERSION, **value}).encode())
+
+    def load_arrays(self, kind: str, key: str) -> dict[str, NDArray[Any]] | None:
+        """The arrays saved under (kind, key), or None."""
+        data = self._read(kind, key, ".npz")
+        if data is None:
+            return None
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            if int(arrays.pop("version")) != VERSION:
+                return None
+            return arrays
+        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile):
+            self.set_aside(kind, key)
+            return None
+
+    def save_arrays(self, kind: str, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Keep named arrays under (kind, key)."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, version=np.int64(VERSION), **arrays)
+        self._write(kind, key, ".npz", buffer.getvalue())
+
+    def set_aside(self, kind: str, key: str) -> None:
+        """Rename a damaged entry so that it counts as missing and can still be looked at."""
+        for suffix in (".json", ".npz"):
+            path = self._path(kind, key, suffix)
+            if path is not None and path.exists():
+                self._tell(f"a damaged cache entry was set aside: {path.name}")
+                try:
+                    path.replace(path.with_suffix(".damaged"))
+                except OSError:
+                    continue
+
+    def entries(self) -> list[Entry]:
+        """Everything kept, oldest first."""
+        if self.root is None:
+            return []
+        found = []
+        for kind in KINDS:
+            for path in self._files(self.root / kind):
+                try:
+                    status = path.stat()
+                except OSError:
+                    continue
+                found.append(Entry(kind, path.stem, path, status.st_size, status.st_mtime))
+        return sorted(found, key=lambda entry: entry.modified)
+
+    def clear(self, kind: str | None = None) -> int:
+        """Remove every entry (of one kind); returns how many were removed."""
+        removed = 0
+        for entry in self.entries():
+            if kind is None or entry.kind == kind:
+                entry.path.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+    @staticmethod
+    def _files(folder: Path) -> list[Path]:
+        try:
+            return [path for path in folder.iterdir() if path.is_file()]
+        except OSError:
+            return []
+
+    def _path(self, kind: str, key: str, suffix: str) -> Path | None:
+        return None if self.root is None else self.root / kind / (key + suffix)
+
+    def _read(self, kind: str, key: str, suffix: str) -> bytes | None:
+        path = self._path(kind, key, suffix)
+        if path is None:
+            return None
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._tell(f"the cache cannot be read ({error.strerror or error})")
+            return None
+
+    def _write(self, kind: str, key: str, suffix: str, data: bytes) -> None:
+        path = self._path(kind, key, suffix)
+        if path is None:
+            return
+        temporary = ""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            Path(temporary).replace(path)
+            self._evict()
+        except OSError as error:
+            if temporary:
+                Path(temporary).unlink(missing_ok=True)
+            self._tell(
+                f"nothing is kept for next time: the cache cannot be written ({error.strerror or error})"
+            )
+
+    def _evict(self) -> None:
+        entries = self.entries()
+        total = sum(entry.size for entry in entries)
+        for entry in entries:
+            if total <= MAX_BYTES:
+                return
+            entry.path.unlink(missing_ok=True)
+            total -= entry.size
+
+    def _tell(self, text: str) -> None:
+        if not self._told:
+            self._told = True
+            self._notice(text)

@@ -1,0 +1,153 @@
+"""The two streams: generated text on stdout, everything else on stderr. Rich is imported on first use."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from functools import cache
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from specx.backends.errors import SpecxError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+
+__all__ = ["Progress", "StatusLine", "error", "notice", "stderr", "stdout", "write"]
+
+SHOW_AFTER = 0.4
+"""Seconds of work before a progress bar appears; shorter waits need no explanation."""
+
+REFRESH_EVERY = 0.1
+"""Seconds between two drawings of a bar or a status line."""
+
+
+@cache
+def stdout() -> Console:
+    """The console for results (tables, Markdown)."""
+    return _console(stderr=False)
+
+
+@cache
+def stderr() -> Console:
+    """The console for notices, progress and statistics."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def write(text: str) -> None:
+    """Generated text to stdout, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def notice(text: str) -> None:
+    """One line on stderr."""
+    stderr().print(text, style="dim")
+
+
+def error(problem: SpecxError) -> None:
+    """What is wrong, and what to do about it, on stderr."""
+    from rich.text import Text
+
+    stderr().print(Text.assemble(("error: ", "bold red"), problem.message))
+    if problem.hint:
+        stderr().print(Text.assemble(("hint: ", "bold cyan"), problem.hint))
+
+
+class Progress:
+    """A bar on stderr, only on a terminal and only for work that takes longer than `SHOW_AFTER`."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._enabled = stderr().is_terminal
+        self._begun = self._drawn = time.monotonic()
+        self._bar: RichProgress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def update(self, fraction: float) -> None:
+        """`fraction` of the work, 0 to 1, is done."""
+        now = time.monotonic()
+        if not self._enabled or now - self._begun < SHOW_AFTER or now - self._drawn < REFRESH_EVERY:
+            return
+        self._drawn = now
+        if self._bar is None:
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+            self._bar = Progress(*columns, console=stderr(), transient=True, auto_refresh=False)
+            self._bar.add_task(self._label, total=1.0)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=fraction, refresh=True)
+
+    def count(self, done: int, total: int) -> None:
+        """`done` of `total` tokens are done."""
+        self.update(done / max(total, 1))
+
+    def close(self) -> None:
+        """Take the bar away. Safe to call twice."""
+        self._enabled = False
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class StatusLine:
+    """The last line of the terminal, beside text that streams above it.
+
+    The scrolling region (DECSTBM) ends one line higher while this is open, so neither stream can write over
+    the other. Does nothing unless stdout and stderr are one terminal that understands it.
+    """
+
+    def __init__(self, *, enabled: bool) -> None:
+        capable = stdout().is_terminal and stderr().is_terminal and not stderr().is_dumb_terminal
+        self._enabled = enabled and capable and os.name == "posix"
+        self._rows = 0
+        self._drawn = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._rows:
+            self._send(f"\x1b7\x1b[{self._rows};1H\x1b[2K\x1b[r\x1b8")
+
+    def update(self, text: str) -> None:
+        """Show `text`, if the last drawing is old enough."""
+        now = time.monotonic()
+        if not self._enabled or now - self._drawn < REFRESH_EVERY:
+            return
+        self._drawn = now
+        size = os.get_terminal_size(sys.stderr.fileno())
+        if size.lines < 3:
+            return
+        if size.lines != self._rows:
+            # Index down and up again: a cursor on the last line makes room by scrolling first.
+            self._send(f"\x1bD\x1b[1A\x1b7\x1b[1;{size.lines - 1}r\x1b8")
+            self._rows = size.lines
+        line = stderr().render_str(text[: size.columns - 1], style="dim")
+        with stderr().capture() as drawn:
+            stderr().print(line, end="")
+        self._send(f"\x1b7\x1b[{size.lines};1H\x1b[2K{drawn.get()}\x1b8")
+
+    @staticmethod
+    def _send(codes: str) -> None:
+        sys.stdout.flush()
+        sys.stderr.write(codes)
+        sys.stderr.flush()

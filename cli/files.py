@@ -1,0 +1,87 @@
+"""Text from files and standard input, and files written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from pathlib import Path
+
+from specx.backends.errors import SpecxError, UsageError
+
+__all__ = ["decode", "read_stdin", "read_text", "stdin_is_piped", "write_atomically"]
+
+
+def decode(data: bytes, name: str) -> str:
+    """UTF-8 `data` as text.
+
+    Raises:
+        UsageError: it is not UTF-8; says at which byte of `name`.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        byte = f"byte 0x{data[problem.start]:02x} at offset {problem.start}"
+        raise UsageError(
+            f"{name} is not valid UTF-8: {byte}",
+            "convert it first, for example with `iconv -t UTF-8`",
+        ) from problem
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; `-` is standard input.
+
+    Raises:
+        UsageError: the file cannot be read or is not UTF-8.
+    """
+    if str(path) == "-":
+        return read_stdin()
+    try:
+        return decode(path.read_bytes(), str(path))
+    except OSError as problem:
+        raise UsageError(f"cannot read {path}: {problem.strerror}") from problem
+
+
+def read_stdin() -> str:
+    """All of standard input.
+
+    Raises:
+        UsageError: it is not UTF-8.
+    """
+    return decode(sys.stdin.buffer.read(), "standard input")
+
+
+def stdin_is_piped() -> bool:
+    """Whether standard input is a pipe, a socket or a file: something with an end, meant to be read."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by a file with `text` in one step; a device or a pipe is simply written to.
+
+    Raises:
+        SpecxError: the file cannot be written; an older file is left as it was.
+    """
+    data = text.encode()
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+        temporary.replace(path)
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise SpecxError(f"cannot write {path}: {problem.strerror}") from problem

@@ -1,0 +1,145 @@
+"""A loaded model and one generation, as a command shows them: progress, Ctrl-C, statistics."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from specx.backends.errors import UsageError
+from specx.cli.console import Progress, notice
+from specx.cli.files import read_text
+from specx.cli.options import GenerationOptions
+from specx.engine.settings import LoadSettings, SamplingSettings
+
+if TYPE_CHECKING:
+    from specx.engine.session import Chunk, Result, Session
+
+__all__ = ["check_tokens", "constraint", "generate", "open_session", "statistics"]
+
+
+def open_session(settings: LoadSettings) -> Session:
+    """Load a model behind a progress bar. Ctrl-C ends specx with exit code 130.
+
+    Raises:
+        SpecxError: the model cannot be loaded.
+    """
+    from specx.engine.session import Session
+
+    with Progress(f"loading {settings.model.name}") as progress, _on_interrupt(_leave):
+        return Session.open(settings, progress=progress.update, notice=notice)
+
+
+def _leave() -> None:
+    # An exception would be lost: libllama calls back into Python, and ctypes swallows what is raised there.
+    if sys.stderr.isatty():
+        os.write(2, b"\r\x1b[2K\x1b[?25h")
+    os._exit(130)
+
+
+@contextmanager
+def _on_interrupt(action: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C inside runs `action`, a second one raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        action()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def constraint(session: Session, options: GenerationOptions) -> Any:
+    """The grammar that the options ask for, or None.
+
+    Raises:
+        GrammarError: it cannot be used.
+        UsageError: its file cannot be read.
+    """
+    grammar, schema = options.grammar, options.json_schema
+    if options.grammar_file is not None:
+        grammar = read_text(options.grammar_file)
+    if options.json_schema_file is not None:
+        schema = read_text(options.json_schema_file)
+    if grammar is not None and schema is not None:
+        raise UsageError("a grammar and a JSON schema are both given", "give one of them")
+    if schema is not None:
+        return session.json_schema(schema)
+    return None if grammar is None else session.grammar(grammar)
+
+
+def check_tokens(session: Session, sampling: SamplingSettings) -> None:
+    """Raises UsageError if a logit bias names a token that the vocabulary does not have."""
+    size = session.vocab.size
+    for token in sampling.logit_bias:
+        if token >= size:
+            raise UsageError(
+                f"-l/--logit-bias names token {token}", f"{session.model_name} has tokens 0 to {size - 1}"
+            )
+
+
+def generate(
+    session: Session,
+    prompt: Sequence[int],
+    sampling: SamplingSettings,
+    options: GenerationOptions,
+    *,
+    show: Callable[[Chunk], None],
+    stops: Sequence[str] = (),
+    rule: Any = None,
+) -> Result:
+    """Run one generation, calling `show` with each piece. Ctrl-C cancels it, twice raises KeyboardInterrupt.
+
+    Args:
+        session: the model.
+        prompt: tokens of the whole context.
+        sampling, options: what the person asked for.
+        show: takes each piece as it comes.
+        stops: stop strings besides those of `options`.
+        rule: what `constraint` returned.
+
+    Raises:
+        SpecxError: the prompt does not fit, or decoding fails.
+    """
+    with Progress("reading the prompt") as progress:
+        generation = session.generate(
+            prompt,
+            sampling,
+            n_predict=max(options.n_predict, -1),
+            stop=(*(options.stop or ()), *stops),
+            ignore_eos=options.ignore_eos,
+            constraint=rule,
+            progress=progress.count,
+        )
+        with _on_interrupt(generation.cancel):
+            for chunk in generation:
+                progress.close()
+                show(chunk)
+    return generation.result
+
+
+def statistics(result: Result, drafter: str) -> str:
+    """One line: how fast it was, and how much of the drafts was accepted."""
+    timings = result.timings
+    parts = [
+        f"{timings.predicted_n} tokens",
+        f"{timings.predicted_per_second:.1f} tokens/s",
+        f"{timings.predicted_n / max(timings.steps, 1):.2f} tokens/step",
+    ]
+    if timings.draft_n:
+        accepted = f"{timings.draft_n_accepted / timings.draft_n:.0%} of drafts accepted"
+        parts.append(f"{accepted} ({drafter})")
+    else:
+        parts.append(f"nothing drafted ({drafter})")
+    return ", ".join(parts)

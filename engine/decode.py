@@ -1,0 +1,122 @@
+"""The decode loop: choose, forward, verify, keep, observe, yield.
+
+The token at a position is a function of the context, the sampling settings, the seed and the position, so
+a drafted token is simply right or wrong, and the text depends on nothing the plan or a drafter does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specx.backends.base import Backend
+from specx.drafters.base import Draft, Drafter
+from specx.engine.plan import Plan
+from specx.engine.sampling import Sampler
+
+__all__ = ["Step", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One turn of the loop.
+
+    Attributes:
+        tokens: emitted tokens, at least one.
+        draft: what was verified.
+        accepted: indices of the draft's nodes that were right.
+        seconds: time of the whole step.
+        host_ms: the part of it spent outside the backend, in milliseconds.
+        margins: how far ahead each emitted token was, if the sampler records it.
+    """
+
+    tokens: list[int]
+    draft: Draft
+    accepted: list[int]
+    seconds: float
+    host_ms: float
+    margins: list[float]
+
+
+def decode(
+    target: Backend,
+    drafter: Drafter,
+    plan: Plan,
+    sampler: Sampler,
+    root: int,
+    position: int,
+    stops: frozenset[int],
+) -> Iterator[Step]:
+    """Emit tokens until the caller stops asking.
+
+    Args:
+        target: holds the context but for its last token.
+        drafter: has begun with the whole context.
+        plan: the objective.
+        sampler: has begun with the whole context.
+        root: last token of the context, not yet in the target.
+        position: absolute position of the next token, counted from the start of the conversation.
+        stops: tokens after which nothing more is verified.
+
+    Raises:
+        ContextFullError: the target has no room for another token.
+    """
+    while True:
+        start = time.perf_counter()
+        length = target.length
+        decision = plan.choose(drafter, target)
+        draft = decision.draft
+        tokens = np.empty(len(draft) + 1, np.int32)
+        tokens[0], tokens[1:] = root, draft.tokens
+        parents = np.empty(len(draft) + 1, np.int32)
+        parents[0], parents[1:] = -1, draft.parents + 1
+        called = time.perf_counter()
+        output = target.forward(tokens, parents)
+        answered = time.perf_counter()
+        emitted, rows, margins = _verify(draft, output.logits, sampler, position, stops)
+        keeping = time.perf_counter()
+        target.keep(rows)
+        kept = time.perf_counter()
+        drafter.observe(emitted, draft, output)
+        inside = (answered - called) + (kept - keeping)
+        end = time.perf_counter()
+        host_ms = (end - start - inside) * 1e3
+        plan.observe(decision, length, inside * 1e3, host_ms)
+        yield Step(emitted, draft, [row - 1 for row in rows[1:]], end - start, host_ms, margins)
+        root = emitted[-1]
+        position += len(emitted)
+
+
+def _verify(
+    draft: Draft, logits: NDArray[np.float32], sampler: Sampler, position: int, stops: frozenset[int]
+) -> tuple[list[int], list[int], list[float]]:
+    """Descend the tree as long as it holds the token the target chooses.
+
+    Returns the emitted tokens, the rows of the accepted path (root first, so as many rows as tokens), and
+    the margins if the sampler records them.
+    """
+    children = _children(draft.tokens.tolist(), draft.parents.tolist())
+    emitted: list[int] = []
+    rows: list[int] = []
+    margins: list[float] = []
+    row = 0
+    while True:
+        token = sampler.sample(logits[row], position + len(emitted))
+        sampler.accept(token)
+        emitted.append(token)
+        rows.append(row)
+        if sampler.margins:
+            margins.append(sampler.last_margin)
+        child = children.get((row, token))
+        if child is None or token in stops:
+            return emitted, rows, margins
+        row = child
+
+
+def _children(tokens: Sequence[int], parents: Sequence[int]) -> dict[tuple[int, int], int]:
+    """(row of the parent, token) -> row, where row 0 is the root and row i + 1 node i."""
+    return {(parent + 1, token): i + 1 for i, (parent, token) in enumerate(zip(parents, tokens, strict=True))}

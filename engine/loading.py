@@ -1,0 +1,81 @@
+"""From a file name to a session: check the file, load it, and find what was kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from specx.backends import libllama
+from specx.backends.gguf_file import GGUFInfo, read_gguf
+from specx.backends.llama import LlamaBackend
+from specx.backends.settings import LoadSettings
+from specx.backends.store import Store, cache_dir
+from specx.engine.learned import Learned
+
+if TYPE_CHECKING:
+    from specx.engine.session import Session
+
+__all__ = ["open_session"]
+
+REBUILD_HINT = (
+    "this llama.cpp was compiled with AMX code that crashes here, so its slower kernels are used; rebuild it: "
+    'CMAKE_ARGS="-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8" '
+    "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36"
+)
+
+
+def open_session(
+    kind: type[Session],
+    settings: LoadSettings,
+    progress: Callable[[float], None] | None,
+    notice: Callable[[str], None],
+) -> Session:
+    """Load a GGUF file into a session of class `kind`.
+
+    Raises:
+        ModelError: it cannot be loaded; what can be said from the file itself is said first.
+    """
+    info = read_gguf(settings.model)
+    store = Store(cache_dir() if settings.store else None, notice)
+    backend = LlamaBackend(settings, progress=progress, repack=_repack(settings, store, notice))
+    learned = Learned(store, model_key=info.fingerprint, cost_key=_cost_key(info, settings, backend))
+    return kind(
+        backend,
+        settings,
+        learned,
+        name=_name(info),
+        chat_template=info.chat_template,
+        notice=notice,
+    )
+
+
+def _repack(settings: LoadSettings, store: Store, notice: Callable[[str], None]) -> bool:
+    """Whether llama.cpp's rearranged weights can be trusted; the answer is kept per build."""
+    if "AMX_INT8 = 1" not in libllama.system_info():
+        return True
+    key = libllama.build_fingerprint()
+    known = store.load_json("build", key)
+    works = bool(known["works"]) if known and "works" in known else libllama.runs_here(settings.model)
+    if not known:
+        store.save_json("build", key, {"works": works})
+    if not works:
+        notice(REBUILD_HINT)
+    return works
+
+
+def _cost_key(info: GGUFInfo, settings: LoadSettings, backend: LlamaBackend) -> str:
+    """Everything the time of a step depends on but the context."""
+    return "-".join(
+        (
+            info.fingerprint,
+            libllama.build_fingerprint(),
+            f"t{backend.n_threads}",
+            f"g{settings.n_gpu_layers}",
+            f"{settings.type_k}{settings.type_v}",
+            f"fa{settings.flash_attn}",
+        )
+    )
+
+
+def _name(info: GGUFInfo) -> str:
+    return info.name or info.path.stem

@@ -1,0 +1,464 @@
+"""A loaded model and the generations it makes.
+
+A session owns the target, the drafter, the plan and what is kept of them between runs. A generation is one
+answer: it reads the prompt (reusing what the cache already holds), runs the decode loop, turns tokens into
+text and stops where it should.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from specx.backends.base import Backend, Progress
+from specx.backends.errors import ContextFullError, GrammarError, UsageError
+from specx.backends.settings import LoadSettings
+from specx.drafters.base import Drafter
+from specx.engine.decode import Step, decode
+from specx.engine.learned import Learned
+from specx.engine.plan import Plan
+from specx.engine.sampling import Constraint, Sampler
+from specx.engine.settings import SamplingSettings
+from specx.engine.staircase import Staircase, bucket_of
+from specx.engine.text import StopMatcher, StreamDecoder
+
+__all__ = ["DRAFTERS", "Chunk", "Generation", "Result", "Session", "Timings"]
+
+DRAFTERS: dict[str, tuple[str, ...]] = {
+    "auto": ("suffix", "recycle"),
+    "none": (),
+    "suffix": ("suffix",),
+    "recycle": ("recycle",),
+}
+
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one step added.
+
+    Attributes:
+        text: newly released text, possibly empty.
+        tokens: emitted tokens.
+        drafted: drafted tokens that were verified.
+        accepted: those of them that were right.
+        seconds: time of the step.
+        sources: name of the source of each emitted token; "target" for the model's own.
+    """
+
+    text: str
+    tokens: list[int]
+    drafted: int
+    accepted: int
+    seconds: float
+    sources: list[str]
+
+
+@dataclass(slots=True)
+class Timings:
+    """Counts and times of one generation; the names are those of llama.cpp's server where it has them."""
+
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    prompt_per_second: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+    predicted_per_second: float = 0.0
+    draft_n: int = 0
+    draft_n_accepted: int = 0
+    steps: int = 0
+    host_ms: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, times rounded to microseconds."""
+        return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+@dataclass(slots=True)
+class Result:
+    """One finished answer.
+
+    Attributes:
+        text: all released text.
+        tokens: all emitted tokens, the end-of-generation token excluded.
+        finish_reason: "stop", "length", "context" or "cancelled".
+        seed: the seed in use, chosen by specx if none was given.
+        timings: counts and times.
+        margins: how far ahead each token was of the runner-up, if that was asked for.
+    """
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str = "cancelled"
+    seed: int = 0
+    timings: Timings = field(default_factory=Timings)
+    margins: list[float] = field(default_factory=list)
+
+
+class Session:
+    """One loaded model, ready to answer. A context manager.
+
+    Args:
+        backend: the target.
+        settings: how it was loaded.
+        learned: what is kept of the model between runs.
+        name: what to call the model.
+        chat_template: its own template, if it has one.
+        notice: told what a person should know, one sentence at a time.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        settings: LoadSettings,
+        learned: Learned,
+        *,
+        name: str,
+        chat_template: str | None = None,
+        notice: Notice = lambda _text: None,
+    ) -> None:
+        self.backend = backend
+        self.settings = settings
+        self.model_name = name
+        self.chat_template = chat_template
+        self.vocab = backend.vocab
+        self.n_ctx = backend.n_ctx
+        self.plain_reason = backend.plain_reason
+        self.notice = notice
+        self.learned = learned
+        self.staircase = learned.load_staircase(Staircase(backend.max_width))
+        self.plan = Plan(self.staircase, max_nodes=settings.draft_max, widths=self._exact_widths())
+        self.cached: list[int] = []
+        self.shifted = 0
+        self.drafter_name = ""
+        self.drafter: Drafter
+        self.set_drafter(settings.drafter)
+        if self.plain_reason and settings.drafter != "none":
+            notice(f"{name} decodes plainly: {self.plain_reason}")
+
+    @classmethod
+    def open(
+        cls,
+        settings: LoadSettings,
+        *,
+        progress: Callable[[float], None] | None = None,
+        notice: Notice | None = None,
+    ) -> Session:
+        """Load a GGUF file.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        from specx.engine.loading import open_session
+
+        return open_session(cls, settings, progress, notice or (lambda _text: None))
+
+    @property
+    def bos_text(self) -> str:
+        """Text of the token that begins a sequence, for chat templates."""
+        return self._special_text(getattr(self.vocab, "bos", None))
+
+    @property
+    def eos_text(self) -> str:
+        """Text of the token that ends a sequence, for chat templates."""
+        return self._special_text(getattr(self.vocab, "eos", None))
+
+    def set_drafter(self, name: str) -> None:
+        """Draft with "auto", "none", "suffix" or "recycle" from now on; the text does not change.
+
+        Raises:
+            UsageError: there is no such drafter.
+        """
+        if name not in DRAFTERS:
+            raise UsageError(f"unknown drafter {name!r}", f"choose one of {', '.join(DRAFTERS)}")
+        self.drafter_name = "none" if self.plain_reason else name
+        self.drafter = self.learned.make_drafter(self.vocab.size, DRAFTERS[self.drafter_name])
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`."""
+        return self.vocab.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
+
+    def grammar(self, text: str) -> Constraint:
+        """A constraint from a GBNF grammar.
+
+        Raises:
+            GrammarError: it does not parse, or the backend has no grammars.
+        """
+        pointer = getattr(self.vocab, "pointer", None)
+        if pointer is None:
+            raise GrammarError("this backend has no grammars")
+        from specx.engine.grammar import GrammarConstraint
+
+        return GrammarConstraint(pointer, text)
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingSettings,
+        *,
+        n_predict: int = -1,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        constraint: Constraint | None = None,
+        progress: Progress | None = None,
+        margins: bool = False,
+    ) -> Generation:
+        """Prepare an answer to `prompt`; iterate over it to get it.
+
+        Args:
+            prompt: all tokens of the conversation so far, at least one.
+            sampling: how tokens are chosen.
+            n_predict: most tokens to emit; negative means no limit.
+            stop: strings that end the answer and are not part of it.
+            ignore_eos: go on past the end of generation.
+            constraint: what the text must match.
+            progress: told how much of the prompt has been read.
+            margins: record how far ahead each token was.
+
+        Raises:
+            UsageError: the prompt is empty.
+            ContextFullError: it does not fit the context.
+        """
+        if not prompt:
+            raise UsageError("the prompt is empty", "give some text with -p, -f or on standard input")
+        if len(prompt) >= self.n_ctx:
+            raise ContextFullError(
+                f"the prompt has {len(prompt)} tokens and the context holds {self.n_ctx}",
+                f"give it more room with -c {-(-(len(prompt) + 256) // 1024) * 1024}",
+            )
+        if sampling.seed is None:
+            sampling = replace(sampling, seed=secrets.randbits(32))
+        return Generation(
+            self,
+            list(prompt),
+            sampling,
+            n_predict=n_predict,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            constraint=constraint,
+            progress=progress,
+            margins=margins,
+        )
+
+    def summary(self) -> str:
+        """One line: what runs, and what was chosen."""
+        parts = [self.model_name, f"context {self.n_ctx}"]
+        drafter = self.drafter_name
+        if self.plain_reason:
+            drafter = f"none ({self.plain_reason})"
+        elif self.drafter_name == "auto":
+            drafter = f"auto ({' + '.join(DRAFTERS['auto'])})"
+        parts.append(f"drafter {drafter}")
+        if not self.staircase.needs_measuring(0):
+            parts.append(describe(self.staircase, 0))
+        return ", ".join(parts)
+
+    def reset(self) -> None:
+        """Forget the conversation and everything drafters learned in this session."""
+        self.backend.rewind(0)
+        self.cached = []
+        self.shifted = 0
+        self.learned.forget()
+        self.set_drafter(self.drafter_name)
+
+    def measure_staircase(self) -> None:
+        """Time the steps of the present context bucket, if that was never done for this model."""
+        if self.plain_reason or not self.staircase.needs_measuring(self.backend.length):
+            return
+        first = not self.staircase.buckets
+        seconds = self.staircase.measure(self.backend)
+        if first:
+            text = describe(self.staircase, self.backend.length)
+            self.notice(f"measured this model on this machine in {seconds:.1f} s: {text}")
+
+    def close(self) -> None:
+        """Keep what was learned, and give the memory back."""
+        self.learned.save_staircase(self.staircase)
+        self.learned.save()
+        self.backend.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def _special_text(self, token: int | None) -> str:
+        return "" if token is None else self.vocab.piece(token, special=True).decode("utf-8", "replace")
+
+    def _exact_widths(self) -> frozenset[int] | None:
+        if not self.settings.exact or self.plain_reason:
+            return None
+        identity = self.learned.identity(self.backend)
+        widths = ", ".join(map(str, sorted(identity.widths)))
+        self.notice(f"exact: held to batch widths whose logits are bit-identical here ({widths})")
+        return identity.widths
+
+
+class Generation:
+    """One answer. Iterate to run it; `result` is complete once the iteration has ended."""
+
+    def __init__(
+        self,
+        session: Session,
+        prompt: list[int],
+        sampling: SamplingSettings,
+        *,
+        n_predict: int,
+        stop: Sequence[str],
+        ignore_eos: bool,
+        constraint: Constraint | None,
+        progress: Progress | None,
+        margins: bool,
+    ) -> None:
+        assert sampling.seed is not None
+        self.session = session
+        self.prompt = prompt
+        self.sampling = sampling
+        self.result = Result(seed=sampling.seed)
+        self._limit = n_predict if n_predict >= 0 else None
+        self._stops = frozenset[int]() if ignore_eos else session.vocab.eog
+        self._progress = progress
+        self._sampler = Sampler(sampling, session.vocab.size, constraint, margins=margins)
+        self._decoder = StreamDecoder()
+        self._matcher = StopMatcher(stop)
+        self._cancelled = False
+        self._root = prompt[-1]
+
+    def cancel(self) -> None:
+        """Finish after the present step. Safe to call from a signal handler."""
+        self._cancelled = True
+
+    def __iter__(self) -> Iterator[Chunk]:
+        if self._limit == 0:
+            self.result.finish_reason = "length"
+            return
+        self._read_prompt()
+        finished = False
+        steps = self._steps()
+        while not finished and not self._cancelled:
+            if not self._make_room():
+                self.result.finish_reason = "context"
+                break
+            chunk, finished = self._take(next(steps))
+            yield chunk
+        rest = self._matcher.feed(self._decoder.flush())[0] + self._matcher.flush()
+        self.session.learned.remember(self.result.tokens)
+        if rest:
+            self.result.text += rest
+            yield Chunk(rest, [], 0, 0, 0.0, [])
+
+    def _read_prompt(self) -> None:
+        """Bring the target to all of the prompt but its last token, reusing what it holds."""
+        session, prompt = self.session, self.prompt
+        backend = session.backend
+        start = time.perf_counter()
+        common = _common_prefix(session.cached, prompt[:-1])
+        kept = backend.reusable(common)
+        backend.rewind(kept)
+        session.cached = prompt[:kept]
+        session.drafter.begin(
+            prompt, seed=self.result.seed, temperature=self.sampling.temperature
+        )
+        new = prompt[kept:-1]
+        try:
+            backend.prefill(new, progress=self._progress, rows=session.drafter.observe_rows)
+        finally:
+            session.cached = prompt[: backend.length]
+        timings = self.result.timings
+        timings.prompt_n = len(new) + 1
+        timings.prompt_ms = (time.perf_counter() - start) * 1e3
+        timings.prompt_per_second = timings.prompt_n / max(timings.prompt_ms, 1e-3) * 1e3
+        session.measure_staircase()
+        self._sampler.begin(prompt)
+
+    def _steps(self) -> Iterator[Step]:
+        session = self.session
+        return decode(
+            session.backend,
+            session.drafter,
+            session.plan,
+            self._sampler,
+            root=self._root,
+            position=session.shifted + len(self.prompt),
+            stops=self._stops,
+        )
+
+    def _make_room(self) -> bool:
+        """Whether there is room for another step, after shifting the context if that is wanted."""
+        session = self.session
+        backend = session.backend
+        session.measure_staircase()
+        if backend.length < backend.n_ctx:
+            return True
+        if not session.settings.context_shift:
+            return False
+        keep = 1 if session.cached[:1] == [getattr(session.vocab, "bos", None)] else 0
+        discard = (backend.length - keep) // 2
+        backend.shift(keep, discard)
+        session.cached = session.cached[:keep] + session.cached[keep + discard :]
+        session.shifted += discard
+        return True
+
+    def _take(self, step: Step) -> tuple[Chunk, bool]:
+        """Account for one step; returns what it added and whether the answer is finished."""
+        result = self.result
+        session = self.session
+        tokens, reason = self._cut(step.tokens)
+        session.cached += [self._root, *step.tokens[:-1]]
+        self._root = step.tokens[-1]
+        result.tokens += tokens
+        result.margins += step.margins[: len(tokens)]
+        self._count(step, len(tokens))
+        data = b"".join(map(session.vocab.piece, tokens))
+        text, stopped = self._matcher.feed(self._decoder.feed(data))
+        result.text += text
+        if stopped:
+            reason = "stop"
+        if reason:
+            result.finish_reason = reason
+        names = session.drafter.source_names
+        sources = [names[step.draft.sources[i]] for i in step.accepted] + ["target"]
+        chunk = Chunk(text, tokens, len(step.draft), len(step.accepted), step.seconds, sources[: len(tokens)])
+        return chunk, bool(reason)
+
+    def _cut(self, tokens: list[int]) -> tuple[list[int], str]:
+        """The tokens that belong to the answer, and why it ends if it does."""
+        reason = ""
+        if tokens[-1] in self._stops:
+            tokens, reason = tokens[:-1], "stop"
+        if self._limit is not None and len(self.result.tokens) + len(tokens) >= self._limit:
+            room = self._limit - len(self.result.tokens)
+            reason = reason if len(tokens) <= room and reason else "length"
+            tokens = tokens[:room]
+        return tokens, reason
+
+    def _count(self, step: Step, emitted: int) -> None:
+        timings = self.result.timings
+        timings.predicted_n += emitted
+        timings.predicted_ms += step.seconds * 1e3
+        timings.predicted_per_second = timings.predicted_n / timings.predicted_ms * 1e3
+        timings.draft_n += len(step.draft)
+        timings.draft_n_accepted += len(step.accepted)
+        timings.steps += 1
+        timings.host_ms += step.host_ms
+
+
+def describe(staircase: Staircase, length: int) -> str:
+    """What a staircase says, in words: the price of one token, and of more at once."""
+    steps = staircase.steps(bucket_of(length))
+    one = steps[1]
+    wide = [f"{n} cost {steps[n] / one:.1f}x" for n in (4, 8, 16) if n in steps]
+    return f"one token {one:.1f} ms" + "".join(f", {text}" for text in wide)
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    n = min(len(a), len(b))
+    for i in range(n):
+        if a[i] != b[i]:
+            return i
+    return n
