@@ -18,7 +18,7 @@ from specx.backends.gguf_file import shard_paths
 from specx.backends.model_names import HubName, choose, first_parts, parse_hub_name, quantization
 from specx.backends.models import cached_files, hub_cache
 
-__all__ = ["Hub", "PullProgress", "pull"]
+__all__ = ["Hub", "PullProgress", "fetched", "pull"]
 
 PullProgress = Callable[[str, int, int], None]
 """Called with (file name, bytes done, bytes in all) while a model is fetched, all its parts counted."""
@@ -34,7 +34,14 @@ class Hub(Protocol):
         """Commit (`sha`) and files (`siblings`, each `rfilename` and `size`) of a repository."""
 
     def hf_hub_download(
-        self, repo_id: str, filename: str, *, revision: str | None, cache_dir: Path, tqdm_class: type[Any]
+        self,
+        repo_id: str,
+        filename: str,
+        *,
+        revision: str | None,
+        cache_dir: Path,
+        force_download: bool,
+        tqdm_class: type[Any],
     ) -> Any:
         """Fetch one file into the cache, unless it is there, and return its path."""
 
@@ -72,26 +79,44 @@ def pull(
     cache = hub_cache()
     hub = hub or _hugging_face(token)
     try:
-        info = hub.model_info(name.repository, revision=name.revision, timeout=_TIMEOUT, files_metadata=True)
-        sizes = {str(s.rfilename): int(s.size or 0) for s in info.siblings or ()}
-        parts = _parts(name, list(sizes))
-        total = {part: sizes[part] for part in parts}
-        _check_room(cache, name, str(info.sha), total)
-        paths = [
-            hub.hf_hub_download(
-                name.repository,
-                part,
-                revision=name.revision,
-                cache_dir=cache,
-                tqdm_class=_bar(progress, part, sum(list(total.values())[:i]), sum(total.values())),
-            )
-            for i, part in enumerate(parts)
-        ]
+        return _fetch(hub, name, cache, progress)
     except SpecxError:
         raise
     except Exception as error:
         raise _explained(error, name, cache) from error
-    return Path(paths[0])
+
+
+def _fetch(hub: Hub, name: HubName, cache: Path, progress: PullProgress | None) -> Path:
+    """Fetch every part of the model that is not whole in the cache yet; the path of the first."""
+    info = hub.model_info(name.repository, revision=name.revision, timeout=_TIMEOUT, files_metadata=True)
+    files = {str(s.rfilename): int(s.size or 0) for s in info.siblings or ()}
+    sizes = {part: files[part] for part in _parts(name, list(files))}
+    snapshot = cache / f"models--{name.repository.replace('/', '--')}" / "snapshots" / str(info.sha)
+    kept = {part: _size(snapshot / part) for part in sizes}
+    _check_room(cache, {part: size for part, size in sizes.items() if kept[part] != size})
+    paths, before = [], 0
+    for part, size in sizes.items():
+        path = hub.hf_hub_download(
+            name.repository,
+            part,
+            revision=name.revision,
+            cache_dir=cache,
+            force_download=size > 0 and kept[part] not in {None, size},
+            tqdm_class=_bar(progress, part, before, sum(sizes.values())),
+        )
+        paths.append(Path(path))
+        before += size
+    return paths[0]
+
+
+def fetched(
+    spec: str, *, token: str | None = None, progress: PullProgress | None = None, hub: Hub | None = None
+) -> Path:
+    """As `pull`, but asking nobody if a model that fits `spec` is in the cache already."""
+    try:
+        return pull(spec, offline=True)
+    except DownloadError:
+        return pull(spec, token=token, progress=progress, hub=hub)
 
 
 def _hugging_face(token: str | None) -> Hub:
@@ -175,10 +200,16 @@ def _from_cache(name: HubName) -> Path:
     return files[_parts(name, list(files))[0]]
 
 
-def _check_room(cache: Path, name: HubName, commit: str, sizes: dict[str, int]) -> None:
-    """Raise before anything is fetched if the disk cannot hold what is still missing."""
-    snapshot = cache / f"models--{name.repository.replace('/', '--')}" / "snapshots" / commit
-    missing = sum(size for part, size in sizes.items() if not (snapshot / part).exists())
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _check_room(cache: Path, sizes: dict[str, int]) -> None:
+    """Raise before anything is fetched if the disk cannot hold the files of `sizes`."""
+    missing = sum(sizes.values())
     folder = next(f for f in (cache.absolute(), *cache.absolute().parents) if f.exists())
     free = shutil.disk_usage(folder).free
     if missing > free:

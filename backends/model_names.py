@@ -44,7 +44,10 @@ def parse_hub_name(text: str) -> HubName | None:
     """
     text = text.strip()
     has_scheme = "://" in text
-    url = urlsplit(text if has_scheme else f"https://{text}")
+    try:
+        url = urlsplit(text if has_scheme else f"https://{text}")
+    except ValueError:  # brackets that are no IPv6 address
+        return None
     host = url.netloc.lower()
     if url.scheme == "hf":
         path = f"{url.netloc}{url.path}"
@@ -71,6 +74,8 @@ def _parse_path(path: str) -> HubName | None:
     revision = None
     if len(rest) >= 2 and rest[0] in {"resolve", "blob", "raw", "tree"}:
         revision, rest = rest[1], rest[2:]
+    if not rest and name.lower().endswith(".gguf"):  # a file in a folder, far more often than a repository
+        return None
     if not rest:
         return HubName(repository, None, tag or None, revision)
     file = "/".join(rest)

@@ -106,7 +106,7 @@ def _by_path(name: str) -> Path | None:
 def _expanded(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
-        return path if os.path.lexists(path) else None
+        return path if name and os.path.lexists(path) else None
     except (RuntimeError, ValueError, OSError):  # no such user, a zero byte, a name too long
         return None
 
@@ -126,7 +126,7 @@ def _by_name(name: str) -> Path:
     hub = parse_hub_name(name)
     if hub is not None and (path := _by_repository(hub)) is not None:
         return path
-    raise ModelError(f"there is no model {name!r} here", _suggestion(name, models, hub))
+    raise ModelError(f"no file and no model here is called {name!r}", _suggestion(name, models, hub))
 
 
 def _by_repository(hub: HubName) -> Path | None:

@@ -12,9 +12,10 @@ import typer
 import typer.main
 
 from specx.backends.errors import SpecxError, UsageError
-from specx.cli import chat, complete
+from specx.cli import cache, chat, complete, pull, show, verify
 from specx.cli.config import config_path, option_defaults
-from specx.cli.console import error, stderr
+from specx.cli.console import error
+from specx.cli.help import GroupedCommand
 
 __all__ = ["app", "main", "run"]
 
@@ -35,6 +36,7 @@ app = typer.Typer(
     help="Faster decoding of GGUF models by speculation that never changes the text.",
     epilog=EPILOG,
     invoke_without_command=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -60,8 +62,10 @@ def root(
         ctx.default_map = option_defaults(commands.commands)
 
 
-for module in (chat, complete):
+for module in (chat, complete, verify, show, pull, cache):
     module.register(app)
+for command in app.registered_commands:
+    command.cls = GroupedCommand
 
 
 def main() -> None:
@@ -85,13 +89,13 @@ def run(arguments: Sequence[str]) -> int:
         error(_usage_error(problem))
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        if stderr().is_terminal:
-            stderr().print()
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")
         return INTERRUPTED
     except BrokenPipeError:
         _abandon_stdout()
         return CLOSED_PIPE
-    except Exception as problem:
+    except Exception as problem:  # noqa: BLE001 (the last resort: nobody should meet a traceback)
         return _unexpected(problem, verbose="--verbose" in arguments or "-v" in arguments)
     return code
 

@@ -1,10 +1,10 @@
 """The configuration file: defaults for options, under their long names.
 
-    temp = 0.7            # for every command that has --temp
-    drafter = "suffix"
+temp = 0.7            # for every command that has --temp
+drafter = "suffix"
 
-    [chat]                # for one command
-    markdown = true
+[chat]                # for one command
+markdown = true
 """
 
 from __future__ import annotations
@@ -110,5 +110,7 @@ def _unknown(path: Path, key: str, known: set[str]) -> UsageError:
     from difflib import get_close_matches
 
     close = get_close_matches(key.rpartition(".")[2], known)
-    hint = f"did you mean {' or '.join(close)}?" if close else "names are those of the options, without dashes"
+    hint = (
+        f"did you mean {' or '.join(close)}?" if close else "names are those of the options, without dashes"
+    )
     return UsageError(f"{path}: there is no option {key!r}", hint)

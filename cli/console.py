@@ -67,7 +67,7 @@ class Progress:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._enabled = stderr().is_terminal
+        self._enabled = sys.stderr.isatty()  # Rich also says yes to FORCE_COLOR
         self._begun = self._drawn = time.monotonic()
         self._bar: RichProgress | None = None
 
@@ -114,7 +114,7 @@ class StatusLine:
     """
 
     def __init__(self, *, enabled: bool) -> None:
-        capable = stdout().is_terminal and stderr().is_terminal and not stderr().is_dumb_terminal
+        capable = sys.stdout.isatty() and sys.stderr.isatty() and not stderr().is_dumb_terminal
         self._enabled = enabled and capable and os.name == "posix"
         self._rows = 0
         self._drawn = 0.0

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from specx.backends.errors import UsageError
 from specx.cli.console import Progress, notice
@@ -20,7 +20,7 @@ from specx.engine.settings import LoadSettings, SamplingSettings
 if TYPE_CHECKING:
     from specx.engine.session import Chunk, Result, Session
 
-__all__ = ["check_tokens", "constraint", "generate", "open_session", "statistics"]
+__all__ = ["check_tokens", "generate", "grammar_text", "open_session", "statistics"]
 
 
 def open_session(settings: LoadSettings) -> Session:
@@ -60,23 +60,26 @@ def _on_interrupt(action: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def constraint(session: Session, options: GenerationOptions) -> Any:
-    """The grammar that the options ask for, or None.
+def grammar_text(options: GenerationOptions) -> str | None:
+    """The GBNF grammar that the options ask for, or None.
 
     Raises:
-        GrammarError: it cannot be used.
-        UsageError: its file cannot be read.
+        GrammarError: a JSON schema cannot be turned into one.
+        UsageError: there is more than one, or a file cannot be read.
     """
     grammar, schema = options.grammar, options.json_schema
+    files = (options.grammar_file, options.json_schema_file)
+    if sum(given is not None for given in (grammar, schema, *files)) > 1:
+        raise UsageError("more than one grammar or JSON schema is given", "give one of them")
     if options.grammar_file is not None:
-        grammar = read_text(options.grammar_file)
+        return read_text(options.grammar_file)
     if options.json_schema_file is not None:
         schema = read_text(options.json_schema_file)
-    if grammar is not None and schema is not None:
-        raise UsageError("a grammar and a JSON schema are both given", "give one of them")
-    if schema is not None:
-        return session.json_schema(schema)
-    return None if grammar is None else session.grammar(grammar)
+    if schema is None:
+        return grammar
+    from specx.engine.json_schema import grammar_of_schema
+
+    return grammar_of_schema(schema)
 
 
 def check_tokens(session: Session, sampling: SamplingSettings) -> None:
@@ -97,7 +100,7 @@ def generate(
     *,
     show: Callable[[Chunk], None],
     stops: Sequence[str] = (),
-    rule: Any = None,
+    grammar: str | None = None,
 ) -> Result:
     """Run one generation, calling `show` with each piece. Ctrl-C cancels it, twice raises KeyboardInterrupt.
 
@@ -107,10 +110,10 @@ def generate(
         sampling, options: what the person asked for.
         show: takes each piece as it comes.
         stops: stop strings besides those of `options`.
-        rule: what `constraint` returned.
+        grammar: GBNF grammar that the text must follow.
 
     Raises:
-        SpecxError: the prompt does not fit, or decoding fails.
+        SpecxError: the grammar or the prompt cannot be used, or decoding fails.
     """
     with Progress("reading the prompt") as progress:
         generation = session.generate(
@@ -119,7 +122,7 @@ def generate(
             n_predict=max(options.n_predict, -1),
             stop=(*(options.stop or ()), *stops),
             ignore_eos=options.ignore_eos,
-            constraint=rule,
+            constraint=None if grammar is None else session.grammar(grammar),
             progress=progress.count,
         )
         with _on_interrupt(generation.cancel):

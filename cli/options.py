@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
 
-from specx.backends.errors import UsageError
+from specx.backends.errors import DownloadError, UsageError
 from specx.engine.settings import LoadSettings, SamplingSettings
 
 __all__ = [
@@ -32,8 +32,9 @@ __all__ = [
     "ModelOptions",
     "PromptOptions",
     "SamplingOptions",
+    "check_generation",
     "load_settings",
-    "long_name",
+    "prompt_text",
     "sampling_settings",
     "with_options",
 ]
@@ -73,7 +74,7 @@ class ModelOptions:
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]", help="A GGUF file, or the name of a model on this machine.", show_default=False
+            metavar="MODEL", help="A GGUF file, or the name of a model on this machine.", show_default=False
         ),
     ] = None
     model_flag: Annotated[
@@ -103,9 +104,9 @@ class ModelOptions:
         _option(
             "-c",
             "--ctx-size",
+            metavar="N",
             text="Context in tokens; 0 is the model's own.",
             panel="Model",
-            min=0,
             envvar="LLAMA_ARG_CTX_SIZE",
             show_default="the model's own, at most 4096",
         ),
@@ -115,6 +116,7 @@ class ModelOptions:
         _option(
             "-t",
             "--threads",
+            metavar="N",
             text="CPU threads for decoding.",
             panel="Model",
             envvar="LLAMA_ARG_THREADS",
@@ -126,6 +128,7 @@ class ModelOptions:
         _option(
             "-tb",
             "--threads-batch",
+            metavar="N",
             text="CPU threads for reading prompts.",
             panel="Model",
             show_default="all cores",
@@ -136,9 +139,9 @@ class ModelOptions:
         _option(
             "-b",
             "--batch-size",
+            metavar="N",
             text="Tokens of a prompt per call.",
             panel="Model",
-            min=1,
             envvar="LLAMA_ARG_BATCH",
         ),
     ] = LOAD.n_batch
@@ -147,9 +150,9 @@ class ModelOptions:
         _option(
             "-ub",
             "--ubatch-size",
+            metavar="N",
             text="Tokens of a prompt per compute graph.",
             panel="Model",
-            min=1,
             envvar="LLAMA_ARG_UBATCH",
         ),
     ] = LOAD.n_ubatch
@@ -253,9 +256,9 @@ class DraftOptions:
         int | None,
         _option(
             "--draft-max",
+            metavar="N",
             text="Most drafted tokens per step.",
             panel="Drafting",
-            min=0,
             envvar="LLAMA_ARG_DRAFT_MAX",
             show_default="measured",
         ),
@@ -287,10 +290,9 @@ class SamplingOptions:
         _option(
             "-s",
             "--seed",
+            metavar="N",
             text="The same seed gives the same text; -1 chooses one.",
             panel="Sampling",
-            min=-1,
-            max=MAX_SEED,
         ),
     ] = -1
     temperature: Annotated[
@@ -298,6 +300,7 @@ class SamplingOptions:
         _option(
             "--temp",
             "--temperature",
+            metavar="X",
             text="0 always takes the most likely token.",
             panel="Sampling",
             envvar="LLAMA_ARG_TEMPERATURE",
@@ -307,6 +310,7 @@ class SamplingOptions:
         int,
         _option(
             "--top-k",
+            metavar="N",
             text="Keep the k most likely tokens; 0 is off.",
             panel="Sampling",
             envvar="LLAMA_ARG_TOP_K",
@@ -316,6 +320,7 @@ class SamplingOptions:
         float,
         _option(
             "--top-p",
+            metavar="X",
             text="Keep the most likely tokens up to this mass; 1 is off.",
             panel="Sampling",
             envvar="LLAMA_ARG_TOP_P",
@@ -325,6 +330,7 @@ class SamplingOptions:
         float,
         _option(
             "--min-p",
+            metavar="X",
             text="Keep tokens at least this likely, relative to the best; 0 is off.",
             panel="Sampling",
             envvar="LLAMA_ARG_MIN_P",
@@ -332,12 +338,19 @@ class SamplingOptions:
     ] = SAMPLING.min_p
     typical_p: Annotated[
         float,
-        _option("--typical", "--typical-p", text="Keep the locally typical set; 1 is off.", panel="Sampling"),
+        _option(
+            "--typical",
+            "--typical-p",
+            text="Keep the locally typical set; 1 is off.",
+            panel="Sampling",
+            metavar="X",
+        ),
     ] = SAMPLING.typical_p
     repeat_penalty: Annotated[
         float,
         _option(
             "--repeat-penalty",
+            metavar="X",
             text="Make recent tokens less likely; 1 is off.",
             panel="Sampling",
             envvar="LLAMA_ARG_REPEAT_PENALTY",
@@ -347,15 +360,16 @@ class SamplingOptions:
         int,
         _option(
             "--repeat-last-n",
+            metavar="N",
             text="How many tokens are recent; 0 none, -1 all.",
             panel="Sampling",
-            min=-1,
         ),
     ] = SAMPLING.repeat_last_n
     frequency_penalty: Annotated[
         float,
         _option(
             "--frequency-penalty",
+            metavar="X",
             text="Penalty per occurrence; 0 is off.",
             panel="Sampling",
             envvar="LLAMA_ARG_FREQUENCY_PENALTY",
@@ -365,6 +379,7 @@ class SamplingOptions:
         float,
         _option(
             "--presence-penalty",
+            metavar="X",
             text="Penalty for having occurred; 0 is off.",
             panel="Sampling",
             envvar="LLAMA_ARG_PRESENCE_PENALTY",
@@ -377,7 +392,7 @@ class SamplingOptions:
             "--logit-bias",
             text="Add to a token's logit, for example 15043+1 or 15043-inf. May be repeated.",
             panel="Sampling",
-            metavar="TOKEN(+/-)BIAS",
+            metavar="ID+BIAS",
         ),
     ] = None
 
@@ -394,9 +409,9 @@ class GenerationOptions:
             "-n",
             "--n-predict",
             "--predict",
+            metavar="N",
             text="Most tokens to generate; -1 is no limit.",
             panel="Generation",
-            min=-2,
             envvar="LLAMA_ARG_N_PREDICT",
         ),
     ] = -1
@@ -474,6 +489,22 @@ class PromptOptions:
     ] = False
 
 
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", "'": "'", '"': '"'}
+
+
+def prompt_text(text: str, options: PromptOptions) -> str:
+    """`text` of -p or -sys, with escapes resolved if that was asked for.
+
+    Raises:
+        UsageError: the shell passed bytes that are not UTF-8.
+    """
+    if any("\ud800" <= char <= "\udfff" for char in text):  # how Python marks such bytes
+        raise UsageError("the prompt on the command line is not valid UTF-8", "give it as a file with -f")
+    if not options.escape:
+        return text
+    return re.sub(r"\\([nrt\\'\"])", lambda match: ESCAPES[match[1]], text)
+
+
 Command = Callable[..., None]
 
 
@@ -507,7 +538,7 @@ def _parameters(group: Any) -> list[inspect.Parameter]:
     for field in fields(group):
         kind, declared = get_args(hints[field.name])
         info = copy(declared)
-        name = long_name(info.param_decls or ())
+        name = _long_name((str(info.default), *(info.param_decls or ())))
         if name and not info.hidden and "list" not in str(kind):
             own = "SPECX_" + name.upper().replace("-", "_")
             info.envvar = [own, *([info.envvar] if info.envvar else [])]
@@ -523,8 +554,8 @@ def _parameters(group: Any) -> list[inspect.Parameter]:
     return parameters
 
 
-def long_name(declarations: tuple[str, ...] | list[str]) -> str:
-    """The first long name among `declarations`, without dashes: its name in the configuration file."""
+def _long_name(declarations: tuple[str, ...]) -> str:
+    """The first long name among `declarations`, without dashes."""
     return next((name[2:].split("/")[0] for name in declarations if name.startswith("--")), "")
 
 
@@ -550,11 +581,12 @@ def load_settings(model: ModelOptions, draft: DraftOptions | None = None) -> Loa
     """
     draft = draft or DraftOptions()
     _announce_ignored(draft)
+    most = draft.draft_max if draft.draft_max is not None else draft.draft_max_old
     return LoadSettings(
         model=_locate(model),
-        n_ctx=model.ctx_size,
-        n_batch=model.batch_size,
-        n_ubatch=min(model.ubatch_size, model.batch_size),
+        n_ctx=None if model.ctx_size is None else _at_least("-c/--ctx-size", model.ctx_size, 0),
+        n_batch=_at_least("-b/--batch-size", model.batch_size, 1),
+        n_ubatch=min(_at_least("-ub/--ubatch-size", model.ubatch_size, 1), model.batch_size),
         threads=_threads("-t/--threads", model.threads),
         threads_batch=_threads("-tb/--threads-batch", model.threads_batch),
         n_gpu_layers=_gpu_layers(model.gpu_layers),
@@ -565,7 +597,7 @@ def load_settings(model: ModelOptions, draft: DraftOptions | None = None) -> Loa
         mlock=model.mlock,
         swa_full=model.swa_full,
         drafter=_one_of("--drafter", draft.drafter, DRAFTERS),
-        draft_max=draft.draft_max if draft.draft_max is not None else draft.draft_max_old,
+        draft_max=None if most is None else _at_least("--draft-max", most, 0),
         exact=draft.exact,
         context_shift=model.context_shift,
         store=not model.no_cache,
@@ -593,15 +625,31 @@ def _locate(model: ModelOptions) -> Path:
             f"more than one model is named: {' and '.join(named)}",
             "a prompt goes after -p" if model.model else "give either -m or -hf",
         )
+    if model.hf_repo:
+        return _fetch(model.hf_repo)
     return find_model(named[0] if named else None)
 
 
+def _fetch(name: str) -> Path:
+    from specx.backends.download import pull
+    from specx.cli.pull import transfer_bar
+
+    try:
+        return pull(name, offline=True)
+    except DownloadError:
+        with transfer_bar() as progress:
+            return pull(name, progress=progress)
+
+
+def _at_least(name: str, value: int, lowest: int) -> int:
+    if value < lowest:
+        raise UsageError(f"{name} is {value}", f"give a number of at least {lowest}")
+    return value
+
+
 def _threads(name: str, count: int | None) -> int | None:
-    if count is None or count == -1:  # llama.cpp's way to leave it open
-        return None
-    if count < 1:
-        raise UsageError(f"{name} is {count}", "give at least 1, or leave it out")
-    return count
+    # -1 is llama.cpp's way to leave it open
+    return None if count in (None, -1) else _at_least(name, count, 1)
 
 
 def _gpu_layers(value: str) -> int:
@@ -637,21 +685,30 @@ def sampling_settings(options: SamplingOptions) -> SamplingSettings:
         if not (math.isfinite(value) and low <= value <= high):
             between = f" from {low} to {high}" if high == 1 else " of at least 0" if low == 0 else ""
             raise UsageError(f"{name} is {value}", f"give a number{between}")
+    if not -1 <= options.seed <= MAX_SEED:
+        raise UsageError(f"-s/--seed is {options.seed}", f"give a number from 0 to {MAX_SEED}, or -1")
     if options.repeat_penalty == 0:
         raise UsageError("--repeat-penalty is 0", "1 switches it off")
     return SamplingSettings(
-        seed=None if options.seed < 0 else options.seed,
+        seed=None if options.seed == -1 else options.seed,
         temperature=options.temperature,
         top_k=max(options.top_k, 0),
         top_p=options.top_p,
         min_p=options.min_p,
         typical_p=options.typical_p,
         repeat_penalty=options.repeat_penalty,
-        repeat_last_n=options.repeat_last_n,
+        repeat_last_n=_at_least("--repeat-last-n", options.repeat_last_n, -1),
         frequency_penalty=options.frequency_penalty,
         presence_penalty=options.presence_penalty,
         logit_bias=dict(map(_bias, options.logit_bias or ())),
     )
+
+
+def check_generation(options: GenerationOptions) -> None:
+    """Raises UsageError if a limit or a stop string makes no sense."""
+    _at_least("-n/--n-predict", options.n_predict, -2)
+    if "" in (options.stop or ()):
+        raise UsageError("-r/--stop is empty", "leave it out, or give some text")
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -57,14 +57,18 @@ class Drafter(Protocol):
     def cost_ms(self) -> float:
         """Measured time of one `propose`, in milliseconds."""
 
-    def begin(self, context: Sequence[int]) -> None:
-        """A generation starts after `context` (all tokens of the sequence so far)."""
+    def begin(self, context: Sequence[int], *, seed: int = 0, temperature: float = 0.0) -> None:
+        """A generation starts after `context` (all tokens of the sequence so far).
+
+        `seed` and `temperature` are those the target samples with: the noise of a position is known, so a
+        drafter may guess with it.
+        """
 
     def propose(self, limit: int, leaves: int) -> Draft:
         """At most `limit` nodes with at most `leaves` leaves, best first."""
 
     def observe_rows(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
-        """Logits (n, V) that followed each of `tokens` (n,), of a prompt or of a verified tree."""
+        """Logits (n, V) that followed each of `tokens` (n,), which are consecutive tokens of a prompt."""
 
     def observe(self, tokens: Sequence[int], draft: Draft, output: Output) -> None:
         """`tokens` were emitted after `draft` was verified; row 0 of `output` is the root, row i+1 node i."""

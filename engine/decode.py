@@ -18,7 +18,23 @@ from specx.drafters.base import Draft, Drafter
 from specx.engine.plan import Plan
 from specx.engine.sampling import Sampler
 
-__all__ = ["Step", "decode"]
+__all__ = ["Evidence", "Step", "decode"]
+
+EVIDENCE_LOGITS = 64  # of each position; what the truncated distribution rests on
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Why a token was chosen.
+
+    Attributes:
+        margin: score of the token minus the runner-up's, in units of the tempered logits.
+        ids, logits: the largest logits of the position, (64,) int32 and float32, before any adjustment.
+    """
+
+    margin: float
+    ids: NDArray[np.int32]
+    logits: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +47,7 @@ class Step:
         accepted: indices of the draft's nodes that were right.
         seconds: time of the whole step.
         host_ms: the part of it spent outside the backend, in milliseconds.
-        margins: how far ahead each emitted token was, if the sampler records it.
+        evidence: of each emitted token, if the sampler records margins.
     """
 
     tokens: list[int]
@@ -39,7 +55,7 @@ class Step:
     accepted: list[int]
     seconds: float
     host_ms: float
-    margins: list[float]
+    evidence: list[Evidence]
 
 
 def decode(
@@ -77,7 +93,7 @@ def decode(
         called = time.perf_counter()
         output = target.forward(tokens, parents)
         answered = time.perf_counter()
-        emitted, rows, margins = _verify(draft, output.logits, sampler, position, stops)
+        emitted, rows, evidence = _verify(draft, output.logits, sampler, position, stops)
         keeping = time.perf_counter()
         target.keep(rows)
         kept = time.perf_counter()
@@ -86,23 +102,23 @@ def decode(
         end = time.perf_counter()
         host_ms = (end - start - inside) * 1e3
         plan.observe(decision, length, inside * 1e3, host_ms)
-        yield Step(emitted, draft, [row - 1 for row in rows[1:]], end - start, host_ms, margins)
+        yield Step(emitted, draft, [row - 1 for row in rows[1:]], end - start, host_ms, evidence)
         root = emitted[-1]
         position += len(emitted)
 
 
 def _verify(
     draft: Draft, logits: NDArray[np.float32], sampler: Sampler, position: int, stops: frozenset[int]
-) -> tuple[list[int], list[int], list[float]]:
+) -> tuple[list[int], list[int], list[Evidence]]:
     """Descend the tree as long as it holds the token the target chooses.
 
     Returns the emitted tokens, the rows of the accepted path (root first, so as many rows as tokens), and
-    the margins if the sampler records them.
+    the evidence if the sampler records it.
     """
     children = _children(draft.tokens.tolist(), draft.parents.tolist())
     emitted: list[int] = []
     rows: list[int] = []
-    margins: list[float] = []
+    evidence: list[Evidence] = []
     row = 0
     while True:
         token = sampler.sample(logits[row], position + len(emitted))
@@ -110,13 +126,19 @@ def _verify(
         emitted.append(token)
         rows.append(row)
         if sampler.margins:
-            margins.append(sampler.last_margin)
+            evidence.append(_evidence(sampler.last_margin, logits[row]))
         child = children.get((row, token))
         if child is None or token in stops:
-            return emitted, rows, margins
+            return emitted, rows, evidence
         row = child
 
 
 def _children(tokens: Sequence[int], parents: Sequence[int]) -> dict[tuple[int, int], int]:
     """(row of the parent, token) -> row, where row 0 is the root and row i + 1 node i."""
     return {(parent + 1, token): i + 1 for i, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
+
+
+def _evidence(margin: float, logits: NDArray[np.float32]) -> Evidence:
+    count = min(EVIDENCE_LOGITS, len(logits))
+    ids = np.argpartition(logits, -count)[-count:].astype(np.int32)
+    return Evidence(margin, ids, logits[ids])

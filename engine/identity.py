@@ -8,15 +8,16 @@ near-tie may fall the other way, and the largest difference seen says how near i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Backend
+from specx.backends.base import Backend, Vocab
 
-__all__ = ["Identity", "measure_identity"]
+__all__ = ["Identity", "identity_text", "measure_identity"]
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 ROWS = 16  # rows compared at each depth
@@ -29,11 +30,14 @@ class Identity:
 
     Attributes:
         classes: disjoint classes of widths whose logits are bit-identical at every depth, largest first.
-        difference: largest absolute difference of a logit between any two widths.
+        branches: whether the logits after an accepted branch equal those after the same chain, bit for bit
+            (a branch leaves the cells of the cache in another order).
+        difference: largest absolute difference of a logit between any two shapes.
         depths: context depths at which it was measured, in tokens.
     """
 
     classes: tuple[tuple[int, ...], ...]
+    branches: bool
     difference: float
     depths: tuple[int, ...]
 
@@ -43,9 +47,32 @@ class Identity:
         return frozenset(self.classes[0])
 
     @property
-    def exact(self) -> bool:
-        """Whether all widths are identical."""
-        return len(self.classes) == 1
+    def exact_trees(self) -> bool:
+        """Whether every width is identical and branches are too: whatever is drafted, the text is exact."""
+        return len(self.classes) == 1 and self.branches
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain value for the store."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Identity:
+        """What `to_json` gave.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is something else.
+        """
+        classes = tuple(tuple(int(n) for n in members) for members in data["classes"])
+        if not classes or not classes[0]:
+            raise ValueError("an identity has at least one class of widths")
+        depths = tuple(int(depth) for depth in data["depths"])
+        return cls(classes, bool(data["branches"]), float(data["difference"]), depths)
+
+
+def identity_text(vocab: Vocab) -> list[int]:
+    """Tokens to measure on: ordinary text, long enough for every depth."""
+    words = " ".join(f"{n} bottles stood on the wall, and one of them fell." for n in range(999, 900, -1))
+    return vocab.tokenize(words.encode(), add_special=True, parse_special=False)[: max(DEPTHS) + 2 * ROWS]
 
 
 def measure_identity(
@@ -60,47 +87,63 @@ def measure_identity(
         widths: widths to compare.
     """
     widths = [n for n in widths if n <= backend.max_width]
-    limit = min(len(tokens), backend.n_ctx) - 2 * ROWS
+    limit = min(len(tokens), backend.n_ctx) - 2 * ROWS  # a batch may reach beyond the last row compared
     tried = tuple(depth for depth in depths if depth <= limit) or (max(0, limit),)
-    ids: dict[int, list[int]] = {n: [] for n in widths}
-    worst = 0.0
+    groups: dict[int, list[int]] = {n: [] for n in widths}
+    worst, branches = 0.0, True
     for depth in tried:
-        rows = _rows_by_width(backend, tokens, depth, widths)
-        groups: list[int] = []
+        backend.rewind(0)
+        backend.prefill(tokens[:depth])
+        firsts: list[NDArray[np.float32]] = []
         for n in widths:
-            same = (g for g, first in enumerate(groups) if np.array_equal(rows[first], rows[n]))
-            group = next(same, None)
-            if group is None:
-                worst = max([worst, *(float(np.abs(rows[first] - rows[n]).max()) for first in groups)])
-                group = len(groups)
-                groups.append(n)
-            ids[n].append(group)
+            rows = _rows(backend, tokens, depth, n)
+            differences = [float(np.abs(first - rows).max()) for first in firsts]
+            if 0.0 not in differences:
+                differences.append(0.0)
+                firsts.append(rows)
+            groups[n].append(differences.index(0.0))
+            worst = max(worst, *differences)
+        if backend.max_leaves > 1:
+            after = _branch_difference(backend, tokens, depth)
+            worst, branches = max(worst, after), branches and after == 0.0
+    backend.rewind(0)
     classes: dict[tuple[int, ...], list[int]] = {}
     for n in widths:
-        classes.setdefault(tuple(ids[n]), []).append(n)
+        classes.setdefault(tuple(groups[n]), []).append(n)
     ordered = sorted((tuple(members) for members in classes.values()), key=lambda c: (-len(c), c))
-    return Identity(tuple(ordered), worst, tried)
+    return Identity(tuple(ordered), branches, worst, tried)
 
 
-def _rows_by_width(
-    backend: Backend, tokens: Sequence[int], depth: int, widths: Sequence[int]
-) -> dict[int, NDArray[np.float32]]:
-    """(ROWS, V) logits after the tokens from `depth` on, computed in batches of each width."""
-    backend.rewind(0)
-    backend.prefill(tokens[:depth])
+def _rows(backend: Backend, tokens: Sequence[int], depth: int, n: int) -> NDArray[np.float32]:
+    """(ROWS, V) logits after the tokens from `depth` on, computed in batches of width n."""
     text = np.asarray(tokens[depth : depth + 2 * ROWS], np.int32)
-    result: dict[int, NDArray[np.float32]] = {}
-    for n in widths:
-        rows: list[NDArray[np.float32]] = []
-        for start in range(0, ROWS, n):
-            wanted = min(n, ROWS - start)
-            output = backend.forward(text[start : start + n], np.arange(-1, n - 1, dtype=np.int32))
-            rows.append(output.logits[:wanted].copy())
-            backend.keep(list(range(wanted)))
-        result[n] = np.concatenate(rows)
+    rows: list[NDArray[np.float32]] = []
+    for start in range(0, ROWS, n):
+        wanted = min(n, ROWS - start)
+        output = backend.forward(text[start : start + n], np.arange(-1, n - 1, dtype=np.int32))
+        rows.append(output.logits[:wanted].copy())
+        backend.keep(list(range(wanted)))
+    _back_to(backend, tokens, depth)
+    return np.concatenate(rows)
+
+
+def _branch_difference(backend: Backend, tokens: Sequence[int], depth: int) -> float:
+    """How far logits after an accepted second branch are from those after the same tokens as a chain."""
+    root, first, second, third, *rest = tokens[depth : depth + 8]
+    probe = np.asarray(rest[:2], np.int32)
+    chain = np.arange(-1, 2, dtype=np.int32)
+    after: list[NDArray[np.float32]] = []
+    shapes = (
+        ((root, second, third), chain, [0, 1, 2]),
+        ((root, first, third, second, third), np.array([-1, 0, 1, 0, 3], np.int32), [0, 3, 4]),
+    )
+    for ids, parents, kept in shapes:
+        backend.forward(np.asarray(ids, np.int32), parents)
+        backend.keep(kept)
+        after.append(backend.forward(probe, np.array([-1, 0], np.int32)).logits.copy())
+        backend.keep([0])
         _back_to(backend, tokens, depth)
-    backend.rewind(0)
-    return result
+    return float(np.abs(after[0] - after[1]).max())
 
 
 def _back_to(backend: Backend, tokens: Sequence[int], depth: int) -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["open_session"]
 
 REBUILD_HINT = (
-    "this llama.cpp was compiled with AMX code that crashes here, so its slower kernels are used; rebuild it: "
-    'CMAKE_ARGS="-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8" '
+    "this llama.cpp was compiled with AMX code that crashes here, so its slower kernels are used; rebuild: "
+    'CMAKE_ARGS="-DCMAKE_C_FLAGS=-fno-dse -DCMAKE_CXX_FLAGS=-fno-dse" '
     "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36"
 )
 

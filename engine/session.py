@@ -17,7 +17,8 @@ from specx.backends.base import Backend, Progress
 from specx.backends.errors import ContextFullError, GrammarError, UsageError
 from specx.backends.settings import LoadSettings
 from specx.drafters.base import Drafter
-from specx.engine.decode import Step, decode
+from specx.engine.decode import Evidence, Step, decode
+from specx.engine.identity import Identity, identity_text, measure_identity
 from specx.engine.learned import Learned
 from specx.engine.plan import Plan
 from specx.engine.sampling import Constraint, Sampler
@@ -88,7 +89,7 @@ class Result:
         finish_reason: "stop", "length", "context" or "cancelled".
         seed: the seed in use, chosen by specx if none was given.
         timings: counts and times.
-        margins: how far ahead each token was of the runner-up, if that was asked for.
+        evidence: why each token was chosen, if that was asked for.
     """
 
     text: str = ""
@@ -96,7 +97,7 @@ class Result:
     finish_reason: str = "cancelled"
     seed: int = 0
     timings: Timings = field(default_factory=Timings)
-    margins: list[float] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
 
 
 class Session:
@@ -131,9 +132,9 @@ class Session:
         self.notice = notice
         self.learned = learned
         self.staircase = learned.load_staircase(Staircase(backend.max_width))
-        self.plan = Plan(self.staircase, max_nodes=settings.draft_max, widths=self._exact_widths())
         self.cached: list[int] = []
         self.shifted = 0
+        self.plan = Plan(self.staircase, max_nodes=settings.draft_max, widths=self._exact_widths())
         self.drafter_name = ""
         self.drafter: Drafter
         self.set_drafter(settings.drafter)
@@ -205,7 +206,7 @@ class Session:
         ignore_eos: bool = False,
         constraint: Constraint | None = None,
         progress: Progress | None = None,
-        margins: bool = False,
+        evidence: bool = False,
     ) -> Generation:
         """Prepare an answer to `prompt`; iterate over it to get it.
 
@@ -217,7 +218,7 @@ class Session:
             ignore_eos: go on past the end of generation.
             constraint: what the text must match.
             progress: told how much of the prompt has been read.
-            margins: record how far ahead each token was.
+            evidence: record why each token was chosen.
 
         Raises:
             UsageError: the prompt is empty.
@@ -241,7 +242,7 @@ class Session:
             ignore_eos=ignore_eos,
             constraint=constraint,
             progress=progress,
-            margins=margins,
+            evidence=evidence,
         )
 
     def summary(self) -> str:
@@ -290,12 +291,24 @@ class Session:
     def _special_text(self, token: int | None) -> str:
         return "" if token is None else self.vocab.piece(token, special=True).decode("utf-8", "replace")
 
+    def measure_identity(self) -> Identity:
+        """Which batch shapes give bit-identical logits here, from the store or measured now."""
+        identity = self.learned.load_identity()
+        if identity is None:
+            self.backend.rewind(0)
+            self.cached = []
+            identity = measure_identity(self.backend, identity_text(self.vocab))
+            self.learned.save_identity(identity)
+        return identity
+
     def _exact_widths(self) -> frozenset[int] | None:
         if not self.settings.exact or self.plain_reason:
             return None
-        identity = self.learned.identity(self.backend)
+        identity = self.measure_identity()
+        if identity.exact_trees:
+            return None
         widths = ", ".join(map(str, sorted(identity.widths)))
-        self.notice(f"exact: held to batch widths whose logits are bit-identical here ({widths})")
+        self.notice(f"exact: held to chains of the batch widths that are bit-identical here ({widths})")
         return identity.widths
 
 
@@ -313,7 +326,7 @@ class Generation:
         ignore_eos: bool,
         constraint: Constraint | None,
         progress: Progress | None,
-        margins: bool,
+        evidence: bool,
     ) -> None:
         assert sampling.seed is not None
         self.session = session
@@ -323,7 +336,7 @@ class Generation:
         self._limit = n_predict if n_predict >= 0 else None
         self._stops = frozenset[int]() if ignore_eos else session.vocab.eog
         self._progress = progress
-        self._sampler = Sampler(sampling, session.vocab.size, constraint, margins=margins)
+        self._sampler = Sampler(sampling, session.vocab.size, constraint, margins=evidence)
         self._decoder = StreamDecoder()
         self._matcher = StopMatcher(stop)
         self._cancelled = False
@@ -361,9 +374,7 @@ class Generation:
         kept = backend.reusable(common)
         backend.rewind(kept)
         session.cached = prompt[:kept]
-        session.drafter.begin(
-            prompt, seed=self.result.seed, temperature=self.sampling.temperature
-        )
+        session.drafter.begin(prompt, seed=self.result.seed, temperature=self.sampling.temperature)
         new = prompt[kept:-1]
         try:
             backend.prefill(new, progress=self._progress, rows=session.drafter.observe_rows)
@@ -412,7 +423,7 @@ class Generation:
         session.cached += [self._root, *step.tokens[:-1]]
         self._root = step.tokens[-1]
         result.tokens += tokens
-        result.margins += step.margins[: len(tokens)]
+        result.evidence += step.evidence[: len(tokens) + 1]  # the token that ends the answer included
         self._count(step, len(tokens))
         data = b"".join(map(session.vocab.piece, tokens))
         text, stopped = self._matcher.feed(self._decoder.feed(data))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 from jinja2 import nodes
@@ -19,6 +19,14 @@ __all__ = ["CHATML", "ChatTemplate", "Message"]
 
 Message = Mapping[str, Any]
 """A message: at least `role` ("system", "user", "assistant", ...) and `content`."""
+
+
+class Tokenize(Protocol):
+    """How a session turns text into token ids."""
+
+    def __call__(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`."""
+
 
 CHATML = (
     "{% for message in messages %}"
@@ -127,6 +135,11 @@ class ChatTemplate:
                 raise
             return self._render(folded, variables)
         return text if folded is None or system in text else self._render(folded, variables)
+
+    def tokenize(self, text: str, tokenize: Tokenize) -> list[int]:
+        """Tokens of a rendered prompt. `tokenize` adds BOS only if the template has not written it."""
+        written = bool(self._bos) and text.startswith(self._bos)
+        return tokenize(text, add_special=not written, parse_special=True)
 
     def _render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         names = {

@@ -4,10 +4,11 @@ The noise of a token is a function of (seed, position, token id) and of nothing 
 et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) with
 
     key     = (seed low 32 bits, seed high 32 bits)
-    counter = (token id >> 1, position low 32 bits, position high 32 bits, 0x73706378)
+    counter = (token id >> 2, position low 32 bits, position high 32 bits, domain)
 
-gives four words w0..w3. An even id takes the 64 bits w1:w0, an odd one w3:w2. With b their upper 53 bits,
-u = (b | 1) / 2^53 is an odd multiple of 2^-53, so never 0 or 1, and the noise is -log(-log(u)).
+gives four words, of which a token takes word id & 3: with domain 0x73706378 as the upper, with domain
+0x73706379 as the lower half of 64 bits. With b the upper 53 of these, u = (b | 1) / 2^53 is an odd multiple
+of 2^-53, so never 0 or 1, and the noise is -log(-log(u)).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gumbel", "philox4x32", "rank_tokens", "topk"]
+__all__ = ["gumbel", "kept", "philox4x32", "rank_tokens", "topk"]
 
 DOMAIN = 0x73706378
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -42,12 +43,12 @@ def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tupl
 
 
 def _uniform(seed: int, position: int, token: int) -> float:
-    words = philox4x32(
-        (token >> 1, position & MASK, position >> 32, DOMAIN),
-        (seed & MASK, seed >> 32),
+    key = (seed & MASK, seed >> 32)
+    upper, lower = (
+        philox4x32((token >> 2, position & MASK, position >> 32, domain), key)[token & 3]
+        for domain in (DOMAIN, DOMAIN + 1)
     )
-    low, high = words[2:] if token & 1 else words[:2]
-    bits = (high << 32 | low) >> 11
+    bits = (upper << 32 | lower) >> 11
     return (bits | 1) * 2.0**-53
 
 
@@ -72,7 +73,11 @@ def topk(logits: NDArray[np.float32], k: int) -> NDArray[np.int32]:
 
 
 def _by_mass(
-    ids: NDArray[np.int32], key: NDArray[np.float64], weight: NDArray[np.float64], target: float, strictly: bool
+    ids: NDArray[np.int32],
+    key: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    target: float,
+    strictly: bool,
 ) -> NDArray[np.int32]:
     """The shortest prefix of `ids`, in order of key, whose weight reaches (or exceeds) `target`."""
     order = np.lexsort((ids, key))
@@ -81,7 +86,9 @@ def _by_mass(
     return ids[order[: int(np.argmax(reached)) + 1]] if reached.any() else ids[order]
 
 
-def _weights(logits: NDArray[np.float32], ids: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _weights(
+    logits: NDArray[np.float32], ids: NDArray[np.int32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Distance (m,) of each token's logit from the largest one, and exp of minus that."""
     x = logits[ids].astype(np.float64)
     distance = x.max() - x

@@ -23,6 +23,8 @@
 #define SPECX_VECTOR_CLONES
 #endif
 
+namespace {
+
 struct Token {
     float logit;
     int32_t id;
@@ -135,3 +137,5 @@ inline int topk(const float* x, int n, int k, int32_t* ids, float* values) {
     }
     return static_cast<int>(found.size());
 }
+
+}  // namespace

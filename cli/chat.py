@@ -1,0 +1,424 @@
+"""`specx chat`: a conversation, in a terminal or through pipes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specx.backends.errors import ContextFullError, SpecxError, UsageError
+from specx.cli.console import StatusLine, error, notice, write
+from specx.cli.files import decode, read_text, write_atomically
+from specx.cli.generation import check_tokens, generate, grammar_text, open_session, statistics
+from specx.cli.lines import Editor, PlainLines, Reader, history_file
+from specx.cli.options import (
+    DraftOptions,
+    GenerationOptions,
+    ModelOptions,
+    PromptOptions,
+    SamplingOptions,
+    check_generation,
+    load_settings,
+    prompt_text,
+    sampling_settings,
+    with_options,
+)
+
+if TYPE_CHECKING:
+    from specx.cli.markdown import MarkdownStream
+    from specx.engine.session import Chunk, Result, Session
+    from specx.engine.settings import SamplingSettings
+    from specx.engine.template import ChatTemplate
+
+__all__ = ["Chat", "ChatOptions", "Conversation", "chat", "register"]
+
+FULL_HINT = "/reset begins a new conversation; --context-shift forgets the oldest part; -c gives more room"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """How the conversation is shown."""
+
+    markdown: Annotated[
+        bool,
+        typer.Option(
+            "--markdown/--no-markdown", help="Render answers as Markdown.", rich_help_panel="Output"
+        ),
+    ] = False
+    stats: Annotated[
+        bool | None,
+        typer.Option(
+            "--stats/--no-stats",
+            help="Speed and acceptance, during and after each answer.",
+            rich_help_panel="Output",
+            show_default="on in a terminal",
+        ),
+    ] = None
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(chat)
+
+
+@with_options
+def chat(
+    model: ModelOptions,
+    draft: DraftOptions,
+    prompt: PromptOptions,
+    sampling: SamplingOptions,
+    generation: GenerationOptions,
+    shown: ChatOptions,
+) -> None:
+    """Talk to a model.
+
+    In a terminal /help shows the commands. Without one, each line of standard input is a message and the
+    answers go to standard output. A prompt from -p or -f is the first message.
+    """
+    chosen = sampling_settings(sampling)
+    check_generation(generation)
+    grammar = grammar_text(generation)
+    first = _first_message(prompt)
+    system = prompt_text(prompt.system_prompt or "", prompt)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    with open_session(load_settings(model, draft)) as session:
+        check_tokens(session, chosen)
+        notice(session.summary())
+        talk = Chat(session, chosen, generation, system=system, grammar=grammar)
+        talk.stats = interactive if shown.stats is None else shown.stats
+        talk.markdown = shown.markdown and sys.stdout.isatty()
+        talk.context_shift = model.context_shift
+        history = history_file() if interactive and not model.no_cache else None
+        reader = Editor(history, list(talk.commands)) if interactive else PlainLines()
+        talk.run(reader, first)
+
+
+def _first_message(prompt: PromptOptions) -> str:
+    parts = [
+        read_text(prompt.file).removesuffix("\n") if prompt.file is not None else "",
+        prompt_text(prompt.prompt or "", prompt),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+class Conversation:
+    """Messages, and the system message they begin with."""
+
+    def __init__(self, system: str = "") -> None:
+        self.system = system
+        self.messages: list[dict[str, str]] = []
+
+    def whole(self) -> list[dict[str, str]]:
+        """All messages, the system message first if there is one."""
+        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.messages]
+
+    def add(self, role: str, content: str) -> None:
+        """One more message."""
+        self.messages.append({"role": role, "content": content})
+
+    def forget_oldest(self) -> bool:
+        """Drop the oldest exchange; False if only the last message is left."""
+        later = [i for i, message in enumerate(self.messages) if i and message["role"] == "user"]
+        if later:
+            del self.messages[: later[0]]
+        return bool(later)
+
+    def save(self, path: Path) -> None:
+        """Write the messages as JSON."""
+        write_atomically(path, json.dumps(self.whole(), ensure_ascii=False, indent=1) + "\n")
+
+    def load(self, path: Path) -> None:
+        """Take over the messages of a file that `save` wrote, or that another tool wrote in that form.
+
+        Raises:
+            UsageError: it holds no such messages; the present ones stay.
+        """
+        try:
+            messages = json.loads(decode(path.read_bytes(), str(path)))
+        except OSError as problem:
+            raise UsageError(f"cannot read {path}: {problem.strerror}") from problem
+        except ValueError as problem:
+            raise UsageError(f"{path} is not valid JSON: {problem}") from problem
+        if not isinstance(messages, list) or not all(map(_is_message, messages)):
+            raise UsageError(f"{path} holds no messages", 'a list of {"role": ..., "content": ...} is needed')
+        first = messages[:1] if messages and messages[0]["role"] == "system" else []
+        self.system = first[0]["content"] if first else ""
+        self.messages = [
+            {"role": message["role"], "content": message["content"]} for message in messages[len(first) :]
+        ]
+
+
+def _is_message(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.get("role") in ("system", "user", "assistant", "tool")
+        and isinstance(value.get("content"), str)
+    )
+
+
+class Chat:
+    """The conversation with one model: messages, commands and answers.
+
+    Args:
+        session: the model.
+        sampling, options: how every answer is made.
+        system: the system message, or an empty string.
+        grammar: GBNF grammar that every answer must follow.
+
+    Raises:
+        TemplateError: the model's chat template cannot be used.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        sampling: SamplingSettings,
+        options: GenerationOptions,
+        *,
+        system: str = "",
+        grammar: str | None = None,
+    ) -> None:
+        from specx.engine.template import ChatTemplate
+
+        self.session = session
+        self.sampling = sampling
+        self.options = options
+        self.grammar = grammar
+        self.conversation = Conversation(system)
+        self.template: ChatTemplate = ChatTemplate(
+            session.chat_template, bos=session.bos_text, eos=session.eos_text
+        )
+        if self.template.notice:
+            notice(self.template.notice)
+        self.stats = self.markdown = self.context_shift = False
+        self.last: Result | None = None
+        self._ended = False
+        self.commands: dict[str, tuple[Callable[[str], None], str]] = {
+            "/help": (self._help, "this list"),
+            "/reset": (self._reset, "begin a new conversation with the same system message"),
+            "/system": (self._system, "TEXT: set the system message; without TEXT show it"),
+            "/regenerate": (self._regenerate, "answer the last message once more"),
+            "/save": (self._save, "FILE: keep the conversation as JSON"),
+            "/load": (self._load, "FILE: go on with a kept conversation"),
+            "/stats": (self._stats, "[on|off]: statistics of each answer"),
+            "/drafter": (self._drafter, "[NAME]: show or change where drafts come from"),
+            "/bye": (self._bye, "leave (also /exit, /quit, exit, Ctrl-D)"),
+        }
+
+    def run(self, reader: Reader, first: str = "") -> None:
+        """Answer `first`, then everything that `reader` yields, until it ends.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C twice at an empty line.
+        """
+        interrupted = False
+        if first:
+            self.take(first)
+        while not self._ended:
+            try:
+                text = reader.read()
+            except KeyboardInterrupt:
+                if interrupted or isinstance(reader, PlainLines):
+                    raise
+                interrupted = True
+                notice("Ctrl-C again leaves, and so does /bye")
+                continue
+            interrupted = False
+            if text is None:
+                return
+            self.take(text)
+
+    def take(self, text: str) -> None:
+        """One thing a person typed: a command or a message. Errors are shown, and the chat goes on."""
+        try:
+            if text.strip() in ("exit", "/exit", "/quit"):
+                self._bye("")
+            elif text.startswith("/") and "\n" not in text:
+                self._command(text)
+            else:
+                self.conversation.add("user", text)
+                self._answer(self.sampling)
+        except SpecxError as problem:
+            error(problem)
+
+    def _command(self, text: str) -> None:
+        name, _, argument = text.partition(" ")
+        if name not in self.commands:
+            from difflib import get_close_matches
+
+            close = get_close_matches(name, self.commands, n=1)
+            hint = f"did you mean {close[0]}?" if close else "/help lists the commands"
+            raise UsageError(f"there is no command {name}", hint)
+        self.commands[name][0](argument.strip())
+
+    def _answer(self, sampling: SamplingSettings) -> bool:
+        """Answer the last message. If there is no answer, it is taken back and the rest stays."""
+        try:
+            result = self._generate(sampling)
+        except BaseException:
+            self.conversation.messages.pop()
+            raise
+        self.last = result
+        if result.finish_reason == "cancelled" and not result.text:
+            self.conversation.messages.pop()
+            notice("stopped before the answer began; the message is taken back")
+            return False
+        self.conversation.add("assistant", result.text)
+        if self.stats:
+            notice(statistics(result, self.session.drafter_name))
+        if result.finish_reason == "context":
+            notice(f"the context of {self.session.n_ctx} tokens is full: {FULL_HINT}")
+        return True
+
+    def _generate(self, sampling: SamplingSettings) -> Result:
+        tokens = self._prompt()
+        live = self.stats and not self.markdown  # Rich moves the cursor itself
+        with _View(markdown=self.markdown) as view, StatusLine(enabled=live) as line:
+            count = _Count(line, self.session.drafter_name)
+
+            def show(chunk: Chunk) -> None:
+                view.add(chunk.text)
+                count.add(chunk)
+
+            return generate(
+                self.session,
+                tokens,
+                sampling,
+                self.options,
+                show=show,
+                stops=self.template.stops,
+                grammar=self.grammar,
+            )
+
+    def _prompt(self) -> list[int]:
+        """Tokens of the conversation, its oldest exchanges forgotten if it may and must be."""
+        while True:
+            text = self.template.render(self.conversation.whole())
+            tokens = self.template.tokenize(text, self.session.tokenize)
+            if len(tokens) < self.session.n_ctx:
+                return tokens
+            if not (self.context_shift and self.conversation.forget_oldest()):
+                raise ContextFullError(
+                    f"with this message the conversation has {len(tokens)} tokens, and the context holds "
+                    f"{self.session.n_ctx}; the message is taken back",
+                    FULL_HINT,
+                )
+            notice("the context is full: the oldest exchange is forgotten")
+
+    def _help(self, _argument: str) -> None:
+        for name, (_action, text) in self.commands.items():
+            notice(f"{name:12} {text}")
+        notice('""" ... """, a \\ at the end of a line, or Alt-Enter: several lines in one message')
+
+    def _reset(self, _argument: str) -> None:
+        self.conversation.messages.clear()
+        notice("a new conversation")
+
+    def _system(self, argument: str) -> None:
+        if argument:
+            self.conversation.system = argument
+        notice(f"system message: {self.conversation.system or 'none'}")
+
+    def _regenerate(self, _argument: str) -> None:
+        messages = self.conversation.messages
+        if not messages or messages[-1]["role"] != "assistant":
+            raise UsageError("there is no answer to make again")
+        before, answered = list(messages), False
+        messages.pop()
+        try:
+            # With the seed of before, the answer would be the one of before.
+            answered = self._answer(replace(self.sampling, seed=None))
+        finally:
+            if not answered:
+                self.conversation.messages = before
+
+    def _save(self, argument: str) -> None:
+        path = _path("/save", argument)
+        self.conversation.save(path)
+        notice(f"{len(self.conversation.messages)} messages kept in {path}")
+
+    def _load(self, argument: str) -> None:
+        path = _path("/load", argument)
+        self.conversation.load(path)
+        notice(f"{len(self.conversation.messages)} messages from {path}")
+
+    def _stats(self, argument: str) -> None:
+        if argument:
+            if argument not in ("on", "off"):
+                raise UsageError(f"/stats is {argument!r}", "allowed are on and off")
+            self.stats = argument == "on"
+            notice(f"statistics are {argument}")
+        elif self.last is None:
+            notice("no answer yet")
+        else:
+            notice(f"seed: {self.last.seed}, {statistics(self.last, self.session.drafter_name)}")
+
+    def _drafter(self, argument: str) -> None:
+        if argument:
+            self.session.set_drafter(argument)
+        notice(self.session.summary())
+
+    def _bye(self, _argument: str) -> None:
+        self._ended = True
+
+
+def _path(command: str, argument: str) -> Path:
+    if not argument:
+        raise UsageError(f"{command} needs the name of a file", f"for example {command} talk.json")
+    return Path(argument).expanduser()
+
+
+class _Count:
+    """Running totals of one answer, on the status line."""
+
+    def __init__(self, line: StatusLine, drafter: str) -> None:
+        self._line, self._drafter = line, drafter
+        self._tokens = self._steps = self._drafted = self._accepted = 0
+        self._seconds = 0.0
+
+    def add(self, chunk: Chunk) -> None:
+        """One more step."""
+        self._tokens += len(chunk.tokens)
+        self._steps += 1
+        self._drafted += chunk.drafted
+        self._accepted += chunk.accepted
+        self._seconds += chunk.seconds
+        self._line.update(
+            f"{self._tokens} tokens, {self._tokens / max(self._seconds, 1e-6):.1f} tokens/s, "
+            f"{self._tokens / self._steps:.2f} tokens/step, "
+            f"{self._accepted / max(self._drafted, 1):.0%} of drafts accepted ({self._drafter})"
+        )
+
+
+class _View:
+    """The answer on stdout as it comes, as it is or as Markdown."""
+
+    def __init__(self, *, markdown: bool) -> None:
+        self._markdown: MarkdownStream | None = None
+        self._last = ""
+        if markdown:
+            from specx.cli.markdown import MarkdownStream
+
+            self._markdown = MarkdownStream()
+
+    def __enter__(self) -> _View:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
+        if self._markdown is not None:
+            self._markdown.close()
+        elif self._last != "\n" and (self._last or kind is None):
+            write("\n")
+
+    def add(self, text: str) -> None:
+        """More of the answer."""
+        if self._markdown is not None:
+            self._markdown.add(text)
+        elif text:
+            write(text)
+            self._last = text[-1]

@@ -1,0 +1,224 @@
+"""`specx complete`: one prompt in, one text out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specx.backends.errors import UsageError
+from specx.cli.console import notice, write
+from specx.cli.files import read_stdin, read_text, stdin_is_piped, write_atomically
+from specx.cli.generation import check_tokens, generate, grammar_text, open_session, statistics
+from specx.cli.options import (
+    DraftOptions,
+    GenerationOptions,
+    ModelOptions,
+    PromptOptions,
+    SamplingOptions,
+    check_generation,
+    load_settings,
+    prompt_text,
+    sampling_settings,
+    with_options,
+)
+
+if TYPE_CHECKING:
+    from specx.engine.session import Chunk, Result, Session
+
+__all__ = ["OutputOptions", "complete", "read_prompt", "register"]
+
+PANEL = "Output"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """What is written, and where."""
+
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat/--raw",
+            help="Put the prompt into the model's chat template, as its user message.",
+            rich_help_panel="Prompt",
+        ),
+    ] = False
+    display_prompt: Annotated[
+        bool,
+        typer.Option(
+            "--display-prompt/--no-display-prompt",
+            help="Write the prompt before the text.",
+            rich_help_panel=PANEL,
+        ),
+    ] = False
+    json: Annotated[
+        bool, typer.Option("--json", help="Write one JSON object at the end.", rich_help_panel=PANEL)
+    ] = False
+    stream_json: Annotated[
+        bool,
+        typer.Option(
+            "--stream-json",
+            help="Write one JSON object a line: each step, then the whole with done: true.",
+            rich_help_panel=PANEL,
+        ),
+    ] = False
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Write to this file instead, when done.",
+            metavar="FILE",
+            rich_help_panel=PANEL,
+        ),
+    ] = None
+    quiet: Annotated[
+        bool,
+        typer.Option("-q", "--quiet", help="No seed and statistics on stderr.", rich_help_panel=PANEL),
+    ] = False
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(complete)
+
+
+@with_options
+def complete(
+    model: ModelOptions,
+    draft: DraftOptions,
+    prompt: PromptOptions,
+    sampling: SamplingOptions,
+    generation: GenerationOptions,
+    output: OutputOptions,
+) -> None:
+    """Continue a prompt from -p, -f or standard input.
+
+    The prompt is continued as it stands. With --chat, or a system message (-sys), it becomes a user message
+    in the model's chat template. Piped input comes first, then -f, then -p, each on lines of its own.
+    """
+    _check(output)
+    text = read_prompt(prompt)
+    chosen = sampling_settings(sampling)
+    check_generation(generation)
+    grammar = grammar_text(generation)
+    with open_session(load_settings(model, draft)) as session:
+        check_tokens(session, chosen)
+        tokens, text, stops = _encode(session, text, prompt, output)
+        writer = _Writer(output, session)
+        if output.display_prompt:
+            writer.text(text)
+        result = generate(
+            session, tokens, chosen, generation, show=writer.chunk, stops=stops, grammar=grammar
+        )
+        writer.finish(result)
+    if result.finish_reason == "cancelled":
+        raise typer.Exit(130)
+
+
+def _check(output: OutputOptions) -> None:
+    if output.json and output.stream_json:
+        raise UsageError("--json and --stream-json are both given", "give one of them")
+    if output.output is not None and not output.output.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder {output.output.absolute().parent}", "create it first")
+    if output.output is not None and output.output.is_dir():
+        raise UsageError(f"{output.output} is a folder", "give the name of a file")
+
+
+def read_prompt(options: PromptOptions) -> str:
+    """The prompt: piped input, then the file, then the argument.
+
+    Raises:
+        UsageError: there is none, or it is not UTF-8.
+    """
+    from_file = read_text(options.file) if options.file is not None else ""
+    piped = read_stdin() if str(options.file) != "-" and stdin_is_piped() else ""
+    given = prompt_text(options.prompt or "", options)
+    # A file's last line end is not part of a prompt: the model would take it for the end of a paragraph.
+    parts = [piped.removesuffix("\n"), from_file.removesuffix("\n"), given]
+    text = "\n".join(part for part in parts if part)
+    if not text:
+        raise UsageError("the prompt is empty", 'give one: -p "Once upon a time", -f FILE, or a pipe')
+    return text
+
+
+def _encode(
+    session: Session, text: str, prompt: PromptOptions, output: OutputOptions
+) -> tuple[list[int], str, tuple[str, ...]]:
+    """The tokens of the prompt, its whole text, and the stop strings that come with it."""
+    if not output.chat and prompt.system_prompt is None:
+        return session.tokenize(text, add_special=True, parse_special=True), text, ()
+    from specx.engine.template import ChatTemplate
+
+    template = ChatTemplate(session.chat_template, bos=session.bos_text, eos=session.eos_text)
+    if template.notice and not output.quiet:
+        notice(template.notice)
+    messages = [{"role": "user", "content": text}]
+    if prompt.system_prompt:
+        messages.insert(0, {"role": "system", "content": prompt_text(prompt.system_prompt, prompt)})
+    text = template.render(messages)
+    return template.tokenize(text, session.tokenize), text, template.stops
+
+
+class _Writer:
+    """Text, JSON or JSON lines, to stdout as it comes or to a file when all is done."""
+
+    def __init__(self, options: OutputOptions, session: Session) -> None:
+        self._options = options
+        self._session = session
+        self._kept: list[str] = []
+        self._emit: Callable[[str], Any] = write if options.output is None else self._kept.append
+
+    def text(self, text: str) -> None:
+        """Text outside any JSON."""
+        if text and not (self._options.json or self._options.stream_json):
+            self._emit(text)
+
+    def chunk(self, chunk: Chunk) -> None:
+        """One step."""
+        self.text(chunk.text)
+        if self._options.stream_json:
+            self._line(
+                {
+                    "text": chunk.text,
+                    "tokens": chunk.tokens,
+                    "drafted": chunk.drafted,
+                    "accepted": chunk.accepted,
+                    "seconds": round(chunk.seconds, 6),
+                    "done": False,
+                }
+            )
+
+    def finish(self, result: Result) -> None:
+        """The whole."""
+        options = self._options
+        if options.json or options.stream_json:
+            self._line(self._object(result))
+        elif options.output is None and result.text[-1:] != "\n" and sys.stdout.isatty():
+            self._emit("\n")
+        if options.output is not None:
+            write_atomically(options.output, "".join(self._kept))
+        if not (options.quiet or options.json or options.stream_json):
+            notice(f"seed: {result.seed}, {statistics(result, self._session.drafter_name)}")
+        if result.finish_reason == "context":
+            notice(f"stopped: the context of {self._session.n_ctx} tokens is full (-c, --context-shift)")
+
+    def _object(self, result: Result) -> dict[str, Any]:
+        whole = {
+            "text": result.text,
+            "tokens": result.tokens,
+            "finish_reason": result.finish_reason,
+            "seed": result.seed,
+            "drafter": self._session.drafter_name,
+            "model": self._session.model_name,
+            "timings": result.timings.as_dict(),
+        }
+        return {**whole, "done": True} if self._options.stream_json else whole
+
+    def _line(self, value: dict[str, Any]) -> None:
+        self._emit(json.dumps(value, ensure_ascii=False) + "\n")

@@ -1,0 +1,201 @@
+"""`specx show`: what a GGUF file is, without running it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specx.backends.errors import ModelError, UsageError
+from specx.cli.console import stdout, write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from specx.backends.gguf_file import GGUFInfo
+    from specx.backends.models import FoundModel
+
+__all__ = ["register", "show"]
+
+DEFAULT_CONTEXT = 4096
+
+
+def register(app: typer.Typer) -> None:
+    """Add `show` to `app`."""
+    app.command("show")(show)
+
+
+def show(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="A GGUF file, or the name of a model on this machine."),
+    ] = None,
+    model_flag: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="FILE", help="The same, as an option.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Every tensor with shape, type and size.")
+    ] = False,
+    template: Annotated[bool, typer.Option("--template", help="The chat template and nothing else.")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="Every model found on this machine.")] = False,
+    ctx_size: Annotated[
+        int | None,
+        typer.Option(
+            "-c",
+            "--ctx-size",
+            min=0,
+            help="Context to count the memory for; 0 is the model's own.",
+            show_default=f"the model's own, at most {DEFAULT_CONTEXT}",
+        ),
+    ] = None,
+    type_k: Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Type of the K cache.")] = "f16",
+    type_v: Annotated[str, typer.Option("-ctv", "--cache-type-v", help="Type of the V cache.")] = "f16",
+) -> None:
+    """Show what a model file holds and what it takes to run it."""
+    from specx.backends.gguf_file import read_gguf
+    from specx.backends.models import find_model, list_models
+
+    if model and model_flag:
+        raise UsageError(f"more than one model is named: {model} and {model_flag}", "leave one of them out")
+    if list_all:
+        _show_list(list_models(), as_json=as_json)
+        return
+    info = read_gguf(find_model(model or model_flag))
+    if template:
+        if info.chat_template is None:
+            raise ModelError(f"{info.path} has no chat template")
+        write(info.chat_template.rstrip("\n") + "\n")
+        return
+    memory = _memory(info, ctx_size, type_k, type_v)
+    if as_json:
+        write(json.dumps(_record(info, memory, tensors=tensors), indent=2) + "\n")
+        return
+    _show_rows(_summary(info, memory))
+    if tensors:
+        stdout().print()
+        _show_table(
+            ("tensor", "shape", "type", "size"),
+            [(t.name, " x ".join(map(str, t.shape)), t.type, _size(t.nbytes)) for t in info.tensors],
+        )
+
+
+def _memory(info: GGUFInfo, ctx_size: int | None, type_k: str, type_v: str) -> dict[str, int]:
+    """Bytes of the weights and of a KV cache, and the context the latter is for."""
+    own = info.context_length or DEFAULT_CONTEXT
+    n_ctx = min(own, DEFAULT_CONTEXT) if ctx_size is None else ctx_size or own
+    try:
+        cache = info.kv_bytes(n_ctx, type_k, type_v)
+    except ValueError as error:
+        raise UsageError(
+            str(error), "a KV cache can be f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0"
+        ) from None
+    return {"context": n_ctx, "weights": info.weight_bytes, "kv_cache_at_most": cache}
+
+
+def _record(info: GGUFInfo, memory: dict[str, int], *, tensors: bool) -> dict[str, Any]:
+    fields = (
+        "name architecture size version file_type main_type bytes_by_type parameters context_length "
+        "embedding_length blocks heads kv_heads key_length value_length feed_forward_length vocabulary_size "
+        "tokenizer pre_tokenizer chat_template sliding_window state experts experts_used nextn_layers "
+        "fingerprint"
+    )
+    record: dict[str, Any] = {"path": str(info.path), "parts": [str(part) for part in info.parts]}
+    record |= {field: getattr(info, field) for field in fields.split()}
+    record["memory"] = memory
+    record["speculation"] = {"possible": info.plain_reason is None, "reason": info.plain_reason}
+    if tensors:
+        record["tensors"] = [
+            {"name": t.name, "shape": t.shape, "type": t.type, "bytes": t.nbytes} for t in info.tensors
+        ]
+    return record
+
+
+def _summary(info: GGUFInfo, memory: dict[str, int]) -> list[tuple[str, str]]:
+    """The lines of the summary as (label, text), those without content left out."""
+    split = f" in {len(info.parts)} parts" if len(info.parts) > 1 else ""
+    weights, cache = memory["weights"], memory["kv_cache_at_most"]
+    mix = ", ".join(f"{kind} {size / weights:.1%}" for kind, size in info.bytes_by_type.items())
+    heads = f"{info.heads} heads" if info.heads else "no attention"
+    shared = sorted(set(info.kv_heads) - {0})
+    if info.heads and shared:
+        heads += f" sharing {' or '.join(map(str, shared))} keys of {info.key_length}"
+    experts = f"{info.experts_used} of {info.experts} per token" if info.experts else ""
+    tokenizer = ", ".join(filter(None, (info.tokenizer, info.pre_tokenizer)))
+    window = f"{info.sliding_window:,} tokens in the windowed layers" if info.sliding_window else ""
+    rows = [
+        ("file", f"{info.path} ({_size(info.size)}{split}, GGUF {info.version})"),
+        ("name", info.name),
+        ("architecture", info.architecture + ("" if info.state == "attention" else f", {info.state}")),
+        ("parameters", f"{_count(info.parameters)} in {info.blocks} layers"),
+        ("quantization", f"{info.file_type} ({mix})"),
+        ("attention", heads),
+        ("experts", experts),
+        ("window", window),
+        ("context", f"{info.context_length:,} tokens" if info.context_length else ""),
+        ("vocabulary", f"{info.vocabulary_size:,} tokens ({tokenizer})" if info.vocabulary_size else "none"),
+        ("chat template", f"{len(info.chat_template):,} characters" if info.chat_template else "none"),
+        (
+            "memory",
+            f"{_size(weights + cache)} = {_size(weights)} weights + {_size(cache)} KV cache"
+            f" at {memory['context']:,} tokens, and some for computing",
+        ),
+        ("speculation", _speculation(info)),
+        ("fingerprint", info.fingerprint),
+    ]
+    return [(label, text) for label, text in rows if text]
+
+
+def _speculation(info: GGUFInfo) -> str:
+    if info.plain_reason:
+        return f"no: {info.plain_reason}"
+    if info.sliding_window:
+        return "yes, in chains; in trees with --swa-full, which keeps what its windowed layers would forget"
+    return "yes, in trees and chains"
+
+
+def _show_list(models: Sequence[FoundModel], *, as_json: bool) -> None:
+    if as_json:
+        rows = [{"name": m.name, "where": m.where, "size": m.size, "path": str(m.path)} for m in models]
+        write(json.dumps(rows, indent=2) + "\n")
+        return
+    if not models:
+        raise ModelError("no model was found on this machine", "specx pull ORG/REPO fetches one")
+    _show_table(
+        ("name", "size", "where", "path"), [(m.name, _size(m.size), m.where, str(m.path)) for m in models]
+    )
+
+
+def _show_rows(rows: Iterable[tuple[str, str]]) -> None:
+    from rich.text import Text
+
+    for label, text in rows:
+        stdout().print(Text.assemble((f"{label:<15}", "bold"), text))
+
+
+def _show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns, never cut to the width of a terminal: a pipe has none."""
+    from rich.text import Text
+
+    lines = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for i, line in enumerate(lines):
+        cells = [
+            cell.rjust(width) if name == "size" else cell.ljust(width)
+            for cell, width, name in zip(line, widths, columns, strict=True)
+        ]
+        stdout().print(Text("  ".join(cells).rstrip(), style="bold" if i == 0 else ""))
+
+
+def _size(nbytes: int) -> str:
+    from rich.filesize import decimal
+
+    return decimal(nbytes)
+
+
+def _count(number: int) -> str:
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{number:,}"

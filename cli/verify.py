@@ -1,0 +1,146 @@
+"""`specx verify`: does speculation change the text of this model on this machine?"""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specx.cli.console import Progress, notice, stdout, write
+from specx.cli.options import DraftOptions, ModelOptions, load_settings, with_options
+
+if TYPE_CHECKING:
+    from specx.engine.certificate import Comparison
+    from specx.engine.identity import Identity
+    from specx.engine.session import Session
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(verify)
+
+
+@with_options
+def verify(
+    model: ModelOptions,
+    draft: DraftOptions,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", metavar="FILE", help="Prompts to use instead of the built-in ones, one a line."
+        ),
+    ] = None,
+    n_predict: Annotated[
+        int, typer.Option("-n", "--n-predict", metavar="N", min=1, help="Tokens of each generation.")
+    ] = 64,
+    seed: Annotated[
+        int, typer.Option("-s", "--seed", metavar="N", min=0, help="Seed of the first prompt.")
+    ] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+) -> None:
+    """Compare drafted text with plain text, token by token, and say how exact this machine is.
+
+    Exits with 1 if a text differs for any reason but a near-tie within the measured numerical difference.
+    """
+    from specx.cli.files import read_text
+    from specx.cli.generation import open_session
+    from specx.engine.certificate import PROMPTS, compare_drafters
+    from specx.engine.session import DRAFTERS
+
+    texts = PROMPTS if prompts is None else [line for line in read_text(prompts).splitlines() if line.strip()]
+    with open_session(load_settings(model, draft)) as session:
+        identity = session.measure_identity()
+        encoded = [_encode(session, text) for text in texts]
+        drafters = [name for name in DRAFTERS if name != "none"]
+        total = len(encoded) * 3 * len(drafters)
+        seen: list[Comparison] = []
+        with Progress("comparing") as progress:
+
+            def done(comparison: Comparison) -> None:
+                seen.append(comparison)
+                progress.count(len(seen), total)
+
+            compare_drafters(session, encoded, drafters=drafters, n_predict=n_predict, seed=seed, done=done)
+        # With --exact every width in use is identical, so nothing may differ at all.
+        tolerance = 0.0 if session.plan.widths is not None or identity.exact_trees else identity.difference
+        report = _report(session, identity, seen, tolerance)
+    if json:
+        write(json_module.dumps(report) + "\n")
+    else:
+        _print(report, identity, seen)
+    if report["unexplained"]:
+        raise typer.Exit(1)
+
+
+def _encode(session: Session, text: str) -> list[int]:
+    from specx.engine.template import ChatTemplate
+
+    template = ChatTemplate(session.chat_template, bos=session.bos_text, eos=session.eos_text)
+    return template.tokenize(template.render([{"role": "user", "content": text}]), session.tokenize)
+
+
+def _report(
+    session: Session, identity: Identity, seen: Sequence[Comparison], tolerance: float
+) -> dict[str, Any]:
+    different = [c for c in seen if c.first_difference is not None]
+    unexplained = [c for c in different if not c.explained(tolerance)]
+    if unexplained:
+        verdict = "NOT exact"
+    elif different:
+        verdict = "exact up to ties"
+    elif session.plan.widths is not None or identity.exact_trees:
+        verdict = "exact"
+    else:
+        verdict = "exact on these prompts, up to ties in general"
+    return {
+        "model": session.model_name,
+        "verdict": verdict,
+        "identical_widths": [list(members) for members in identity.classes],
+        "branches_identical": identity.branches,
+        "depths": list(identity.depths),
+        "logit_difference": identity.difference,
+        "held_to_widths": sorted(session.plan.widths) if session.plan.widths is not None else None,
+        "compared": len(seen),
+        "identical": len(seen) - len(different),
+        "tokens": sum(c.tokens for c in seen),
+        "unexplained": len(unexplained),
+        "differences": [asdict(c) for c in different],
+    }
+
+
+def _print(report: dict[str, Any], identity: Identity, seen: Sequence[Comparison]) -> None:
+    from rich.table import Table
+
+    console = stdout()
+    classes = "; ".join(", ".join(map(str, members)) for members in identity.classes)
+    console.print(f"model: {report['model']}")
+    console.print(f"batch widths with bit-identical logits: {classes}")
+    console.print(f"accepting a branch leaves logits bit-identical: {'yes' if identity.branches else 'no'}")
+    console.print(f"largest difference of a logit between shapes: {identity.difference:.3g}")
+    table = Table(
+        "drafter", "temperature", "texts", "identical", "first differences (token: logits, margin)", box=None
+    )
+    for drafter in dict.fromkeys(c.drafter for c in seen):
+        for temperature in dict.fromkeys(c.temperature for c in seen):
+            group = [c for c in seen if (c.drafter, c.temperature) == (drafter, temperature)]
+            apart = [c for c in group if c.first_difference is not None]
+            places = ", ".join(
+                f"{c.first_difference}: {c.logit_difference:.2g}, {c.margin:.2g}" for c in apart
+            )
+            table.add_row(
+                drafter, f"{temperature:g}", str(len(group)), str(len(group) - len(apart)), places or "none"
+            )
+    console.print(table)
+    console.print(f"verdict: {report['verdict']}")
+    if report["unexplained"]:
+        notice("a difference larger than numerics explain is a fault in specx: please report it with --json")
+    elif report["differences"] and report["held_to_widths"] is None:
+        notice(
+            "hold the widths with --exact, or keep the KV cache in q8_0 (-ctk q8_0 -ctv q8_0), to end these"
+        )

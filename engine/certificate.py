@@ -1,0 +1,138 @@
+"""The exactness certificate: does speculation change the text of this model on this machine?
+
+The same prompts and seeds are generated with every drafter and compared, token by token, with plain
+decoding. Where two texts part, the logits both runs saw at that position are compared: the context is the
+same, the rule that picks the token is the same function of the logits and the seed, so the parting is
+numerical exactly if the logits differ, and harmless if by no more than batch widths make them differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from specx.engine.decode import Evidence
+from specx.engine.session import Result, Session
+from specx.engine.settings import SamplingSettings
+
+__all__ = ["PROMPTS", "Comparison", "compare_drafters", "parting"]
+
+PROMPTS = (
+    "Write a short story about a lighthouse keeper who finds a message in a bottle.",
+    "List the planets of the solar system with one fact about each, as a Markdown table.",
+    "Complete this Python function:\n\ndef is_palindrome(text: str) -> bool:\n",
+    "Repeat the following three times: the quick brown fox jumps over the lazy dog.",
+    "Translate into French, German and Spanish: Where is the nearest railway station?",
+    "A shop sells pens at 3 for 2 euros. How much do 18 pens cost? Think step by step.",
+)
+TEMPERATURES = (0.0, 0.7, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One generation with a drafter against the plain one.
+
+    Attributes:
+        prompt: index of the prompt.
+        temperature, seed: sampling settings both used.
+        drafter: its name.
+        tokens: how many tokens were compared.
+        first_difference: index of the first differing token, or None if the texts are identical.
+        logit_difference: largest difference of a logit between the two runs there; 0 if identical.
+        margin: how far ahead plain decoding's token was there, in units of the tempered logits.
+    """
+
+    prompt: int
+    temperature: float
+    seed: int
+    drafter: str
+    tokens: int
+    first_difference: int | None = None
+    logit_difference: float = 0.0
+    margin: float = 0.0
+
+    def explained(self, tolerance: float) -> bool:
+        """Whether the texts are identical, or part over logits that differ by at most `tolerance`."""
+        return self.first_difference is None or 0.0 < self.logit_difference <= tolerance
+
+
+def compare_drafters(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    *,
+    drafters: Sequence[str] = ("suffix", "recycle", "auto"),
+    temperatures: Sequence[float] = TEMPERATURES,
+    n_predict: int = 64,
+    seed: int = 1,
+    done: Callable[[Comparison], None] = lambda _c: None,
+) -> list[Comparison]:
+    """Generate every prompt at every temperature plainly and with each drafter.
+
+    Args:
+        session: its conversation is lost; its drafter is as before afterwards.
+        prompts: token ids, at least one token each.
+        drafters: names of the drafters to compare with "none".
+        temperatures: sampling temperatures; the other settings are the defaults.
+        n_predict: tokens of each generation.
+        seed: of the first prompt; the others count up.
+        done: told of each comparison.
+    """
+    before = session.drafter_name
+    comparisons: list[Comparison] = []
+    for index, prompt in enumerate(prompts):
+        for temperature in temperatures:
+            settings = SamplingSettings(seed=seed + index, temperature=temperature)
+            plain = _generate(session, "none", prompt, settings, n_predict)
+            for drafter in drafters:
+                drafted = _generate(session, drafter, prompt, settings, n_predict)
+                comparison = _compare(index, settings, drafter, plain, drafted)
+                comparisons.append(comparison)
+                done(comparison)
+    session.set_drafter(before)
+    return comparisons
+
+
+def parting(plain: Result, drafted: Result) -> tuple[int, float, float] | None:
+    """Where two results part: (index, largest logit difference there, plain margin there), or None.
+
+    A result that is a prefix of the other parts where it ends.
+    """
+    if plain.tokens == drafted.tokens:
+        return None
+    pairs = zip(plain.tokens, drafted.tokens, strict=False)
+    index = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(plain.tokens), len(drafted.tokens)))
+    if index >= len(plain.evidence) or index >= len(drafted.evidence):
+        return index, 0.0, 0.0
+    ours, theirs = plain.evidence[index], drafted.evidence[index]
+    return index, _logit_difference(ours, theirs), ours.margin
+
+
+def _compare(
+    prompt: int, settings: SamplingSettings, drafter: str, plain: Result, drafted: Result
+) -> Comparison:
+    found = parting(plain, drafted)
+    compared = min(len(plain.tokens), len(drafted.tokens))
+    common = (prompt, settings.temperature, plain.seed, drafter, compared)
+    return Comparison(*common) if found is None else Comparison(*common, *found)
+
+
+def _generate(
+    session: Session, drafter: str, prompt: Sequence[int], settings: SamplingSettings, n_predict: int
+) -> Result:
+    session.set_drafter(drafter)
+    session.backend.rewind(0)
+    session.cached = []
+    generation = session.generate(prompt, settings, n_predict=n_predict, evidence=True)
+    for _ in generation:
+        pass
+    return generation.result
+
+
+def _logit_difference(a: Evidence, b: Evidence) -> float:
+    """Largest difference over the tokens that are among the most likely ones in both rows."""
+    shared, in_a, in_b = np.intersect1d(a.ids, b.ids, return_indices=True)
+    if not len(shared):
+        return float("inf")
+    return float(np.abs(a.logits[in_a] - b.logits[in_b]).max())

@@ -1,0 +1,130 @@
+"""What is learned of a model and kept between runs.
+
+Costs of steps depend on the machine, the build and the settings; calibrations and caches on the model
+alone. Everything is loaded when first needed and saved once, when the session closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specx.backends.store import Store
+from specx.drafters.base import Drafter
+from specx.drafters.calibration import Calibration
+from specx.drafters.free import FreeDrafter
+from specx.drafters.none import NoDrafter
+from specx.engine.identity import Identity
+from specx.engine.staircase import Staircase
+
+__all__ = ["Learned"]
+
+HISTORY_TOKENS = 1 << 16  # of earlier answers; an automaton over them is built in some 30 ms
+SEPARATOR = -1  # no match spans it
+
+
+class Learned:
+    """The kept knowledge of one model.
+
+    Args:
+        store: where it is kept.
+        model_key: what calibrations and caches depend on.
+        cost_key: what the time and the bits of a step depend on.
+    """
+
+    def __init__(self, store: Store, *, model_key: str, cost_key: str) -> None:
+        self._store = store
+        self._model_key = model_key
+        self._cost_key = cost_key
+        self._calibration = self._load_calibration()
+        self._history = self._load_history()
+        self._drafter: FreeDrafter | None = None
+
+    def load_staircase(self, staircase: Staircase) -> Staircase:
+        """`staircase` with what was measured before, if anything."""
+        data = self._store.load_json("staircase", self._cost_key)
+        if data is not None:
+            try:
+                staircase.load_json(data["steps"])
+            except (ValueError, TypeError, AttributeError, KeyError):
+                self._store.set_aside("staircase", self._cost_key)
+        return staircase
+
+    def save_staircase(self, staircase: Staircase) -> None:
+        """Keep what was measured."""
+        if staircase.buckets:
+            self._store.save_json("staircase", self._cost_key, {"steps": staircase.to_json()})
+
+    def load_identity(self) -> Identity | None:
+        """Which batch shapes are bit-identical, if that was measured before."""
+        data = self._store.load_json("identity", self._cost_key)
+        try:
+            return None if data is None else Identity.from_json(data)
+        except (ValueError, TypeError, KeyError):
+            self._store.set_aside("identity", self._cost_key)
+            return None
+
+    def save_identity(self, identity: Identity) -> None:
+        """Keep which batch shapes are bit-identical."""
+        self._store.save_json("identity", self._cost_key, identity.to_json())
+
+    def make_drafter(self, vocab_size: int, sources: Sequence[str]) -> Drafter:
+        """A drafter of `sources` that starts from everything kept of this model."""
+        if not sources:
+            return NoDrafter()
+        self._harvest()
+        drafter = FreeDrafter(vocab_size, tuple(sources), self._calibration)
+        if len(self._history):
+            drafter.preload(self._history)
+        rows = self._store.load_arrays("recycle", self._model_key)
+        if rows is not None and "recycle" in sources:
+            try:
+                drafter.restore_rows(rows["tokens"], rows["ids"], rows["logits"])
+            except (ValueError, TypeError, KeyError, IndexError):
+                self._store.set_aside("recycle", self._model_key)
+        self._drafter = drafter
+        return drafter
+
+    def remember(self, tokens: Sequence[int]) -> None:
+        """An answer is finished: later conversations may draft from it."""
+        added = np.array([*tokens, SEPARATOR], np.int32)
+        self._history = np.concatenate((self._history, added))[-HISTORY_TOKENS:]
+
+    def forget(self) -> None:
+        """Drop everything learned since the store was read."""
+        self._drafter = None
+        self._calibration = self._load_calibration()
+        self._history = self._load_history()
+
+    def save(self) -> None:
+        """Keep calibrations, earlier answers and recycled continuations."""
+        self._store.save_arrays("calibration", self._model_key, self._calibration.to_arrays())
+        if len(self._history):
+            self._store.save_arrays("history", self._model_key, {"tokens": self._history})
+        self._harvest()
+
+    def _harvest(self) -> None:
+        """Keep the recycling table of the present drafter, which a new drafter starts from."""
+        if self._drafter is not None and "recycle" in self._drafter.sources:
+            tokens, ids, logits = self._drafter.export_rows()
+            if len(tokens):
+                rows = {"tokens": tokens, "ids": ids, "logits": logits.astype(np.float16)}
+                self._store.save_arrays("recycle", self._model_key, rows)
+            self._drafter = None
+
+    def _load_calibration(self) -> Calibration:
+        arrays = self._store.load_arrays("calibration", self._model_key)
+        if arrays is not None:
+            try:
+                return Calibration.from_arrays(arrays)
+            except (ValueError, TypeError, KeyError):
+                self._store.set_aside("calibration", self._model_key)
+        return Calibration()
+
+    def _load_history(self) -> NDArray[np.int32]:
+        arrays = self._store.load_arrays("history", self._model_key)
+        if arrays is not None and arrays.get("tokens", np.empty(0)).ndim == 1:
+            return arrays["tokens"].astype(np.int32)[-HISTORY_TOKENS:]
+        return np.empty(0, np.int32)

@@ -1,0 +1,200 @@
+"""How the next token is chosen: the one acceptance rule.
+
+The token at an absolute position is the argmax of log p + G over the kept tokens, where the Gumbel noise G
+is a function of (seed, position, token id). It does not depend on what was drafted, so a drafted token is
+simply right or wrong (drafter-invariant coupling, Daliri, Musco and Suresh 2024). At temperature 0 it is
+the plain argmax.
+
+A constraint (a grammar) restricts the truncated distribution: the kept tokens are ranked by log p + G, and
+the first one allowed wins, which is a sample of the kept and allowed tokens with their probabilities
+renormalised. Only if no kept token is allowed is the constraint applied to the whole vocabulary, before the
+truncation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specx.backends.errors import GrammarError, ModelError, UsageError
+from specx.engine.settings import SamplingSettings
+from specx.kernels._native import rank_tokens
+
+__all__ = ["Constraint", "Sampler"]
+
+_FEW = 64  # tokens asked about before all kept ones are; a grammar call costs time for each
+
+
+class Constraint(Protocol):
+    """What the text must match; follows the emitted tokens."""
+
+    def allowed(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which of the tokens `ids` (m,) int32 may come next, as (m,) bool."""
+
+    def accept(self, token: int) -> None:
+        """`token` was emitted."""
+
+
+class Sampler:
+    """Chooses the token of each position, and follows what was emitted.
+
+    Args:
+        settings: `seed` must be set; only its lower 64 bits count.
+        vocab_size: V.
+        constraint: what the tokens emitted from `begin` on must match.
+        margins: record `last_margin`, which makes greedy sampling a little slower.
+
+    Raises:
+        UsageError: a token of the logit bias is not in the vocabulary.
+    """
+
+    def __init__(
+        self,
+        settings: SamplingSettings,
+        vocab_size: int,
+        constraint: Constraint | None = None,
+        *,
+        margins: bool = False,
+    ) -> None:
+        if settings.seed is None:
+            raise ValueError("a sampler needs a seed")
+        self.margins = margins
+        self.last_margin = float("nan")
+        self._seed = settings.seed & (2**64 - 1)
+        self._temperature = settings.temperature
+        self._truncation = (settings.top_k, settings.top_p, settings.min_p, settings.typical_p)
+        self._constraint = constraint
+        self._argmax = settings.temperature <= 0 and constraint is None and not margins
+        self._bias_ids = np.array(list(settings.logit_bias), np.int32)
+        self._bias = np.array(list(settings.logit_bias.values()), np.float32)
+        for token in settings.logit_bias:
+            if not 0 <= token < vocab_size:
+                raise UsageError(
+                    f"the logit bias names token {token}, which the model does not have",
+                    f"token ids go from 0 to {vocab_size - 1}",
+                )
+        self._penalties = _Penalties(settings)
+        self._scratch = np.empty(vocab_size, np.float32)
+
+    def begin(self, context: Sequence[int]) -> None:
+        """A generation starts after `context`, the tokens that the penalties look back at."""
+        self._penalties.begin(context)
+
+    def sample(self, logits: NDArray[np.float32], position: int) -> int:
+        """The token at an absolute position.
+
+        Args:
+            logits: (V,) float32 that follow the emitted tokens. Borrowed, not changed.
+            position: absolute position of the token being chosen.
+
+        Raises:
+            ModelError: no token has a logit above -inf.
+            GrammarError: the constraint allows no token at all.
+        """
+        row = self._adjusted(logits)
+        if self._argmax:
+            token = int(np.argmax(row))
+            if row[token] > -np.inf:  # not so if a logit is NaN, which the ranking knows how to treat
+                return token
+        if self._constraint is not None:
+            return self._sample_allowed(row, position, self._constraint)
+        ids, scores = self._rank(row, position, 2 if self.margins else 1)
+        return self._winner(ids, scores)
+
+    def accept(self, token: int) -> None:
+        """`token` was emitted. Called for every emitted token, in order."""
+        self._penalties.accept(token)
+        if self._constraint is not None:
+            self._constraint.accept(token)
+
+    def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`logits` with bias and penalties: the row itself if there are none, else the scratch row."""
+        if not len(self._bias) and not self._penalties.active:
+            return logits
+        row = self._scratch
+        np.copyto(row, logits)
+        row[self._bias_ids] += self._bias
+        self._penalties.apply(row)
+        return row
+
+    def _rank(
+        self, row: NDArray[np.float32], position: int, count: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        try:
+            return rank_tokens(row, self._seed, position, self._temperature, *self._truncation, count)
+        except ValueError as problem:
+            raise ModelError(
+                "there is no token to choose: every logit is -inf or NaN",
+                "check the logit bias; without one, the model file may be damaged (specx verify MODEL)",
+            ) from problem
+
+    def _winner(self, ids: NDArray[np.int32], scores: NDArray[np.float64]) -> int:
+        if self.margins:
+            self.last_margin = float(scores[0] - scores[1]) if len(ids) > 1 else float("inf")
+        return int(ids[0])
+
+    def _sample_allowed(self, row: NDArray[np.float32], position: int, constraint: Constraint) -> int:
+        """The best allowed token, asking the constraint about as few tokens as will do."""
+        wanted = 2 if self.margins else 1
+        for count in (wanted, _FEW, len(row)):
+            ids, scores = self._rank(row, position, count)
+            allowed = constraint.allowed(ids)
+            # The tokens not asked about yet can only follow, so `wanted` allowed ones settle it.
+            if np.count_nonzero(allowed) >= wanted or len(ids) < count:
+                break
+        if not allowed.any():
+            everything = np.arange(len(row), dtype=np.int32)
+            masked = np.where(constraint.allowed(everything), row, np.float32(-np.inf))
+            if not (masked > -np.inf).any():
+                raise GrammarError(
+                    "the grammar allows none of the model's tokens here",
+                    "check that the grammar can be completed with the text so far",
+                )
+            ids, scores = self._rank(masked, position, wanted)
+            return self._winner(ids, scores)
+        return self._winner(ids[allowed], scores[allowed])
+
+
+class _Penalties:
+    """llama.cpp's repetition, frequency and presence penalties over the last `repeat_last_n` tokens."""
+
+    def __init__(self, settings: SamplingSettings) -> None:
+        self._repeat = np.float32(settings.repeat_penalty)
+        self._frequency = np.float32(settings.frequency_penalty)
+        self._presence = np.float32(settings.presence_penalty)
+        self._length = settings.repeat_last_n
+        neutral = self._repeat == 1 and self._frequency == 0 and self._presence == 0
+        self.active = self._length != 0 and not neutral
+        self._recent: deque[int] = deque()
+        self._counts: Counter[int] = Counter()
+
+    def begin(self, context: Sequence[int]) -> None:
+        if self.active:
+            self._recent = deque(context if self._length < 0 else context[-self._length :])
+            self._counts = Counter(self._recent)
+
+    def accept(self, token: int) -> None:
+        if not self.active:
+            return
+        self._recent.append(token)
+        self._counts[token] += 1
+        if 0 <= self._length < len(self._recent):
+            oldest = self._recent.popleft()
+            self._counts[oldest] -= 1
+            if not self._counts[oldest]:
+                del self._counts[oldest]
+
+    def apply(self, row: NDArray[np.float32]) -> None:
+        """Change (V,) logits in place."""
+        if not self._counts:
+            return
+        ids = np.fromiter(self._counts.keys(), np.int32, len(self._counts))
+        counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
+        logits = row[ids]
+        # Dividing would make a negative logit more likely.
+        logits = np.where(logits > 0, logits / self._repeat, logits * self._repeat)
+        row[ids] = logits - (counts * self._frequency + self._presence)

@@ -1,0 +1,152 @@
+"""What the native module exports. Each function has its NumPy reference, with the full description, beside."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+def gumbel(seed: int, position: int, ids: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Gumbel noise (m,) float64 of the token ids (m,) int32: a function of (seed, position, id) only."""
+
+def rank_tokens(
+    logits: NDArray[np.float32],
+    seed: int,
+    position: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    typical_p: float,
+    count: int,
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """The best `count` kept tokens, (m,) int32 ids and (m,) float64 scores, by decreasing score.
+
+    Raises:
+        ValueError: no logit is above -inf, or count is below 1.
+    """
+
+SUFFIX_SHAPE: tuple[int, ...]
+RECYCLE_SHAPE: tuple[int, ...]
+
+class SuffixAutomaton:
+    """Online suffix automaton over a text of tokens; -1 stands for a separator."""
+
+    def __init__(self) -> None: ...
+    def append(self, tokens: NDArray[np.int32]) -> None:
+        """Add tokens (n,) at the end. Raises ValueError for a negative one."""
+
+    def separate(self) -> None:
+        """Add a break that no match spans; it takes one position of the text."""
+
+    def match(self, count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Ends and lengths, (m,) each with m <= count, of the most recent earlier occurrences of suffixes of
+        the text, longest first, with pairwise different next tokens."""
+
+    def text(self) -> NDArray[np.int32]:
+        """The whole text, (n,); a copy."""
+
+    def clear(self) -> None:
+        """Forget the text."""
+
+    def __len__(self) -> int: ...
+
+class RecycleTable:
+    """The target's last best k tokens after each token and after each pair of tokens."""
+
+    def __init__(self, vocab_size: int, k: int = 8, contexts: int = 65536) -> None: ...
+    def update(
+        self, previous: NDArray[np.int32], tokens: NDArray[np.int32], logits: NDArray[np.float32]
+    ) -> None:
+        """Logits (n, V) followed `tokens` (n,), which came after `previous` (n,) or -1; the last row wins."""
+
+    def update_top(
+        self,
+        previous: NDArray[np.int32],
+        tokens: NDArray[np.int32],
+        ids: NDArray[np.int32],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """The same with the best tokens known: ids and logits (n, m), best first, -1 where a row ends."""
+
+    def lookup(self, previous: int, token: int) -> tuple[NDArray[np.int32], NDArray[np.float32], int]:
+        """Ids, logits and order (2 pair, 1 token, 0 nothing known) of what may follow."""
+
+    def export(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+        """Tokens (n,), ids (n, k) and logits (n, k) of the rows of single tokens."""
+
+    def restore(
+        self, tokens: NDArray[np.int32], ids: NDArray[np.int32], logits: NDArray[np.float32]
+    ) -> None:
+        """Take exported rows back. Raises ValueError or IndexError for ids outside the vocabulary."""
+
+    def clear(self) -> None:
+        """Forget every row."""
+
+class FreeTrie:
+    """Best-first tree of suffix matches and recycled candidates, with calibrated probabilities.
+
+    `counts` (cells, 2) and `prior` (cells,) float32 are shared, not copied: see specx.drafters.calibration.
+    Sources are 0 suffix, 1 recycle, 2 suffix found in the history.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        counts: NDArray[np.float32],
+        prior: NDArray[np.float32],
+        use_suffix: bool = True,
+        use_recycle: bool = True,
+        contexts: int = 65536,
+    ) -> None: ...
+    @property
+    def automaton(self) -> SuffixAutomaton: ...
+    @property
+    def table(self) -> RecycleTable: ...
+    @property
+    def conversation_start(self) -> int:
+        """Where the present conversation begins in the text of the automaton."""
+
+    @property
+    def order_scores(self) -> tuple[float, float]:
+        """Decayed mean of 1 / (1 + rank of the right token) without and with the noise of its position."""
+
+    def begin(self, context: NDArray[np.int32]) -> None:
+        """A generation starts after `context`; if it extends the present conversation, the rest is added."""
+
+    def preload(self, tokens: NDArray[np.int32]) -> None:
+        """Add history, -1 between texts."""
+
+    def append(self, token: int) -> None:
+        """Add a token without scoring."""
+
+    def observe(
+        self, tokens: NDArray[np.int32], seed: int = 0, position: int = 0, temperature: float = 0.0
+    ) -> None:
+        """Score the candidates before each of `tokens`, the first of which is at `position`; then add it."""
+
+    def clear_text(self) -> None:
+        """Forget conversation and history, but not the table."""
+
+    def update_rows(
+        self, previous: NDArray[np.int32], tokens: NDArray[np.int32], logits: NDArray[np.float32]
+    ) -> None:
+        """`RecycleTable.update`."""
+
+    def update_tree(
+        self,
+        previous: int,
+        token: int,
+        tokens: NDArray[np.int32],
+        parents: NDArray[np.int32],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """Rows (1 + n, V) of a verified tree of n nodes; its root is `token`, which came after `previous`."""
+
+    def grow(
+        self,
+        limit: int,
+        leaves: int,
+        seed: int = 0,
+        position: int = 0,
+        temperature: float = 0.0,
+        coupled: bool = False,
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
+        """Tokens, parents, path probabilities and sources of the best tree; its first token is at `position`."""

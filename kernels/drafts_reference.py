@@ -1,0 +1,286 @@
+"""What the native drafting classes compute, in plain Python by brute force over the text.
+
+Everything is defined on strings and their occurrences, so nothing here shares a data structure with the
+native code. Chains of suffixes are followed without the native limits on hops.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE
+
+__all__ = ["FreeTrieReference", "RecycleTableReference", "SuffixText"]
+
+SEPARATOR = -1
+ROW_WIDTH = 8
+MAX_SUFFIXES = 3
+MIN_PROBABILITY = 0.002
+PRIOR_TRIALS = 8.0
+KEEP = 0.99
+NEW, MAX_STREAK = -1, 3
+GREEDY, PLAIN, COUPLED = 0, 1, 2
+SUFFIX, RECYCLE, HISTORY = 0, 1, 2
+LENGTH_EDGES = (2, 3, 4, 5, 7, 11, 21)
+MARGIN_EDGES = (0.25, 0.75, 1.5, 3.0, 5.0)
+CLEAR_MARGIN = 1.0
+
+String = tuple[int, ...]
+Noise = Callable[[int, int, int], float]
+"""Gumbel noise of (seed, position, token)."""
+
+
+class SuffixText:
+    """A text with separators, and questions about where its strings occur."""
+
+    def __init__(self) -> None:
+        self.text: list[int] = []
+
+    def append(self, tokens: Iterable[int]) -> None:
+        self.text += [int(token) for token in tokens]
+
+    def separate(self) -> None:
+        self.text.append(SEPARATOR)
+
+    def segment(self) -> String:
+        """The text since the last separator."""
+        start = len(self.text)
+        while start > 0 and self.text[start - 1] != SEPARATOR:
+            start -= 1
+        return tuple(self.text[start:])
+
+    def ends(self, string: String) -> tuple[int, ...]:
+        """Where `string` occurs: indices of its last token, increasing."""
+        n = len(string)
+        return tuple(
+            e for e in range(n - 1, len(self.text)) if tuple(self.text[e - n + 1 : e + 1]) == string
+        )
+
+    def followed(self, string: String) -> list[int]:
+        """Those ends of `string` that a token follows."""
+        last = len(self.text) - 1
+        return [e for e in self.ends(string) if e < last and self.text[e + 1] != SEPARATOR]
+
+    def streak(self, string: String) -> int:
+        """How many of the last occurrences, at most 3, were followed by the same token as the one before."""
+        tokens = [self.text[e + 1] for e in self.followed(string)]
+        if len(tokens) < 2:
+            return NEW
+        streak = 0
+        while streak < min(MAX_STREAK, len(tokens) - 1) and tokens[-1 - streak] == tokens[-2 - streak]:
+            streak += 1
+        return streak
+
+    def longest(self, path: Sequence[int] = ()) -> String:
+        """Longest suffix of text + path that occurs in the text, other than as the end of the text."""
+        whole = self.segment() + tuple(path)
+        last = len(self.text) - 1
+        for start in range(len(whole)):
+            ends = self.ends(whole[start:])
+            if ends and (path or ends[0] < last):
+                return whole[start:]
+        return ()
+
+    def chain(self, string: String) -> list[String]:
+        """`string`, then each longest shorter suffix of it that occurs in more places."""
+        strings = []
+        while string:
+            strings.append(string)
+            ends = self.ends(string)
+            while string and self.ends(string) == ends:
+                string = string[1:]
+        return strings
+
+    def match(self, count: int) -> tuple[list[int], list[int]]:
+        """Ends and lengths of the most recent earlier occurrences of suffixes of the text."""
+        ends: list[int] = []
+        lengths: list[int] = []
+        for string in self.chain(self.longest()):
+            followed = self.followed(string)
+            if not followed or len(ends) == count:
+                continue
+            if self.text[followed[-1] + 1] not in [self.text[e + 1] for e in ends]:
+                ends.append(followed[-1])
+                lengths.append(len(string))
+        return ends, lengths
+
+
+class RecycleTableReference:
+    """The last best tokens after a token and after a pair of tokens, in dictionaries."""
+
+    def __init__(self, k: int = ROW_WIDTH) -> None:
+        self.k = k
+        self.rows: dict[tuple[int, ...], tuple[list[int], list[float]]] = {}
+
+    def update(self, previous: int, token: int, logits: NDArray[np.float32]) -> None:
+        """Keep the best k of logits (V,), by decreasing logit, ties to the lower id."""
+        ids = [int(i) for i in np.lexsort((np.arange(len(logits)), -logits)) if np.isfinite(logits[i])]
+        row = ids[: self.k], [float(logits[i]) for i in ids[: self.k]]
+        self.rows[(token,)] = row
+        if previous >= 0:
+            self.rows[previous, token] = row
+
+    def lookup(self, previous: int, token: int) -> tuple[list[int], list[float], int]:
+        """Ids, logits and order (0 if there is none) of the row of (previous, token), else of token."""
+        for key in ((previous, token), (token,)):
+            if key in self.rows:
+                return *self.rows[key], len(key)
+        return [], [], 0
+
+
+def bucket(value: float, edges: Sequence[float]) -> int:
+    """How many of the increasing edges `value` has reached."""
+    return sum(value >= edge for edge in edges)
+
+
+def agreement(token: int, ids: Sequence[int], scores: Sequence[float], row_order: int) -> int:
+    """What the recycled row says of a suffix candidate, as a bucket."""
+    if row_order == 0:
+        return 5
+    if token not in ids:
+        return 4
+    if ids.index(token) > 0:
+        return 2 if ids.index(token) <= 2 else 3
+    return 0 if len(ids) > 1 and scores[0] - scores[1] >= CLEAR_MARGIN else 1
+
+
+def suffix_cell(order: int, place: int, length: int, agrees: int, streak: int, history: bool) -> int:
+    """Index of the cell of a suffix candidate."""
+    where = (order, place, bucket(length, LENGTH_EDGES), agrees, streak + 1, int(history))
+    return int(np.ravel_multi_index(where, SUFFIX_SHAPE))
+
+
+def recycle_cell(order: int, place: int, margin: float, row_order: int, match: int) -> int:
+    """Index of the cell of a recycled candidate; `match` is the length of the first suffix match or 0."""
+    where = (order, place, bucket(np.float32(margin), MARGIN_EDGES), row_order - 1, bucket(match, (1, 2, 5)))
+    return math.prod(SUFFIX_SHAPE) + int(np.ravel_multi_index(where, RECYCLE_SHAPE))
+
+
+@dataclass
+class FreeTrieReference:
+    """The merged trie, grown from scratch at every call."""
+
+    counts: NDArray[np.float32]
+    prior: NDArray[np.float32]
+    noise: Noise
+    use_suffix: bool = True
+    use_recycle: bool = True
+    start: int = 0
+    suffix: SuffixText = field(default_factory=SuffixText)
+    table: RecycleTableReference = field(default_factory=RecycleTableReference)
+
+    def begin(self, context: Sequence[int]) -> None:
+        held = self.suffix.text[self.start :]
+        if list(context[: len(held)]) != held:
+            self.suffix.separate()
+            self.start = len(self.suffix.text)
+            held = []
+        self.suffix.append(context[len(held) :])
+
+    def preload(self, tokens: Sequence[int]) -> None:
+        if len(self.suffix.text) > self.start:
+            self.suffix.separate()
+        self.suffix.append(tokens)
+        if tokens and tokens[-1] != SEPARATOR:
+            self.suffix.separate()
+        self.start = len(self.suffix.text)
+
+    def ranked_row(
+        self, path: Sequence[int], order: int, seed: int, position: int, temperature: float
+    ) -> tuple[list[int], list[float], int]:
+        """Ids, scores and order of the recycled row after text + path, best first."""
+        if not self.use_recycle:
+            return [], [], 0
+        ends = [-1, -1, *self.suffix.segment()[-2:], *path][-2:]
+        ids, logits, row_order = self.table.lookup(*ends)
+        scores = [logit * (1 / temperature if temperature > 0 else 1.0) for logit in logits]
+        if order == COUPLED:
+            scores = [s + self.noise(seed, position, i) for s, i in zip(scores, ids, strict=True)]
+            ranking = sorted(range(len(ids)), key=lambda i: -scores[i])
+            ids, scores = [ids[i] for i in ranking], [scores[i] for i in ranking]
+        return ids, scores, row_order
+
+    def candidates(
+        self, path: Sequence[int], order: int, seed: int, position: int, temperature: float
+    ) -> list[tuple[int, int, int]]:
+        """(token, cell, source) of every candidate after text + path, in the order they are tried."""
+        ids, scores, row_order = self.ranked_row(path, order, seed, position, temperature)
+        found: list[tuple[int, int, int]] = []
+        matches = [0]
+        for string in self.suffix.chain(self.suffix.longest(path)) if self.use_suffix else []:
+            followed = self.suffix.followed(string)
+            if not followed or len(found) == MAX_SUFFIXES:
+                continue
+            token, history = self.suffix.text[followed[-1] + 1], followed[-1] < self.start
+            if token not in [t for t, _, _ in found]:
+                agrees = agreement(token, ids, scores, row_order)
+                streak = self.suffix.streak(string)
+                cell = suffix_cell(order, len(found), len(string), agrees, streak, history)
+                found.append((token, cell, HISTORY if history else SUFFIX))
+                matches.append(len(string))
+        match = matches[min(1, len(found))]
+        left = [(i, s) for i, s in zip(ids, scores, strict=True) if i not in [t for t, _, _ in found]]
+        for k, (token, score) in enumerate(left):
+            margin = score - left[k + 1][1] if k + 1 < len(left) else 0.0
+            found.append((token, recycle_cell(order, k, margin, row_order, match), RECYCLE))
+        return found
+
+    def hazard(self, cell: int) -> float:
+        hits, trials = map(float, self.counts[cell])
+        return (PRIOR_TRIALS * float(self.prior[cell]) + hits) / (PRIOR_TRIALS + trials)
+
+    def observe(
+        self, tokens: Sequence[int], seed: int = 0, position: int = 0, temperature: float = 0.0
+    ) -> None:
+        """Score the candidates of each context against the token that came, then append it."""
+        for i, token in enumerate(tokens):
+            for order in (PLAIN, COUPLED) if temperature > 0 else (GREEDY,):
+                for guess, cell, _ in self.candidates((), order, seed, position + i, temperature):
+                    hits, trials = map(float, self.counts[cell])
+                    self.counts[cell] = KEEP * hits + (guess == token), KEEP * trials + 1
+                    if guess == token:
+                        break
+            self.suffix.append([token])
+
+    def grow(
+        self,
+        limit: int,
+        leaves: int,
+        seed: int = 0,
+        position: int = 0,
+        temperature: float = 0.0,
+        coupled: bool = False,
+    ) -> list[tuple[int, int, float, int]]:
+        """(token, parent, path probability, source) of the nodes of the best tree."""
+        order = GREEDY if temperature <= 0 else COUPLED if coupled else PLAIN
+        nodes: list[tuple[int, int, float, int]] = []
+        paths: list[tuple[int, ...]] = [()]
+        heap: list[tuple[float, int, int, int, int]] = []
+        pushes = 0
+        while True:
+            path, rest = paths[-1], nodes[-1][2] if nodes else 1.0
+            for token, cell, source in self.candidates(path, order, seed, position + len(path), temperature):
+                if rest < MIN_PROBABILITY:
+                    break
+                prob = rest * self.hazard(cell)
+                rest -= prob
+                if prob >= MIN_PROBABILITY:
+                    heapq.heappush(heap, (-prob, pushes, len(nodes) - 1, token, source))
+                    pushes += 1
+            while heap:
+                prob, _, parent, token, source = heapq.heappop(heap)
+                inner = {p for _, p, _, _ in nodes}
+                if (parent >= 0 and parent not in inner) or len(nodes) - len(inner - {-1}) < leaves:
+                    break
+            else:
+                return nodes
+            if len(nodes) == limit:
+                return nodes
+            nodes.append((token, parent, -prob, source))
+            paths.append((*paths[parent + 1], token))

@@ -1,0 +1,222 @@
+// Python classes of the automaton, the table and the trie. All arrays are C-contiguous and shared, never
+// copied on the way in; what comes out is the caller's own.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <vector>
+
+#include "free_trie.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using IntRows = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void require(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+// A new NumPy array of the given shape, filled by `fill(T*)`.
+template <class T, class Fill>
+nb::object new_array(std::initializer_list<size_t> shape, Fill fill) {
+    size_t n = 1;
+    for (const size_t axis : shape) n *= axis;
+    T* data = new T[n > 0 ? n : 1];
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    fill(data);
+    return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
+}
+
+nb::tuple match(const SuffixAutomaton& automaton, int count) {
+    require(count >= 0, "count is negative");
+    std::vector<int32_t> ends(static_cast<size_t>(count)), lengths(static_cast<size_t>(count));
+    const size_t n = static_cast<size_t>(automaton.match(count, ends.data(), lengths.data()));
+    return nb::make_tuple(new_array<int32_t>({n}, [&](int32_t* p) { std::copy_n(ends.begin(), n, p); }),
+                          new_array<int32_t>({n}, [&](int32_t* p) { std::copy_n(lengths.begin(), n, p); }));
+}
+
+nb::object text(const SuffixAutomaton& automaton) {
+    const std::vector<int32_t>& tokens = automaton.text();
+    return new_array<int32_t>({tokens.size()}, [&](int32_t* p) { std::copy(tokens.begin(), tokens.end(), p); });
+}
+
+void update(RecycleTable& table, const Ints& previous, const Ints& tokens, const FloatRows& logits) {
+    const size_t n = tokens.shape(0);
+    require(previous.shape(0) == n && logits.shape(0) == n, "previous, tokens and logits differ in length");
+    require(logits.shape(1) == static_cast<size_t>(table.vocab_size()), "logits are not of this vocabulary");
+    for (size_t i = 0; i < n; ++i)
+        table.update(previous.data()[i], tokens.data()[i], logits.data() + i * logits.shape(1));
+}
+
+// Rows from elsewhere may end early with -1.
+int known_ids(const RecycleTable& table, const int32_t* row, size_t width) {
+    size_t n = 0;
+    while (n < width && row[n] >= 0) ++n;
+    require(std::all_of(row, row + n, [&](int32_t id) { return id < table.vocab_size(); }),
+            "a row has an id outside the vocabulary");
+    return static_cast<int>(n);
+}
+
+void update_top(RecycleTable& table, const Ints& previous, const Ints& tokens, const IntRows& ids,
+                const FloatRows& logits) {
+    const size_t n = tokens.shape(0), width = ids.shape(1);
+    require(previous.shape(0) == n && ids.shape(0) == n, "previous, tokens and ids differ in length");
+    require(logits.shape(0) == n && logits.shape(1) == width, "ids and logits differ in shape");
+    for (size_t i = 0; i < n; ++i) {
+        const int32_t* row = ids.data() + i * width;
+        table.update(previous.data()[i], tokens.data()[i], row, logits.data() + i * width,
+                     known_ids(table, row, width));
+    }
+}
+
+nb::tuple row_arrays(const RecycleTable& table, const RecycleTable::Row& row) {
+    size_t n = 0;
+    while (row.order > 0 && n < static_cast<size_t>(table.k()) && row.ids[n] >= 0) ++n;
+    return nb::make_tuple(new_array<int32_t>({n}, [&](int32_t* p) { std::copy_n(row.ids, n, p); }),
+                          new_array<float>({n}, [&](float* p) { std::copy_n(row.logits, n, p); }), row.order);
+}
+
+nb::tuple export_rows(const RecycleTable& table) {
+    const std::vector<int32_t> used = table.used();
+    const size_t n = used.size(), k = static_cast<size_t>(table.k());
+    return nb::make_tuple(
+        new_array<int32_t>({n}, [&](int32_t* p) { std::copy(used.begin(), used.end(), p); }),
+        new_array<int32_t>({n, k}, [&](int32_t* p) {
+            for (size_t i = 0; i < n; ++i) std::copy_n(table.first_order(used[i]).ids, k, p + i * k);
+        }),
+        new_array<float>({n, k}, [&](float* p) {
+            for (size_t i = 0; i < n; ++i) std::copy_n(table.first_order(used[i]).logits, k, p + i * k);
+        }));
+}
+
+void restore_rows(RecycleTable& table, const Ints& tokens, const IntRows& ids, const FloatRows& logits) {
+    const size_t n = tokens.shape(0), width = ids.shape(1);
+    require(ids.shape(0) == n && logits.shape(0) == n && logits.shape(1) == width,
+            "tokens, ids and logits differ in shape");
+    for (size_t i = 0; i < n; ++i) {
+        const int32_t* row = ids.data() + i * width;
+        table.update(-1, tokens.data()[i], row, logits.data() + i * width, known_ids(table, row, width));
+    }
+}
+
+// A trie with the arrays it borrows.
+struct BoundTrie {
+    using Counts = nb::ndarray<float, nb::shape<Calibration::kCells, 2>, nb::c_contig, nb::device::cpu>;
+    using Prior = nb::ndarray<const float, nb::shape<Calibration::kCells>, nb::c_contig, nb::device::cpu>;
+
+    BoundTrie(int32_t vocab_size, Counts counts_, Prior prior_, bool use_suffix, bool use_recycle, int contexts)
+        : counts(std::move(counts_)),
+          prior(std::move(prior_)),
+          trie(vocab_size, {counts.data(), prior.data()}, use_suffix, use_recycle, contexts) {}
+
+    Counts counts;
+    Prior prior;
+    FreeTrie trie;
+};
+
+void observe(BoundTrie& self, const Ints& tokens, uint64_t seed, int64_t position, double temperature) {
+    for (size_t i = 0; i < tokens.shape(0); ++i)
+        self.trie.observe(tokens.data()[i], {seed, temperature, false}, position + static_cast<int64_t>(i));
+}
+
+void update_tree(BoundTrie& self, int32_t previous, int32_t token, const Ints& tokens, const Ints& parents,
+                 const FloatRows& logits) {
+    const size_t n = tokens.shape(0);
+    require(parents.shape(0) == n, "tokens and parents differ in length");
+    require(logits.shape(0) == n + 1, "logits need one row for the root and one for each node");
+    require(logits.shape(1) == static_cast<size_t>(self.trie.table().vocab_size()),
+            "logits are not of this vocabulary");
+    self.trie.update_tree(previous, token, tokens.data(), parents.data(), logits.data(), static_cast<int64_t>(n));
+}
+
+nb::tuple grow(BoundTrie& self, int limit, int leaves, uint64_t seed, int64_t position, double temperature,
+               bool coupled) {
+    const auto& nodes = self.trie.grow(limit, leaves, {seed, temperature, coupled}, position);
+    const size_t n = nodes.size();
+    const auto column = [&](auto member, auto zero) {
+        using T = decltype(zero);
+        return new_array<T>({n}, [&](T* p) {
+            for (size_t i = 0; i < n; ++i) p[i] = nodes[i].*member;
+        });
+    };
+    return nb::make_tuple(column(&FreeTrie::Node::token, int32_t{}), column(&FreeTrie::Node::parent, int32_t{}),
+                          column(&FreeTrie::Node::prob, float{}), column(&FreeTrie::Node::source, uint8_t{}));
+}
+
+template <size_t N>
+nb::tuple as_tuple(const std::array<int, N>& values) {
+    nb::list items;
+    for (const int value : values) items.append(value);
+    return nb::tuple(items);
+}
+
+void bind_automaton(nb::module_& m) {
+    nb::class_<SuffixAutomaton>(m, "SuffixAutomaton")
+        .def(nb::init<>())
+        .def("append", [](SuffixAutomaton& self, const Ints& tokens) {
+            for (size_t i = 0; i < tokens.shape(0); ++i) self.append(tokens.data()[i]);
+        }, "tokens"_a)
+        .def("separate", &SuffixAutomaton::separate)
+        .def("match", &match, "count"_a)
+        .def("text", &text)
+        .def("clear", &SuffixAutomaton::clear)
+        .def("__len__", &SuffixAutomaton::size);
+}
+
+void bind_table(nb::module_& m) {
+    nb::class_<RecycleTable>(m, "RecycleTable")
+        .def(nb::init<int32_t, int, int>(), "vocab_size"_a, "k"_a = 8, "contexts"_a = 1 << 16)
+        .def("update", &update, "previous"_a, "tokens"_a, "logits"_a)
+        .def("update_top", &update_top, "previous"_a, "tokens"_a, "ids"_a, "logits"_a)
+        .def("lookup", [](const RecycleTable& self, int32_t previous, int32_t token) {
+            return row_arrays(self, self.lookup(previous, token));
+        }, "previous"_a, "token"_a)
+        .def("export", &export_rows)
+        .def("restore", &restore_rows, "tokens"_a, "ids"_a, "logits"_a)
+        .def("clear", &RecycleTable::clear);
+}
+
+void bind_trie(nb::module_& m) {
+    nb::class_<BoundTrie>(m, "FreeTrie")
+        .def(nb::init<int32_t, BoundTrie::Counts, BoundTrie::Prior, bool, bool, int>(), "vocab_size"_a,
+             nb::arg("counts").noconvert(), nb::arg("prior").noconvert(), "use_suffix"_a = true, "use_recycle"_a = true, "contexts"_a = 1 << 16)
+        .def("begin", [](BoundTrie& self, const Ints& context) {
+            self.trie.begin(context.data(), static_cast<int64_t>(context.shape(0)));
+        }, "context"_a)
+        .def("preload", [](BoundTrie& self, const Ints& tokens) {
+            self.trie.preload(tokens.data(), static_cast<int64_t>(tokens.shape(0)));
+        }, "tokens"_a)
+        .def("append", [](BoundTrie& self, int32_t token) { self.trie.append(token); }, "token"_a)
+        .def("observe", &observe, "tokens"_a, "seed"_a = 0, "position"_a = 0, "temperature"_a = 0.0)
+        .def("clear_text", [](BoundTrie& self) { self.trie.clear_text(); })
+        .def("update_rows", [](BoundTrie& self, const Ints& previous, const Ints& tokens, const FloatRows& logits) {
+            update(self.trie.table(), previous, tokens, logits);
+        }, "previous"_a, "tokens"_a, "logits"_a)
+        .def("update_tree", &update_tree, "previous"_a, "token"_a, "tokens"_a, "parents"_a, "logits"_a)
+        .def("grow", &grow, "limit"_a, "leaves"_a, "seed"_a = 0, "position"_a = 0, "temperature"_a = 0.0,
+             "coupled"_a = false)
+        .def_prop_ro("automaton", [](BoundTrie& self) -> SuffixAutomaton& { return self.trie.automaton(); },
+                     nb::rv_policy::reference_internal)
+        .def_prop_ro("table", [](BoundTrie& self) -> RecycleTable& { return self.trie.table(); },
+                     nb::rv_policy::reference_internal)
+        .def_prop_ro("conversation_start", [](const BoundTrie& self) { return self.trie.conversation_start(); })
+        .def_prop_ro("order_scores", [](const BoundTrie& self) {
+            return nb::make_tuple(self.trie.plain_score(), self.trie.coupled_score());
+        });
+}
+
+}  // namespace
+
+void bind_drafts(nb::module_& m) {
+    m.attr("SUFFIX_SHAPE") = as_tuple(Calibration::kSuffixShape);
+    m.attr("RECYCLE_SHAPE") = as_tuple(Calibration::kRecycleShape);
+    bind_automaton(m);
+    bind_table(m);
+    bind_trie(m);
+}

@@ -1,0 +1,113 @@
+// The drafters that read no weights, as one tree: a spine of suffix matches with recycled branches.
+//
+// Every candidate gets a calibrated probability, and the tree grows best first, so that its first n nodes
+// are the n most promising ones (DySpec, OPT-Tree; spine and branches: Goose 2026).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "calibration.hpp"
+#include "recycle_table.hpp"
+#include "suffix_automaton.hpp"
+
+// How the target chooses its tokens; decides the order of recycled candidates.
+struct Sampling {
+    uint64_t seed;
+    double temperature;
+    bool coupled;  // rank by logit / temperature + the noise of the position, which is what the target does
+
+    Order order() const {
+        return temperature <= 0 ? Order::kGreedy : coupled ? Order::kCoupled : Order::kPlain;
+    }
+};
+
+class FreeTrie {
+  public:
+    static constexpr int kRowWidth = 8;             // candidates of one recycled row
+    static constexpr int kMaxSuffixes = 3;          // suffix candidates of one node
+    static constexpr int kSuffixHops = 16;          // links followed to find them
+    static constexpr double kMinProbability = 0.002;  // of a path; less is not worth a node at any width
+    static constexpr double kOrderKeep = 0.98;      // forgetting of the comparison of orders
+    static constexpr uint8_t kSuffix = 0, kRecycle = 1, kHistory = 2;
+
+    struct Node {
+        int32_t token, parent;
+        float prob;
+        uint8_t source;
+    };
+
+    FreeTrie(int32_t vocab_size, Calibration calibration, bool use_suffix, bool use_recycle, int contexts);
+
+    SuffixAutomaton& automaton() { return automaton_; }
+    RecycleTable& table() { return table_; }
+    int64_t conversation_start() const { return start_; }
+
+    void begin(const int32_t* context, int64_t n);
+    void preload(const int32_t* tokens, int64_t n);
+    void append(int32_t token);
+    void clear_text();  // forgets conversation and history, not the table
+    // Scores the candidates of the present context against `token`, the token at `position`, and appends it.
+    void observe(int32_t token, const Sampling& sampling, int64_t position);
+    void update_tree(int32_t previous, int32_t token, const int32_t* tokens, const int32_t* parents,
+                     const float* logits, int64_t nodes);
+    // The best tree, valid until the next call.
+    const std::vector<Node>& grow(int limit, int leaves, const Sampling& sampling, int64_t position);
+
+    // Decayed mean of 1 / (1 + rank of the right token in the recycled row) under either order.
+    double plain_score() const { return plain_score_; }
+    double coupled_score() const { return coupled_score_; }
+
+  private:
+    struct Candidate {
+        int32_t token;
+        int cell;
+        uint8_t source;
+        int32_t match;  // length, 0 if recycled
+    };
+    // A place in the tree, or the end of the text.
+    struct Context {
+        int32_t state, length;    // matched suffix in the automaton
+        int32_t previous, token;  // the last two tokens, -1 if there are none
+    };
+    struct Row {
+        int32_t ids[kRowWidth];
+        double scores[kRowWidth];
+        int n = 0, order = 0;
+    };
+    struct Place {  // where a node of the tree stands
+        Context context;
+        double prob;
+        int32_t depth, children;
+    };
+    struct Open {  // a candidate that may become a node
+        double prob;
+        int32_t number;  // of those before it, breaks ties
+        int32_t parent, token;
+        uint8_t source;
+    };
+
+    Context end_of_text() const;
+    Context child(const Context& parent, int32_t token) const;
+    Row ranked_row(const Context& at, const Sampling& sampling, int64_t position) const;
+    int candidates(const Context& at, const Sampling& sampling, int64_t position, Candidate* out) const;
+    int suffix_candidates(const Context& at, const Row& row, Order order, Candidate* out) const;
+    int recycled_candidates(const Row& row, Order order, int suffixes, Candidate* out) const;
+    void score(int32_t token, const Context& at, const Sampling& sampling, int64_t position);
+    void compare_orders(int32_t token, const Context& at, const Sampling& sampling, int64_t position);
+    static bool later(const Open& a, const Open& b);
+    void expand(const Place& at, int32_t parent, const Sampling& sampling, int64_t position);
+
+    SuffixAutomaton automaton_;
+    RecycleTable table_;
+    Calibration calibration_;
+    bool use_suffix_, use_recycle_;
+    int64_t start_ = 0;  // where the present conversation begins in the text
+    double plain_score_ = 0, coupled_score_ = 0;
+
+    // Of the last tree; kept to reuse their memory.
+    std::vector<Node> nodes_;
+    std::vector<Place> places_;
+    std::vector<Open> heap_;
+    int32_t pushes_ = 0;
+};

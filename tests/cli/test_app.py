@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("numpy", "llama_cpp", "jinja2", "prompt_toolkit", "rich", "huggingface_hub", "gguf", "pydantic")
+
+
+def test_help_and_version(specx):
+    alone = specx()
+    assert alone.code == 0 and alone.out == specx("--help").out == specx("-h").out
+    for command in ("chat", "complete", "show", "pull"):
+        assert re.search(rf"^  {command} ", alone.out, re.MULTILINE)
+    assert re.fullmatch(r"specx \d+\.\d+\.\d+\n", specx("--version").out)
+
+
+@pytest.mark.parametrize("command", ["chat", "complete"])
+def test_help_of_a_command_groups_its_options(specx, command):
+    out = specx(command, "--help").out
+    for heading in ("Arguments:", "Model:", "Drafting:", "Prompt:", "Sampling:", "Generation:"):
+        assert f"\n{heading}\n" in out
+    assert "--model-draft" not in out and "--spec-draft-n-max" not in out
+    assert re.search(r"-c, --ctx-size N +Context in tokens", out)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from specx.cli.app import run; run(['--help']); "
+        f"print(sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (("chta",), "no such command 'chta'. Did you mean 'chat'?", "see `specx --help`"),
+        (("complete", "--tmep", "1"), "no such option: --tmep", "did you mean --temp"),
+        (("complete", "--temp", "hot"), "invalid value for '--temp'", "see `specx complete --help`"),
+        (("complete", "--temp"), "option '--temp' requires an argument", "see `specx --help`"),
+        (("complete", "a", "b"), "got unexpected extra argument", "see `specx complete --help`"),
+    ],
+)
+def test_wrong_usage_looks_like_every_other_error(specx, arguments, message, hint):
+    outcome = specx(*arguments)
+    assert outcome.code == 2 and outcome.out == ""
+    error, told = outcome.err.splitlines()
+    assert error.startswith(f"error: {message}")
+    assert told.startswith(f"hint: {hint}")
+
+
+def test_a_model_that_is_not_there(specx):
+    outcome = specx("complete", "nowhere.gguf", "-p", "x")
+    assert outcome.code == 1
+    assert re.match(r"error: .*'nowhere.gguf'.*\nhint: ", outcome.err)
+
+
+def test_a_bug_is_one_line_and_a_hint(spawn, model):
+    process = spawn("complete", model, "-p", "x", env={"FAKE_BUG": "1"})
+    _out, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err == (
+        b"error: unexpected RuntimeError: a bug\n"
+        b"hint: run it again as `specx --verbose ...` to see where it happened\n"
+    )
+    process = spawn("--verbose", "complete", model, "-p", "x", env={"FAKE_BUG": "1"})
+    _out, err = process.communicate(timeout=30)
+    assert b"Traceback" in err and b"a bug" in err
+
+
+def test_no_colour_when_it_is_not_wanted(specx, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    from specx.cli import console
+
+    console.stderr.cache_clear()
+    try:
+        outcome = specx("complete", specx.model, "-p", "")
+    finally:
+        console.stderr.cache_clear()
+    assert "\x1b[3" not in outcome.err and "error: the prompt is empty" in re.sub(
+        r"\x1b\[\d+m", "", outcome.err
+    )
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "specx.cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("specx ")
+
+
+def test_a_closed_stdout_is_silent():
+    command = f"{sys.executable} -P -m specx.cli complete --help | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, check=False)
+    assert done.returncode in (0, 141) and done.stderr == b""

