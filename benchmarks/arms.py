@@ -112,8 +112,8 @@ class SpecxArm:
 class ServerArm:
     """A llama-server of its own, which sleeps while others answer. A context manager.
 
-    Its prompt cache is off. What an n-gram drafter has gathered from earlier prompts cannot be cleared
-    without loading the model again and is left to it.
+    Its prompt cache is off. Its n-gram drafters remember earlier answers, and nothing but a restart makes
+    them forget, so a server that speculates is started anew for each answer.
 
     Args:
         name: "server", "server:TYPE" or "server:TYPE:option=value,..." (see `server_arguments`).
@@ -130,23 +130,18 @@ class ServerArm:
         self._command = [str(program), *arguments, *place, *server_arguments(name)]
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the server)
         self._process: subprocess.Popen[bytes] | None = None
+        self._remembers = ":" in name
+        self._fresh = False
 
     def __enter__(self) -> ServerArm:
-        environment = {k: v for k, v in os.environ.items() if k in PASSED_ON}
-        self._process = subprocess.Popen(
-            self._command, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
-        )
-        try:
-            self._wait()
-        except BaseException:
-            self._stop()
-            raise
+        self._start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
+        self._log.close()
 
     def answer(self, prompt: Sequence[int], n_predict: int) -> Answer:
         """Continue `prompt`, with the times that the server itself reports.
@@ -154,6 +149,10 @@ class ServerArm:
         Raises:
             RuntimeError: the server refuses, has died, or read another prompt than it was sent.
         """
+        if self._remembers and not self._fresh:
+            self._stop()
+            self._start()
+        self._fresh = False
         request = {
             "prompt": list(prompt),
             "n_predict": n_predict,
@@ -200,6 +199,18 @@ class ServerArm:
         finally:
             connection.close()
 
+    def _start(self) -> None:
+        environment = {k: v for k, v in os.environ.items() if k in PASSED_ON}
+        self._process = subprocess.Popen(
+            self._command, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
+        )
+        try:
+            self._wait()
+        except BaseException:
+            self._stop()
+            raise
+        self._fresh = True
+
     def _wait(self) -> None:
         """Until the model is loaded."""
         deadline = time.monotonic() + START_SECONDS
@@ -220,7 +231,6 @@ class ServerArm:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        self._log.close()
 
     def _last_words(self) -> str:
         self._log.seek(0)

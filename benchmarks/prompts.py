@@ -83,8 +83,9 @@ def sample(prompts: Iterable[Prompt], per_category: int | None, seed: int) -> li
 
 
 def _parse(row: dict[str, Any], max_turns: int) -> Prompt:
+    name, category = str(row["id"]), str(row["category"])
     turns = tuple(map(str, row.get("turns", ())))[:max_turns]
     messages = tuple(row.get("messages", ()))
     if bool(turns) == bool(messages):
         raise ValueError("give either turns or messages")
-    return Prompt(str(row["id"]), str(row["category"]), turns, messages, tuple(row.get("tools") or ()))
+    return Prompt(name, category, turns, messages, tuple(row.get("tools") or ()))

@@ -83,20 +83,18 @@ def run(arguments: Sequence[str]) -> int:
         code = _invoke(list(arguments))
         sys.stdout.flush()
     except SpecxError as problem:
-        error(problem)
-        return problem.exit_code
+        code = _report(problem)
     except CLICK_ERROR as problem:
-        error(_usage_error(problem))
-        return 2
+        code = _parse_error(problem)
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
         if sys.stderr.isatty():
             sys.stderr.write("\n")
-        return INTERRUPTED
     except BrokenPipeError:
+        code = CLOSED_PIPE
         _abandon_stdout()
-        return CLOSED_PIPE
     except Exception as problem:  # noqa: BLE001 (the last resort: nobody should meet a traceback)
-        return _unexpected(problem, verbose="--verbose" in arguments or "-v" in arguments)
+        code = _unexpected(problem, verbose="--verbose" in arguments or "-v" in arguments)
     return code
 
 
@@ -115,14 +113,23 @@ def _invoke(arguments: list[str]) -> int:
     return 0
 
 
-def _usage_error(problem: Any) -> UsageError:
+def _report(problem: SpecxError) -> int:
+    error(problem)
+    return problem.exit_code
+
+
+def _parse_error(problem: Any) -> int:
     """A parser's complaint in the words of every other error."""
-    message = problem.message if getattr(problem, "possibilities", None) else problem.format_message()
+    if type(problem).__name__ == "NoArgsIsHelpError":  # a group of commands was named alone
+        typer.echo(str(problem))
+        return 0
+    likely = getattr(problem, "possibilities", None)
+    message = (problem.message if likely else problem.format_message()).rstrip(".")
     context = getattr(problem, "ctx", None)
     hint = f"see `{context.command_path if context else 'specx'} --help`"
-    if getattr(problem, "possibilities", None):
-        hint = f"did you mean {' or '.join(problem.possibilities)}? {hint}"
-    return UsageError(message[:1].lower() + message[1:].rstrip("."), hint)
+    if likely:
+        hint = f"did you mean {' or '.join(likely)}? {hint}"
+    return _report(UsageError(message[:1].lower() + message[1:], hint))
 
 
 def _unexpected(problem: Exception, *, verbose: bool) -> int:
@@ -130,8 +137,7 @@ def _unexpected(problem: Exception, *, verbose: bool) -> int:
         traceback.print_exception(problem)
     text = str(problem).strip() or "no message"
     hint = "" if verbose else "run it again as `specx --verbose ...` to see where it happened"
-    error(SpecxError(f"unexpected {type(problem).__name__}: {text}", hint))
-    return 1
+    return _report(SpecxError(f"unexpected {type(problem).__name__}: {text}", hint))
 
 
 def _abandon_stdout() -> None:

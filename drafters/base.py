@@ -57,11 +57,14 @@ class Drafter(Protocol):
     def cost_ms(self) -> float:
         """Measured time of one `propose`, in milliseconds."""
 
-    def begin(self, context: Sequence[int], *, seed: int = 0, temperature: float = 0.0) -> None:
+    def begin(
+        self, context: Sequence[int], *, seed: int = 0, temperature: float = 0.0, position: int | None = None
+    ) -> None:
         """A generation starts after `context` (all tokens of the sequence so far).
 
-        `seed` and `temperature` are those the target samples with: the noise of a position is known, so a
-        drafter may guess with it.
+        `seed` and `temperature` are those the target samples with, and `position` is the absolute position
+        of the next token (`len(context)` unless older tokens were forgotten): the noise of a position is
+        known, so a drafter may guess with it.
         """
 
     def propose(self, limit: int, leaves: int) -> Draft:

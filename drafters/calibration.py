@@ -39,7 +39,7 @@ RECYCLE_AXES: Mapping[str, tuple[str, ...]] = {
 }
 
 # Log odds of the priors: a constant and one term for every value of every axis. Fitted by ridge logistic
-# regression (benchmarks/replay.py --fit) to greedy outputs of SmolLM2-135M on 44 prompts of 12 kinds, with
+# regression (benchmarks/replay.py --fit) to greedy outputs of SmolLM2-135M on 44 prompts of 14 kinds, with
 # and without the other prompts as history, and rounded.
 SUFFIX_LOG_ODDS: tuple[float, tuple[tuple[float, ...], ...]] = (
     1.1,
@@ -110,7 +110,9 @@ class Calibration:
         counts = arrays.get("counts")
         if counts is None or counts.shape != (CELLS, 2) or counts.dtype != np.float32:
             raise ValueError("the saved calibration has another layout")
-        if not (np.isfinite(counts).all() and (counts[:, 0] >= 0).all() and (counts[:, 0] <= counts[:, 1]).all()):
+        if not (
+            np.isfinite(counts).all() and (counts[:, 0] >= 0).all() and (counts[:, 0] <= counts[:, 1]).all()
+        ):
             raise ValueError("the saved calibration holds counts that cannot be")
         calibration = cls()
         calibration.counts[:] = counts

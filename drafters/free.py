@@ -49,7 +49,11 @@ class FreeDrafter:
             raise ValueError(f"sources are 'suffix' and 'recycle', not {sorted(sources)}")
         self.calibration = calibration or Calibration()
         self._trie = FreeTrie(
-            vocab_size, self.calibration.counts, self.calibration.prior, "suffix" in sources, "recycle" in sources
+            vocab_size,
+            self.calibration.counts,
+            self.calibration.prior,
+            use_suffix="suffix" in sources,
+            use_recycle="recycle" in sources,
         )
         self._recycles = "recycle" in sources
         self._seed, self._temperature, self._coupled = 0, 0.0, False
@@ -62,7 +66,9 @@ class FreeDrafter:
         """Mean measured time of `propose`, in milliseconds; 0 before the first."""
         return self._cost_ms
 
-    def begin(self, context: Sequence[int], *, seed: int = 0, temperature: float = 0.0) -> None:
+    def begin(
+        self, context: Sequence[int], *, seed: int = 0, temperature: float = 0.0, position: int | None = None
+    ) -> None:
         """A generation starts after `context`; what was generated before becomes history unless it is its
         beginning."""
         tokens = np.asarray(context, np.int32)
@@ -70,7 +76,7 @@ class FreeDrafter:
         self._trie.begin(tokens)
         self._seed, self._temperature = seed, temperature
         self._previous, self._last = [-1, -1, *tokens[-2:].tolist()][-2:]
-        self._position = len(tokens)
+        self._position = len(tokens) if position is None else position
         self._choose_order()
 
     def preload(self, tokens: NDArray[np.int32]) -> None:
@@ -126,7 +132,7 @@ class FreeDrafter:
         try:
             tokens, ids = (np.ascontiguousarray(arrays[name], np.int32) for name in ("tokens", "ids"))
             self._trie.table.restore(tokens, ids, np.ascontiguousarray(arrays["logits"], np.float32))
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"the saved rows do not fit: {error}") from error
 
     def _choose_order(self) -> None:

@@ -19,7 +19,9 @@ class NoDrafter:
     source_names: tuple[str, ...] = ()
     cost_ms: float = 0.0
 
-    def begin(self, context: Sequence[int], *, seed: int = 0, temperature: float = 0.0) -> None:
+    def begin(
+        self, context: Sequence[int], *, seed: int = 0, temperature: float = 0.0, position: int | None = None
+    ) -> None:
         """See `Drafter.begin`."""
 
     def propose(self, limit: int, leaves: int) -> Draft:

@@ -75,14 +75,14 @@ class Learned:
         if not sources:
             return NoDrafter()
         self._harvest()
-        drafter = FreeDrafter(vocab_size, tuple(sources), self._calibration)
+        drafter = FreeDrafter(vocab_size, self._calibration, sources)
         if len(self._history):
             drafter.preload(self._history)
         rows = self._store.load_arrays("recycle", self._model_key)
-        if rows is not None and "recycle" in sources:
+        if rows is not None:
             try:
-                drafter.restore_rows(rows["tokens"], rows["ids"], rows["logits"])
-            except (ValueError, TypeError, KeyError, IndexError):
+                drafter.restore(rows)
+            except ValueError:
                 self._store.set_aside("recycle", self._model_key)
         self._drafter = drafter
         return drafter
@@ -107,10 +107,9 @@ class Learned:
 
     def _harvest(self) -> None:
         """Keep the recycling table of the present drafter, which a new drafter starts from."""
-        if self._drafter is not None and "recycle" in self._drafter.sources:
-            tokens, ids, logits = self._drafter.export_rows()
-            if len(tokens):
-                rows = {"tokens": tokens, "ids": ids, "logits": logits.astype(np.float16)}
+        if self._drafter is not None:
+            rows = self._drafter.to_arrays()
+            if len(rows["tokens"]):
                 self._store.save_arrays("recycle", self._model_key, rows)
             self._drafter = None
 

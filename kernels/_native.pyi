@@ -1,4 +1,4 @@
-"""What the native module exports. Each function has its NumPy reference, with the full description, beside."""
+"""What the native module exports. The NumPy references beside it say in full what each function does."""
 
 import numpy as np
 from numpy.typing import NDArray

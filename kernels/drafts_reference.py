@@ -43,9 +43,11 @@ class SuffixText:
         self.text: list[int] = []
 
     def append(self, tokens: Iterable[int]) -> None:
+        """Add tokens at the end."""
         self.text += [int(token) for token in tokens]
 
     def separate(self) -> None:
+        """Add a break that no string spans."""
         self.text.append(SEPARATOR)
 
     def segment(self) -> String:
@@ -58,9 +60,7 @@ class SuffixText:
     def ends(self, string: String) -> tuple[int, ...]:
         """Where `string` occurs: indices of its last token, increasing."""
         n = len(string)
-        return tuple(
-            e for e in range(n - 1, len(self.text)) if tuple(self.text[e - n + 1 : e + 1]) == string
-        )
+        return tuple(e for e in range(n - 1, len(self.text)) if tuple(self.text[e - n + 1 : e + 1]) == string)
 
     def followed(self, string: String) -> list[int]:
         """Those ends of `string` that a token follows."""
@@ -158,7 +158,13 @@ def suffix_cell(order: int, place: int, length: int, agrees: int, streak: int, h
 
 def recycle_cell(order: int, place: int, margin: float, row_order: int, match: int) -> int:
     """Index of the cell of a recycled candidate; `match` is the length of the first suffix match or 0."""
-    where = (order, place, bucket(np.float32(margin), MARGIN_EDGES), row_order - 1, bucket(match, (1, 2, 5)))
+    where = (
+        order,
+        place,
+        bucket(float(np.float32(margin)), MARGIN_EDGES),
+        row_order - 1,
+        bucket(match, (1, 2, 5)),
+    )
     return math.prod(SUFFIX_SHAPE) + int(np.ravel_multi_index(where, RECYCLE_SHAPE))
 
 
@@ -176,6 +182,7 @@ class FreeTrieReference:
     table: RecycleTableReference = field(default_factory=RecycleTableReference)
 
     def begin(self, context: Sequence[int]) -> None:
+        """Continue the present conversation to `context`, or start another one."""
         held = self.suffix.text[self.start :]
         if list(context[: len(held)]) != held:
             self.suffix.separate()
@@ -184,6 +191,7 @@ class FreeTrieReference:
         self.suffix.append(context[len(held) :])
 
     def preload(self, tokens: Sequence[int]) -> None:
+        """Add history, -1 between texts."""
         if len(self.suffix.text) > self.start:
             self.suffix.separate()
         self.suffix.append(tokens)
@@ -232,6 +240,7 @@ class FreeTrieReference:
         return found
 
     def hazard(self, cell: int) -> float:
+        """P(a candidate of this cell is right | those before it are not)."""
         hits, trials = map(float, self.counts[cell])
         return (PRIOR_TRIALS * float(self.prior[cell]) + hits) / (PRIOR_TRIALS + trials)
 

@@ -1,58 +1,28 @@
 // Keyed-noise sampling: the token at a position is the argmax of logit / temperature + Gumbel noise over the
 // kept tokens, where the noise depends on (seed, position, token id) and on nothing else.
 //
-// The noise of a token: Philox4x32-10 (Salmon et al. 2011) with key (seed low word, seed high word) and
-// counter (id >> 2, position low word, position high word, kDomain) gives four words; word id & 3 is the
-// upper half of 64 random bits. The same with kDomain + 1 gives the lower half. u = (the upper 53 of these
-// bits | 1) / 2^53 is an odd multiple of 2^-53, so never 0 or 1; the noise is -log(-log(u)). The upper halves
-// of four tokens come from one block because a scan of the whole vocabulary can do with these (`contenders`).
-// sampling_reference.py says the same in NumPy.
+// The noise is described in noise.hpp. sampling_reference.py says the same in NumPy.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <vector>
 
+#include "noise.hpp"
 #include "topk.hpp"
 
 namespace nb = nanobind;
 
 namespace {
 
-constexpr uint32_t kDomain = 0x73706378;  // "spcx": keeps these counters apart from any other use of a seed
-
-inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t& k0, uint32_t& k1) {
-    const uint64_t p0 = uint64_t{0xD2511F53} * c0, p1 = uint64_t{0xCD9E8D57} * c2;
-    const uint32_t next0 = uint32_t(p1 >> 32) ^ c1 ^ k0, next2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
-    c1 = uint32_t(p1);
-    c3 = uint32_t(p0);
-    c0 = next0;
-    c2 = next2;
-    k0 += 0x9E3779B9;
-    k1 += 0xBB67AE85;
-}
-
 // The noise of one position.
 struct Noise {
     uint64_t seed, position;
 
-    std::array<uint32_t, 4> block(uint32_t index, uint32_t domain) const {
-        uint32_t c0 = index, c1 = uint32_t(position), c2 = uint32_t(position >> 32), c3 = domain;
-        uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-        for (int round = 0; round < 10; ++round) philox_round(c0, c1, c2, c3, k0, k1);
-        return {c0, c1, c2, c3};
-    }
-
-    double gumbel(int32_t id) const {
-        const uint32_t index = uint32_t(id) >> 2, word = uint32_t(id) & 3;
-        const uint64_t upper = block(index, kDomain)[word], lower = block(index, kDomain + 1)[word];
-        const uint64_t bits = (upper << 32 | lower) >> 11 | 1;
-        return -std::log(-std::log(double(bits) * 0x1p-53));
-    }
+    double gumbel(int32_t id) const { return gumbel_noise(seed, position, id); }
 };
 
 struct Scored {
@@ -368,23 +338,18 @@ std::vector<Scored> rank_list(const std::vector<Token>& tokens, const Noise& noi
 
 constexpr int kChunk = 512;  // tokens looked at in one go by `contenders`
 
-// Which of kChunk tokens from id `first` (a multiple of 4) on may score above a bound. A token does if its exponential
-// variate -log(u) is below exp(logit / temperature - bound) =: 2^t. Since -log(u) > 1 - u, it is enough to
-// compare the upper half of the random bits with an upper bound of 2^t: 2^k (1 + f) for t = k + f, which is
-// what the bits of (t + 127) * 2^23 mean as a float. t = (x - max) * slope + offset.
+// Which of the kChunk tokens from id `first` (a multiple of 4) on may score above a bound. A token does if its
+// exponential variate -log(u) is below exp(logit / temperature - bound) =: 2^t. Since -log(u) > 1 - u, it is
+// enough to compare the upper half of the random bits with an upper bound of 2^t: 2^k (1 + f) for t = k + f,
+// which is what the bits of (t + 127) * 2^23 mean as a float. t = (x - max) * slope + offset.
+// One Philox block has the upper halves of four tokens, which is what makes looking at all of them cheap.
 SPECX_VECTOR_CLONES
 static uint32_t contenders(const float* x, float max, float slope, float offset, uint32_t first,
                            const Noise& noise, uint32_t* may_win) {
     uint32_t upper[kChunk];
-    const uint32_t p0 = uint32_t(noise.position), p1 = uint32_t(noise.position >> 32);
-    const uint32_t s0 = uint32_t(noise.seed), s1 = uint32_t(noise.seed >> 32);
     for (uint32_t i = 0; i < kChunk / 4; ++i) {
-        uint32_t c0 = first / 4 + i, c1 = p0, c2 = p1, c3 = kDomain, k0 = s0, k1 = s1;
-        for (int round = 0; round < 10; ++round) philox_round(c0, c1, c2, c3, k0, k1);
-        upper[4 * i] = c0;
-        upper[4 * i + 1] = c1;
-        upper[4 * i + 2] = c2;
-        upper[4 * i + 3] = c3;
+        const auto words = philox(noise.seed, noise.position, first / 4 + i, kNoiseDomain);
+        for (int j = 0; j < 4; ++j) upper[4 * i + j] = words[j];
     }
     uint32_t any = 0;
     for (int i = 0; i < kChunk; ++i) {
@@ -500,7 +465,7 @@ void bind_sampling(nb::module_& m) {
     using namespace nb::literals;
     m.def("gumbel", &gumbel, "seed"_a, "position"_a, "ids"_a,
           "Gumbel noise (m,) float64 of token ids (m,) int32: a function of (seed, position, id) only.");
-    m.def("rank_tokens", &rank_tokens, "logits"_a.noconvert(), "seed"_a, "position"_a, "temperature"_a, "top_k"_a,
-          "top_p"_a, "min_p"_a, "typical_p"_a, "count"_a,
+    m.def("rank_tokens", &rank_tokens, "logits"_a.noconvert(), "seed"_a, "position"_a, "temperature"_a,
+          "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a, "count"_a,
           "The best `count` kept tokens, (m,) int32 ids and (m,) float64 scores, by decreasing score.");
 }

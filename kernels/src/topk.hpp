@@ -14,10 +14,8 @@
 
 // One binary for every x86-64: the loader picks the variant. All of them compute the same bits, because
 // the loops they are put on are elementwise and contraction to fused multiply-add is off (CMakeLists.txt).
-#if defined(__x86_64__) && defined(__gnu_linux__) && (defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 9)
-#include <features.h>
-#endif
-#if defined(__GLIBC__) && defined(__x86_64__)
+// The loader's part is glibc's, known since <algorithm>.
+#if defined(__x86_64__) && defined(__GLIBC__) && (!defined(__clang__) || __clang_major__ >= 14)
 #define SPECX_VECTOR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define SPECX_VECTOR_CLONES

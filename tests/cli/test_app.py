@@ -12,9 +12,14 @@ HEAVY = ("numpy", "llama_cpp", "jinja2", "prompt_toolkit", "rich", "huggingface_
 def test_help_and_version(specx):
     alone = specx()
     assert alone.code == 0 and alone.out == specx("--help").out == specx("-h").out
-    for command in ("chat", "complete", "show", "pull"):
+    for command in ("chat", "complete", "verify", "show", "pull", "cache"):
         assert re.search(rf"^  {command} ", alone.out, re.MULTILINE)
     assert re.fullmatch(r"specx \d+\.\d+\.\d+\n", specx("--version").out)
+
+
+def test_a_group_of_commands_alone_prints_its_help(specx):
+    outcome = specx("cache")
+    assert outcome.code == 0 and outcome.out == specx("cache", "--help").out
 
 
 @pytest.mark.parametrize("command", ["chat", "complete"])

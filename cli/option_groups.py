@@ -1,0 +1,399 @@
+"""The options that commands share, in groups. See `options` for how a command takes them.
+
+A field's annotation holds what Typer needs; its default is that of the settings it becomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import typer
+
+from specx.engine.settings import LoadSettings, SamplingSettings
+
+__all__ = [
+    "CACHE_TYPES",
+    "DRAFTERS",
+    "DraftOptions",
+    "GenerationOptions",
+    "ModelOptions",
+    "PromptOptions",
+    "SamplingOptions",
+]
+
+DRAFTERS = ("auto", "none", "suffix", "recycle")
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
+LOAD = LoadSettings(Path())
+SAMPLING = SamplingSettings()
+
+
+def _panel(name: str) -> Callable[..., Any]:
+    def option(*names: str, text: str, **extra: Any) -> Any:
+        return typer.Option(*names, help=text, rich_help_panel=name, **extra)
+
+    return option
+
+
+_model, _drafting, _sampling, _generation, _prompt = map(
+    _panel, ("Model", "Drafting", "Sampling", "Generation", "Prompt")
+)
+
+
+def _hidden(*names: str) -> Any:
+    return typer.Option(*names, hidden=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how it is loaded."""
+
+    # Of the alternatives in a group, those from a weaker origin than the strongest one given are dropped.
+    ALTERNATIVES: ClassVar = (("model", "model_flag", "hf_repo"),)
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="A GGUF file, or the name of a model on this machine.", show_default=False
+        ),
+    ] = None
+    model_flag: Annotated[
+        str | None,
+        _model("-m", "--model", text="The same, as an option.", metavar="FILE", envvar="LLAMA_ARG_MODEL"),
+    ] = None
+    hf_repo: Annotated[
+        str | None,
+        _model(
+            "-hf",
+            "--hf-repo",
+            text="A model on Hugging Face, downloaded once.",
+            metavar="USER/REPO[:QUANT]",
+            envvar="LLAMA_ARG_HF_REPO",
+        ),
+    ] = None
+    ctx_size: Annotated[
+        int | None,
+        _model(
+            "-c",
+            "--ctx-size",
+            metavar="N",
+            text="Context in tokens; 0 is the model's own.",
+            envvar="LLAMA_ARG_CTX_SIZE",
+            show_default="the model's own, at most 4096",
+        ),
+    ] = LOAD.n_ctx
+    threads: Annotated[
+        int | None,
+        _model(
+            "-t",
+            "--threads",
+            metavar="N",
+            text="CPU threads for decoding.",
+            envvar="LLAMA_ARG_THREADS",
+            show_default="measured",
+        ),
+    ] = LOAD.threads
+    threads_batch: Annotated[
+        int | None,
+        _model(
+            "-tb",
+            "--threads-batch",
+            metavar="N",
+            text="CPU threads for reading prompts.",
+            show_default="all cores",
+        ),
+    ] = LOAD.threads_batch
+    batch_size: Annotated[
+        int,
+        _model(
+            "-b", "--batch-size", metavar="N", text="Tokens of a prompt per call.", envvar="LLAMA_ARG_BATCH"
+        ),
+    ] = LOAD.n_batch
+    ubatch_size: Annotated[
+        int,
+        _model(
+            "-ub",
+            "--ubatch-size",
+            metavar="N",
+            text="Tokens of a prompt per compute graph.",
+            envvar="LLAMA_ARG_UBATCH",
+        ),
+    ] = LOAD.n_ubatch
+    gpu_layers: Annotated[
+        str,
+        _model(
+            "-ngl",
+            "--gpu-layers",
+            "--n-gpu-layers",
+            text="Layers on the GPU: a number, auto or all.",
+            metavar="N|auto|all",
+            envvar="LLAMA_ARG_N_GPU_LAYERS",
+        ),
+    ] = "auto"
+    flash_attn: Annotated[
+        str,
+        _model(
+            "-fa",
+            "--flash-attn",
+            text="Flash attention.",
+            metavar="on|off|auto",
+            envvar="LLAMA_ARG_FLASH_ATTN",
+        ),
+    ] = LOAD.flash_attn
+    cache_type_k: Annotated[
+        str,
+        _model(
+            "-ctk",
+            "--cache-type-k",
+            text=f"Type of the K cache: {', '.join(CACHE_TYPES)}.",
+            metavar="TYPE",
+            envvar="LLAMA_ARG_CACHE_TYPE_K",
+        ),
+    ] = LOAD.type_k
+    cache_type_v: Annotated[
+        str,
+        _model(
+            "-ctv",
+            "--cache-type-v",
+            text="Type of the V cache, as above.",
+            metavar="TYPE",
+            envvar="LLAMA_ARG_CACHE_TYPE_V",
+        ),
+    ] = LOAD.type_v
+    mmap: Annotated[
+        bool,
+        _model("--mmap/--no-mmap", text="Map the file instead of reading it."),
+    ] = LOAD.mmap
+    mlock: Annotated[
+        bool,
+        _model("--mlock", text="Keep the model in memory, never in swap.", envvar="LLAMA_ARG_MLOCK"),
+    ] = LOAD.mlock
+    swa_full: Annotated[
+        bool,
+        _model(
+            "--swa-full", text="Keep the whole history of sliding-window layers.", envvar="LLAMA_ARG_SWA_FULL"
+        ),
+    ] = LOAD.swa_full
+    context_shift: Annotated[
+        bool,
+        _model(
+            "--context-shift/--no-context-shift",
+            text="When the context is full, forget the oldest tokens instead of stopping.",
+            envvar="LLAMA_ARG_CONTEXT_SHIFT",
+        ),
+    ] = LOAD.context_shift
+    no_cache: Annotated[
+        bool,
+        _model("--no-cache", text="Neither use nor keep anything in the cache directory."),
+    ] = not LOAD.store
+    verbose: Annotated[
+        bool,
+        _model("-v", "--verbose", text="Show llama.cpp's own messages, and tracebacks."),
+    ] = LOAD.verbose
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftOptions:
+    """How tokens are drafted. None of it changes the text."""
+
+    ALTERNATIVES: ClassVar = (("draft_max", "draft_max_old"),)
+
+    drafter: Annotated[
+        str,
+        _drafting("--drafter", text="Where drafts come from.", metavar="|".join(DRAFTERS)),
+    ] = LOAD.drafter
+    draft_max: Annotated[
+        int | None,
+        _drafting(
+            "--draft-max",
+            metavar="N",
+            text="Most drafted tokens per step.",
+            envvar="LLAMA_ARG_DRAFT_MAX",
+            show_default="measured",
+        ),
+    ] = LOAD.draft_max
+    exact: Annotated[
+        bool,
+        _drafting("--exact", text="Use only batch shapes whose logits are bit-identical to plain decoding."),
+    ] = LOAD.exact
+    draft_max_old: Annotated[int | None, _hidden("--draft", "--draft-n", "--spec-draft-n-max")] = None
+    draft_model: Annotated[
+        list[str] | None,
+        _hidden("-md", "--model-draft", "--spec-draft-model", "-hfd", "--hf-repo-draft"),
+    ] = None
+    draft_length: Annotated[
+        list[str] | None, _hidden("--draft-min", "--draft-n-min", "--draft-p-min", "--spec-draft-n-min")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """How the next token is chosen."""
+
+    seed: Annotated[
+        int,
+        _sampling("-s", "--seed", metavar="N", text="The same seed gives the same text; -1 chooses one."),
+    ] = -1
+    temperature: Annotated[
+        float,
+        _sampling(
+            "--temp",
+            "--temperature",
+            metavar="X",
+            text="0 always takes the most likely token.",
+            envvar="LLAMA_ARG_TEMPERATURE",
+        ),
+    ] = SAMPLING.temperature
+    top_k: Annotated[
+        int,
+        _sampling(
+            "--top-k", metavar="N", text="Keep the k most likely tokens; 0 is off.", envvar="LLAMA_ARG_TOP_K"
+        ),
+    ] = SAMPLING.top_k
+    top_p: Annotated[
+        float,
+        _sampling(
+            "--top-p",
+            metavar="X",
+            text="Keep the most likely tokens up to this mass; 1 is off.",
+            envvar="LLAMA_ARG_TOP_P",
+        ),
+    ] = SAMPLING.top_p
+    min_p: Annotated[
+        float,
+        _sampling(
+            "--min-p",
+            metavar="X",
+            text="Keep tokens at least this likely, relative to the best; 0 is off.",
+            envvar="LLAMA_ARG_MIN_P",
+        ),
+    ] = SAMPLING.min_p
+    typical_p: Annotated[
+        float,
+        _sampling("--typical", "--typical-p", text="Keep the locally typical set; 1 is off.", metavar="X"),
+    ] = SAMPLING.typical_p
+    repeat_penalty: Annotated[
+        float,
+        _sampling(
+            "--repeat-penalty",
+            metavar="X",
+            text="Make recent tokens less likely; 1 is off.",
+            envvar="LLAMA_ARG_REPEAT_PENALTY",
+        ),
+    ] = SAMPLING.repeat_penalty
+    repeat_last_n: Annotated[
+        int,
+        _sampling("--repeat-last-n", metavar="N", text="How many tokens are recent; 0 none, -1 all."),
+    ] = SAMPLING.repeat_last_n
+    frequency_penalty: Annotated[
+        float,
+        _sampling(
+            "--frequency-penalty",
+            metavar="X",
+            text="Penalty per occurrence; 0 is off.",
+            envvar="LLAMA_ARG_FREQUENCY_PENALTY",
+        ),
+    ] = SAMPLING.frequency_penalty
+    presence_penalty: Annotated[
+        float,
+        _sampling(
+            "--presence-penalty",
+            metavar="X",
+            text="Penalty for having occurred; 0 is off.",
+            envvar="LLAMA_ARG_PRESENCE_PENALTY",
+        ),
+    ] = SAMPLING.presence_penalty
+    logit_bias: Annotated[
+        list[str] | None,
+        _sampling(
+            "-l",
+            "--logit-bias",
+            text="Add to a token's logit, for example 15043+1 or 15043-inf. May be repeated.",
+            metavar="ID+BIAS",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """When a generation ends, and what it may say."""
+
+    ALTERNATIVES: ClassVar = (("grammar", "grammar_file", "json_schema", "json_schema_file"),)
+
+    n_predict: Annotated[
+        int,
+        _generation(
+            "-n",
+            "--n-predict",
+            "--predict",
+            metavar="N",
+            text="Most tokens to generate; -1 is no limit.",
+            envvar="LLAMA_ARG_N_PREDICT",
+        ),
+    ] = -1
+    stop: Annotated[
+        list[str] | None,
+        _generation(
+            "-r", "--reverse-prompt", "--stop", text="Stop before this text. May be repeated.", metavar="TEXT"
+        ),
+    ] = None
+    ignore_eos: Annotated[
+        bool,
+        _generation("--ignore-eos", text="Go on after the model's end of text."),
+    ] = False
+    grammar: Annotated[
+        str | None,
+        _generation("--grammar", text="A GBNF grammar the text must follow.", metavar="GBNF"),
+    ] = None
+    grammar_file: Annotated[
+        Path | None,
+        _generation("--grammar-file", text="A file with one.", metavar="FILE"),
+    ] = None
+    json_schema: Annotated[
+        str | None,
+        _generation(
+            "-j",
+            "--json-schema",
+            text="A JSON schema the text must follow; {} is any JSON object.",
+            metavar="SCHEMA",
+        ),
+    ] = None
+    json_schema_file: Annotated[
+        Path | None,
+        _generation("--json-schema-file", text="A file with one.", metavar="FILE"),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptOptions:
+    """What the model is asked."""
+
+    prompt: Annotated[
+        str | None,
+        _prompt(
+            "-p",
+            "--prompt",
+            text="The prompt.",
+            metavar="TEXT",
+        ),
+    ] = None
+    file: Annotated[
+        Path | None,
+        _prompt(
+            "-f",
+            "--file",
+            text="A file with the prompt (- is standard input); it comes before -p.",
+            metavar="FILE",
+        ),
+    ] = None
+    system_prompt: Annotated[
+        str | None,
+        _prompt("-sys", "--system-prompt", text="The system message.", metavar="TEXT"),
+    ] = None
+    escape: Annotated[
+        bool,
+        _prompt("-e", "--escape", text=r"Turn \n, \t and the like in -p and -sys into the characters."),
+    ] = False

@@ -1,0 +1,125 @@
+"""The native trie against a tree grown by brute force."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, FreeTrie, gumbel
+from specx.kernels.drafts_reference import FreeTrieReference
+
+CELLS = math.prod(SUFFIX_SHAPE) + math.prod(RECYCLE_SHAPE)
+VOCAB = 12
+
+
+def ints(values):
+    return np.array(values, np.int32)
+
+
+def noise(seed, position, token):
+    return float(gumbel(seed, position, ints([token]))[0])
+
+
+TOKEN = st.integers(0, 3)
+STEP = st.fixed_dictionaries(
+    {
+        "rows": st.lists(st.tuples(st.integers(-1, 3), TOKEN), max_size=3),
+        "logits": st.integers(0, 2**32 - 1),
+        "limit": st.sampled_from([0, 1, 3, 8, 16]),
+        "leaves": st.sampled_from([1, 2, 4, 64]),
+        "coupled": st.booleans(),
+        "emitted": st.lists(TOKEN, min_size=1, max_size=3),
+    }
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    use=st.sampled_from([(True, True), (True, False), (False, True)]),
+    history=st.lists(st.integers(-1, 3), max_size=10),
+    context=st.lists(TOKEN, min_size=1, max_size=10),
+    temperature=st.sampled_from([0.0, 0.8]),
+    steps=st.lists(STEP, max_size=6),
+    prior_seed=st.integers(0, 100),
+)
+def test_native_equals_reference(use, history, context, temperature, steps, prior_seed):
+    prior = np.random.default_rng(prior_seed).uniform(0.05, 0.9, CELLS).astype(np.float32)
+    counts, counts_reference = np.zeros((2, CELLS, 2), np.float32)
+    native = FreeTrie(VOCAB, counts, prior, *use)
+    reference = FreeTrieReference(counts_reference, prior, noise, *use)
+    for trie, kind in ((native, ints), (reference, list)):
+        trie.preload(kind(history))
+        trie.begin(kind(context))
+    position = len(context)
+    for step in steps:
+        rows = (
+            np.random.default_rng(step["logits"]).normal(0, 2, (len(step["rows"]), VOCAB)).astype(np.float32)
+        )
+        native.update_rows(ints([p for p, _ in step["rows"]]), ints([t for _, t in step["rows"]]), rows)
+        for (previous, token), row in zip(step["rows"], rows, strict=True):
+            reference.table.update(previous, token, row)
+        settings_ = 5, position, temperature, step["coupled"]
+        columns = native.grow(step["limit"], step["leaves"], *settings_)
+        expected = reference.grow(step["limit"], step["leaves"], *settings_)
+        nodes = list(zip(*(column.tolist() for column in columns), strict=True))
+        assert [(t, p, s) for t, p, _, s in nodes] == [(t, p, s) for t, p, _, s in expected]
+        np.testing.assert_allclose(columns[2], [p for _, _, p, _ in expected], rtol=1e-6)
+        native.observe(ints(step["emitted"]), 5, position, temperature)
+        reference.observe(step["emitted"], 5, position, temperature)
+        np.testing.assert_array_equal(counts, counts_reference)
+        position += len(step["emitted"])
+    assert native.automaton.text().tolist() == reference.suffix.text
+
+
+def new_trie(hazard=0.5, **options):
+    counts, prior = np.zeros((CELLS, 2), np.float32), np.full(CELLS, hazard, np.float32)
+    return FreeTrie(VOCAB, counts, prior, **options), counts
+
+
+def test_context_that_extends_the_conversation_continues_it():
+    trie, _ = new_trie()
+    trie.begin(ints([1, 2, 3]))
+    trie.append(4)
+    trie.begin(ints([1, 2, 3, 4, 5]))
+    assert trie.automaton.text().tolist() == [1, 2, 3, 4, 5]
+    assert trie.conversation_start == 0
+    trie.begin(ints([1, 2, 9]))
+    assert trie.automaton.text().tolist() == [1, 2, 3, 4, 5, -1, 1, 2, 9]
+    assert trie.conversation_start == 6
+
+
+def test_history_is_a_source_of_its_own():
+    trie, _ = new_trie(hazard=0.9)
+    trie.preload(ints([1, 2, 3, 4, -1, 7, 8]))
+    trie.begin(ints([9, 1, 2]))
+    tokens, parents, _, sources = trie.grow(2, 1)
+    assert (tokens.tolist(), parents.tolist(), sources.tolist()) == ([3, 4], [-1, 0], [2, 2])
+
+
+def test_calibration_is_shared_not_copied():
+    trie, counts = new_trie()
+    trie.begin(ints([1, 2, 1]))
+    trie.observe(ints([2]))
+    assert counts.sum() == 2  # one hit, one trial
+    with pytest.raises(TypeError):
+        FreeTrie(VOCAB, np.zeros((CELLS, 2)), np.zeros(CELLS, np.float32))
+
+
+def test_update_tree_learns_every_node_under_its_parent():
+    trie, _ = new_trie()
+    logits = np.eye(VOCAB, dtype=np.float32)[:4]
+    trie.update_tree(8, 9, ints([5, 6, 7]), ints([-1, 0, -1]), logits)
+    best = {pair: int(trie.table.lookup(*pair)[0][0]) for pair in [(8, 9), (9, 5), (5, 6), (9, 7)]}
+    assert best == {(8, 9): 0, (9, 5): 1, (5, 6): 2, (9, 7): 3}
+    with pytest.raises(ValueError, match="parent"):
+        trie.update_tree(8, 9, ints([5, 6]), ints([1, -1]), logits[:3])
+
+
+def test_tokens_outside_the_vocabulary_are_refused():
+    trie, _ = new_trie()
+    with pytest.raises(IndexError):
+        trie.begin(ints([VOCAB]))
