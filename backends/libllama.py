@@ -16,9 +16,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-__all__ = ["build_fingerprint", "lib", "recent_log", "runs_here", "set_verbose", "system_info"]
+__all__ = ["build_fingerprint", "forget_log", "lib", "recent_log", "runs_here", "set_verbose", "system_info"]
 
 _LOG_LINES = 200
+SELFTEST_S = 300.0  # loading a large model from a slow disk takes minutes
 _log: deque[str] = deque(maxlen=_LOG_LINES)
 _copy_to_stderr = False
 _keep_alive: list[Any] = []  # a collected log callback is a segmentation fault in the next log line
@@ -54,6 +55,11 @@ def recent_log(contains: str = "") -> list[str]:
     return [line for line in lines if contains in line]
 
 
+def forget_log() -> None:
+    """Start the log afresh, so that what `recent_log` finds belongs to what comes next."""
+    _log.clear()
+
+
 def system_info() -> str:
     """llama.cpp's own line about the instruction sets it was built for."""
     text: bytes = lib().llama_print_system_info()
@@ -72,8 +78,10 @@ def build_fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def runs_here(model: Path) -> bool:
+def runs_here(model: Path) -> bool | None:
     """Whether this build of llama.cpp survives one small batch of `model`, tried in a child process.
+
+    None means that nothing was found out: the child could not load the model, or took too long.
 
     Some compilers miscompile the AMX path, which then faults at its first instruction. A build without
     AMX is trusted; with AMX the answer costs one load of the model and should be remembered by the caller
@@ -82,4 +90,8 @@ def runs_here(model: Path) -> bool:
     if "AMX_INT8 = 1" not in system_info():
         return True
     command = [sys.executable, "-P", "-m", "specx.backends.selftest", str(model)]
-    return subprocess.run(command, capture_output=True, timeout=300, check=False).returncode >= 0
+    try:
+        code = subprocess.run(command, capture_output=True, timeout=SELFTEST_S, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return None
+    return code == 0 if code <= 0 else None

@@ -9,6 +9,7 @@ misses, because every sequence operation walks all cells of the cache.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Output, Progress, RowSink
 from specx.backends.errors import ContextFullError, ModelError, RollbackError
-from specx.backends.libllama import lib, recent_log, set_verbose
+from specx.backends.libllama import forget_log, lib, recent_log, set_verbose
 from specx.backends.settings import LoadSettings
 from specx.backends.vocab import LlamaVocab
 
@@ -28,6 +29,7 @@ MAX_LEAVES = 8
 PROMPT_ROWS = 64  # at most this many prompt rows have their logits computed
 DEFAULT_CTX = 4096
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
 class LlamaBackend:
@@ -58,13 +60,15 @@ class LlamaBackend:
         self.vocab = LlamaVocab(self._model)
         self.plain_reason = self._why_plain()
         self.n_swa: int = 0 if settings.swa_full else self._lib.llama_model_n_swa(self._model)
-        self.max_width = 1 if self.plain_reason else MAX_WIDTH
         # A sequence that lags behind would keep cells of the sliding window from being reused.
         self.max_leaves = 1 if self.plain_reason or self.n_swa else MAX_LEAVES
         self._ctx = self._create_context(settings)
         self._memory = self._lib.llama_get_memory(self._ctx)
         self.n_ctx: int = self._lib.llama_n_ctx(self._ctx)
-        self._piece = min(self._lib.llama_n_batch(self._ctx), settings.n_ubatch)
+        self.n_ubatch: int = self._lib.llama_n_ubatch(self._ctx)
+        self._piece = min(self._lib.llama_n_batch(self._ctx), self.n_ubatch)
+        # llama.cpp ends the process when a call is wider than its n_batch.
+        self.max_width = 1 if self.plain_reason else min(MAX_WIDTH, self._lib.llama_n_batch(self._ctx))
         self._batch = _Batch(self._lib, self._piece, self.max_leaves)
         self._length = 0
         self._main = 0
@@ -83,8 +87,13 @@ class LlamaBackend:
 
     @property
     def n_threads(self) -> int:
-        """CPU threads used for decoding."""
+        """CPU threads used for decoding one token."""
         return int(self._lib.llama_n_threads(self._ctx))
+
+    @property
+    def n_threads_batch(self) -> int:
+        """CPU threads used for more than one token: prompts, and drafts."""
+        return int(self._lib.llama_n_threads_batch(self._ctx))
 
     @property
     def can_shift(self) -> bool:
@@ -99,6 +108,7 @@ class LlamaBackend:
         Raises:
             ContextFullError: they do not fit.
         """
+        self._check_idle()
         everything = np.asarray(tokens, np.int32)
         total = len(everything)
         if self._length + total > self.n_ctx:
@@ -119,10 +129,13 @@ class LlamaBackend:
 
         Raises:
             ContextFullError: there is no room for it.
+            ValueError: it is not a tree, or wider or bushier than this backend takes.
+            RuntimeError: the forward call before was not followed by `keep`.
         """
-        if self._pending is not None:
-            raise RuntimeError("forward was called twice without keep")
+        self._check_idle()
         n = len(tokens)
+        if not 1 <= n <= self.max_width or len(parents) != n:
+            raise ValueError(f"a forward call takes 1 to {self.max_width} tokens and as many parents")
         if self._length + n > self.n_ctx:
             raise ContextFullError(
                 f"the context of {self.n_ctx} tokens is full",
@@ -135,14 +148,20 @@ class LlamaBackend:
         self._pending = tree
         try:
             self._decode(n)
+            return Output(self._logits(n))
         except BaseException:
             self._pending = None
-            self._lib.llama_memory_seq_rm(self._memory, -1, self._length, -1)
+            self._drop_uncommitted()
             raise
-        return Output(self._logits(n))
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Commit a path of the last forward call, root first, and forget the rest of the tree."""
+        """Commit a path of the last forward call, root first, and forget the rest of the tree.
+
+        Raises:
+            ValueError: the rows are not a path from the root.
+            RuntimeError: there was no forward call.
+            RollbackError: the cache cannot forget the rest.
+        """
         tree = self._pending
         if tree is None:
             raise RuntimeError("keep was called without forward")
@@ -172,8 +191,9 @@ class LlamaBackend:
         if self.plain_reason:
             return 0
         if self.n_swa:
+            # The token at `length` sees n_swa tokens, itself included.
             oldest = self._lib.llama_memory_seq_pos_min(self._memory, self._main)
-            if oldest > max(0, length - self.n_swa):
+            if oldest > max(0, length - self.n_swa + 1):
                 return 0
         return length
 
@@ -183,25 +203,29 @@ class LlamaBackend:
         Raises:
             RollbackError: the cache no longer holds what that needs.
         """
+        self._check_idle()
         if not 0 <= length <= self._length or self.reusable(length) != length:
             raise RollbackError(
                 f"the KV cache cannot go back from {self._length} to {length} tokens",
                 "this is a fault in specx; --drafter none avoids it",
             )
         if length == 0:
-            self._lib.llama_memory_clear(self._memory, False)
-            self._main = 0
+            self._clear()
         elif length < self._length:
             self._remove(-1, length)
-        self._length = length
-        self._synced = [min(held, length) for held in self._synced]
+            self._length = length
+            self._synced = [min(held, length) for held in self._synced]
 
     def shift(self, keep: int, discard: int) -> None:
         """Forget `discard` tokens after the first `keep` and move the rest forward.
 
         Raises:
             ContextFullError: this model's cache cannot be shifted.
+            ValueError: there are not so many tokens.
         """
+        self._check_idle()
+        if keep < 0 or discard < 0 or keep + discard > self._length:
+            raise ValueError(f"{discard} tokens after {keep} cannot be forgotten: there are {self._length}")
         if not self.can_shift:
             raise ContextFullError(
                 f"the context of {self.n_ctx} tokens is full and this model cannot shift it",
@@ -211,7 +235,7 @@ class LlamaBackend:
             if seq != self._main:
                 self._remove(seq, 0)
                 self._synced[seq] = 0
-        self._lib.llama_memory_seq_rm(self._memory, self._main, keep, keep + discard)
+        self._remove(self._main, keep, keep + discard)
         self._lib.llama_memory_seq_add(self._memory, self._main, keep + discard, -1, -discard)
         self._length -= discard
         self._synced[self._main] = self._length
@@ -235,7 +259,7 @@ class LlamaBackend:
         try:
             self._decode(len(piece))
         except BaseException:
-            self._lib.llama_memory_seq_rm(self._memory, -1, self._length, -1)
+            self._drop_uncommitted()
             raise
         self._length += len(piece)
         self._synced[self._main] = self._length
@@ -269,8 +293,22 @@ class LlamaBackend:
             self._lib.llama_memory_seq_cp(self._memory, self._main, seq, held, self._length)
             self._synced[seq] = self._length
 
-    def _remove(self, seq: int, start: int) -> None:
-        if not self._lib.llama_memory_seq_rm(self._memory, seq, start, -1):
+    def _check_idle(self) -> None:
+        if self._pending is not None:
+            raise RuntimeError("the last forward call was not followed by keep")
+
+    def _clear(self) -> None:
+        self._lib.llama_memory_clear(self._memory, False)
+        self._length = self._main = 0
+        self._synced = [0] * self.max_leaves
+
+    def _drop_uncommitted(self) -> None:
+        """Remove what a call that failed left beyond the committed tokens; all tokens, if that is refused."""
+        if not self._lib.llama_memory_seq_rm(self._memory, -1, self._length, -1):
+            self._clear()
+
+    def _remove(self, seq: int, start: int, end: int = -1) -> None:
+        if not self._lib.llama_memory_seq_rm(self._memory, seq, start, end):
             raise RollbackError(
                 f"the KV cache could not be cut back to {start} tokens",
                 "this model's cache cannot take tokens back; use --drafter none",
@@ -284,16 +322,15 @@ class LlamaBackend:
         return None
 
     def _load(self, settings: LoadSettings, progress: Callable[[float], None] | None, repack: bool) -> Any:
-        interrupted = False
+        raised: list[BaseException] = []
 
         def on_progress(fraction: float, _data: Any) -> bool:
-            nonlocal interrupted
             try:
                 if progress is not None:
                     progress(fraction)
-            except KeyboardInterrupt:
-                interrupted = True
-            return not interrupted
+            except BaseException as error:  # noqa: BLE001 -- ctypes would swallow it; raised again below
+                raised.append(error)
+            return not raised
 
         params = self._lib.llama_model_default_params()
         params.n_gpu_layers = settings.n_gpu_layers
@@ -301,17 +338,17 @@ class LlamaBackend:
         params.use_extra_bufts = repack
         callback = self._lib.llama_progress_callback(on_progress)
         params.progress_callback = callback
-        model = self._lib.llama_model_load_from_file(str(settings.model).encode(), params)
-        if interrupted:
-            raise KeyboardInterrupt
+        forget_log()
+        model = self._lib.llama_model_load_from_file(os.fsencode(settings.model), params)
+        if raised:
+            if model:
+                self._lib.llama_model_free(model)
+            raise raised[0]
         if not model:
             raise _load_error(settings)
         if not self._lib.llama_model_has_decoder(model) or self._lib.llama_model_has_encoder(model):
             self._lib.llama_model_free(model)
-            raise ModelError(
-                f"{settings.model.name} is not a decoder-only language model",
-                "specx runs models that continue text; encoders and encoder-decoders are not supported",
-            )
+            raise _not_a_decoder(settings)
         return model
 
     def _create_context(self, settings: LoadSettings) -> Any:
@@ -339,6 +376,10 @@ class LlamaBackend:
                 f"no context of {wanted} tokens could be created for {settings.model.name}: {reason.strip()}",
                 "try a smaller context (-c 2048) or another KV cache type (-ctk f16 -ctv f16)",
             )
+        if not self._lib.llama_get_memory(context):
+            self._lib.llama_free(context)
+            self.close()
+            raise _not_a_decoder(settings)
         return context
 
 
@@ -348,6 +389,8 @@ class _Tree:
     def __init__(self, parents: NDArray[np.int32], main: int, max_leaves: int) -> None:
         self.parents: list[int] = parents.tolist()
         n = len(self.parents)
+        if self.parents[0] != -1:
+            raise ValueError("row 0 is the root; its parent is -1")
         depths = [0] * n
         inner = [False] * n
         for row in range(1, n):
@@ -451,8 +494,6 @@ class _Batch:
 
 
 def _threads() -> int:
-    import os
-
     try:
         return max(1, len(os.sched_getaffinity(0)))
     except AttributeError:
@@ -460,12 +501,9 @@ def _threads() -> int:
 
 
 def _cache_type(module: Any, name: str) -> int:
-    value = getattr(module, f"GGML_TYPE_{name.upper()}", None)
-    if value is None:
-        raise ModelError(
-            f"unknown KV cache type {name!r}", "use f16, bf16, f32, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl"
-        )
-    return int(value)
+    if name not in CACHE_TYPES:
+        raise ModelError(f"unknown KV cache type {name!r}", f"use one of {', '.join(CACHE_TYPES)}")
+    return int(getattr(module, f"GGML_TYPE_{name.upper()}"))
 
 
 def _load_mode(module: Any, settings: LoadSettings) -> int:
@@ -476,7 +514,7 @@ def _load_mode(module: Any, settings: LoadSettings) -> int:
 
 def _load_error(settings: LoadSettings) -> ModelError:
     name = settings.model.name
-    for line in recent_log("unknown model architecture"):
+    for line in recent_log("unknown model architecture")[-1:]:
         architecture = line.rsplit(":", 1)[-1].strip().strip("'")
         return ModelError(
             f"{name} has the architecture {architecture!r}, which this llama.cpp does not support",
@@ -490,6 +528,13 @@ def _load_error(settings: LoadSettings) -> ModelError:
     reason = (recent_log("error") or ["no reason given"])[-1].strip()
     return ModelError(
         f"llama.cpp could not load {name}: {reason}", "run again with --verbose to see its messages"
+    )
+
+
+def _not_a_decoder(settings: LoadSettings) -> ModelError:
+    return ModelError(
+        f"{settings.model.name} is not a decoder-only language model",
+        "specx runs models that continue text; encoders, embedding and diffusion models are not supported",
     )
 
 

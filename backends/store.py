@@ -11,8 +11,8 @@ import io
 import json
 import os
 import tempfile
-import zipfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ __all__ = ["Entry", "Store", "cache_dir"]
 
 VERSION = 1  # of the format; entries of another version are treated as missing
 MAX_BYTES = 256 << 20  # oldest entries go when the store grows beyond this
+STALE_S = 3600.0  # a half-written file this old was left by a process that ended in the middle
 KINDS = ("build", "calibration", "history", "identity", "recycle", "staircase")
 
 
@@ -71,7 +72,7 @@ class Store:
             if value.pop("version") != VERSION:
                 return None
             return dict(value)
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             self.set_aside(kind, key)
             return None
 
@@ -90,7 +91,7 @@ class Store:
             if int(arrays.pop("version")) != VERSION:
                 return None
             return arrays
-        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile):
+        except Exception:  # noqa: BLE001 -- zipfile, zlib and numpy.lib.format raise a dozen kinds over damage
             self.set_aside(kind, key)
             return None
 
@@ -104,12 +105,16 @@ class Store:
         """Rename a damaged entry so that it counts as missing and can still be looked at."""
         for suffix in (".json", ".npz"):
             path = self._path(kind, key, suffix)
-            if path is not None and path.exists():
-                self._tell(f"a damaged cache entry was set aside: {path.name}")
-                try:
-                    path.replace(path.with_suffix(".damaged"))
-                except OSError:
-                    continue
+            if path is None:
+                continue
+            try:
+                path.replace(path.with_name(path.name + ".damaged"))
+            except FileNotFoundError:
+                continue
+            except OSError:
+                self._tell(f"a damaged cache entry cannot be set aside: {path}")
+            else:
+                self._tell(f"a damaged cache entry was set aside: {path}.damaged")
 
     def entries(self) -> list[Entry]:
         """Everything kept, oldest first."""
@@ -130,14 +135,33 @@ class Store:
         removed = 0
         for entry in self.entries():
             if kind is None or entry.kind == kind:
-                entry.path.unlink(missing_ok=True)
-                removed += 1
+                try:
+                    entry.path.unlink()
+                    removed += 1
+                except OSError as error:
+                    self._tell(f"{entry.path} cannot be removed ({error.strerror or error})")
+        self._remove_half_written(KINDS if kind is None else (kind,), 0.0)
         return removed
 
+    def _remove_half_written(self, kinds: Sequence[str], age_s: float) -> None:
+        """Remove what a process that ended in the middle of writing left at least `age_s` seconds ago."""
+        if self.root is None:
+            return
+        for kind in kinds:
+            for path in self._files(self.root / kind, hidden=True):
+                try:
+                    if path.stat().st_mtime <= time.time() - age_s:
+                        path.unlink()
+                except OSError:
+                    continue
+
     @staticmethod
-    def _files(folder: Path) -> list[Path]:
+    def _files(folder: Path, *, hidden: bool = False) -> list[Path]:
+        """Files of a folder; the hidden ones are those that are being written."""
         try:
-            return [path for path in folder.iterdir() if path.is_file()]
+            return [
+                path for path in folder.iterdir() if path.name.startswith(".") == hidden and path.is_file()
+            ]
         except OSError:
             return []
 
@@ -162,7 +186,8 @@ class Store:
             return
         temporary = ""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (path.parent.parent, path.parent):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -176,6 +201,7 @@ class Store:
             )
 
     def _evict(self) -> None:
+        self._remove_half_written(KINDS, STALE_S)
         entries = self.entries()
         total = sum(entry.size for entry in entries)
         for entry in entries:

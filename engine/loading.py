@@ -54,13 +54,14 @@ def _repack(settings: LoadSettings, store: Store, notice: Callable[[str], None])
     if "AMX_INT8 = 1" not in libllama.system_info():
         return True
     key = libllama.build_fingerprint()
-    known = store.load_json("build", key)
-    works = bool(known["works"]) if known and "works" in known else libllama.runs_here(settings.model)
-    if not known:
-        store.save_json("build", key, {"works": works})
-    if not works:
+    works = (store.load_json("build", key) or {}).get("works")
+    if not isinstance(works, bool):
+        works = libllama.runs_here(settings.model)
+        if works is not None:
+            store.save_json("build", key, {"works": works})
+    if works is False:
         notice(REBUILD_HINT)
-    return works
+    return works is not False
 
 
 def _cost_key(info: GGUFInfo, settings: LoadSettings, backend: LlamaBackend) -> str:
@@ -70,9 +71,12 @@ def _cost_key(info: GGUFInfo, settings: LoadSettings, backend: LlamaBackend) -> 
             info.fingerprint,
             libllama.build_fingerprint(),
             f"t{backend.n_threads}",
+            f"b{backend.n_threads_batch}",
+            f"u{backend.n_ubatch}",
             f"g{settings.n_gpu_layers}",
             f"{settings.type_k}{settings.type_v}",
             f"fa{settings.flash_attn}",
+            "swa" if settings.swa_full else "",
         )
     )
 

@@ -374,7 +374,12 @@ class Generation:
         kept = backend.reusable(common)
         backend.rewind(kept)
         session.cached = prompt[:kept]
-        session.drafter.begin(prompt, seed=self.result.seed, temperature=self.sampling.temperature)
+        session.drafter.begin(
+            prompt,
+            seed=self.result.seed,
+            temperature=self.sampling.temperature,
+            position=session.shifted + len(prompt),
+        )
         new = prompt[kept:-1]
         try:
             backend.prefill(new, progress=self._progress, rows=session.drafter.observe_rows)
