@@ -80,9 +80,9 @@ class SpecxArm:
         An answer during which the staircase was measured, once per model and context range, is done again.
         """
         while True:
-            known = len(self._session.staircase.buckets)
+            known = len(self._session.staircase.depths)
             answer = self._answer(prompt, n_predict)
-            if len(self._session.staircase.buckets) == known:
+            if len(self._session.staircase.depths) == known:
                 return answer
 
     def _answer(self, prompt: Sequence[int], n_predict: int) -> Answer:
@@ -134,7 +134,11 @@ class ServerArm:
         self._fresh = False
 
     def __enter__(self) -> ServerArm:
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            self._log.close()
+            raise
         return self
 
     def __exit__(

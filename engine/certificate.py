@@ -54,8 +54,14 @@ class Comparison:
     margin: float = 0.0
 
     def explained(self, tolerance: float) -> bool:
-        """Whether the texts are identical, or part over logits that differ by at most `tolerance`."""
-        return self.first_difference is None or 0.0 < self.logit_difference <= tolerance
+        """Whether the texts are identical, or part over logits that differ by at most `tolerance`.
+
+        At temperature 0 the lead of the plain token must be small enough, too, for two logits to overturn.
+        """
+        if self.first_difference is None:
+            return True
+        overturned = self.temperature > 0 or self.margin <= 2 * self.logit_difference
+        return 0.0 < self.logit_difference <= tolerance and overturned
 
 
 def compare_drafters(
@@ -71,7 +77,8 @@ def compare_drafters(
     """Generate every prompt at every temperature plainly and with each drafter.
 
     Args:
-        session: its conversation is lost; its drafter is as before afterwards.
+        session: its conversation is lost; its drafter is as before afterwards, and what drafters learn from
+            these generations (the plain text is history for the others) is forgotten.
         prompts: token ids, at least one token each.
         drafters: names of the drafters to compare with "none".
         temperatures: sampling temperatures; the other settings are the defaults.
@@ -90,6 +97,7 @@ def compare_drafters(
                 comparison = _compare(index, settings, drafter, plain, drafted)
                 comparisons.append(comparison)
                 done(comparison)
+    session.learned.forget()
     session.set_drafter(before)
     return comparisons
 
@@ -122,8 +130,7 @@ def _generate(
     session: Session, drafter: str, prompt: Sequence[int], settings: SamplingSettings, n_predict: int
 ) -> Result:
     session.set_drafter(drafter)
-    session.backend.rewind(0)
-    session.cached = []
+    session.forget_conversation()
     generation = session.generate(prompt, settings, n_predict=n_predict, evidence=True)
     for _ in generation:
         pass

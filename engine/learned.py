@@ -1,12 +1,13 @@
 """What is learned of a model and kept between runs.
 
 Costs of steps depend on the machine, the build and the settings; calibrations and caches on the model
-alone. Everything is loaded when first needed and saved once, when the session closes.
+alone. What drafters learn is loaded with the session and saved once, when it closes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +39,11 @@ class Learned:
         self._store = store
         self._model_key = model_key
         self._cost_key = cost_key
-        self._calibration = self._load_calibration()
-        self._history = self._load_history()
         self._drafter: FreeDrafter | None = None
+        self._calibration = Calibration()
+        self._history: NDArray[np.int32] = np.empty(0, np.int32)
+        self._rows: dict[str, NDArray[Any]] | None = None
+        self.forget()
 
     def load_staircase(self, staircase: Staircase) -> Staircase:
         """`staircase` with what was measured before, if anything."""
@@ -54,7 +57,7 @@ class Learned:
 
     def save_staircase(self, staircase: Staircase) -> None:
         """Keep what was measured."""
-        if staircase.buckets:
+        if staircase.depths:
             self._store.save_json("staircase", self._cost_key, {"steps": staircase.to_json()})
 
     def load_identity(self) -> Identity | None:
@@ -76,19 +79,24 @@ class Learned:
             return NoDrafter()
         self._harvest()
         drafter = FreeDrafter(vocab_size, self._calibration, sources)
+        if len(self._history) and not -1 <= self._history.min() <= self._history.max() < vocab_size:
+            self._store.set_aside("history", self._model_key)
+            self._history = self._history[:0]
         if len(self._history):
             drafter.preload(self._history)
-        rows = self._store.load_arrays("recycle", self._model_key)
-        if rows is not None:
+        if self._rows is not None:
             try:
-                drafter.restore(rows)
+                drafter.restore(self._rows)
             except ValueError:
                 self._store.set_aside("recycle", self._model_key)
+                self._rows = None
         self._drafter = drafter
         return drafter
 
     def remember(self, tokens: Sequence[int]) -> None:
         """An answer is finished: later conversations may draft from it."""
+        if not tokens:
+            return
         added = np.array([*tokens, SEPARATOR], np.int32)
         self._history = np.concatenate((self._history, added))[-HISTORY_TOKENS:]
 
@@ -97,6 +105,7 @@ class Learned:
         self._drafter = None
         self._calibration = self._load_calibration()
         self._history = self._load_history()
+        self._rows = self._store.load_arrays("recycle", self._model_key)
 
     def save(self) -> None:
         """Keep calibrations, earlier answers and recycled continuations."""
@@ -104,13 +113,15 @@ class Learned:
         if len(self._history):
             self._store.save_arrays("history", self._model_key, {"tokens": self._history})
         self._harvest()
+        if self._rows is not None:
+            self._store.save_arrays("recycle", self._model_key, self._rows)
 
     def _harvest(self) -> None:
-        """Keep the recycling table of the present drafter, which a new drafter starts from."""
+        """Take over the recycling table of the present drafter, which a new drafter starts from."""
         if self._drafter is not None:
             rows = self._drafter.to_arrays()
             if len(rows["tokens"]):
-                self._store.save_arrays("recycle", self._model_key, rows)
+                self._rows = rows
             self._drafter = None
 
     def _load_calibration(self) -> Calibration:
@@ -123,7 +134,12 @@ class Learned:
         return Calibration()
 
     def _load_history(self) -> NDArray[np.int32]:
+        nothing = np.empty(0, np.int32)
         arrays = self._store.load_arrays("history", self._model_key)
-        if arrays is not None and arrays.get("tokens", np.empty(0)).ndim == 1:
-            return arrays["tokens"].astype(np.int32)[-HISTORY_TOKENS:]
-        return np.empty(0, np.int32)
+        if arrays is None:
+            return nothing
+        tokens = arrays.get("tokens")
+        if tokens is None or tokens.ndim != 1 or tokens.dtype != np.int32:
+            self._store.set_aside("history", self._model_key)
+            return nothing
+        return tokens[-HISTORY_TOKENS:]

@@ -1,9 +1,10 @@
 """The objective: expected accepted tokens per second under measured costs, evaluated at every step.
 
-    rate(S) = (1 + sum of a(v) for v in S) / (t_draft + t_host + t_verify(1 + |S|, context))
+    rate(S) = (1 + sum of a(v) for v in S) / (t_host + t_verify(1 + |S|, context))
 
-For n nodes the best tree is the n nodes of largest a(v), and a draft comes ordered that way, so one scan
-over its prefixes finds the argmax; the empty prefix is plain decoding and always takes part.
+t_host is all the time spent outside the backend, drafting included. For n nodes the best tree is the n
+nodes of largest a(v), and a draft comes ordered that way, so one scan over its prefixes finds the argmax;
+the empty prefix is plain decoding and always takes part.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Backend
 from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter
-from specx.engine.staircase import Staircase
+from specx.engine.staircase import CLIP, Staircase
+from specx.kernels._native import best_prefix
 
 __all__ = ["Decision", "Plan"]
 
 TIME_RATE = 0.1  # weight of one step in the running averages of host and branch time
+LEAF_DECAY = 0.01  # the price of a branch fades when none is tried, so that one hiccup does not end branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +31,13 @@ class Decision:
 
     Attributes:
         draft: the tree to verify, possibly empty.
+        leaves: its leaves beyond the first.
         expected: expected number of emitted tokens.
         cost_ms: expected time of the step.
     """
 
     draft: Draft
+    leaves: int
     expected: float
     cost_ms: float
 
@@ -53,54 +58,49 @@ class Plan:
         self.staircase = staircase
         self.max_nodes = max_nodes
         self.widths = widths
-        self._host_ms = 0.0
+        self._host_ms = 0.0  # all time outside the backend, `propose` included, whatever is then chosen
         self._leaf_ms = 0.0
+        self._forbidden: NDArray[np.float64] | None = None
+        if widths is not None:
+            allowed = [n in widths for n in range(staircase.max_width + 1)]
+            self._forbidden = np.where(allowed, 0.0, np.inf)
+
+    @property
+    def narrowest(self) -> int:
+        """Room that a step needs at least, in tokens."""
+        return min(self.widths) if self.widths else 1
 
     def choose(self, drafter: Drafter, backend: Backend) -> Decision:
         """The draft and width of the highest expected rate, given what `drafter` proposes now."""
         length = backend.length
-        room = max(0, min(backend.max_width, backend.n_ctx - length) - 1)
-        limit = room if self.max_nodes is None else min(room, self.max_nodes)
+        room = backend.n_ctx - length
+        # Nothing is committed that leaves less room than a step needs: the context then ends at the same
+        # token whatever is drafted.
+        limit = min(backend.max_width - 1, room - self.narrowest)
+        if self.max_nodes is not None:
+            limit = min(limit, self.max_nodes)
         draft = EMPTY_DRAFT
         if limit > 0:
             draft = drafter.propose(limit, 1 if self.widths else backend.max_leaves)
-        widths = self._allowed(room + 1)
-        nodes = np.minimum(widths - 1, len(draft))
-        gains = np.concatenate(([1.0], 1.0 + np.cumsum(draft.probs, dtype=np.float64)))[nodes]
-        times = self.staircase.costs(length)[widths] + self._leaf_ms * _extra_leaves(draft)[nodes]
-        times += self._host_ms + drafter.cost_ms * (nodes > 0)
-        best = int(np.argmax(gains / times))
-        chosen = _padded(draft.head(int(nodes[best])), int(widths[best]) - 1)
-        return Decision(chosen, float(gains[best]), float(times[best]))
-
-    def _allowed(self, most: int) -> NDArray[np.int64]:
-        """Widths to consider; where the step of a wider batch is cheaper, a draft is padded up to it."""
-        if self.widths is None:
-            return np.arange(1, most + 1)
-        return np.array(sorted(n for n in self.widths if n <= most) or [1])
+        costs = self.staircase.costs(length)[: max(1, min(backend.max_width, room)) + 1]
+        if self._forbidden is not None and room >= self.narrowest:
+            costs = costs + self._forbidden[: len(costs)]
+        nodes, width, leaves, gain, cost = best_prefix(
+            draft.probs, draft.parents, costs, self._host_ms, self._leaf_ms
+        )
+        return Decision(_padded(draft.head(nodes), width - 1), leaves, gain, cost)
 
     def observe(self, decision: Decision, length: int, forward_ms: float, host_ms: float) -> None:
         """A step that verified `decision` at `length` took this long inside and outside the backend."""
         self._host_ms += TIME_RATE * (host_ms - self._host_ms)
-        leaves = int(_extra_leaves(decision.draft)[-1])
         n = len(decision.draft) + 1
-        if leaves == 0:
+        if decision.leaves == 0:
             self.staircase.observe(n, length, forward_ms)
+            self._leaf_ms *= 1 - LEAF_DECAY
             return
-        extra = (forward_ms - float(self.staircase.costs(length)[n])) / leaves
+        cost = float(self.staircase.costs(length)[n])
+        extra = (min(forward_ms, CLIP * cost) - cost) / decision.leaves
         self._leaf_ms += TIME_RATE * (max(extra, 0.0) - self._leaf_ms)
-
-
-def _extra_leaves(draft: Draft) -> NDArray[np.int64]:
-    """(n + 1,) leaves beyond the first of each prefix of `draft`, the empty one included."""
-    extra = np.zeros(len(draft) + 1, np.int64)
-    seen: set[int] = set()
-    count = 0
-    for i, parent in enumerate(draft.parents.tolist()):
-        count += parent in seen
-        seen.add(parent)
-        extra[i + 1] = count
-    return extra
 
 
 def _padded(draft: Draft, n: int) -> Draft:

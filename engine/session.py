@@ -23,7 +23,7 @@ from specx.engine.learned import Learned
 from specx.engine.plan import Plan
 from specx.engine.sampling import Constraint, Sampler
 from specx.engine.settings import SamplingSettings
-from specx.engine.staircase import Staircase, bucket_of
+from specx.engine.staircase import Staircase
 from specx.engine.text import StopMatcher, StreamDecoder
 
 __all__ = ["DRAFTERS", "Chunk", "Generation", "Result", "Session", "Timings"]
@@ -34,6 +34,8 @@ DRAFTERS: dict[str, tuple[str, ...]] = {
     "suffix": ("suffix",),
     "recycle": ("recycle",),
 }
+
+FORGOTTEN = -1  # in place of cached tokens that were computed with tokens in view that are no longer there
 
 Notice = Callable[[str], None]
 
@@ -133,7 +135,7 @@ class Session:
         self.learned = learned
         self.staircase = learned.load_staircase(Staircase(backend.max_width))
         self.cached: list[int] = []
-        self.shifted = 0
+        self.current: Generation | None = None
         self.plan = Plan(self.staircase, max_nodes=settings.draft_max, widths=self._exact_widths())
         self.drafter_name = ""
         self.drafter: Drafter
@@ -254,33 +256,42 @@ class Session:
         elif self.drafter_name == "auto":
             drafter = f"auto ({' + '.join(DRAFTERS['auto'])})"
         parts.append(f"drafter {drafter}")
-        if not self.staircase.needs_measuring(0):
-            parts.append(describe(self.staircase, 0))
+        if self.staircase.depths:
+            parts.append(describe(self.staircase))
         return ", ".join(parts)
 
     def reset(self) -> None:
         """Forget the conversation and everything drafters learned in this session."""
-        self.backend.rewind(0)
-        self.cached = []
-        self.shifted = 0
+        self.forget_conversation()
         self.learned.forget()
         self.set_drafter(self.drafter_name)
 
+    def forget_conversation(self) -> None:
+        """Empty the target; the next prompt is read from its beginning."""
+        self.backend.rewind(0)
+        self.cached = []
+        self.current = None
+
     def measure_staircase(self) -> None:
-        """Time the steps of the present context bucket, if that was never done for this model."""
-        if self.plain_reason or not self.staircase.needs_measuring(self.backend.length):
+        """Time the steps at the present depth, if there is a choice and it was never done near it."""
+        choosing = self.drafter_name != "none" or self.plan.widths is not None
+        if self.plain_reason or not choosing or not self.staircase.needs_measuring(self.backend.length):
             return
-        first = not self.staircase.buckets
-        seconds = self.staircase.measure(self.backend)
-        if first:
-            text = describe(self.staircase, self.backend.length)
+        if self.staircase.depths or self.backend.length:
+            self.staircase.measure(self.backend)
+            return
+        seconds = self.staircase.measure_first(self.backend)
+        if self.staircase.depths:
+            text = describe(self.staircase)
             self.notice(f"measured this model on this machine in {seconds:.1f} s: {text}")
 
     def close(self) -> None:
         """Keep what was learned, and give the memory back."""
-        self.learned.save_staircase(self.staircase)
-        self.learned.save()
-        self.backend.close()
+        try:
+            self.learned.save_staircase(self.staircase)
+            self.learned.save()
+        finally:
+            self.backend.close()
 
     def __enter__(self) -> Session:
         return self
@@ -295,8 +306,7 @@ class Session:
         """Which batch shapes give bit-identical logits here, from the store or measured now."""
         identity = self.learned.load_identity()
         if identity is None:
-            self.backend.rewind(0)
-            self.cached = []
+            self.forget_conversation()
             identity = measure_identity(self.backend, identity_text(self.vocab))
             self.learned.save_identity(identity)
         return identity
@@ -313,7 +323,10 @@ class Session:
 
 
 class Generation:
-    """One answer. Iterate to run it; `result` is complete once the iteration has ended."""
+    """One answer. Iterate to run it; `result` is complete once the iteration has ended.
+
+    It ends as cancelled if another generation of the session has begun in the meantime.
+    """
 
     def __init__(
         self,
@@ -350,17 +363,23 @@ class Generation:
         if self._limit == 0:
             self.result.finish_reason = "length"
             return
-        self._read_prompt()
-        finished = False
-        steps = self._steps()
-        while not finished and not self._cancelled:
-            if not self._make_room():
-                self.result.finish_reason = "context"
-                break
-            chunk, finished = self._take(next(steps))
-            yield chunk
+        session = self.session
+        session.current = self
+        try:
+            self._read_prompt()
+            finished = False
+            steps = self._steps()
+            while not finished and not self._cancelled and session.current is self:
+                if not self._make_room():
+                    self.result.finish_reason = "context"
+                    break
+                chunk, finished = self._take(next(steps))
+                yield chunk
+        finally:
+            session.learned.remember(self.result.tokens)
+            if session.current is self:
+                session.current = None
         rest = self._matcher.feed(self._decoder.flush())[0] + self._matcher.flush()
-        self.session.learned.remember(self.result.tokens)
         if rest:
             self.result.text += rest
             yield Chunk(rest, [], 0, 0, 0.0, [])
@@ -369,17 +388,13 @@ class Generation:
         """Bring the target to all of the prompt but its last token, reusing what it holds."""
         session, prompt = self.session, self.prompt
         backend = session.backend
-        start = time.perf_counter()
         common = _common_prefix(session.cached, prompt[:-1])
         kept = backend.reusable(common)
         backend.rewind(kept)
         session.cached = prompt[:kept]
-        session.drafter.begin(
-            prompt,
-            seed=self.result.seed,
-            temperature=self.sampling.temperature,
-            position=session.shifted + len(prompt),
-        )
+        session.measure_staircase()
+        start = time.perf_counter()
+        session.drafter.begin(prompt, seed=self.result.seed, temperature=self.sampling.temperature)
         new = prompt[kept:-1]
         try:
             backend.prefill(new, progress=self._progress, rows=session.drafter.observe_rows)
@@ -400,7 +415,7 @@ class Generation:
             session.plan,
             self._sampler,
             root=self._root,
-            position=session.shifted + len(self.prompt),
+            position=len(self.prompt),
             stops=self._stops,
         )
 
@@ -409,32 +424,29 @@ class Generation:
         session = self.session
         backend = session.backend
         session.measure_staircase()
-        if backend.length < backend.n_ctx:
+        if backend.length + session.plan.narrowest <= backend.n_ctx:
             return True
         if not session.settings.context_shift:
             return False
         keep = 1 if session.cached[:1] == [getattr(session.vocab, "bos", None)] else 0
         discard = (backend.length - keep) // 2
         backend.shift(keep, discard)
-        session.cached = session.cached[:keep] + session.cached[keep + discard :]
-        session.shifted += discard
+        session.cached = session.cached[:keep] + [FORGOTTEN] * (backend.length - keep)
         return True
 
     def _take(self, step: Step) -> tuple[Chunk, bool]:
         """Account for one step; returns what it added and whether the answer is finished."""
         result = self.result
         session = self.session
-        tokens, reason = self._cut(step.tokens)
         session.cached += [self._root, *step.tokens[:-1]]
         self._root = step.tokens[-1]
+        tokens, text, reason = self._read(step.tokens)
         result.tokens += tokens
-        result.evidence += step.evidence[: len(tokens) + 1]  # the token that ends the answer included
-        self._count(step, len(tokens))
-        data = b"".join(map(session.vocab.piece, tokens))
-        text, stopped = self._matcher.feed(self._decoder.feed(data))
         result.text += text
-        if stopped:
-            reason = "stop"
+        following = step.tokens[len(tokens) : len(tokens) + 1]
+        ended = reason == "stop" and not self._stops.isdisjoint(following)  # by a token of its own
+        result.evidence += step.evidence[: len(tokens) + ended]
+        self._count(step, len(tokens))
         if reason:
             result.finish_reason = reason
         names = session.drafter.source_names
@@ -442,16 +454,22 @@ class Generation:
         chunk = Chunk(text, tokens, len(step.draft), len(step.accepted), step.seconds, sources[: len(tokens)])
         return chunk, bool(reason)
 
-    def _cut(self, tokens: list[int]) -> tuple[list[int], str]:
-        """The tokens that belong to the answer, and why it ends if it does."""
-        reason = ""
-        if tokens[-1] in self._stops:
-            tokens, reason = tokens[:-1], "stop"
-        if self._limit is not None and len(self.result.tokens) + len(tokens) >= self._limit:
-            room = self._limit - len(self.result.tokens)
-            reason = reason if len(tokens) <= room and reason else "length"
-            tokens = tokens[:room]
-        return tokens, reason
+    def _read(self, tokens: list[int]) -> tuple[list[int], str, str]:
+        """The tokens that belong to the answer, the text they release, and why it ends if it does.
+
+        One at a time, so that the answer ends at the same token however many came in one step.
+        """
+        text = ""
+        for count, token in enumerate(tokens):
+            if token in self._stops:
+                return tokens[:count], text, "stop"
+            released, stopped = self._matcher.feed(self._decoder.feed(self.session.vocab.piece(token)))
+            text += released
+            if stopped:
+                return tokens[: count + 1], text, "stop"
+            if self._limit is not None and len(self.result.tokens) + count + 1 >= self._limit:
+                return tokens[: count + 1], text, "length"
+        return tokens, text, ""
 
     def _count(self, step: Step, emitted: int) -> None:
         timings = self.result.timings
@@ -464,12 +482,11 @@ class Generation:
         timings.host_ms += step.host_ms
 
 
-def describe(staircase: Staircase, length: int) -> str:
-    """What a staircase says, in words: the price of one token, and of more at once."""
-    steps = staircase.steps(bucket_of(length))
-    one = steps[1]
-    wide = [f"{n} cost {steps[n] / one:.1f}x" for n in (4, 8, 16) if n in steps]
-    return f"one token {one:.1f} ms" + "".join(f", {text}" for text in wide)
+def describe(staircase: Staircase) -> str:
+    """What a staircase says, in words: the price of one token, and of more at once, in a short context."""
+    costs = staircase.costs(0)
+    wide = [f"{n} cost {costs[n] / costs[1]:.1f}x" for n in (4, 8, 16) if n < len(costs)]
+    return f"one token {costs[1]:.1f} ms" + "".join(f", {text}" for text in wide)
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

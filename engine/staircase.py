@@ -1,14 +1,16 @@
 """The staircase: what one forward call of n tokens costs on this machine, measured.
 
-It is neither a line nor monotonic (kernels work in groups of rows), and it depends on the depth of the
-context, so it is kept per power-of-two *bucket* of the context. The first time a bucket is reached its
-steps are timed on the spot, by computing guesses that are then forgotten; after that every real step
-corrects it.
+It is neither a line nor monotonic in n (kernels work in groups of rows), and it grows with the depth of the
+context, faster for wider calls, because every row attends to everything before it. So it is measured at a
+few depths: in the empty context and a little deeper at first use, then whenever a generation first passes a
+*mark*, on the spot, by computing guesses that are then forgotten. Between measured depths it is
+interpolated, and every real step corrects the depths on both sides of it.
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,25 +19,26 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Backend
 
-__all__ = ["Staircase", "bucket_of"]
+__all__ = ["MARKS", "Staircase"]
 
-FIRST_BUCKET = 512  # tokens; llama.cpp's padded cache changes its attention path there too
-ORDER = (1, 2, 4, 8, 16, 3, 6, 5, 7, 12, 10, 24, 32)  # most informative widths first
+# Depths in tokens. llama.cpp's attention takes another path from 512 padded cells (256 tokens) on.
+MARKS = (0, 272, 1024, 4096, 16384, 65536)
+WIDTHS = (1, 2, 4, 8, 16, 3, 6, 5, 7, 12, 10, 24, 32)  # most informative first
+DEEPER_WIDTHS = WIDTHS[:5]  # at later depths, where the shape is known from the one before
 REPEATS = 2  # of each width, the smaller time counts: noise only ever adds
-BUDGET_S = 4.0  # for the first bucket; a 1B model on two cores is through in that time
-LATER_BUDGET_S = 1.0  # for a deeper bucket, whose shape is known from the one before
+FIRST_DEPTH = 288  # tokens; where the growth with depth is measured at first use
+BUDGET_S = 1.6  # for the first depth; a 1B model on two cores gets through most widths in that time
+DEEPER_BUDGET_S = 0.8
 STEP_RATE = 0.15  # weight of one real step in the running estimate of its width
 REGIME_RATE = 0.1  # weight of one real step in the estimate of the machine's present speed
+SPEED_LEAK = 0.01  # per step: what one width says of all others is forgotten, so that they are tried again
 CLIP = 3.0  # a step this many times off is counted as only this much off: a hiccup, not a trend
 
-
-def bucket_of(length: int) -> int:
-    """Context bucket of a sequence of `length` tokens: 0 below 512, then one per doubling."""
-    return max(0, (length // FIRST_BUCKET).bit_length())
+Steps = dict[int, float]
 
 
 class Staircase:
-    """Milliseconds of one forward call by width and context bucket.
+    """Milliseconds of one forward call by width and depth.
 
     Args:
         max_width: largest width that will be asked for.
@@ -43,34 +46,51 @@ class Staircase:
 
     def __init__(self, max_width: int) -> None:
         self.max_width = max_width
-        self._steps: dict[int, dict[int, float]] = {}
+        self._depths: dict[int, Steps] = {}
         self._speed = 1.0  # present time of a step relative to the recorded one
-        self._costs: dict[int, NDArray[np.float64]] = {}
+        self._filled: dict[int, NDArray[np.float64]] = {}  # (max_width + 1,) at each of the depths
+        self._sorted: list[int] = []
 
     @property
-    def buckets(self) -> list[int]:
-        """Buckets that have been measured."""
-        return sorted(self._steps)
+    def depths(self) -> list[int]:
+        """Depths that have been measured, in tokens."""
+        return sorted(self._depths)
 
-    def steps(self, bucket: int) -> Mapping[int, float]:
-        """Measured milliseconds by width in one bucket."""
-        return dict(sorted(self._steps[bucket].items()))
+    def steps(self, depth: int) -> Mapping[int, float]:
+        """Measured milliseconds by width at one of `depths`."""
+        return dict(sorted(self._depths[depth].items()))
 
     def needs_measuring(self, length: int) -> bool:
-        """Whether the bucket of `length` has never been timed."""
-        return bucket_of(length) not in self._steps
+        """Whether nothing has been timed between the last mark before `length` and the next."""
+        i = bisect_right(MARKS, length)
+        upper = MARKS[i] if i < len(MARKS) else float("inf")
+        return not any(MARKS[i - 1] <= depth < upper for depth in self._depths)
 
     def costs(self, length: int) -> NDArray[np.float64]:
         """(max_width + 1,) milliseconds of a call of n tokens at index n; index 0 is infinite.
 
-        Widths between measured ones are interpolated, those beyond the widest are extrapolated along the
-        last step. Without any measurement a call costs as much as its width.
+        Without any measurement a call costs as much as its width.
         """
-        bucket = bucket_of(length)
-        costs = self._costs.get(bucket)
-        if costs is None:
-            costs = self._costs[bucket] = self._fill(bucket)
+        if not self._depths:
+            costs = np.arange(self.max_width + 1, dtype=np.float64)
+        else:
+            (low, below), (high, above) = self._weights(length)
+            costs = self._filled[low] * (below * self._speed) + self._filled[high] * (above * self._speed)
+        costs[0] = np.inf
         return costs
+
+    def measure_first(self, backend: Backend, *, clock: Callable[[], float] = time.perf_counter) -> float:
+        """Time the widths in an empty backend and, if the context is long enough, at `FIRST_DEPTH`.
+
+        Returns the seconds it took. The backend is empty afterwards.
+        """
+        start = clock()
+        self.measure(backend, clock=clock)
+        if backend.n_ctx >= FIRST_DEPTH + max(DEEPER_WIDTHS):
+            backend.prefill([0] * FIRST_DEPTH)
+            self.measure(backend, clock=clock)
+            backend.rewind(0)
+        return clock() - start
 
     def measure(
         self,
@@ -82,44 +102,45 @@ class Staircase:
         """Time the widths at the backend's present length; returns the seconds it took.
 
         Widths are taken in the order of what they tell, until the budget is spent; at least 1 and 2 are.
-        The committed sequence is as before afterwards.
+        The committed sequence is as before afterwards. Near the end of the context not every width fits:
+        nothing is measured then.
         """
         start = clock()
         length = backend.length
-        budget = (LATER_BUDGET_S if self._steps else BUDGET_S) if budget_s is None else budget_s
-        steps: dict[int, float] = {}
-        widths = [n for n in ORDER if n <= min(self.max_width, backend.n_ctx - length)]
+        first = not self._depths
+        budget = (BUDGET_S if first else DEEPER_BUDGET_S) if budget_s is None else budget_s
+        widths = [n for n in (WIDTHS if first else DEEPER_WIDTHS) if n <= self.max_width]
+        if max(widths) > backend.n_ctx - length:
+            return 0.0
+        steps: Steps = {}
         for repeat in range(REPEATS):
             for n in widths:
                 spent = clock() - start
-                expected = steps.get(n, steps.get(n // 2, 0.0) * 2) / 1e3
-                if (n > 2 or repeat > 0) and spent + expected > budget:
+                if (n > 2 or repeat > 0) and spent + _guess(steps, n) / 1e3 > budget:
                     continue
-                took = self._time(backend, n, clock, warm_up=not steps)
+                took = _time(backend, n, clock, warm_up=not steps)
                 steps[n] = min(took, steps.get(n, took))
-        if steps:
-            self._steps[bucket_of(length)] = steps
-            self._costs.clear()
-            self._speed = 1.0
+        self._depths[length] = steps
+        self._fill_all()
+        self._speed = 1.0
         return clock() - start
 
     def observe(self, n: int, length: int, ms: float) -> None:
         """A real step of `n` tokens at `length` took `ms` milliseconds."""
-        bucket = bucket_of(length)
-        expected = self.costs(length)[n]
-        ratio = float(np.clip(ms / expected, 1 / CLIP, CLIP))
-        steps = self._steps.setdefault(bucket, dict(self._nearest(bucket)))
-        if not steps:
-            steps[n] = ms
-        else:
-            self._speed *= ratio**REGIME_RATE
-            known = steps.get(n, expected / self._speed)
-            steps[n] = known * ratio**STEP_RATE
-        self._costs.pop(bucket, None)
+        if not self._depths:
+            return
+        (low, below), (high, above) = self._weights(length)
+        expected = (self._filled[low].item(n) * below + self._filled[high].item(n) * above) * self._speed
+        ratio = min(max(ms / expected, 1 / CLIP), CLIP)
+        for depth, weight in ((low, below), (high, above)):
+            if weight > 0:
+                known = self._filled[depth].item(n) * ratio ** (STEP_RATE * min(weight, 1.0))
+                self._filled[depth][n] = self._depths[depth][n] = known
+        self._speed = (self._speed * ratio**REGIME_RATE) ** (1 - SPEED_LEAK)
 
     def to_json(self) -> dict[str, Any]:
         """A plain value for the store."""
-        return {str(bucket): {str(n): ms for n, ms in steps.items()} for bucket, steps in self._steps.items()}
+        return {str(d): {str(n): float(ms) for n, ms in steps.items()} for d, steps in self._depths.items()}
 
     def load_json(self, data: Mapping[str, Any]) -> None:
         """Take over what `to_json` gave.
@@ -127,44 +148,68 @@ class Staircase:
         Raises:
             ValueError, TypeError, AttributeError: it is something else.
         """
-        steps = {int(b): {int(n): float(ms) for n, ms in s.items()} for b, s in data.items()}
-        if any(n < 1 or not 0 < ms < float("inf") for s in steps.values() for n, ms in s.items()):
+        depths = {int(d): {int(n): float(ms) for n, ms in s.items()} for d, s in data.items()}
+        if any(n < 1 or not 0 < ms < float("inf") for s in depths.values() for n, ms in s.items()):
             raise ValueError("a staircase holds positive times of positive widths")
-        self._steps = {bucket: s for bucket, s in steps.items() if s}
-        self._costs.clear()
+        if any(d < 0 or 1 not in s for d, s in depths.items()):
+            raise ValueError("a staircase begins with the time of one token")
+        self._depths = depths
+        self._fill_all()
 
-    def _time(self, backend: Backend, n: int, clock: Callable[[], float], *, warm_up: bool) -> float:
-        tokens = np.zeros(n, np.int32)
-        parents = np.arange(-1, n - 1, dtype=np.int32)
-        length = backend.length
-        took = 0.0
-        for _ in range(2 if warm_up else 1):
-            start = clock()
-            backend.forward(tokens, parents)
-            took = (clock() - start) * 1e3
-            backend.keep([0])
-            backend.rewind(length)
-        return max(took, 1e-6)
+    def _weights(self, length: int) -> tuple[tuple[int, float], tuple[int, float]]:
+        """The two measured depths that speak for `length`, and how much each does."""
+        depths = self._sorted
+        i = min(bisect_right(depths, length), len(depths) - 1)
+        low, high = depths[max(i - 1, 0)], depths[i]
+        if low == high or length <= low:
+            return (low, 1.0), (low, 0.0)
+        share = (length - low) / (high - low)  # above 1 beyond the deepest: along its slope
+        if share > 1.0 and (self._filled[high] < self._filled[low]).any():
+            return (high, 1.0), (high, 0.0)  # a noisy slope must not be followed downwards
+        return (low, 1.0 - share), (high, share)
 
-    def _nearest(self, bucket: int) -> Mapping[int, float]:
-        if not self._steps:
-            return {}
-        return self._steps[min(self._steps, key=lambda b: (abs(b - bucket), b))]
+    def _fill_all(self) -> None:
+        """Fill in the widths that were not measured.
 
-    def _fill(self, bucket: int) -> NDArray[np.float64]:
-        steps = self._nearest(bucket)
+        At the depth with most widths they are interpolated; elsewhere the difference to that depth is,
+        which keeps the shape of the steps.
+        """
+        self._sorted = sorted(self._depths)
+        if not self._depths:
+            return
+        base = max(self._sorted, key=lambda d: (len(self._depths[d]), -d))
+        shape = self._interpolate(self._depths[base])
+        for depth, steps in self._depths.items():
+            known = {n: ms - float(shape[n]) for n, ms in steps.items() if n <= self.max_width}
+            self._filled[depth] = np.maximum(shape + self._interpolate(known), 0.5 * shape)
+
+    def _interpolate(self, steps: Mapping[int, float]) -> NDArray[np.float64]:
+        """Values at 0..max_width, from those at some widths; beyond the widest along the last step."""
         widths = np.arange(self.max_width + 1, dtype=np.float64)
-        if not steps:
-            costs = widths.copy()
-        else:
-            known = sorted(steps)
-            times = [steps[n] for n in known]
-            costs = np.interp(widths, known, times)
-            if len(known) > 1:
-                slope = (times[-1] - times[-2]) / (known[-1] - known[-2])
-                costs = np.where(
-                    widths > known[-1], times[-1] + (widths - known[-1]) * max(slope, 0.0), costs
-                )
-        costs = costs * self._speed
-        costs[0] = np.inf
-        return costs
+        known = sorted(steps)
+        values = [steps[n] for n in known]
+        if len(known) == 1:
+            return values[0] * np.maximum(widths / known[0], 1.0)
+        slope = (values[-1] - values[-2]) / (known[-1] - known[-2])
+        beyond = values[-1] + (widths - known[-1]) * max(slope, 0.0)
+        return np.where(widths > known[-1], beyond, np.interp(widths, known, values))
+
+
+def _time(backend: Backend, n: int, clock: Callable[[], float], *, warm_up: bool) -> float:
+    tokens = np.zeros(n, np.int32)
+    parents = np.arange(-1, n - 1, dtype=np.int32)
+    length = backend.length
+    took = 0.0
+    for _ in range(2 if warm_up else 1):
+        start = clock()
+        backend.forward(tokens, parents)
+        took = (clock() - start) * 1e3
+        backend.keep([0])
+        backend.rewind(length)
+    return max(took, 1e-6)
+
+
+def _guess(steps: Mapping[int, float], n: int) -> float:
+    """Milliseconds that width `n` may take: in proportion to the widest known one that is not wider."""
+    known = max((m for m in steps if m <= n), default=0)
+    return steps[known] * n / known if known else 0.0

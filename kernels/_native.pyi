@@ -72,9 +72,7 @@ class RecycleTable:
     def export(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
         """Tokens (n,), ids (n, k) and logits (n, k) of the rows of single tokens."""
 
-    def restore(
-        self, tokens: NDArray[np.int32], ids: NDArray[np.int32], logits: NDArray[np.float32]
-    ) -> None:
+    def restore(self, tokens: NDArray[np.int32], ids: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """Take exported rows back. Raises ValueError or IndexError for ids outside the vocabulary."""
 
     def clear(self) -> None:
@@ -150,3 +148,16 @@ class FreeTrie:
         coupled: bool = False,
     ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
         """Tokens, parents, path probabilities and sources of the best tree; its first token is at `position`."""
+
+def best_prefix(
+    probs: NDArray[np.float32],
+    parents: NDArray[np.int32],
+    costs: NDArray[np.float64],
+    host_ms: float,
+    leaf_ms: float,
+) -> tuple[int, int, int, float, float]:
+    """Nodes, width, extra leaves, gain and milliseconds of the prefix with the highest expected rate.
+
+    Raises:
+        ValueError: no width has a finite cost, or the arrays are no draft.
+    """

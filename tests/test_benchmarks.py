@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -283,6 +284,70 @@ def test_a_wrong_command_line_is_refused(modules, arguments, capsys):
         modules["compare"].parse(["--model", "m", "--prompts", "p", "--output", "o", *arguments])
     assert caught.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+STUB_SERVER = """#!{python}
+import http.server, json, os, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.reply({{"status": "ok"}})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        timings = {{"prompt_n": len(asked["prompt"]), "prompt_ms": 1.5}}
+        timings |= {{"predicted_n": 4, "predicted_ms": 8.0}}
+        if "--spec-type" in sys.argv:
+            timings |= {{"draft_n": 5, "draft_n_accepted": 3}}
+        if asked["prompt"] == [13]:
+            timings["prompt_n"] = 2
+        self.reply({{"content": "text", "tokens": [5, 6, os.getpid(), 2], "timings": timings}})
+
+    def reply(self, body):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def stub_server(tmp_path):
+    path = tmp_path / "llama-server"
+    path.write_text(STUB_SERVER.format(python=sys.executable))
+    path.chmod(0o755)
+    return path
+
+
+def test_a_server_that_remembers_is_started_anew_for_each_answer(modules, stub_server):
+    arm = modules["arms"].ServerArm
+    with arm("server", stub_server, [], frozenset({2})) as plain:
+        first, second = plain.answer([1, 2, 3], 4), plain.answer([1, 2, 3], 4)
+    assert first == second
+    assert (first.prompt_n, first.predicted_n, first.decode_ms, first.steps) == (3, 4, 8.0, 4)
+    assert first.tokens[:2] == [5, 6]
+    assert 2 not in first.tokens
+    with arm("server:ngram-mod", stub_server, [], frozenset({2})) as speculating:
+        first, second = speculating.answer([1, 2, 3], 4), speculating.answer([1, 2, 3], 4)
+    assert first.tokens != second.tokens  # the stub answers with its process id
+    assert (first.steps, first.draft_n, first.draft_n_accepted) == (1, 5, 3)
+
+
+def test_a_server_that_reads_another_prompt_or_dies_is_an_error(modules, stub_server):
+    arm = modules["arms"].ServerArm
+    with (
+        arm("server", stub_server, [], frozenset()) as plain,
+        pytest.raises(RuntimeError, match="read 2 tokens of 1"),
+    ):
+        plain.answer([13], 4)
+    stub_server.write_text("#!/bin/sh\necho no such model; exit 1\n")
+    with (
+        pytest.raises(RuntimeError, match="server has died: no such model"),
+        arm("server", stub_server, [], ()),
+    ):
+        pass
 
 
 # --- widening -----------------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ namespace nb = nanobind;
 
 void bind_sampling(nb::module_& m);
 void bind_drafts(nb::module_& m);
+void bind_objective(nb::module_& m);
 
 NB_MODULE(_native, m) {
     bind_sampling(m);
     bind_drafts(m);
+    bind_objective(m);
 }

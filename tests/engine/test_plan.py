@@ -1,0 +1,248 @@
+"""The plan: the argmax of expected tokens per second, over every prefix and every width allowed."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specx.backends.scripted import ScriptedBackend
+from specx.drafters.base import Draft
+from specx.engine.plan import Plan
+from specx.engine.staircase import Staircase
+
+FLAT = {1: 10.0, 32: 10.5}
+STEEP = {1: 10.0, 32: 320.0}
+
+
+def tree(probs, parents=None):
+    n = len(probs)
+    return Draft(
+        np.arange(1, n + 1, dtype=np.int32),
+        np.arange(-1, n - 1, dtype=np.int32) if parents is None else np.array(parents, np.int32),
+        np.array(probs, np.float32),
+        np.zeros(n, np.uint8),
+    )
+
+
+class Fixed:
+    """Proposes the same tree again and again."""
+
+    source_names = ("fixed",)
+    cost_ms = 0.0
+
+    def __init__(self, draft):
+        self.draft = draft
+        self.asked = []
+
+    def propose(self, limit, leaves):
+        self.asked.append((limit, leaves))
+        return self.draft.head(limit)
+
+
+def staircase_of(steps, max_width=32):
+    staircase = Staircase(max_width)
+    staircase.load_json({"0": {str(n): ms for n, ms in steps.items()}})
+    return staircase
+
+
+def backend_of(max_width=32, length=3, **options):
+    backend = ScriptedBackend(8, max_width=max_width, **options)
+    backend.prefill([1] * length)
+    return backend
+
+
+def extra_leaves(draft):
+    parents = [parent for parent in draft.parents.tolist() if parent >= 0]
+    return max(len(draft) - len(set(parents)) - 1, 0)
+
+
+@st.composite
+def drafts(draw, most=10):
+    """A tree whose path probabilities never rise, neither along a path nor along the arrays."""
+    n = draw(st.integers(0, most))
+    parents = [draw(st.integers(-1, i - 1)) for i in range(n)]
+    probs = sorted((draw(st.floats(0.001, 1)) for _ in range(n)), reverse=True)
+    return tree(probs, parents)
+
+
+@st.composite
+def staircases(draw, max_width=12):
+    costs = st.floats(0.5, 50)
+    return {n: draw(costs) for n in range(1, max_width + 1) if n == 1 or draw(st.booleans())}
+
+
+def rate_of(draft, costs, width):
+    return (1 + float(draft.probs.astype(np.float64).sum())) / costs[width]
+
+
+@given(drafts(), staircases(), st.one_of(st.none(), st.integers(0, 12)))
+def test_it_is_the_argmax_over_all_prefixes_and_widths(draft, steps, max_nodes):
+    staircase = staircase_of(steps, 12)
+    plan = Plan(staircase, max_nodes=max_nodes)
+    decision = plan.choose(Fixed(draft), backend_of(12, max_leaves=16))
+    costs = staircase.costs(3)
+    most = len(draft) if max_nodes is None else min(len(draft), max_nodes)
+    best = max(rate_of(draft.head(n), costs, width) for n in range(most + 1) for width in range(n + 1, 13))
+    assert decision.expected / decision.cost_ms == pytest.approx(best)
+    assert decision.cost_ms == pytest.approx(costs[len(decision.draft) + 1])
+    same = min(most, len(decision.draft))
+    assert decision.draft.tokens[:same].tolist() == draft.tokens[:same].tolist()
+    assert decision.draft.parents[:same].tolist() == draft.parents[:same].tolist()
+    assert (decision.draft.probs[same:] == 0).all()
+    assert decision.expected == pytest.approx(1 + decision.draft.probs.astype(np.float64).sum())
+
+
+def closed(draft, nodes):
+    return all(parent < 0 or parent in nodes for parent in draft.parents[list(nodes)].tolist())
+
+
+@given(drafts(6), staircases(7))
+def test_no_other_tree_below_the_root_would_be_better(draft, steps):
+    staircase = staircase_of(steps, 7)
+    decision = Plan(staircase).choose(Fixed(draft), backend_of(7, max_leaves=16))
+    costs = staircase.costs(3)
+    for n in range(len(draft) + 1):
+        for nodes in combinations(range(len(draft)), n):
+            if closed(draft, nodes):
+                gain = 1 + draft.probs[list(nodes)].astype(np.float64).sum()
+                assert gain / costs[n + 1] <= decision.expected / decision.cost_ms * (1 + 1e-9)
+
+
+@given(drafts(), staircases(), st.sets(st.integers(1, 12), min_size=1))
+def test_only_the_allowed_widths(draft, steps, widths):
+    staircase = staircase_of(steps, 12)
+    chain = tree(draft.probs.tolist())
+    drafter = Fixed(chain)
+    plan = Plan(staircase, widths=frozenset(widths))
+    decision = plan.choose(drafter, backend_of(12))
+    costs = staircase.costs(3)
+    assert len(decision.draft) + 1 in widths
+    best = max(rate_of(chain.head(min(w - 1, len(chain))), costs, w) for w in widths)
+    assert decision.expected / decision.cost_ms == pytest.approx(best)
+    assert decision.draft.parents.tolist() == list(
+        range(-1, len(decision.draft) - 1)
+    )  # padded, still a chain
+    assert all(leaves == 1 for _, leaves in drafter.asked)
+
+
+def test_plain_decoding_when_drafts_cannot_pay():
+    decision = Plan(staircase_of(STEEP)).choose(Fixed(tree([0.99] * 8)), backend_of())
+    assert len(decision.draft) == 0
+    decision = Plan(staircase_of(FLAT)).choose(Fixed(tree([0.0001] * 8)), backend_of())
+    assert len(decision.draft) == 0
+    decision = Plan(staircase_of(FLAT)).choose(Fixed(tree([])), backend_of())
+    assert (len(decision.draft), decision.expected) == (0, 1)
+
+
+def test_it_speculates_when_that_pays():
+    decision = Plan(staircase_of(FLAT)).choose(Fixed(tree([0.9] * 31)), backend_of())
+    assert len(decision.draft) == 31
+
+
+def test_a_wider_step_that_is_cheaper_is_padded_up_to():
+    plan = Plan(staircase_of({1: 10, 2: 15, 3: 30, 4: 18, 5: 40, 32: 300}))
+    draft = tree([0.9, 0.8], [-1, -1])
+    decision = plan.choose(Fixed(draft), backend_of())
+    assert decision.draft.tokens.tolist() == [1, 2, 0]
+    assert decision.draft.parents.tolist() == [-1, -1, 1]  # below a leaf: no sequence more
+    assert decision.draft.probs.tolist() == pytest.approx([0.9, 0.8, 0])
+    assert decision.expected == pytest.approx(2.7)
+
+
+def test_padding_without_any_draft_is_a_chain_below_the_root():
+    plan = Plan(staircase_of(FLAT), widths=frozenset({4}))
+    decision = plan.choose(Fixed(tree([])), backend_of())
+    assert decision.draft.parents.tolist() == [-1, 0, 1]
+    assert decision.draft.tokens.dtype == decision.draft.parents.dtype == np.int32
+    assert decision.draft.probs.dtype == np.float32
+    assert decision.draft.sources.dtype == np.uint8
+
+
+def test_the_room_that_is_left():
+    drafter = Fixed(tree([0.9] * 31))
+    plan = Plan(staircase_of(FLAT))
+    for length, most in ((0, 31), (90, 9), (98, 1), (99, 0)):
+        decision = plan.choose(drafter, backend_of(length=length, n_ctx=100))
+        assert len(decision.draft) == most
+    assert drafter.asked == [(31, 16), (9, 16), (1, 16)]  # nobody is asked for nothing
+
+
+def test_no_allowed_width_is_used_up_by_what_is_committed():
+    # Whatever is accepted, a batch of the narrowest width fits behind it, or the context is full.
+    plan = Plan(staircase_of(FLAT), widths=frozenset({4, 8}))
+    assert plan.narrowest == 4
+    drafter = Fixed(tree([0.9] * 31))
+    for length in range(80, 97):
+        decision = plan.choose(drafter, backend_of(length=length, n_ctx=100))
+        assert len(decision.draft) + 1 in (4, 8)
+        assert length + 1 + hopeful(decision) <= 97
+    assert Plan(staircase_of(FLAT)).narrowest == 1
+
+
+def test_a_model_that_cannot_take_tokens_back_is_never_drafted_for():
+    drafter = Fixed(tree([0.9] * 4))
+    decision = Plan(staircase_of(FLAT, 1)).choose(drafter, backend_of(can_rewind=False))
+    assert (len(decision.draft), drafter.asked) == (0, [])
+
+
+def test_branches_cost_what_they_were_seen_to_cost():
+    draft = tree([0.5, 0.4], [-1, -1])
+    plan, backend = Plan(staircase_of(FLAT)), backend_of()
+    decision = plan.choose(Fixed(draft), backend)
+    assert len(decision.draft) == 2
+    for _ in range(60):  # each branch makes a step 8 ms longer
+        plan.observe(decision, 3, 18.0, 0.0)
+    decision = plan.choose(Fixed(draft), backend)
+    assert len(decision.draft) == 1
+    for _ in range(500):
+        plan.observe(decision, 3, float(plan.staircase.costs(3)[2]), 0.0)
+    assert len(plan.choose(Fixed(draft), backend).draft) == 2  # tried again some time
+
+
+def test_time_outside_the_backend_makes_long_steps_better():
+    steps = {1: 10.0, 2: 16.0, 32: 300.0}
+    drafter, backend = Fixed(tree([0.5])), backend_of()
+    plan = Plan(staircase_of(steps))
+    decision = plan.choose(drafter, backend)
+    assert len(decision.draft) == 0
+    for _ in range(60):
+        plan.observe(decision, 3, 10.0, 8.0)
+    decision = plan.choose(drafter, backend)
+    assert len(decision.draft) == 1
+    assert decision.cost_ms == pytest.approx(24, rel=0.05)
+
+
+@pytest.mark.parametrize("parents", [None, [-1, -1, 0, 1, 2, 3, 4]], ids=["chain", "tree"])
+def test_one_outlier_does_not_flip_the_plan(parents):
+    drafter, backend = Fixed(tree([0.9] * 7, parents)), backend_of()
+    plan = Plan(staircase_of(FLAT))
+    before = plan.choose(drafter, backend)
+    assert len(before.draft) == 7
+    for _ in range(10):
+        plan.observe(before, 3, 10.1, 0.1)
+    plan.observe(before, 3, 5000.0, 0.1)
+    assert hopeful(plan.choose(drafter, backend)) == 7
+
+
+@pytest.mark.parametrize("dear", [60.0, 110.0])
+def test_it_stops_drafting_when_wide_steps_turn_out_dear_and_starts_again(dear):
+    drafter, backend = Fixed(tree([0.9] * 7)), backend_of(16)
+    plan = Plan(staircase_of(dict.fromkeys(range(1, 17), 10.0), 16))
+
+    def steps(count, cost):
+        for _ in range(count):
+            decision = plan.choose(drafter, backend)
+            plan.observe(decision, 3, cost if len(decision.draft) else 10.0, 0.0)
+        return hopeful(decision)
+
+    assert steps(20, 10.0) == 7
+    assert steps(600, dear) == (7 if 7.3 / dear > 1 / 10 else 0)
+    assert steps(600, 10.0) == 7
+
+
+def hopeful(decision):
+    return int((decision.draft.probs > 0).sum())

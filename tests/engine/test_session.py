@@ -1,0 +1,522 @@
+"""Sessions and generations on a scripted model: whatever is drafted, the answer is the same."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specx.backends.errors import ContextFullError, GrammarError, UsageError
+from specx.backends.scripted import ScriptedBackend
+from specx.backends.settings import LoadSettings
+from specx.backends.store import Store
+from specx.drafters.base import Draft
+from specx.engine.learned import Learned
+from specx.engine.plan import Decision, Plan
+from specx.engine.session import DRAFTERS, Session, Timings
+from specx.engine.settings import SamplingSettings
+
+V = 64
+SCRIPT = [int(token) for token in np.random.default_rng(7).integers(1, 28, 40)]  # letters
+PROMPT = SCRIPT * 2
+GREEDY = SamplingSettings(seed=5, temperature=0.0)
+SETTINGS = {
+    "greedy": GREEDY,
+    "cool": SamplingSettings(seed=5, temperature=0.7),
+    "warm": SamplingSettings(seed=6, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0),
+    "penalties": SamplingSettings(seed=7, temperature=0.9, repeat_penalty=1.3, presence_penalty=0.4),
+    "greedy penalties": SamplingSettings(seed=7, temperature=0.0, frequency_penalty=0.6, repeat_last_n=20),
+}
+FLAT = {"0": {str(n): 10.0 + n / 100 for n in range(1, 65)}}
+
+
+def session_of(root=None, notices=None, *, load=FLAT, drafter="auto", draft_max=None, shift=False, **options):
+    backend = ScriptedBackend(**{"vocab_size": V, "script": SCRIPT, "peak": 0.9, **options})
+    settings = LoadSettings(
+        Path("scripted.gguf"),
+        drafter=drafter,
+        draft_max=draft_max,
+        context_shift=shift,
+        store=root is not None,
+    )
+    notice = (lambda _text: None) if notices is None else notices.append
+    learned = Learned(Store(root, notice), model_key="model", cost_key="cost")
+    session = Session(backend, settings, learned, name="scripted", notice=notice)
+    if load:
+        session.staircase.load_json(load)
+    return session
+
+
+def run(session, sampling=GREEDY, prompt=PROMPT, n_predict=60, **options):
+    generation = session.generate(prompt, sampling, n_predict=n_predict, **options)
+    chunks = list(generation)
+    result = generation.result
+    assert "".join(chunk.text for chunk in chunks) == result.text
+    assert [token for chunk in chunks for token in chunk.tokens] == result.tokens
+    check_timings(session, result, prompt, chunks)
+    return result
+
+
+def check_timings(session, result, prompt, chunks):
+    timings = result.timings
+    assert timings.predicted_n == len(result.tokens)
+    assert 0 <= timings.draft_n_accepted <= timings.draft_n
+    assert timings.draft_n == sum(chunk.drafted for chunk in chunks)
+    assert timings.draft_n_accepted == sum(chunk.accepted for chunk in chunks)
+    assert timings.steps == sum(chunk.seconds > 0 for chunk in chunks)
+    assert len(result.tokens) <= timings.steps + timings.draft_n_accepted
+    assert all(len(chunk.sources) == len(chunk.tokens) for chunk in chunks)
+    assert session.backend.length == len(session.cached)
+    if timings.steps:
+        assert 1 <= timings.prompt_n <= len(prompt)
+        seconds = sum(chunk.seconds for chunk in chunks)
+        assert timings.predicted_ms == pytest.approx(seconds * 1e3)
+        assert 0 <= timings.host_ms <= timings.predicted_ms
+        assert timings.predicted_per_second == pytest.approx(timings.predicted_n / seconds)
+        assert timings.prompt_per_second == pytest.approx(timings.prompt_n / timings.prompt_ms * 1e3)
+
+
+def plainly(sampling=GREEDY, *args, **options):
+    generating = {k: options.pop(k) for k in ("prompt", "n_predict", "ignore_eos", "stop") if k in options}
+    return run(session_of(drafter="none", **options), sampling, *args, **generating)
+
+
+class RandomPlan(Plan):
+    """Any prefix of what is proposed, and now and then a random tree of random tokens."""
+
+    def __init__(self, staircase, seed):
+        super().__init__(staircase)
+        self.rng = np.random.default_rng(seed)
+
+    def choose(self, drafter, backend):
+        limit = min(backend.max_width, backend.n_ctx - backend.length) - 1
+        draft = drafter.propose(limit, backend.max_leaves)
+        draft = draft.head(int(self.rng.integers(len(draft) + 1)))
+        if self.rng.random() < 0.3:
+            n = int(self.rng.integers(min(limit, backend.max_leaves, 8) + 1))
+            parents = np.array([self.rng.integers(-1, i) for i in range(n)], np.int32)
+            tokens = self.rng.integers(0, V, n).astype(np.int32)
+            draft = Draft(tokens, parents, np.zeros(n, np.float32), np.zeros(n, np.uint8))
+        return Decision(draft, 1.0, 1.0)
+
+
+class NoTokenTwice:
+    """A constraint that remembers: no token may follow itself within three tokens."""
+
+    def __init__(self):
+        self.recent = []
+
+    def allowed(self, ids):
+        return ~np.isin(ids, self.recent[-3:])
+
+    def accept(self, token):
+        assert token not in self.recent[-3:]
+        self.recent.append(token)
+
+
+@pytest.mark.parametrize("drafter", [name for name in DRAFTERS if name != "none"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_drafter_does_not_change_the_answer(drafter, name):
+    sampling = SETTINGS[name]
+    plain, session = plainly(sampling, ignore_eos=True), session_of(drafter=drafter)
+    result = run(session, sampling, ignore_eos=True)
+    assert (result.tokens, result.text) == (plain.tokens, plain.text)
+    assert len(result.tokens) == 60
+    if "penalties" not in name:
+        assert result.timings.steps < plain.timings.steps == 60  # something was drafted, and was right
+    again = run(session, sampling, ignore_eos=True)
+    assert again.tokens == plain.tokens
+
+
+@pytest.mark.parametrize("limits", [(1, 1), (2, 1), (3, 2), (8, 1), (64, 16)], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_random_plans_do_not_change_the_answer(limits, seed):
+    width, leaves = limits
+    session = session_of(max_width=width, max_leaves=leaves)
+    for name, sampling in SETTINGS.items():
+        session.set_drafter(list(DRAFTERS)[seed])
+        session.plan = RandomPlan(session.staircase, seed)
+        result, plain = run(session, sampling, ignore_eos=True), plainly(sampling, ignore_eos=True)
+        assert result.tokens == plain.tokens, name
+
+
+@pytest.mark.parametrize("draft_max", [0, 1, 3])
+def test_draft_max(draft_max):
+    session = session_of(draft_max=draft_max, load={"0": {"1": 10.0, "64": 80.0}})
+    generation = session.generate(PROMPT, GREEDY, n_predict=40)
+    assert max(chunk.drafted for chunk in generation) <= draft_max
+    assert generation.result.tokens == plainly(n_predict=40).tokens
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("widths", [{1}, {4}, {2, 8}, {3, 5, 64}], ids=str)
+def test_only_some_widths(drafter, widths):
+    # Token 0 fills a batch up; a model that likes it accepts some of that, with any drafter.
+    script = [*SCRIPT[:6], 0, 0, 0, *SCRIPT[6:12], 0]
+    session = session_of(drafter=drafter, script=script, n_ctx=120)
+    session.plan = Plan(session.staircase, widths=frozenset(widths))
+    seen = []
+    forward = session.backend.forward
+    session.backend.forward = lambda tokens, parents: (seen.append(len(tokens)), forward(tokens, parents))[1]
+    result = run(session, prompt=script * 2, n_predict=-1, ignore_eos=True)
+    plain = session_of(drafter="none", script=script, n_ctx=120)
+    expected = run(plain, prompt=script * 2, n_predict=-1, ignore_eos=True)
+    assert set(seen) <= widths
+    assert result.finish_reason == "context"
+    assert result.tokens == expected.tokens[: len(result.tokens)]
+    if widths != {1}:
+        assert result.timings.draft_n_accepted > 0
+    # The context ends min(widths) - 1 tokens earlier, unless filling happened to be right at the very end.
+    assert 0 <= len(expected.tokens) - len(result.tokens) <= min(widths) - 1
+
+
+@pytest.mark.parametrize("name", ["greedy", "warm"])
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_a_constraint(drafter, name):
+    expected = run(session_of(drafter="none"), SETTINGS[name], ignore_eos=True, constraint=NoTokenTwice())
+    session = session_of(drafter=drafter)
+    result = run(session, SETTINGS[name], ignore_eos=True, constraint=NoTokenTwice())
+    assert result.tokens == expected.tokens
+    assert all(len(set(result.tokens[i : i + 4])) == 4 for i in range(56))
+    assert (
+        run(session, SETTINGS[name], ignore_eos=True).tokens
+        == plainly(SETTINGS[name], ignore_eos=True).tokens
+    )
+
+
+class Dies(NoTokenTwice):
+    def allowed(self, ids):
+        return np.zeros(len(ids), bool) if len(self.recent) == 7 else super().allowed(ids)
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_an_error_in_the_middle_of_a_step_leaves_a_usable_session(drafter):
+    session = session_of(drafter=drafter)
+    with pytest.raises(GrammarError):
+        list(session.generate(PROMPT, GREEDY, n_predict=60, constraint=Dies()))
+    assert run(session).tokens == plainly().tokens
+
+
+@pytest.mark.parametrize("drafter", ["none", "auto"])
+def test_n_predict_cuts_inside_an_accepted_run(drafter):
+    full = plainly(peak=0.999).tokens
+    session = session_of(drafter=drafter, peak=0.999)
+    accepted = 0
+    for n in range(1, 25):
+        result = run(session, n_predict=n)
+        assert result.tokens == full[:n]
+        assert result.finish_reason == "length"
+        accepted = max(accepted, result.timings.draft_n_accepted - n)
+        # What was computed beyond the cut is not taken for text.
+        rest = run(session, prompt=[*PROMPT, *result.tokens], n_predict=10)
+        assert rest.tokens == full[n : n + 10]
+    assert (accepted > 0) == (drafter == "auto")  # there were cuts inside a run
+    assert run(session, n_predict=0).finish_reason == "length"
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_the_end_of_generation_inside_an_accepted_run(drafter):
+    script = [*SCRIPT[:12], 0, *SCRIPT[12:]]
+    session = session_of(drafter=drafter, script=script, peak=0.999)
+    result = run(session, prompt=script + script[:3], evidence=True)
+    assert result.tokens == script[3:12]
+    assert result.finish_reason == "stop"
+    assert len(result.evidence) == len(result.tokens) + 1  # why it ended, too
+    assert 0 not in session.cached[len(script) :]
+    again = run(session, prompt=script + script[:3], ignore_eos=True, n_predict=20)
+    assert again.tokens == script[3:23]
+    turn = [*script, *script[:3], *result.tokens, 0, *script[13:17]]
+    assert run(session, prompt=turn, n_predict=5).tokens == script[17:22]
+    exactly = run(session, prompt=script + script[:3], n_predict=9)
+    assert (exactly.tokens, exactly.finish_reason) == (script[3:12], "length")
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_stop_strings_wherever_they_fall(drafter):
+    plain = plainly(peak=0.999)
+    session = session_of(drafter=drafter, peak=0.999)
+    rng = np.random.default_rng(1)
+    for _ in range(15):
+        start = int(rng.integers(2, len(plain.text) - 12))
+        stop = plain.text[start : start + int(rng.integers(1, 10))]
+        result = run(session, stop=[stop, "never in it"], evidence=True)
+        assert result.text == plain.text.split(stop)[0]
+        assert result.finish_reason == "stop"
+        # The tokens end with the one that completed the stop string, whatever came along with it.
+        texts = [b"".join(map(session.vocab.piece, plain.tokens[:n])) for n in range(61)]
+        ends = next(n for n, text in enumerate(texts) if stop.encode() in text)
+        assert result.tokens == plain.tokens[:ends]
+        assert len(result.evidence) == ends
+    assert run(session, stop=["\0"]).text == plain.text  # nothing held back is lost
+
+
+def test_text_that_might_become_a_stop_string_comes_at_the_end():
+    plain = plainly(n_predict=10)
+    result = run(session_of(), n_predict=10, stop=[plain.text[-3:] + "\0"])
+    assert (result.text, result.finish_reason) == (plain.text, "length")
+
+
+@pytest.mark.parametrize("drafter", ["none", "auto"])
+def test_cancel(drafter):
+    session = session_of(drafter=drafter, draft_max=4)
+    generation = session.generate(PROMPT, GREEDY, n_predict=60)
+    for _chunk in generation:
+        generation.cancel()
+    result = generation.result
+    assert result.finish_reason == "cancelled"
+    assert result.timings.steps == 1
+    assert result.tokens == plainly().tokens[: len(result.tokens)]
+    assert run(session).tokens == plainly().tokens
+    unborn = session.generate(PROMPT, GREEDY)
+    unborn.cancel()
+    assert (list(unborn), unborn.result.finish_reason, unborn.result.tokens) == ([], "cancelled", [])
+
+
+def test_a_consumer_that_goes_away_and_one_that_comes_back_too_late():
+    session, plain = session_of(draft_max=4), plainly().tokens
+    first = session.generate(PROMPT, GREEDY, n_predict=60)
+    stream = iter(first)
+    next(stream)
+    next(stream)
+    had = list(first.result.tokens)
+    assert run(session).tokens == plain
+    assert sum(len(chunk.tokens) for chunk in stream) == 0  # another has taken over
+    assert first.result.finish_reason == "cancelled"
+    assert first.result.tokens == had == plain[: len(had)]
+    assert run(session).tokens == plain
+    assert session.backend.length == len(session.cached)
+
+
+@pytest.mark.parametrize("drafter", ["none", "auto"])
+def test_only_what_is_new_of_the_prompt_is_read(drafter):
+    session = session_of(drafter=drafter)
+    first = run(session, n_predict=20)
+    assert first.timings.prompt_n == len(PROMPT)
+    turn = [*PROMPT, *first.tokens, 5, 6, 7]
+    second = run(session, prompt=turn, n_predict=20)
+    # The last token was never computed, unless it was accepted in a step that went on.
+    assert second.timings.prompt_n == 4 if drafter == "none" else second.timings.prompt_n in (3, 4)
+    assert second.tokens == plainly(prompt=turn, n_predict=20).tokens
+    other = [*PROMPT[:30], 9, *PROMPT[31:]]
+    third = run(session, prompt=other, n_predict=20)
+    assert third.timings.prompt_n == len(PROMPT) - 30
+    assert third.tokens == plainly(prompt=other, n_predict=20).tokens
+    assert run(session, prompt=other, n_predict=20).timings.prompt_n == 1
+    assert (
+        run(session, prompt=other[:5], n_predict=20).tokens == plainly(prompt=other[:5], n_predict=20).tokens
+    )
+    assert run(session, prompt=[3], n_predict=20).tokens == plainly(prompt=[3], n_predict=20).tokens
+
+
+def test_a_model_that_cannot_take_tokens_back():
+    notices = []
+    session = session_of(notices=notices, load=None, can_rewind=False)
+    assert session.drafter_name == "none"
+    assert session.plain_reason in session.summary()
+    assert len(notices) == 1
+    first = run(session, n_predict=20)
+    assert first.timings.draft_n == 0
+    turn = [*PROMPT, *first.tokens, 5]
+    assert run(session, prompt=turn, n_predict=20).timings.prompt_n == 2
+    other = [*PROMPT[:30], 9]
+    again = run(session, prompt=other, n_predict=20)
+    assert again.timings.prompt_n == 31  # from the beginning
+    assert again.tokens == plainly(prompt=other, n_predict=20).tokens
+    with pytest.raises(GrammarError):
+        list(session.generate(PROMPT, GREEDY, constraint=Dies()))
+    assert run(session, n_predict=20).tokens == first.tokens
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_the_context_fills_up(drafter):
+    session = session_of(drafter=drafter, n_ctx=100)
+    result = run(session, n_predict=-1, ignore_eos=True)
+    assert result.finish_reason == "context"
+    assert len(result.tokens) == 100 - (len(PROMPT) - 1)
+    assert result.tokens == plainly(ignore_eos=True).tokens[: len(result.tokens)]
+    longest = run(session, prompt=[*PROMPT, *SCRIPT[:19]], n_predict=-1, ignore_eos=True)
+    assert len(longest.tokens) == 2
+
+
+@pytest.mark.parametrize("name", ["greedy", "warm", "penalties"])
+@pytest.mark.parametrize("drafter", ["suffix", "auto", "random"])
+def test_a_shifted_context_goes_on_the_same_way(drafter, name):
+    options = {"n_ctx": 48, "order": 30, "script": SCRIPT, "shift": True}  # it depends on what is forgotten
+    asked = {"prompt": SCRIPT[:20], "n_predict": 150, "ignore_eos": True}
+    plain_session = session_of(drafter="none", **options)
+    plain = run(plain_session, SETTINGS[name], **asked)
+    session = session_of(drafter="auto" if drafter == "random" else drafter, **options)
+    if drafter == "random":
+        session.plan = RandomPlan(session.staircase, 3)
+    result = run(session, SETTINGS[name], **asked)
+    assert len(result.tokens) == 150
+    assert result.finish_reason == "length"
+    assert result.tokens == plain.tokens
+    # What is left in the cache was computed with more in view than a new prompt has.
+    left = list(session.backend.tokens)[:30]
+    fresh = run(session_of(drafter="none", **options), prompt=left, n_predict=10)
+    again = run(session, prompt=left, n_predict=10)
+    assert again.tokens == fresh.tokens
+    assert again.timings.prompt_n == len(left)
+    # And the same question once more has the same answer: its positions are counted anew.
+    assert run(session, SETTINGS[name], **asked).tokens == plain.tokens
+
+
+def test_a_shift_keeps_the_token_that_begins_a_sequence():
+    session = session_of(drafter="none", n_ctx=48, shift=True)
+    session.vocab.bos = 3
+    run(session, prompt=[3, *SCRIPT[:20]], n_predict=100, ignore_eos=True)
+    assert session.backend.tokens[0] == 3
+    assert session.cached[0] == 3
+
+
+def test_prompts_that_cannot_be_read():
+    session = session_of(n_ctx=30)
+    with pytest.raises(UsageError, match="empty"):
+        session.generate([], GREEDY)
+    with pytest.raises(ContextFullError, match="30 tokens and the context holds 30"):
+        session.generate([1] * 30, GREEDY)
+    assert len(run(session, prompt=[1] * 29, n_predict=5).tokens) == 2
+    with pytest.raises(UsageError, match="telepathy"):
+        session.set_drafter("telepathy")
+    assert session.drafter_name == "auto"
+    with pytest.raises(GrammarError):
+        session.grammar('root ::= "a"')
+
+
+def test_the_seed_is_chosen_and_told():
+    session = session_of()
+    sampling = SamplingSettings(temperature=1.0)
+    first, second = run(session, sampling), run(session, sampling)
+    assert first.seed != second.seed
+    told = SamplingSettings(seed=first.seed, temperature=1.0)
+    assert run(session, told).tokens == first.tokens
+
+
+def test_evidence_is_one_row_a_token():
+    session = session_of()
+    result = run(session, SETTINGS["cool"], evidence=True, ignore_eos=True)
+    assert len(result.evidence) == len(result.tokens) == 60
+    assert all(evidence.margin > 0 and len(evidence.ids) == V for evidence in result.evidence)
+    assert run(session).evidence == []
+
+
+def test_timings_have_the_names_of_the_contract():
+    names = (
+        "prompt_n",
+        "prompt_ms",
+        "prompt_per_second",
+        "predicted_n",
+        "predicted_ms",
+        "predicted_per_second",
+    )
+    names += ("draft_n", "draft_n_accepted", "steps", "host_ms")
+    assert tuple(field.name for field in fields(Timings)) == names
+    assert tuple(Timings(predicted_ms=1.23456).as_dict().items())[4] == ("predicted_ms", 1.235)
+
+
+def test_reset_forgets_the_session():
+    session = session_of()
+    first = run(session)
+    session.set_drafter("suffix")
+    session.reset()
+    assert (session.cached, session.backend.length, session.drafter_name) == ([], 0, "suffix")
+    assert len(session.drafter.history()) == 0
+    again = run(session)
+    assert again.timings.prompt_n == len(PROMPT)
+    assert again.tokens == first.tokens
+
+
+def test_measuring_happens_once_and_only_where_there_is_a_choice():
+    notices = []
+    session = session_of(notices=notices, load=None, drafter="none")
+    run(session, n_predict=3)
+    assert (notices, session.staircase.to_json()) == ([], {})
+    session.set_drafter("auto")
+    run(session, n_predict=3)
+    assert len(notices) == 1
+    assert notices[0].startswith("measured this model on this machine in ")
+    run(session, n_predict=3)
+    assert len(notices) == 1
+    assert "one token" in session.summary()
+
+
+def files(root):
+    return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def test_what_was_learned_is_there_next_time(tmp_path):
+    notices = []
+    with session_of(tmp_path, notices, load=None) as session:
+        first = run(session)
+    assert [path.parent.name for path in files(tmp_path)] == [
+        "calibration",
+        "history",
+        "recycle",
+        "staircase",
+    ]
+    before = len(notices)
+    with session_of(tmp_path, notices, load=None) as session:
+        assert session.staircase.to_json()
+        text = session.drafter.history()
+        assert first.tokens == text[: len(first.tokens)].tolist()
+        assert len(session.drafter.to_arrays()["tokens"]) > 0
+        assert session.learned._calibration.counts.sum() > 0
+        second = run(session)
+    assert len(notices) == before  # nothing was measured again, and nothing was wrong
+    assert second.tokens == first.tokens
+    assert second.timings.steps <= first.timings.steps
+
+
+def test_recycled_rows_survive_another_drafter_without_a_store():
+    session = session_of()
+    run(session)
+    known = len(session.drafter.to_arrays()["tokens"])
+    session.set_drafter("none")
+    session.set_drafter("recycle")
+    assert len(session.drafter.to_arrays()["tokens"]) == known > 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage" * 50, None], ids=["empty", "garbage", "cut"])
+def test_damaged_entries_do_no_harm(tmp_path, damage):
+    with session_of(tmp_path, load=None) as session:
+        first = run(session)
+    for path in files(tmp_path):
+        path.write_bytes(path.read_bytes()[:-30] if damage is None else damage)
+    notices = []
+    with session_of(tmp_path, notices, load=None) as session:
+        assert run(session).tokens == first.tokens
+    assert sum("damaged" in notice for notice in notices) == 1  # told once
+    with session_of(tmp_path, load=None) as session:
+        assert session.staircase.to_json()
+
+
+def test_sound_entries_of_something_else_do_no_harm(tmp_path):
+    with session_of(tmp_path, load=None) as session:
+        first = run(session)
+    store = Store(tmp_path)
+    wrong = {"tokens": np.array([V + 7, -9] * 20, np.int32), "counts": np.zeros((3, 2), np.float32)}
+    others = (
+        wrong,
+        {"tokens": np.array(["a", "b"])},
+        {"tokens": np.zeros((2, 2), np.int32)},
+        {"x": np.zeros(3)},
+    )
+    for arrays in others:
+        for kind in ("calibration", "history", "recycle"):
+            store.save_arrays(kind, "model", arrays)
+        store.save_json("staircase", "cost", {"steps": {"0": {"1": -1}}})
+        with session_of(tmp_path, load=None) as session:
+            assert run(session).tokens == first.tokens
+
+
+def test_without_a_store_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPECX_CACHE", str(tmp_path / "cache"))
+    with session_of(load=None) as session:
+        run(session)
+        session.set_drafter("suffix")
+    assert files(tmp_path) == []
+    session.close()  # twice is fine
