@@ -105,7 +105,7 @@ def decode(
         inside = (answered - called) + (kept - keeping)
         end = time.perf_counter()
         host_ms = (end - start - inside) * 1e3
-        plan.observe(decision, length, inside * 1e3, host_ms)
+        plan.observe(decision, len(rows) - 1, length, inside * 1e3, host_ms)
         yield Step(emitted, draft, [row - 1 for row in rows[1:]], end - start, host_ms, evidence)
         root = emitted[-1]
         position += len(emitted)

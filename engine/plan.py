@@ -22,6 +22,8 @@ from specx.kernels._native import best_prefix
 __all__ = ["Decision", "Plan"]
 
 TIME_RATE = 0.1  # weight of one step in the running averages of host and branch time
+TRUST_WEIGHT = 3.0  # tokens; how much is expected to come true before anything is known of a generation
+TRUST_KEEP = 0.99  # per step; what a step leaves of the record. Both found by replay on recorded outputs
 LEAF_DECAY = 0.01  # the price of a branch fades when none is tried, so that one hiccup does not end branches
 
 
@@ -60,6 +62,9 @@ class Plan:
         self.widths = widths
         self._host_ms = 0.0  # all time outside the backend, `propose` included, whatever is then chosen
         self._leaf_ms = 0.0
+        self._switch_ms = 0.0  # what a step costs more because the one before had another width
+        self._before = 1  # width of the step before
+        self._promised = self._accepted = TRUST_WEIGHT
         self._forbidden: NDArray[np.float64] | None = None
         if widths is not None:
             allowed = [n in widths for n in range(staircase.max_width + 1)]
@@ -69,6 +74,11 @@ class Plan:
     def narrowest(self) -> int:
         """Room that a step needs at least, in tokens."""
         return min(self.widths) if self.widths else 1
+
+    def begin(self) -> None:
+        """A generation starts."""
+        self._before = 1
+        self._promised = self._accepted = TRUST_WEIGHT
 
     def choose(self, drafter: Drafter, backend: Backend) -> Decision:
         """The draft and width of the highest expected rate, given what `drafter` proposes now."""
@@ -82,25 +92,56 @@ class Plan:
         draft = EMPTY_DRAFT
         if limit > 0:
             draft = drafter.propose(limit, 1 if self.widths else backend.max_leaves)
-        costs = self.staircase.costs(length)[: max(1, min(backend.max_width, room)) + 1]
+        costs = self._costs(length)[: max(1, min(backend.max_width, room)) + 1]
         if self._forbidden is not None and room >= self.narrowest:
             costs = costs + self._forbidden[: len(costs)]
+        # The argmax prefers drafts that promise too much, and what a source promises may not hold for this
+        # text, so promises are discounted by how many were kept in this generation.
+        trust = np.float32(min(self._accepted / self._promised, 1.0))
         nodes, width, leaves, gain, cost = best_prefix(
-            draft.probs, draft.parents, costs, self._host_ms, self._leaf_ms
+            draft.probs * trust, draft.parents, costs, self._host_ms, self._leaf_ms
         )
         return Decision(_padded(draft.head(nodes), width - 1), leaves, gain, cost)
 
-    def observe(self, decision: Decision, length: int, forward_ms: float, host_ms: float) -> None:
-        """A step that verified `decision` at `length` took this long inside and outside the backend."""
+    def observe(
+        self, decision: Decision, accepted: int, length: int, forward_ms: float, host_ms: float
+    ) -> None:
+        """What a step that verified `decision` at `length` gave, and its time in and outside the backend."""
+        # Decays with every step, so that a source that failed is tried again.
+        promised = float(decision.draft.probs.sum()) if len(decision.draft) else 0.0
+        self._promised = TRUST_WEIGHT + TRUST_KEEP * (self._promised - TRUST_WEIGHT) + promised
+        self._accepted = TRUST_WEIGHT + TRUST_KEEP * (self._accepted - TRUST_WEIGHT) + accepted
         self._host_ms += TIME_RATE * (host_ms - self._host_ms)
         n = len(decision.draft) + 1
-        if decision.leaves == 0:
-            self.staircase.observe(n, length, forward_ms)
-            self._leaf_ms *= 1 - LEAF_DECAY
-            return
+        switched, self._before = n != self._before, n
         cost = float(self.staircase.costs(length)[n])
-        extra = (min(forward_ms, CLIP * cost) - cost) / decision.leaves
-        self._leaf_ms += TIME_RATE * (max(extra, 0.0) - self._leaf_ms)
+        excess = min(forward_ms, CLIP * cost) - cost
+        if decision.leaves:
+            self._leaf_ms += TIME_RATE * (max(excess / decision.leaves, 0.0) - self._leaf_ms)
+            return
+        self._leaf_ms *= 1 - LEAF_DECAY
+        if n == 1 and switched:
+            self._switch_ms += TIME_RATE * (max(excess, 0.0) - self._switch_ms)
+        if (
+            n > 1 or not switched or excess < 0
+        ):  # a single token that is cheaper than thought tells so at once
+            saved = self._switch_ms if n > 1 and not switched else 0.0
+            self.staircase.observe(n, length, forward_ms + saved)
+
+    def _costs(self, length: int) -> NDArray[np.float64]:
+        """(max_width + 1,) milliseconds by width, after a step of the width before.
+
+        llama.cpp keeps the compute graph of a step and builds it anew when the width changes. The staircase
+        holds single tokens after single tokens and wider steps after another width. Leaving single tokens
+        therefore costs the way back as well, which the step that leaves is charged with, and the step that
+        comes back is not.
+        """
+        costs = self.staircase.costs(length)
+        if self._before == 1:
+            costs[2:] += self._switch_ms
+        else:
+            costs[self._before] = max(costs[self._before] - self._switch_ms, costs[1])
+        return costs
 
 
 def _padded(draft: Draft, n: int) -> Draft:

@@ -405,6 +405,7 @@ class Generation:
         timings.prompt_ms = (time.perf_counter() - start) * 1e3
         timings.prompt_per_second = timings.prompt_n / max(timings.prompt_ms, 1e-3) * 1e3
         session.measure_staircase()
+        session.plan.begin()
         self._sampler.begin(prompt)
 
     def _steps(self) -> Iterator[Step]:

@@ -4,7 +4,8 @@ It is neither a line nor monotonic in n (kernels work in groups of rows), and it
 context, faster for wider calls, because every row attends to everything before it. So it is measured at a
 few depths: in the empty context and a little deeper at first use, then whenever a generation first passes a
 *mark*, on the spot, by computing guesses that are then forgotten. Between measured depths it is
-interpolated, and every real step corrects the depths on both sides of it.
+interpolated, and every real step corrects the depths on both sides of it. Corrections fade: a width that was
+dear while something else kept the machine busy is tried again some time later.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ BUDGET_S = 1.6  # for the first depth; a 1B model on two cores gets through most
 DEEPER_BUDGET_S = 0.8
 STEP_RATE = 0.15  # weight of one real step in the running estimate of its width
 REGIME_RATE = 0.1  # weight of one real step in the estimate of the machine's present speed
-SPEED_LEAK = 0.01  # per step: what one width says of all others is forgotten, so that they are tried again
+SPEED_LEAK = 0.003  # per step: what one width says of all others is forgotten, so that they are tried again
+FADE = 0.001  # per step: what was learned of a width is forgotten, too, unless the width is seen again
 CLIP = 3.0  # a step this many times off is counted as only this much off: a hiccup, not a trend
 
 Steps = dict[int, float]
@@ -48,7 +50,8 @@ class Staircase:
         self.max_width = max_width
         self._depths: dict[int, Steps] = {}
         self._speed = 1.0  # present time of a step relative to the recorded one
-        self._filled: dict[int, NDArray[np.float64]] = {}  # (max_width + 1,) at each of the depths
+        self._measured: dict[int, NDArray[np.float64]] = {}  # (max_width + 1,) at each of the depths
+        self._filled: dict[int, NDArray[np.float64]] = {}  # the same, corrected by real steps
         self._sorted: list[int] = []
 
     @property
@@ -134,13 +137,22 @@ class Staircase:
         ratio = min(max(ms / expected, 1 / CLIP), CLIP)
         for depth, weight in ((low, below), (high, above)):
             if weight > 0:
-                known = self._filled[depth].item(n) * ratio ** (STEP_RATE * min(weight, 1.0))
-                self._filled[depth][n] = self._depths[depth][n] = known
+                filled = self._filled[depth]
+                filled *= (self._measured[depth] / filled) ** FADE
+                filled[n] *= ratio ** (STEP_RATE * min(weight, 1.0))
         self._speed = (self._speed * ratio**REGIME_RATE) ** (1 - SPEED_LEAK)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain value for the store."""
-        return {str(d): {str(n): float(ms) for n, ms in steps.items()} for d, steps in self._depths.items()}
+        """A plain value for the store: the measured times, moved half of the way to what they are now."""
+        return {
+            str(depth): {str(n): ms * self._change(depth, n) ** 0.5 for n, ms in steps.items()}
+            for depth, steps in self._depths.items()
+        }
+
+    def _change(self, depth: int, n: int) -> float:
+        """What real steps made of the time of width `n`: a factor."""
+        known = n <= self.max_width
+        return self._filled[depth].item(n) / self._measured[depth].item(n) if known else 1.0
 
     def load_json(self, data: Mapping[str, Any]) -> None:
         """Take over what `to_json` gave.
@@ -154,6 +166,8 @@ class Staircase:
         if any(d < 0 or 1 not in s for d, s in depths.items()):
             raise ValueError("a staircase begins with the time of one token")
         self._depths = depths
+        self._measured.clear()
+        self._filled.clear()
         self._fill_all()
 
     def _weights(self, length: int) -> tuple[tuple[int, float], tuple[int, float]]:
@@ -181,7 +195,9 @@ class Staircase:
         shape = self._interpolate(self._depths[base])
         for depth, steps in self._depths.items():
             known = {n: ms - float(shape[n]) for n, ms in steps.items() if n <= self.max_width}
-            self._filled[depth] = np.maximum(shape + self._interpolate(known), 0.5 * shape)
+            measured = np.maximum(shape + self._interpolate(known), 0.5 * shape)
+            change = self._filled[depth] / self._measured[depth] if depth in self._measured else 1.0
+            self._measured[depth], self._filled[depth] = measured, measured * change
 
     def _interpolate(self, steps: Mapping[int, float]) -> NDArray[np.float64]:
         """Values at 0..max_width, from those at some widths; beyond the widest along the last step."""

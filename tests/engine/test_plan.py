@@ -228,20 +228,32 @@ def test_one_outlier_does_not_flip_the_plan(parents):
     assert hopeful(plan.choose(drafter, backend)) == 7
 
 
-@pytest.mark.parametrize("dear", [60.0, 110.0])
-def test_it_stops_drafting_when_wide_steps_turn_out_dear_and_starts_again(dear):
-    drafter, backend = Fixed(tree([0.9] * 7)), backend_of(16)
-    plan = Plan(staircase_of(dict.fromkeys(range(1, 17), 10.0), 16))
+@pytest.mark.parametrize(("dearer", "least"), [(1.5, 0.85), (3.0, 0.85), (11.0, 0.5)])
+def test_it_follows_a_machine_on_which_wide_steps_become_dear_and_cheap_again(dearer, least):
+    # The share of the best possible rate, with one step in four that nothing is known for.
+    likely, nothing = Fixed(tree([0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6])), Fixed(tree([]))
+    usual = {n: 10 + 0.3 * n for n in range(1, 17)}
+    plan, backend = Plan(staircase_of(usual, 16)), backend_of(16)
 
-    def steps(count, cost):
-        for _ in range(count):
-            decision = plan.choose(drafter, backend)
-            plan.observe(decision, 3, cost if len(decision.draft) else 10.0, 0.0)
-        return hopeful(decision)
+    def share(steps, factor):
+        gains = np.concatenate(([1.0], 1 + np.cumsum(likely.draft.probs)))
+        best = max(gains[n - 1] / (usual[n] * (factor if n > 1 else 1)) for n in range(1, 9))
+        tokens = ms = 0.0
+        for turn in range(steps):
+            decision = plan.choose(nothing if turn % 4 == 0 else likely, backend)
+            n = len(decision.draft) + 1
+            took = usual[n] * (factor if n > 1 else 1)
+            plan.observe(decision, 3, took, 0.0)
+            if turn % 4:
+                tokens += decision.expected
+                ms += took
+        return tokens / ms / best
 
-    assert steps(20, 10.0) == 7
-    assert steps(600, dear) == (7 if 7.3 / dear > 1 / 10 else 0)
-    assert steps(600, 10.0) == 7
+    assert share(50, 1) > 0.99
+    share(100, dearer)
+    assert share(500, dearer) > least
+    share(300, 1)
+    assert share(300, 1) > 0.8
 
 
 def hopeful(decision):

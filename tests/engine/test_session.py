@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.drafters.base import Draft
 from specx.engine.learned import Learned
-from specx.engine.plan import Decision, Plan
+from specx.engine.plan import Plan
 from specx.engine.session import DRAFTERS, Session, Timings
 from specx.engine.settings import SamplingSettings
 
@@ -92,14 +92,14 @@ class RandomPlan(Plan):
 
     def choose(self, drafter, backend):
         limit = min(backend.max_width, backend.n_ctx - backend.length) - 1
-        draft = drafter.propose(limit, backend.max_leaves)
+        decision, draft = super().choose(drafter, backend), drafter.propose(limit, backend.max_leaves)
         draft = draft.head(int(self.rng.integers(len(draft) + 1)))
         if self.rng.random() < 0.3:
             n = int(self.rng.integers(min(limit, backend.max_leaves, 8) + 1))
             parents = np.array([self.rng.integers(-1, i) for i in range(n)], np.int32)
             tokens = self.rng.integers(0, V, n).astype(np.int32)
             draft = Draft(tokens, parents, np.zeros(n, np.float32), np.zeros(n, np.uint8))
-        return Decision(draft, 1.0, 1.0)
+        return replace(decision, draft=draft)
 
 
 class NoTokenTwice:
@@ -435,6 +435,7 @@ def test_measuring_happens_once_and_only_where_there_is_a_choice():
     run(session, n_predict=3)
     assert (notices, session.staircase.to_json()) == ([], {})
     session.set_drafter("auto")
+    session.forget_conversation()
     run(session, n_predict=3)
     assert len(notices) == 1
     assert notices[0].startswith("measured this model on this machine in ")
