@@ -186,7 +186,7 @@ class Part:
             end = max(end, start + row.offset + nbytes)
         if rows and end > self.size:
             raise ModelError(
-                f"{self.path} is cut short: it has {self.size:,} of {end:,} bytes ({self.size / end:.0%})",
+                f"{self.path} is cut short: it has {self.size:,} of {end:,} bytes ({100 * self.size // end}%)",
                 download_again(self.path),
             )
         return tensors
@@ -258,7 +258,7 @@ def _regular_size(path: Path) -> int:
         hint = f"give a file in it, such as {inside[0]}" if inside else "give the .gguf file itself"
         raise ModelError(f"{path} is a directory, not a GGUF file", hint)
     if not stat.S_ISREG(status.st_mode):
-        raise ModelError(f"{path} is not a regular file")
+        raise ModelError(f"{path} is not a regular file", "give a .gguf file")
     if status.st_size == 0:
         raise ModelError(f"{path} is empty", download_again(path))
     return status.st_size
@@ -294,7 +294,10 @@ def _check_kind(path: Path, head: bytes, size: int) -> None:
     for found, what, hint in looks:
         if found:
             raise ModelError(f"{path} is not a GGUF file: it is {what}", hint)
-    raise ModelError(f"{path} is not a GGUF file: its {size:,} bytes do not begin with GGUF", again)
+    raise ModelError(
+        f"{path} is not a GGUF file: its {size:,} bytes do not begin with GGUF",
+        again if path.suffix.lower() == ".gguf" else "specx show --list names the models found here",
+    )
 
 
 def _checked_version(path: Path, version: int) -> int:

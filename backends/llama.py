@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = ["LlamaBackend"]
 
 MAX_WIDTH = 32  # wider steps cost more than they bring on every machine measured so far
 MAX_LEAVES = 8
+WATCHED = 64  # tokens per call; below, asking after every operation costs more than it is worth
 PROMPT_ROWS = 64  # at most this many prompt rows have their logits computed
 DEFAULT_CTX = 4096
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
@@ -107,6 +109,7 @@ class LlamaBackend:
 
         Raises:
             ContextFullError: they do not fit.
+            Exception: what `progress` raises; the tokens that were finished before stay committed.
         """
         self._check_idle()
         everything = np.asarray(tokens, np.int32)
@@ -119,7 +122,8 @@ class LlamaBackend:
         done = 0
         while done < total:
             piece = everything[done : done + self._piece]
-            self._decode_committed(piece, rows if done + len(piece) == total else None)
+            with self._watched(progress if len(piece) >= WATCHED else None, done, total):
+                self._decode_committed(piece, rows if done + len(piece) == total else None)
             done += len(piece)
             if progress is not None:
                 progress(done, total)
@@ -252,6 +256,33 @@ class LlamaBackend:
     def __del__(self) -> None:
         if hasattr(self, "_ctx"):
             self.close()
+
+    @contextmanager
+    def _watched(self, progress: Progress | None, done: int, total: int) -> Iterator[None]:
+        """Call `progress` after every operation of llama.cpp's as well, so that raising there ends a call that
+        takes seconds. Only the CPU backend asks."""
+        if progress is None:
+            yield
+            return
+        raised: list[BaseException] = []
+
+        def on_operation(_data: Any) -> bool:
+            try:
+                progress(done, total)
+            except BaseException as error:  # noqa: BLE001 -- ctypes would swallow it; raised again below
+                raised.append(error)
+            return bool(raised)
+
+        callback = self._lib.ggml_abort_callback(on_operation)
+        self._lib.llama_set_abort_callback(self._ctx, callback, None)
+        try:
+            yield
+        except ModelError:
+            if raised:
+                raise raised[0] from None
+            raise
+        finally:
+            self._lib.llama_set_abort_callback(self._ctx, self._lib.ggml_abort_callback(), None)
 
     def _decode_committed(self, piece: NDArray[np.int32], rows: RowSink | None) -> None:
         count = min(len(piece), PROMPT_ROWS) if rows is not None else 0

@@ -40,6 +40,8 @@ def find_model(name: str | None) -> Path:
     Raises:
         ModelError: nothing fits, or several do.
     """
+    if name == "":  # an empty shell variable must not mean the model that no name means
+        raise ModelError("the name of the model is empty", "give a name, or leave it out")
     if name is not None:
         return _by_path(name) or _by_name(name)
     if wanted := os.environ.get("SPECX_MODEL"):

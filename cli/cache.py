@@ -22,23 +22,26 @@ def register(app: typer.Typer) -> None:
 def show(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False) -> None:
     """List what is kept: measurements, calibrations, and the text of earlier answers (kind: history)."""
     from specx.backends.store import Store, cache_dir
-    from specx.cli.console import stdout, write
+    from specx.cli.console import show_table, write
 
     entries = Store(cache_dir()).entries()
     if json:
-        rows = [
+        records = [
             {"kind": e.kind, "key": e.key, "bytes": e.size, "modified": e.modified, "path": str(e.path)}
             for e in entries
         ]
-        write(json_module.dumps({"directory": str(cache_dir()), "entries": rows}) + "\n")
+        write(json_module.dumps({"directory": str(cache_dir()), "entries": records}) + "\n")
         return
-    from rich.table import Table
+    if not entries:
+        write(f"nothing is kept in {cache_dir()}\n")
+        return
+    write(f"{cache_dir()}\n")
+    rows = [(e.kind, f"{e.size:,}", _when(e.modified), e.key) for e in entries]
+    show_table(("kind", "bytes", "last used", "key"), rows)
 
-    table = Table("kind", "key", "bytes", "last used", title=str(cache_dir()), box=None)
-    for entry in entries:
-        when = datetime.fromtimestamp(entry.modified, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(entry.kind, entry.key, f"{entry.size:,}", when)
-    stdout().print(table if entries else f"nothing is kept in {cache_dir()}")
+
+def _when(modified: float) -> str:
+    return datetime.fromtimestamp(modified, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def clear(

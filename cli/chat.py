@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specx.backends.errors import ContextFullError, SpecxError, UsageError
-from specx.cli.console import StatusLine, error, notice, write
+from specx.cli.console import StatusLine, end_line, error, notice, write
 from specx.cli.files import decode, read_text, write_atomically
 from specx.cli.generation import check_tokens, generate, grammar_text, open_session, statistics
 from specx.cli.lines import Editor, PlainLines, Reader, history_file
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Chat", "ChatOptions", "Conversation", "chat", "register"]
 
-FULL_HINT = "/reset begins a new conversation; --context-shift forgets the oldest part; -c gives more room"
+FULL_HINT = (
+    "/reset begins anew; or /save FILE, start again with -c or --context-shift, and /load FILE"
+)
+MESSAGES_HINT = 'a list of {"role": ..., "content": ...} is needed, as /save writes it'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +96,12 @@ def chat(
         talk.stats = interactive if shown.stats is None else shown.stats
         talk.markdown = shown.markdown and sys.stdout.isatty()
         talk.context_shift = model.context_shift
+        talk.scripted = not sys.stdin.isatty()
         history = history_file() if interactive and not model.no_cache else None
         reader = Editor(history, list(talk.commands)) if interactive else PlainLines()
         talk.run(reader, first)
+    if talk.scripted and talk.failed:
+        raise typer.Exit(1)
 
 
 def _first_message(prompt: PromptOptions) -> str:
@@ -107,30 +113,38 @@ def _first_message(prompt: PromptOptions) -> str:
 
 
 class Conversation:
-    """Messages, and the system message they begin with."""
+    """Messages, and the system message they begin with.
+
+    Attributes:
+        start: the first message that the model is still shown; those before it are kept for `save`.
+    """
 
     def __init__(self, system: str = "") -> None:
         self.system = system
         self.messages: list[dict[str, str]] = []
+        self.start = 0
 
-    def whole(self) -> list[dict[str, str]]:
-        """All messages, the system message first if there is one."""
-        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.messages]
+    def since(self, start: int) -> list[dict[str, str]]:
+        """The messages from `start` on, after the system message if there is one."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self.messages[start:]]
 
     def add(self, role: str, content: str) -> None:
         """One more message."""
         self.messages.append({"role": role, "content": content})
 
-    def forget_oldest(self) -> bool:
-        """Drop the oldest exchange; False if only the last message is left."""
-        later = [i for i, message in enumerate(self.messages) if i and message["role"] == "user"]
-        if later:
-            del self.messages[: later[0]]
-        return bool(later)
+    def clear(self) -> None:
+        """Forget all but the system message."""
+        self.messages, self.start = [], 0
+
+    def next_exchange(self, start: int) -> int | None:
+        """Where the exchange after the one at `start` begins; None if there is no later one."""
+        later = range(start + 1, len(self.messages))
+        return next((i for i in later if self.messages[i]["role"] == "user"), None)
 
     def save(self, path: Path) -> None:
         """Write the messages as JSON."""
-        write_atomically(path, json.dumps(self.whole(), ensure_ascii=False, indent=1) + "\n")
+        write_atomically(path, json.dumps(self.since(0), ensure_ascii=False, indent=1) + "\n")
 
     def load(self, path: Path) -> None:
         """Take over the messages of a file that `save` wrote, or that another tool wrote in that form.
@@ -141,13 +155,14 @@ class Conversation:
         try:
             messages = json.loads(decode(path.read_bytes(), str(path)))
         except OSError as problem:
-            raise UsageError(f"cannot read {path}: {problem.strerror}") from problem
+            raise UsageError(f"cannot read {path}: {problem.strerror}", "check its name") from problem
         except ValueError as problem:
-            raise UsageError(f"{path} is not valid JSON: {problem}") from problem
+            raise UsageError(f"{path} is not valid JSON: {problem}", MESSAGES_HINT) from problem
         if not isinstance(messages, list) or not all(map(_is_message, messages)):
-            raise UsageError(f"{path} holds no messages", 'a list of {"role": ..., "content": ...} is needed')
+            raise UsageError(f"{path} holds no messages", MESSAGES_HINT)
         first = messages[:1] if messages and messages[0]["role"] == "system" else []
         self.system = first[0]["content"] if first else ""
+        self.start = 0
         self.messages = [
             {"role": message["role"], "content": message["content"]} for message in messages[len(first) :]
         ]
@@ -196,6 +211,7 @@ class Chat:
         if self.template.notice:
             notice(self.template.notice)
         self.stats = self.markdown = self.context_shift = False
+        self.scripted = self.failed = False
         self.last: Result | None = None
         self._ended = False
         self.commands: dict[str, tuple[Callable[[str], None], str]] = {
@@ -214,7 +230,7 @@ class Chat:
         """Answer `first`, then everything that `reader` yields, until it ends.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C twice at an empty line.
+            KeyboardInterrupt: Ctrl-C twice at an empty line, or once if nobody is typing.
         """
         interrupted = False
         if first:
@@ -244,6 +260,7 @@ class Chat:
                 self.conversation.add("user", text)
                 self._answer(self.sampling)
         except SpecxError as problem:
+            self.failed = True
             error(problem)
 
     def _command(self, text: str) -> None:
@@ -264,6 +281,8 @@ class Chat:
             self.conversation.messages.pop()
             raise
         self.last = result
+        if result.finish_reason == "cancelled" and self.scripted:
+            raise KeyboardInterrupt
         if result.finish_reason == "cancelled" and not result.text:
             self.conversation.messages.pop()
             notice("stopped before the answer began; the message is taken back")
@@ -296,19 +315,33 @@ class Chat:
             )
 
     def _prompt(self) -> list[int]:
-        """Tokens of the conversation, its oldest exchanges forgotten if it may and must be."""
-        while True:
-            text = self.template.render(self.conversation.whole())
-            tokens = self.template.tokenize(text, self.session.tokenize)
-            if len(tokens) < self.session.n_ctx:
-                return tokens
-            if not (self.context_shift and self.conversation.forget_oldest()):
-                raise ContextFullError(
-                    f"with this message the conversation has {len(tokens)} tokens, and the context holds "
-                    f"{self.session.n_ctx}; the message is taken back",
-                    FULL_HINT,
-                )
-            notice("the context is full: the oldest exchange is forgotten")
+        """Tokens of the conversation. With --context-shift its oldest exchanges are left out once a quarter
+        of the context is not free for the answer, until half of it is: the rest is read anew each time.
+        """
+        n_ctx, talk = self.session.n_ctx, self.conversation
+        start, left_out = talk.start, 0
+        tokens = self._tokens(start)
+        if self.context_shift and len(tokens) > n_ctx - n_ctx // 4:
+            while len(tokens) > n_ctx // 2 and (later := talk.next_exchange(start)) is not None:
+                start, left_out = later, left_out + 1
+                tokens = self._tokens(start)
+        if len(tokens) >= n_ctx:
+            raise ContextFullError(
+                f"with this message the conversation has {len(tokens)} tokens, and the context holds "
+                f"{n_ctx}; the message is taken back",
+                FULL_HINT
+                if start < len(talk.messages) - 1
+                else "send a shorter one, or start with more room (-c)",
+            )
+        talk.start = start
+        if left_out:
+            which = "oldest exchange is" if left_out == 1 else f"{left_out} oldest exchanges are"
+            notice(f"the context is nearly full: the {which} no longer shown to the model (/save keeps all)")
+        return tokens
+
+    def _tokens(self, start: int) -> list[int]:
+        text = self.template.render(self.conversation.since(start))
+        return self.template.tokenize(text, self.session.tokenize)
 
     def _help(self, _argument: str) -> None:
         for name, (_action, text) in self.commands.items():
@@ -316,7 +349,7 @@ class Chat:
         notice('""" ... """, a \\ at the end of a line, or Alt-Enter: several lines in one message')
 
     def _reset(self, _argument: str) -> None:
-        self.conversation.messages.clear()
+        self.conversation.clear()
         notice("a new conversation")
 
     def _system(self, argument: str) -> None:
@@ -327,7 +360,7 @@ class Chat:
     def _regenerate(self, _argument: str) -> None:
         messages = self.conversation.messages
         if not messages or messages[-1]["role"] != "assistant":
-            raise UsageError("there is no answer to make again")
+            raise UsageError("there is no answer to make again", "send a message first")
         before, answered = list(messages), False
         messages.pop()
         try:
@@ -414,6 +447,7 @@ class _View:
             self._markdown.close()
         elif self._last != "\n" and (self._last or kind is None):
             write("\n")
+        end_line()
 
     def add(self, text: str) -> None:
         """More of the answer."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from specx.backends.errors import UsageError
-from specx.cli.console import notice, write
+from specx.cli.console import end_line, notice, write
 from specx.cli.files import read_stdin, read_text, stdin_is_piped, write_atomically
 from specx.cli.generation import check_tokens, generate, grammar_text, open_session, statistics
 from specx.cli.options import (
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["OutputOptions", "complete", "read_prompt", "register"]
 
 PANEL = "Output"
+STDOUT = (Path("-"), Path("/dev/stdout"), Path("/dev/fd/1"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +72,16 @@ class OutputOptions:
         typer.Option(
             "-o",
             "--output",
-            help="Write to this file instead, when done.",
+            help="Write to this file instead, when done; - is standard output.",
             metavar="FILE",
             rich_help_panel=PANEL,
         ),
     ] = None
     quiet: Annotated[
         bool,
-        typer.Option("-q", "--quiet", help="No seed and statistics on stderr.", rich_help_panel=PANEL),
+        typer.Option(
+            "-q", "--quiet", help="Nothing on stderr unless something is wrong.", rich_help_panel=PANEL
+        ),
     ] = False
 
 
@@ -102,12 +104,12 @@ def complete(
     The prompt is continued as it stands. With --chat, or a system message (-sys), it becomes a user message
     in the model's chat template. Piped input comes first, then -f, then -p, each on lines of its own.
     """
-    _check(output)
+    output = _checked(output)
     text = read_prompt(prompt)
     chosen = sampling_settings(sampling)
     check_generation(generation)
     grammar = grammar_text(generation)
-    with open_session(load_settings(model, draft)) as session:
+    with open_session(load_settings(model, draft), quiet=output.quiet) as session:
         check_tokens(session, chosen)
         tokens, text, stops = _encode(session, text, prompt, output)
         writer = _Writer(output, session)
@@ -121,13 +123,16 @@ def complete(
         raise typer.Exit(130)
 
 
-def _check(output: OutputOptions) -> None:
+def _checked(output: OutputOptions) -> OutputOptions:
     if output.json and output.stream_json:
         raise UsageError("--json and --stream-json are both given", "give one of them")
+    if output.output in STDOUT:  # as a path it would name the file that stdout goes to, and empty it
+        return replace(output, output=None)
     if output.output is not None and not output.output.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {output.output.absolute().parent}", "create it first")
     if output.output is not None and output.output.is_dir():
         raise UsageError(f"{output.output} is a folder", "give the name of a file")
+    return output
 
 
 def read_prompt(options: PromptOptions) -> str:
@@ -199,8 +204,7 @@ class _Writer:
         options = self._options
         if options.json or options.stream_json:
             self._line(self._object(result))
-        elif options.output is None and result.text[-1:] != "\n" and sys.stdout.isatty():
-            self._emit("\n")
+        end_line()
         if options.output is not None:
             write_atomically(options.output, "".join(self._kept))
         if not (options.quiet or options.json or options.stream_json):

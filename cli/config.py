@@ -68,9 +68,11 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as problem:
-        raise UsageError(f"cannot read {path}: {problem.strerror}") from problem
+        raise UsageError(
+            f"cannot read {path}: {problem.strerror}", "SPECX_CONFIG= names another one"
+        ) from problem
     except ValueError as problem:
-        raise UsageError(f"{path} is not valid TOML: {problem}") from problem
+        raise UsageError(f"{path} is not valid TOML: {problem}", "a line looks like: temp = 0.7") from problem
 
 
 def _options(command: Any) -> dict[str, tuple[Any, bool]]:

@@ -5,17 +5,30 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from specx.backends.errors import SpecxError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
 
-__all__ = ["Progress", "StatusLine", "error", "notice", "stderr", "stdout", "write"]
+__all__ = [
+    "Progress",
+    "StatusLine",
+    "end_line",
+    "error",
+    "notice",
+    "show_table",
+    "stderr",
+    "stdout",
+    "write",
+]
 
 SHOW_AFTER = 0.4
 """Seconds of work before a progress bar appears; shorter waits need no explanation."""
@@ -39,27 +52,82 @@ def stderr() -> Console:
 def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:  # Rich's own ends with exit code 1
+            raise BrokenPipeError
+
+    return Piped(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+class _Shown:
+    """What a terminal shows that is stdout and stderr at once."""
+
+    line_open = False
+    """The text so far ends in the middle of a line."""
+
+    held: ClassVar[list[str]] = []
+    """Notices that wait for the end of the line."""
 
 
 def write(text: str) -> None:
     """Generated text to stdout, at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
+    if text:
+        _Shown.line_open = text[-1] != "\n" and sys.stdout.isatty()
+
+
+def end_line() -> None:
+    """The text is finished: on a terminal, end its line and show the notices that waited for that."""
+    if _Shown.line_open:
+        write("\n")
+    while _Shown.held:
+        notice(_Shown.held.pop(0))
 
 
 def notice(text: str) -> None:
-    """One line on stderr."""
-    stderr().print(text, style="dim")
+    """One line on stderr, never within a line of generated text."""
+    if _Shown.line_open and sys.stderr.isatty():
+        _Shown.held.append(text)
+    else:
+        _tell(text, style="dim")
 
 
 def error(problem: SpecxError) -> None:
     """What is wrong, and what to do about it, on stderr."""
     from rich.text import Text
 
-    stderr().print(Text.assemble(("error: ", "bold red"), problem.message))
+    with suppress(OSError):  # the text may be what cannot be written
+        end_line()
+    _tell(Text.assemble(("error: ", "bold red"), problem.message))
     if problem.hint:
-        stderr().print(Text.assemble(("hint: ", "bold cyan"), problem.hint))
+        _tell(Text.assemble(("hint: ", "bold cyan"), problem.hint))
+
+
+def _tell(text: str | Text, style: str | None = None) -> None:
+    """Print on stderr; if nobody takes it, that is no reason to lose the text on stdout."""
+    try:
+        stderr().print(text, style=style)
+    except OSError:
+        stderr().quiet = True
+        with suppress(OSError, ValueError):  # or the flush at exit would fail once more
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stderr.fileno())
+            os.close(null)
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns on stdout, never cut to the width of a terminal: a pipe has none."""
+    from rich.text import Text
+
+    lines = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for i, line in enumerate(lines):
+        cells = [
+            cell.rjust(width) if name in ("size", "bytes") else cell.ljust(width)
+            for cell, width, name in zip(line, widths, columns, strict=True)
+        ]
+        stdout().print(Text("  ".join(cells).rstrip(), style="bold" if i == 0 else ""))
 
 
 class Progress:

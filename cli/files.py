@@ -40,7 +40,7 @@ def read_text(path: Path) -> str:
     try:
         return decode(path.read_bytes(), str(path))
     except OSError as problem:
-        raise UsageError(f"cannot read {path}: {problem.strerror}") from problem
+        raise UsageError(f"cannot read {path}: {problem.strerror}", "check its name") from problem
 
 
 def read_stdin() -> str:
@@ -84,4 +84,4 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as problem:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise SpecxError(f"cannot write {path}: {problem.strerror}") from problem
+        raise SpecxError(f"cannot write {path}: {problem.strerror}", "choose another place") from problem

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["check_tokens", "generate", "grammar_text", "open_session", "statistics"]
 
 
-def open_session(settings: LoadSettings) -> Session:
-    """Load a model behind a progress bar. Ctrl-C ends specx with exit code 130.
+class _ReadingStoppedError(Exception):
+    """Ctrl-C came while the prompt was read."""
+
+
+def open_session(settings: LoadSettings, *, quiet: bool = False) -> Session:
+    """Load a model behind a progress bar, without notices if `quiet`. Ctrl-C ends specx with exit code 130.
 
     Raises:
         SpecxError: the model cannot be loaded.
@@ -32,7 +36,11 @@ def open_session(settings: LoadSettings) -> Session:
     from specx.engine.session import Session
 
     with Progress(f"loading {settings.model.name}") as progress, _on_interrupt(_leave):
-        return Session.open(settings, progress=progress.update, notice=notice)
+        return Session.open(settings, progress=progress.update, notice=_ignore if quiet else notice)
+
+
+def _ignore(_text: str) -> None:
+    pass
 
 
 def _leave() -> None:
@@ -115,6 +123,18 @@ def generate(
     Raises:
         SpecxError: the grammar or the prompt cannot be used, or decoding fails.
     """
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        generation.cancel()
+
+    def reading(done: int, total: int) -> None:
+        progress.count(done, total)
+        if stopped:
+            raise _ReadingStoppedError
+
     with Progress("reading the prompt") as progress:
         generation = session.generate(
             prompt,
@@ -123,9 +143,9 @@ def generate(
             stop=(*(options.stop or ()), *stops),
             ignore_eos=options.ignore_eos,
             constraint=None if grammar is None else session.grammar(grammar),
-            progress=progress.count,
+            progress=reading,
         )
-        with _on_interrupt(generation.cancel):
+        with _on_interrupt(stop), suppress(_ReadingStoppedError):
             for chunk in generation:
                 progress.close()
                 show(chunk)

@@ -191,13 +191,13 @@ def _announce_ignored(draft: DraftOptions) -> None:
 def _locate(model: ModelOptions) -> Path:
     from specx.backends.models import find_model
 
-    named = [name for name in (model.model, model.model_flag, model.hf_repo) if name]
+    named = [name for name in (model.model, model.model_flag, model.hf_repo) if name is not None]
     if len(named) > 1:
         raise UsageError(
             f"more than one model is named: {' and '.join(named)}",
             "a prompt goes after -p" if model.model else "give either -m or -hf",
         )
-    if model.hf_repo:
+    if model.hf_repo is not None:
         return _fetch(model.hf_repo)
     return find_model(named[0] if named else None)
 

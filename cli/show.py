@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specx.backends.errors import ModelError, UsageError
-from specx.cli.console import stdout, write
+from specx.cli.console import show_table, stdout, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -62,10 +62,10 @@ def show(
     if list_all:
         _show_list(list_models(), as_json=as_json)
         return
-    info = read_gguf(find_model(model or model_flag))
+    info = read_gguf(find_model(model if model_flag is None else model_flag))
     if template:
         if info.chat_template is None:
-            raise ModelError(f"{info.path} has no chat template")
+            raise ModelError(f"{info.path} has no chat template", "specx chat uses ChatML with it")
         write(info.chat_template.rstrip("\n") + "\n")
         return
     memory = _memory(info, ctx_size, type_k, type_v)
@@ -75,7 +75,7 @@ def show(
     _show_rows(_summary(info, memory))
     if tensors:
         stdout().print()
-        _show_table(
+        show_table(
             ("tensor", "shape", "type", "size"),
             [(t.name, " x ".join(map(str, t.shape)), t.type, _size(t.nbytes)) for t in info.tensors],
         )
@@ -162,7 +162,7 @@ def _show_list(models: Sequence[FoundModel], *, as_json: bool) -> None:
         return
     if not models:
         raise ModelError("no model was found on this machine", "specx pull ORG/REPO fetches one")
-    _show_table(
+    show_table(
         ("name", "size", "where", "path"), [(m.name, _size(m.size), m.where, str(m.path)) for m in models]
     )
 
@@ -172,20 +172,6 @@ def _show_rows(rows: Iterable[tuple[str, str]]) -> None:
 
     for label, text in rows:
         stdout().print(Text.assemble((f"{label:<15}", "bold"), text))
-
-
-def _show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns, never cut to the width of a terminal: a pipe has none."""
-    from rich.text import Text
-
-    lines = [columns, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for i, line in enumerate(lines):
-        cells = [
-            cell.rjust(width) if name == "size" else cell.ljust(width)
-            for cell, width, name in zip(line, widths, columns, strict=True)
-        ]
-        stdout().print(Text("  ".join(cells).rstrip(), style="bold" if i == 0 else ""))
 
 
 def _size(nbytes: int) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specx.backends.errors import UsageError
 from specx.cli.console import Progress, notice, stdout, write
 from specx.cli.options import DraftOptions, ModelOptions, load_settings, with_options
 
@@ -33,7 +34,9 @@ def verify(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", metavar="FILE", help="Prompts to use instead of the built-in ones, one a line."
+            "--prompts",
+            metavar="FILE",
+            help="Prompts to use instead of the built-in ones: lines of text, or JSON objects with turns.",
         ),
     ] = None,
     n_predict: Annotated[
@@ -53,10 +56,10 @@ def verify(
     from specx.engine.certificate import PROMPTS, compare_drafters
     from specx.engine.session import DRAFTERS
 
-    texts = PROMPTS if prompts is None else [line for line in read_text(prompts).splitlines() if line.strip()]
+    texts = PROMPTS if prompts is None else [_prompt(line) for line in read_text(prompts).splitlines()]
     with open_session(load_settings(model, draft)) as session:
         identity = session.measure_identity()
-        encoded = [_encode(session, text) for text in texts]
+        encoded = [_encode(session, text) for text in texts if text.strip()]
         drafters = [name for name in DRAFTERS if name != "none"]
         total = len(encoded) * 3 * len(drafters)
         seen: list[Comparison] = []
@@ -76,6 +79,18 @@ def verify(
         _print(report, identity, seen)
     if report["unexplained"]:
         raise typer.Exit(1)
+
+
+def _prompt(line: str) -> str:
+    """The text of one line of a file of prompts: the first turn of a JSON object, or the line itself."""
+    if not line.lstrip().startswith("{"):
+        return line
+    try:
+        return str(json_module.loads(line)["turns"][0])
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UsageError(
+            "a line of the prompts is JSON without turns", 'write {"turns": ["the prompt"]}, or plain text'
+        ) from error
 
 
 def _encode(session: Session, text: str) -> list[int]:
