@@ -127,4 +127,3 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
-

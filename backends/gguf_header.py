@@ -186,7 +186,8 @@ class Part:
             end = max(end, start + row.offset + nbytes)
         if rows and end > self.size:
             raise ModelError(
-                f"{self.path} is cut short: it has {self.size:,} of {end:,} bytes ({100 * self.size // end}%)",
+                f"{self.path} is cut short: it has {self.size:,} of {end:,} bytes "
+                f"({100 * self.size // end}%)",
                 download_again(self.path),
             )
         return tensors

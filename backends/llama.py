@@ -259,8 +259,8 @@ class LlamaBackend:
 
     @contextmanager
     def _watched(self, progress: Progress | None, done: int, total: int) -> Iterator[None]:
-        """Call `progress` after every operation of llama.cpp's as well, so that raising there ends a call that
-        takes seconds. Only the CPU backend asks."""
+        """Call `progress` after every operation of llama.cpp's as well: raising there ends a call that takes
+        seconds. Only the CPU backend asks."""
         if progress is None:
             yield
             return

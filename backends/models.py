@@ -41,7 +41,7 @@ def find_model(name: str | None) -> Path:
         ModelError: nothing fits, or several do.
     """
     if name == "":  # an empty shell variable must not mean the model that no name means
-        raise ModelError("the name of the model is empty", "give a name, or leave it out")
+        raise ModelError("the name of the model is empty", "leave it out, or take one of: specx show --list")
     if name is not None:
         return _by_path(name) or _by_name(name)
     if wanted := os.environ.get("SPECX_MODEL"):

@@ -14,7 +14,14 @@ import typer
 from specx.backends.errors import ContextFullError, SpecxError, UsageError
 from specx.cli.console import StatusLine, end_line, error, notice, write
 from specx.cli.files import decode, read_text, write_atomically
-from specx.cli.generation import check_tokens, generate, grammar_text, open_session, statistics
+from specx.cli.generation import (
+    check_tokens,
+    generate,
+    grammar_text,
+    on_interrupt,
+    open_session,
+    statistics,
+)
 from specx.cli.lines import Editor, PlainLines, Reader, history_file
 from specx.cli.options import (
     DraftOptions,
@@ -37,9 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Chat", "ChatOptions", "Conversation", "chat", "register"]
 
-FULL_HINT = (
-    "/reset begins anew; or /save FILE, start again with -c or --context-shift, and /load FILE"
-)
+FULL_HINT = "/reset begins anew; or /save FILE, start again with -c or --context-shift, and /load FILE"
 MESSAGES_HINT = 'a list of {"role": ..., "content": ...} is needed, as /save writes it'
 
 
@@ -234,7 +239,7 @@ class Chat:
         """
         interrupted = False
         if first:
-            self.take(first)
+            self._take(first)
         while not self._ended:
             try:
                 text = reader.read()
@@ -247,7 +252,14 @@ class Chat:
             interrupted = False
             if text is None:
                 return
+            self._take(text)
+
+    def _take(self, text: str) -> None:
+        if self.scripted:
             self.take(text)
+        else:  # a Ctrl-C that comes just too late for an answer must not end the conversation
+            with on_interrupt(lambda: None):
+                self.take(text)
 
     def take(self, text: str) -> None:
         """One thing a person typed: a command or a message. Errors are shown, and the chat goes on."""

@@ -112,9 +112,7 @@ def complete(
     with open_session(load_settings(model, draft), quiet=output.quiet) as session:
         check_tokens(session, chosen)
         tokens, text, stops = _encode(session, text, prompt, output)
-        writer = _Writer(output, session)
-        if output.display_prompt:
-            writer.text(text)
+        writer = _Writer(output, session, before=text if output.display_prompt else "")
         result = generate(
             session, tokens, chosen, generation, show=writer.chunk, stops=stops, grammar=grammar
         )
@@ -173,20 +171,21 @@ def _encode(
 class _Writer:
     """Text, JSON or JSON lines, to stdout as it comes or to a file when all is done."""
 
-    def __init__(self, options: OutputOptions, session: Session) -> None:
+    def __init__(self, options: OutputOptions, session: Session, *, before: str) -> None:
         self._options = options
         self._session = session
+        self._before = before  # the progress bar would wipe away what is written before it goes
         self._kept: list[str] = []
         self._emit: Callable[[str], Any] = write if options.output is None else self._kept.append
 
-    def text(self, text: str) -> None:
-        """Text outside any JSON."""
+    def _text(self, text: str) -> None:
+        text, self._before = self._before + text, ""
         if text and not (self._options.json or self._options.stream_json):
             self._emit(text)
 
     def chunk(self, chunk: Chunk) -> None:
         """One step."""
-        self.text(chunk.text)
+        self._text(chunk.text)
         if self._options.stream_json:
             self._line(
                 {
@@ -202,6 +201,7 @@ class _Writer:
     def finish(self, result: Result) -> None:
         """The whole."""
         options = self._options
+        self._text("")
         if options.json or options.stream_json:
             self._line(self._object(result))
         end_line()

@@ -20,7 +20,7 @@ from specx.engine.settings import LoadSettings, SamplingSettings
 if TYPE_CHECKING:
     from specx.engine.session import Chunk, Result, Session
 
-__all__ = ["check_tokens", "generate", "grammar_text", "open_session", "statistics"]
+__all__ = ["check_tokens", "generate", "grammar_text", "on_interrupt", "open_session", "statistics"]
 
 
 class _ReadingStoppedError(Exception):
@@ -35,7 +35,7 @@ def open_session(settings: LoadSettings, *, quiet: bool = False) -> Session:
     """
     from specx.engine.session import Session
 
-    with Progress(f"loading {settings.model.name}") as progress, _on_interrupt(_leave):
+    with Progress(f"loading {settings.model.name}") as progress, on_interrupt(_leave):
         return Session.open(settings, progress=progress.update, notice=_ignore if quiet else notice)
 
 
@@ -51,7 +51,7 @@ def _leave() -> None:
 
 
 @contextmanager
-def _on_interrupt(action: Callable[[], None]) -> Iterator[None]:
+def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
     """The first Ctrl-C inside runs `action`, a second one raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -145,7 +145,7 @@ def generate(
             constraint=None if grammar is None else session.grammar(grammar),
             progress=reading,
         )
-        with _on_interrupt(stop), suppress(_ReadingStoppedError):
+        with on_interrupt(stop), suppress(_ReadingStoppedError):
             for chunk in generation:
                 progress.close()
                 show(chunk)

@@ -57,6 +57,8 @@ def verify(
     from specx.engine.session import DRAFTERS
 
     texts = PROMPTS if prompts is None else [_prompt(line) for line in read_text(prompts).splitlines()]
+    if not any(text.strip() for text in texts):
+        raise UsageError(f"{prompts} holds no prompts", "write one a line")
     with open_session(load_settings(model, draft)) as session:
         identity = session.measure_identity()
         encoded = [_encode(session, text) for text in texts if text.strip()]

@@ -82,13 +82,14 @@ def measure_identity(
 
     Args:
         backend: holds no committed tokens.
-        tokens: text to compute, at least max(depths) + 16 tokens; shallower depths are used if it is short.
-        depths: context depths in tokens.
+        tokens: text to compute, at least max(depths) + 32 tokens.
+        depths: context depths in tokens; where the text or the context ends before one, the deepest
+            possible stands for it.
         widths: widths to compare.
     """
     widths = [n for n in widths if n <= backend.max_width]
     limit = min(len(tokens), backend.n_ctx) - 2 * ROWS  # a batch may reach beyond the last row compared
-    tried = tuple(depth for depth in depths if depth <= limit) or (max(0, limit),)
+    tried = tuple(sorted({max(0, min(depth, limit)) for depth in depths}))
     groups: dict[int, list[int]] = {n: [] for n in widths}
     worst, branches = 0.0, True
     for depth in tried:

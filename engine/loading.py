@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from specx.backends import libllama
+from specx.backends.errors import ModelError
 from specx.backends.gguf_file import GGUFInfo, read_gguf
 from specx.backends.llama import LlamaBackend
 from specx.backends.settings import LoadSettings
@@ -36,6 +38,7 @@ def open_session(
         ModelError: it cannot be loaded; what can be said from the file itself is said first.
     """
     info = read_gguf(settings.model)
+    _load_library()
     store = Store(cache_dir() if settings.store else None, notice)
     backend = LlamaBackend(settings, progress=progress, repack=_repack(settings, store, notice))
     learned = Learned(store, model_key=info.fingerprint, cost_key=_cost_key(info, settings, backend))
@@ -47,6 +50,19 @@ def open_session(
         chat_template=info.chat_template,
         notice=notice,
     )
+
+
+def _load_library() -> None:
+    try:
+        libllama.lib()
+    except (ImportError, OSError, RuntimeError) as error:
+        place = os.environ.get("LLAMA_CPP_LIB_PATH")
+        raise ModelError(
+            f"llama.cpp cannot be loaded: {error}",
+            f"LLAMA_CPP_LIB_PATH is {place}: name a folder with its libraries, or unset it"
+            if place
+            else "install it again: pip install --force-reinstall --no-deps llama-cpp-python==0.3.36",
+        ) from error
 
 
 def _repack(settings: LoadSettings, store: Store, notice: Callable[[str], None]) -> bool:

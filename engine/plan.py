@@ -24,7 +24,9 @@ __all__ = ["Decision", "Plan"]
 TIME_RATE = 0.1  # weight of one step in the running averages of host and branch time
 TRUST_WEIGHT = 3.0  # tokens; how much is expected to come true before anything is known of a generation
 TRUST_KEEP = 0.99  # per step; what a step leaves of the record. Both found by replay on recorded outputs
-LEAF_DECAY = 0.01  # the price of a branch fades when none is tried, so that one hiccup does not end branches
+# Per step: the price of a branch, and of leaving single tokens, fades while nothing is tried that would tell
+# it, so that one hiccup does not end branches or drafts.
+PRICE_DECAY = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +121,12 @@ class Plan:
         if decision.leaves:
             self._leaf_ms += TIME_RATE * (max(excess / decision.leaves, 0.0) - self._leaf_ms)
             return
-        self._leaf_ms *= 1 - LEAF_DECAY
+        self._leaf_ms *= 1 - PRICE_DECAY
         if n == 1 and switched:
             self._switch_ms += TIME_RATE * (max(excess, 0.0) - self._switch_ms)
-        if (
-            n > 1 or not switched or excess < 0
-        ):  # a single token that is cheaper than thought tells so at once
+        elif n == 1:
+            self._switch_ms *= 1 - PRICE_DECAY
+        if n > 1 or not switched or excess < 0:  # a single token cheaper than thought tells so at once
             saved = self._switch_ms if n > 1 and not switched else 0.0
             self.staircase.observe(n, length, forward_ms + saved)
 

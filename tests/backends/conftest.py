@@ -1,4 +1,4 @@
-"""Tiny models with random weights: the architectures that backends treat differently, at a millisecond a step.
+"""Tiny models with random weights: the architectures that backends treat differently, a millisecond a step.
 
 Their weights are 32-bit floats, so that the same context gives the same logits to five digits whatever the
 shape of the batches it was computed in, while one token more or less in view changes every logit.
@@ -37,7 +37,13 @@ class TinyModel:
         self.writer.add_tokenizer_model("llama")
         self.writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words])
         self.writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(words))])
-        types = [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, *[kinds.BYTE] * 256, *[kinds.NORMAL] * len(words)]
+        types = [
+            kinds.UNKNOWN,
+            kinds.CONTROL,
+            kinds.CONTROL,
+            *[kinds.BYTE] * 256,
+            *[kinds.NORMAL] * len(words),
+        ]
         self.writer.add_token_types(types)
         self.writer.add_bos_token_id(1)
         self.writer.add_eos_token_id(2)
@@ -118,7 +124,7 @@ def _mamba(path):
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
-    """Name -> Path: "full" attention, "sliding" attention (window 24 but for one layer in six), "recurrent"."""
+    """Name -> Path: "full" attention, "sliding" attention (five layers in six see 24 tokens), "recurrent"."""
     folder = tmp_path_factory.mktemp("tiny")
     makers = {"full": _llama, "sliding": _gemma3, "recurrent": _mamba}
     for name, make in makers.items():

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import io
 import os
+import pty
+import select
+import struct
 import subprocess
 import sys
+import termios
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +45,7 @@ class Runner:
         self.session = fake_specx.Session()
         self.settings = []
 
-    def open(self, settings):
+    def open(self, settings, *, quiet=False):
         self.settings.append(settings)
         self.session.drafter_name = settings.drafter
         return self.session
@@ -105,3 +111,62 @@ def spawn():
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+READY = "\x1b[?2004h"  # the line editor switches bracketed paste on when it begins to listen
+
+
+class Terminal:
+    """A command on a pseudo-terminal of 24 lines of 80 columns."""
+
+    def __init__(self, start, *arguments, env):
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.process = start(
+            *arguments,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "80", "LINES": "24", **env},
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.shown = ""
+
+    def until(self, text: str, times: int = 1):
+        """Wait until the terminal has been sent `text` so many times."""
+        deadline = time.monotonic() + 120
+        while self.shown.count(text) < times:
+            assert time.monotonic() < deadline, f"{text!r} did not appear in {self.shown!r}"
+            if select.select([self.master], [], [], 0.2)[0]:
+                try:
+                    self.shown += os.read(self.master, 65536).decode(errors="replace")
+                except OSError:
+                    break
+        assert self.shown.count(text) >= times, self.shown
+
+    def type(self, text: str, after: int = 0):
+        """Type `text`, once the line editor has begun to listen `after` times."""
+        self.until(READY, after)
+        os.write(self.master, text.encode())
+
+    def close(self):
+        """Hang up."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+@pytest.fixture
+def open_terminal():
+    """Starts `start(*arguments)` on a terminal; keywords are environment variables."""
+    opened = []
+
+    def open_one(start, *arguments, **env):
+        opened.append(Terminal(start, *arguments, env=env))
+        return opened[-1]
+
+    yield open_one
+    for each in opened:
+        each.close()

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import io
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from specx.backends.errors import SpecxError
+from specx.cli import console
 
 HEAVY = ("numpy", "llama_cpp", "jinja2", "prompt_toolkit", "rich", "huggingface_hub", "gguf", "pydantic")
 
@@ -81,8 +88,6 @@ def test_no_colour_when_it_is_not_wanted(specx, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
-    from specx.cli import console
-
     console.stderr.cache_clear()
     try:
         outcome = specx("complete", specx.model, "-p", "")
@@ -104,3 +109,79 @@ def test_a_closed_stdout_is_silent():
     command = f"{sys.executable} -P -m specx.cli complete --help | true"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, check=False)
     assert done.returncode in (0, 141) and done.stderr == b""
+
+
+def test_ctrl_c_while_the_commands_are_imported(specx, monkeypatch):
+    class Interrupted(ModuleType):
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "specx.cli.commands", Interrupted("specx.cli.commands"))
+    outcome = specx("--help")
+    assert (outcome.code, outcome.out, outcome.err) == (130, "", "")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_streams_that_the_shell_closed(closed):
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "specx.cli", "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: os.close(closed),
+    )
+    if closed == 1:
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: standard output is closed\nhint: ")
+    else:
+        assert done.returncode == 0 and done.stdout.startswith("specx ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_disk_that_is_full():
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-P", "-m", "specx.cli", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: the output cannot be written: No space left on device\nhint: ")
+        command[-1] = "nothing"
+        assert subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False).returncode == 2
+
+
+def test_notices_wait_for_the_end_of_a_line_on_a_terminal(monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    console.stderr.cache_clear()
+    try:
+        console.write("half a ")
+        console.notice("later")
+        console.write("line")
+        console.end_line()
+        console.notice("now")
+        console.write("half")
+        console.error(SpecxError("wrong", "right"))
+    finally:
+        console.stderr.cache_clear()
+    shown = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue())
+    assert shown == "half a line\nlater\nnow\nhalf\nerror: wrong\nhint: right\n"
+
+
+def test_a_table_of_a_command_that_nobody_reads(tmp_path):
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "x.json").write_text("{}")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "specx.cli", "cache", "show"],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            check=False,
+            env={**os.environ, "SPECX_CACHE": str(tmp_path)},
+        )
+    assert (done.returncode, done.stderr) == (141, b"")

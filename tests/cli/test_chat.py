@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
+import re
 import signal
 import subprocess
-import time
+from types import SimpleNamespace
 
 import pytest
 
 from specx.backends.errors import RollbackError
-from specx.cli.chat import Conversation
+from specx.cli.chat import Chat, Conversation
 from specx.cli.lines import history_file, is_open, unwrap
 from specx.cli.markdown import finished
+from specx.engine.settings import SamplingSettings
 
 TEXT = "Hello wörld, how are you?"
 
@@ -73,7 +73,7 @@ def test_commands(specx):
     outcome = chat(
         specx, "/help\none\n/reset\n/system Be kind\ntwo\n/drafter none\n/drafter magic\n/hlep\n/bye\nthree\n"
     )
-    assert outcome.code == 0
+    assert outcome.code == 1
     assert specx.session.prompts[-1] == "<s>[system]Be kind[user]two[assistant]"
     assert len(specx.session.prompts) == 2
     assert "/regenerate" in outcome.err
@@ -121,7 +121,7 @@ def test_regenerate_answers_once_more_with_another_seed(specx):
 def test_a_failed_answer_takes_the_message_back(specx):
     specx.session.fails_at, specx.session.failure = 1, RollbackError("the cache is broken")
     outcome = chat(specx, "one\n/save /dev/null\n")
-    assert outcome.code == 0
+    assert outcome.code == 1
     assert "error: the cache is broken" in outcome.err
     assert "0 messages kept" in outcome.err
 
@@ -142,12 +142,26 @@ def test_a_full_context_loses_nothing(specx, tmp_path):
     assert [message["content"] for message in json.loads(path.read_text())] == ["one", TEXT]
 
 
-def test_with_context_shift_the_oldest_exchange_goes(specx):
+def test_with_context_shift_the_oldest_exchanges_go_and_are_saved(specx, tmp_path):
+    path = tmp_path / "talk.json"
+    specx.session.n_ctx = 200
+    outcome = chat(specx, f"one\ntwo\nthree\nfour\n/save {path}\n", "--context-shift", "-sys", "Be brief")
+    assert "the 2 oldest exchanges are no longer shown to the model" in outcome.err
+    start = "<s>[system]Be brief[user]"
+    assert (
+        specx.session.prompts[2]
+        == f"{start}one[assistant]{TEXT}[user]two[assistant]{TEXT}[user]three[assistant]"
+    )
+    assert specx.session.prompts[3] == f"{start}three[assistant]{TEXT}[user]four[assistant]"
+    kept = json.loads(path.read_text())
+    assert [m["content"] for m in kept if m["role"] == "user"] == ["one", "two", "three", "four"]
+
+
+def test_a_message_that_never_fits_leaves_the_rest_alone(specx):
     specx.session.n_ctx = 100
-    outcome = chat(specx, "one\ntwo\nthree\n", "--context-shift")
-    assert "the oldest exchange is forgotten" in outcome.err
-    assert "one" not in specx.session.prompts[-1]
-    assert specx.session.prompts[-1].endswith("[user]two[assistant]" + TEXT + "[user]three[assistant]")
+    outcome = chat(specx, f"one\n{'long ' * 20}\ntwo\n/regenerate\n", "--context-shift")
+    assert "error: with this message" in outcome.err and "hint: send a shorter one" in outcome.err
+    assert specx.session.prompts[1].startswith("<s>[user]one[assistant]")
 
 
 def test_an_answer_that_fills_the_context_is_kept(specx):
@@ -163,13 +177,13 @@ def test_input_that_is_not_utf8(specx):
     assert "standard input (after 4 bytes) is not valid UTF-8: byte 0xff at offset 2" in outcome.err
 
 
-def test_forgetting_stops_at_the_last_message():
-    conversation = Conversation()
-    for role in ("user", "assistant", "user"):
+def test_leaving_out_stops_at_the_last_exchange():
+    conversation = Conversation("system")
+    for role in ("user", "assistant", "user", "assistant"):
         conversation.add(role, role)
-    assert conversation.forget_oldest()
-    assert [message["role"] for message in conversation.messages] == ["user"]
-    assert not conversation.forget_oldest()
+    assert conversation.next_exchange(0) == 2
+    assert [message["role"] for message in conversation.since(2)] == ["system", "user", "assistant"]
+    assert conversation.next_exchange(2) is None
 
 
 def test_typed_lines_are_private_and_bounded(tmp_path, monkeypatch):
@@ -200,84 +214,62 @@ def test_which_part_of_markdown_is_finished(text, end):
     assert finished(text) == end
 
 
-READY = "\x1b[?2004h"  # the line editor switches bracketed paste on when it begins to listen
-
-
-class Terminal:
-    """A command on a pseudo-terminal."""
-
-    def __init__(self, spawn, *arguments, env):
-        self.master, slave = pty.openpty()
-        self.process = spawn(
-            *arguments,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env={"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "80", "LINES": "24", **env},
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.shown = ""
-
-    def until(self, text: str, times: int = 1):
-        deadline = time.monotonic() + 30
-        while self.shown.count(text) < times:
-            assert time.monotonic() < deadline, f"{text!r} did not appear in {self.shown!r}"
-            if select.select([self.master], [], [], 0.2)[0]:
-                try:
-                    self.shown += os.read(self.master, 65536).decode(errors="replace")
-                except OSError:
-                    break
-        assert self.shown.count(text) >= times, self.shown
-
-    def type(self, text: str):
-        os.write(self.master, text.encode())
-
-
 @pytest.fixture
-def terminal(spawn, model):
-    opened = []
-
-    def start(*arguments, **env):
-        opened.append(Terminal(spawn, "chat", model, *arguments, env=env))
-        return opened[-1]
-
-    yield start
-    for each in opened:
-        os.close(each.master)
+def terminal(spawn, model, open_terminal):
+    return lambda *arguments, **env: open_terminal(spawn, "chat", model, *arguments, **env)
 
 
 def test_a_terminal_session(terminal):
     shell = terminal()
-    shell.until(READY)
-    shell.type("hello\r")
+    shell.type("hello\r", after=1)
     shell.until("33% of drafts accepted")
-    assert TEXT in shell.shown.replace("\r\n", "\n")
-    shell.type("/bye\r")
+    shell.type("/bye\r", after=2)
     assert shell.process.wait(60) == 0
+    status = r"\x1bD\x1b\[1A|\x1b7.*?\x1b8"  # drawn beside the text, on the last line
+    assert TEXT in re.sub(status, "", shell.shown) and "7 tokens, 100.0 tokens/s" in shell.shown
     assert "Traceback" not in shell.shown
 
 
 def test_ctrl_c_in_a_terminal(terminal):
     shell = terminal(FAKE_ENDLESS="1", FAKE_DELAY="0.02")
-    shell.until(READY)
-    shell.type("hello\r")
+    shell.type("hello\r", after=1)
     shell.until("Hello")
     shell.process.send_signal(signal.SIGINT)
-    shell.until(READY, 2)
-    shell.type("half a line\x03")
+    shell.type("half a line\x03", after=2)
     shell.type("\x03")
     shell.until("Ctrl-C again leaves")
-    shell.until(READY, 3)
+    shell.type("", after=3)
     with pytest.raises(subprocess.TimeoutExpired):
         shell.process.wait(0.2)
     shell.type("\x03")
     assert shell.process.wait(60) == 130
 
 
+def test_a_late_ctrl_c_does_not_end_the_chat(specx, monkeypatch):
+    talk = Chat(specx.session, SamplingSettings(), options=None)
+    monkeypatch.setattr(talk, "take", lambda _text: os.kill(os.getpid(), signal.SIGINT))
+    messages = iter(["one", "two", None])
+    reader = SimpleNamespace(read=lambda: next(messages))
+    talk.run(reader)
+    assert next(messages, "none left") == "none left"
+    talk.scripted = True
+    messages = iter(["one", None])
+    with pytest.raises(KeyboardInterrupt):
+        talk.run(reader)
+
+
 def test_markdown_in_a_terminal(terminal):
     shell = terminal("--markdown", "--no-stats", "-p", "hello", "--no-cache")
     shell.until("are you?")
-    shell.until(READY)
-    shell.type("\x04")
+    shell.type("\x04", after=1)
     assert shell.process.wait(60) == 0
+
+
+def test_ctrl_c_ends_a_chat_that_nobody_types(spawn, model):
+    process = spawn("chat", model, stdin=subprocess.PIPE, env={"FAKE_ENDLESS": "1", "FAKE_DELAY": "0.05"})
+    process.stdin.write(b"one\ntwo\n")
+    assert process.stdout.read(1) == b"H"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out.endswith(b"\n") and out.count(b"\n") == 1 and b"Traceback" not in err

@@ -55,9 +55,10 @@ def backend_of(max_width=32, length=3, **options):
     return backend
 
 
-def extra_leaves(draft):
-    parents = [parent for parent in draft.parents.tolist() if parent >= 0]
-    return max(len(draft) - len(set(parents)) - 1, 0)
+def see(plan, decision, forward_ms, host_ms=0.0, accepted=None):
+    """A step that gave what was expected of it."""
+    kept = decision.draft.probs.sum() if accepted is None else accepted
+    plan.observe(decision, kept, 3, forward_ms, host_ms)
 
 
 @st.composite
@@ -195,11 +196,11 @@ def test_branches_cost_what_they_were_seen_to_cost():
     decision = plan.choose(Fixed(draft), backend)
     assert len(decision.draft) == 2
     for _ in range(60):  # each branch makes a step 8 ms longer
-        plan.observe(decision, 3, 18.0, 0.0)
+        see(plan, decision, 18.0)
     decision = plan.choose(Fixed(draft), backend)
     assert len(decision.draft) == 1
     for _ in range(500):
-        plan.observe(decision, 3, float(plan.staircase.costs(3)[2]), 0.0)
+        see(plan, decision, float(plan.staircase.costs(3)[2]))
     assert len(plan.choose(Fixed(draft), backend).draft) == 2  # tried again some time
 
 
@@ -210,7 +211,7 @@ def test_time_outside_the_backend_makes_long_steps_better():
     decision = plan.choose(drafter, backend)
     assert len(decision.draft) == 0
     for _ in range(60):
-        plan.observe(decision, 3, 10.0, 8.0)
+        see(plan, decision, 10.0, 8.0)
     decision = plan.choose(drafter, backend)
     assert len(decision.draft) == 1
     assert decision.cost_ms == pytest.approx(24, rel=0.05)
@@ -223,8 +224,8 @@ def test_one_outlier_does_not_flip_the_plan(parents):
     before = plan.choose(drafter, backend)
     assert len(before.draft) == 7
     for _ in range(10):
-        plan.observe(before, 3, 10.1, 0.1)
-    plan.observe(before, 3, 5000.0, 0.1)
+        see(plan, before, 10.1, 0.1)
+    see(plan, before, 5000.0, 0.1)
     assert hopeful(plan.choose(drafter, backend)) == 7
 
 
@@ -243,7 +244,7 @@ def test_it_follows_a_machine_on_which_wide_steps_become_dear_and_cheap_again(de
             decision = plan.choose(nothing if turn % 4 == 0 else likely, backend)
             n = len(decision.draft) + 1
             took = usual[n] * (factor if n > 1 else 1)
-            plan.observe(decision, 3, took, 0.0)
+            see(plan, decision, took)
             if turn % 4:
                 tokens += decision.expected
                 ms += took
@@ -254,6 +255,48 @@ def test_it_follows_a_machine_on_which_wide_steps_become_dear_and_cheap_again(de
     assert share(500, dearer) > least
     share(300, 1)
     assert share(300, 1) > 0.8
+
+
+def test_promises_that_are_not_kept_are_believed_less_until_the_next_generation():
+    plan, backend = Plan(staircase_of({1: 10.0, 2: 13.0, 32: 300.0})), backend_of()
+    drafter = Fixed(tree([0.6]))
+    assert hopeful(plan.choose(drafter, backend)) == 1
+    for _ in range(40):
+        decision = plan.choose(drafter, backend)
+        see(plan, decision, float(plan.staircase.costs(3)[len(decision.draft) + 1]), accepted=0)
+    assert decision.expected == 1
+    for _ in range(1000):  # tried again some time
+        see(plan, plan.choose(Fixed(tree([])), backend), 10.0)
+    assert hopeful(plan.choose(drafter, backend)) == 1
+    for _ in range(40):
+        see(plan, plan.choose(drafter, backend), 13.0, accepted=0)
+    plan.begin()
+    assert hopeful(plan.choose(drafter, backend)) == 1
+
+
+def test_promises_that_are_more_than_kept_are_believed_as_they_are():
+    plan, backend, drafter = Plan(staircase_of(FLAT)), backend_of(), Fixed(tree([0.5, 0.4, 0.3]))
+    for _ in range(30):
+        see(plan, plan.choose(drafter, backend), 10.1, accepted=3)
+    assert plan.choose(drafter, backend).expected == pytest.approx(2.2)
+
+
+def test_changing_the_width_costs_what_it_was_seen_to_cost():
+    plan, backend = Plan(staircase_of({1: 10.0, 2: 14.0, 32: 300.0})), backend_of()
+    likely, perhaps, unlikely = (Fixed(tree([p])) for p in (0.9, 0.5, 0.01))
+    assert hopeful(plan.choose(perhaps, backend)) == 1
+    for _ in range(60):  # a single token after a pair takes 3 ms longer
+        see(plan, plan.choose(likely, backend), 14.0)
+        see(plan, plan.choose(unlikely, backend), 13.0)
+    see(plan, plan.choose(unlikely, backend), 10.0)
+    assert plan.choose(likely, backend).cost_ms == pytest.approx(17, rel=0.05)  # there and back
+    assert hopeful(plan.choose(likely, backend)) == 1
+    assert hopeful(plan.choose(perhaps, backend)) == 0
+    see(plan, plan.choose(likely, backend), 14.0)
+    assert hopeful(plan.choose(perhaps, backend)) == 1  # the way back is paid for
+    for _ in range(400):  # single tokens only: the price fades
+        see(plan, plan.choose(unlikely, backend), 10.0)
+    assert hopeful(plan.choose(perhaps, backend)) == 1
 
 
 def hopeful(decision):

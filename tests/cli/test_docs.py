@@ -1,0 +1,86 @@
+"""docs/cli.md says what there is, and nothing that there is not."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from specx.cli.chat import Chat
+from specx.cli.commands import app
+from specx.engine.session import Timings
+from specx.engine.settings import SamplingSettings
+
+DOC = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+OPTIONS = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", DOC))
+QUOTED = set(re.findall(r"`([^`]+)`", DOC))
+
+
+def commands():
+    group = typer.main.get_command(app)
+    found = {"specx": group}
+    for name, command in group.commands.items():
+        found[f"specx {name}"] = command
+        for below, inner in getattr(command, "commands", {}).items():
+            found[f"specx {name} {below}"] = inner
+    return found
+
+
+COMMANDS = commands()
+
+
+def options(command, *, hidden: bool = False) -> set[str]:
+    parameters = [
+        parameter
+        for parameter in command.params
+        if parameter.param_type_name == "option" and (hidden or not parameter.hidden)
+    ]
+    return {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_mentioned(name):
+    assert options(COMMANDS[name]) - OPTIONS == set()
+    assert name in DOC
+
+
+def test_no_option_is_made_up():
+    known = {option for command in COMMANDS.values() for option in options(command, hidden=True)}
+    assert OPTIONS - known - {"-h", "--help", "-1"} == set()
+
+
+def test_the_variables_of_llama_cpp_are_those_that_are_read():
+    read = {
+        name
+        for command in COMMANDS.values()
+        for parameter in command.params
+        for name in (parameter.envvar if isinstance(parameter.envvar, list) else [parameter.envvar])
+        if name and name.startswith("LLAMA_ARG_")
+    }
+    assert set(re.findall(r"LLAMA_ARG_\w+", DOC)) == read
+
+
+def test_every_chat_command_is_mentioned(specx):
+    talk = Chat(specx.session, SamplingSettings(), options=None)
+    named = {text.split()[0] for quoted in QUOTED for text in quoted.split(",") if text.startswith("/")}
+    assert set(talk.commands) <= named
+
+
+def test_every_json_field_is_mentioned(specx):
+    whole = json.loads(specx("complete", specx.model, "-p", "x", "--json").out)
+    step = json.loads(specx("complete", specx.model, "-p", "x", "--stream-json").out.splitlines()[0])
+    assert {*whole, *whole["timings"], *Timings().as_dict(), *step} - QUOTED == {"done"}
+    assert "`done: false`" in DOC and "`done: true`" in DOC
+
+
+def test_the_configuration_shown_is_valid(specx, monkeypatch, tmp_path):
+    (example,) = re.findall(r"```toml\n(.*?)```", DOC, re.DOTALL)
+    path = tmp_path / "example.toml"
+    path.write_text(example)
+    monkeypatch.setenv("SPECX_CONFIG", str(path))
+    assert specx("complete", specx.model, "-p", "x").code == 0
+    assert specx.session.samplings[-1].temperature == 0.7
+    assert specx.settings[-1].drafter == "suffix"
