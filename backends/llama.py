@@ -25,7 +25,9 @@ from specx.backends.vocab import LlamaVocab
 
 __all__ = ["LlamaBackend"]
 
-MAX_WIDTH = 32  # wider steps cost more than they bring on every machine measured so far
+MAX_WIDTH = 64  # from here on llama.cpp's attention works in tiles: a step can cost less than one of 16
+LARGE_VOCAB = 1 << 17  # tokens; beyond, the logits of 64 rows take too much memory
+MAX_WIDTH_LARGE_VOCAB = 32
 MAX_LEAVES = 8
 WATCHED = 64  # tokens per call; below, asking after every operation costs more than it is worth
 PROMPT_ROWS = 64  # at most this many prompt rows have their logits computed
@@ -70,7 +72,7 @@ class LlamaBackend:
         self.n_ubatch: int = self._lib.llama_n_ubatch(self._ctx)
         self._piece = min(self._lib.llama_n_batch(self._ctx), self.n_ubatch)
         # llama.cpp ends the process when a call is wider than its n_batch.
-        self.max_width = 1 if self.plain_reason else min(MAX_WIDTH, self._lib.llama_n_batch(self._ctx))
+        self.max_width = 1 if self.plain_reason else min(self._widest(), self._lib.llama_n_batch(self._ctx))
         self._batch = _Batch(self._lib, self._piece, self.max_leaves)
         self._length = 0
         self._main = 0
@@ -344,6 +346,9 @@ class LlamaBackend:
                 f"the KV cache could not be cut back to {start} tokens",
                 "this model's cache cannot take tokens back; use --drafter none",
             )
+
+    def _widest(self) -> int:
+        return MAX_WIDTH if self.vocab.size <= LARGE_VOCAB else MAX_WIDTH_LARGE_VOCAB
 
     def _why_plain(self) -> str | None:
         if self._lib.llama_model_is_recurrent(self._model):

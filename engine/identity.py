@@ -19,8 +19,9 @@ from specx.backends.base import Backend, Vocab
 
 __all__ = ["Identity", "identity_text", "measure_identity"]
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 64)
 ROWS = 16  # rows compared at each depth
+SPAN = ROWS + max(WIDTHS)  # tokens computed beyond a depth, at most
 DEPTHS = (64, 640)  # on both sides of 512 padded cells, where llama.cpp's attention path changes
 
 
@@ -72,7 +73,7 @@ class Identity:
 def identity_text(vocab: Vocab) -> list[int]:
     """Tokens to measure on: ordinary text, long enough for every depth."""
     words = " ".join(f"{n} bottles stood on the wall, and one of them fell." for n in range(999, 900, -1))
-    return vocab.tokenize(words.encode(), add_special=True, parse_special=False)[: max(DEPTHS) + 2 * ROWS]
+    return vocab.tokenize(words.encode(), add_special=True, parse_special=False)[: max(DEPTHS) + SPAN]
 
 
 def measure_identity(
@@ -82,13 +83,13 @@ def measure_identity(
 
     Args:
         backend: holds no committed tokens.
-        tokens: text to compute, at least max(depths) + 32 tokens.
+        tokens: text to compute, at least max(depths) + 80 tokens.
         depths: context depths in tokens; where the text or the context ends before one, the deepest
             possible stands for it.
         widths: widths to compare.
     """
     widths = [n for n in widths if n <= backend.max_width]
-    limit = min(len(tokens), backend.n_ctx) - 2 * ROWS  # a batch may reach beyond the last row compared
+    limit = min(len(tokens), backend.n_ctx) - SPAN  # a batch may reach beyond the last row compared
     tried = tuple(sorted({max(0, min(depth, limit)) for depth in depths}))
     groups: dict[int, list[int]] = {n: [] for n in widths}
     worst, branches = 0.0, True
@@ -117,7 +118,7 @@ def measure_identity(
 
 def _rows(backend: Backend, tokens: Sequence[int], depth: int, n: int) -> NDArray[np.float32]:
     """(ROWS, V) logits after the tokens from `depth` on, computed in batches of width n."""
-    text = np.asarray(tokens[depth : depth + 2 * ROWS], np.int32)
+    text = np.asarray(tokens[depth : depth + SPAN], np.int32)
     rows: list[NDArray[np.float32]] = []
     for start in range(0, ROWS, n):
         wanted = min(n, ROWS - start)

@@ -24,8 +24,9 @@ __all__ = ["MARKS", "Staircase"]
 
 # Depths in tokens. llama.cpp's attention takes another path from 512 padded cells (256 tokens) on.
 MARKS = (0, 272, 1024, 4096, 16384, 65536)
-WIDTHS = (1, 2, 4, 8, 16, 3, 6, 5, 7, 12, 10, 24, 32)  # most informative first
-DEEPER_WIDTHS = WIDTHS[:5]  # at later depths, where the shape is known from the one before
+WIDTHS = (1, 2, 4, 8, 16, 64, 3, 6, 5, 7, 12, 10, 24, 32)  # most informative first
+DEEPER_WIDTHS = (1, 2, 64, 4, 8, 16)  # at later depths, where the shape is known from the one before
+INTERPOLATED = 32  # beyond, attention in tiles makes wider steps cheaper again: only measured widths are used
 REPEATS = 2  # of each width, the smaller time counts: noise only ever adds
 FIRST_DEPTH = 288  # tokens; where the growth with depth is measured at first use
 BUDGET_S = 1.6  # for the first depth; a 1B model on two cores gets through most widths in that time
@@ -70,7 +71,7 @@ class Staircase:
         return not any(MARKS[i - 1] <= depth < upper for depth in self._depths)
 
     def costs(self, length: int) -> NDArray[np.float64]:
-        """(max_width + 1,) milliseconds of a call of n tokens at index n; index 0 is infinite.
+        """(max_width + 1,) milliseconds of a call of n tokens at index n; infinite where unknown, as at 0.
 
         Without any measurement a call costs as much as its width.
         """
@@ -80,6 +81,7 @@ class Staircase:
             (low, below), (high, above) = self._weights(length)
             costs = self._filled[low] * (below * self._speed) + self._filled[high] * (above * self._speed)
         costs[0] = np.inf
+        costs[INTERPOLATED + 1 : -1] = np.inf
         return costs
 
     def measure_first(self, backend: Backend, *, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -115,11 +117,13 @@ class Staircase:
         widths = [n for n in (WIDTHS if first else DEEPER_WIDTHS) if n <= self.max_width]
         if max(widths) > backend.n_ctx - length:
             return 0.0
+        expected = self.costs(length)
         steps: Steps = {}
         for repeat in range(REPEATS):
             for n in widths:
                 spent = clock() - start
-                if (n > 2 or repeat > 0) and spent + _guess(steps, n) / 1e3 > budget:
+                guess = _guess(steps, n) if first else float(expected[n])
+                if (n > 2 or repeat > 0) and spent + guess / 1e3 > budget:
                     continue
                 took = _time(backend, n, clock, warm_up=not steps)
                 steps[n] = min(took, steps.get(n, took))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-# One thread: with more, a busy machine makes them wait for each other at every step. With a KV cache in f16 a
-# near-tie may fall the other way when other drafts are verified, and what is drafted depends on measured times.
+# One thread: with more, a busy machine makes them wait for each other at every step. With a KV cache in f16
+# a near-tie may fall the other way when other drafts are verified, and those depend on measured times.
 SMALL = ("-c", "256", "-t", "1", "-tb", "1", "-ctk", "q8_0", "-ctv", "q8_0")
 STORY = "Once upon a time there was a fox and a hen. Once upon a time there was"
 PATIENCE = 240
