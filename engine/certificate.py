@@ -3,8 +3,8 @@
 The same prompts and seeds are generated with every drafter and compared, token by token, with plain
 decoding. Where two texts part, the logits both runs saw at that position are compared: the context is the
 same, the rule that picks the token is the same function of the logits and the seed, so the parting is
-numerical exactly if the logits differ, and harmless if by no more than the shapes of batches make them differ.
-How much that is depends on the context, so the same context is read once more, all at once, and compared too.
+numerical exactly if the logits differ, and harmless if by no more than the shapes of batches make them
+differ. How much that is depends on the context, so the same context is read once more, at once, and compared.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _generate(
 
 
 def _noise(session: Session, prompt: Sequence[int], plain: Result, index: int) -> float:
-    """How far the logits plain decoding saw for token `index` are from those of reading its context at once."""
+    """How far plain decoding's logits for token `index` are from those of reading its context at once."""
     if index >= len(plain.evidence):
         return 0.0
     *context, last = [*prompt, *plain.tokens[:index]]

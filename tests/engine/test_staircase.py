@@ -38,6 +38,10 @@ def measured(backend, staircase=None, **options):
     return staircase, seconds
 
 
+NARROW = [n for n in WIDTHS if n <= 32]  # what a staircase of 32 measures
+NARROW_DEEPER = [n for n in DEEPER_WIDTHS if n <= 32]
+
+
 def of(steps, max_width=32):
     """Measured at depth 0 only."""
     staircase = Staircase(max_width)
@@ -55,8 +59,8 @@ def test_measuring_finds_every_step_and_restores_the_backend():
     backend = Clocked(lambda n: 3 + n**1.5)
     backend.prefill([1, 2, 3])
     staircase, seconds = measured(backend)
-    assert staircase.steps(3) == pytest.approx({n: 3 + n**1.5 for n in WIDTHS})
-    assert [staircase.costs(3)[n] for n in WIDTHS] == pytest.approx([3 + n**1.5 for n in WIDTHS])
+    assert staircase.steps(3) == pytest.approx({n: 3 + n**1.5 for n in NARROW})
+    assert [staircase.costs(3)[n] for n in NARROW] == pytest.approx([3 + n**1.5 for n in NARROW])
     assert seconds == backend.now
     assert backend.tokens == (1, 2, 3)
     backend.forward(np.array([4], np.int32), np.array([-1], np.int32))  # nothing is pending
@@ -83,7 +87,7 @@ def test_the_first_time_two_depths_are_measured_in_an_empty_backend():
     assert len(staircase.depths) == 2
     low, high = staircase.depths
     assert low == 0 < MARKS[1] <= high < MARKS[2]
-    for n in DEEPER_WIDTHS:
+    for n in NARROW_DEEPER:
         assert staircase.costs(high)[n] == pytest.approx(n + high / 100)
         assert staircase.costs(high // 2)[n] == pytest.approx(n + high // 2 / 100)  # interpolated
         assert staircase.costs(2 * high)[n] == pytest.approx(n + 2 * high / 100)  # and beyond
@@ -100,14 +104,14 @@ def test_measuring_on_a_backend_that_really_takes_time():
     assert staircase.measure(backend) > 0
     assert staircase.depths == [600]
     steps = staircase.steps(600)
-    assert all(steps[n] >= (1 if n == 1 else 2 if n <= 8 else 4) for n in WIDTHS)
+    assert all(steps[n] >= (1 if n == 1 else 2 if n <= 8 else 4) for n in NARROW)
     assert len(backend.tokens) == 600
 
 
 def test_the_first_call_and_hiccups_do_not_count():
     backend = Clocked(lambda n: n + (100 if len(backend.calls) in {1, 5, 9} else 0))
     staircase, _ = measured(backend)
-    assert staircase.steps(0) == pytest.approx({n: float(n) for n in WIDTHS})
+    assert staircase.steps(0) == pytest.approx({n: float(n) for n in NARROW})
 
 
 @settings(deadline=None)
@@ -140,8 +144,8 @@ def test_a_deeper_measurement_is_shorter_and_keeps_the_shape():
     backend.prefill([1] * 1500)
     _, second = measured(backend, staircase)
     assert second < first
-    assert set(staircase.steps(1500)) == set(DEEPER_WIDTHS)
-    for n in WIDTHS:
+    assert set(staircase.steps(1500)) == set(NARROW_DEEPER)
+    for n in NARROW:
         assert staircase.costs(1500)[n] == pytest.approx(cost(n), rel=0.02)
 
 
@@ -303,3 +307,13 @@ def test_garbage_is_refused_and_changes_nothing(data):
     with pytest.raises((ValueError, TypeError, AttributeError)):
         staircase.load_json(data)
     assert staircase.steps(0) == STAIRS
+
+
+def test_beyond_the_interpolated_widths_only_measured_ones_are_used():
+    backend = Clocked(lambda n: 5.0 + n if n < 64 else 20.0)  # attention in tiles
+    staircase, _ = measured(backend, Staircase(64))
+    costs = staircase.costs(0)
+    assert costs[64] == pytest.approx(20)
+    assert np.isinf(costs[33:64]).all()
+    assert np.isfinite(costs[1:33]).all()
+    assert Staircase(32).costs(0)[32] == 32
