@@ -28,7 +28,7 @@ TOP = 8
 CHUNK = 256  # prompt tokens a decode call; each of them returns a full row of logits
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes has no types for it
 def _silence(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
     """Drop libllama's messages: stdout and stderr are the reader's."""
 
@@ -140,7 +140,8 @@ def main() -> None:
             continue
         trace = recorder.record(prompt, args.tokens)
         name = row["id"].replace("/", "_")
-        np.savez_compressed(args.out / f"{name}.npz", category=np.array(row["category"]), **trace)
+        arrays: dict[str, Any] = {"category": np.array(row["category"]), **trace}
+        np.savez_compressed(args.out / f"{name}.npz", allow_pickle=False, **arrays)
         print(f"{row['id']}: {len(prompt)} + {len(trace['output'])} tokens", file=sys.stderr)
 
 

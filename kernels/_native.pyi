@@ -147,7 +147,7 @@ class FreeTrie:
         temperature: float = 0.0,
         coupled: bool = False,
     ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
-        """Tokens, parents, path probabilities and sources of the best tree; its first token is at `position`."""
+        """Tokens, parents, path probabilities and sources of the best tree, from `position` on."""
 
 def best_prefix(
     probs: NDArray[np.float32],

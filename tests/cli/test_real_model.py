@@ -18,6 +18,7 @@ import pytest
 # a near-tie may fall the other way when other drafts are verified, and those depend on measured times.
 SMALL = ("-c", "256", "-t", "1", "-tb", "1", "-ctk", "q8_0", "-ctv", "q8_0")
 STORY = "Once upon a time there was a fox and a hen. Once upon a time there was"
+USUAL = ("complete", "-p", STORY, "-n", 12, "--temp", 0, *SMALL)
 PATIENCE = 240
 
 
@@ -33,6 +34,7 @@ class Specx:
 
     def __init__(self, model: Path, store: Path) -> None:
         self.model, self.store = model, store
+        self.usual = Done(-1, "", "")
 
     def start(self, *arguments: object, env: dict[str, str | None] | None = None, **options):
         environment = {
@@ -77,17 +79,12 @@ def failed(done: Done, code: int, message: str, hint: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def measured(smollm2, tmp_path_factory) -> Path:
-    """A store in which this model has been measured as the tests run it."""
-    store = tmp_path_factory.mktemp("measured")
-    done = Specx(smollm2, store)("complete", "-p", STORY, "-n", 8, *SMALL)
-    assert done.code == 0, done.err
-    return store
-
-
-@pytest.fixture
-def specx(smollm2, measured) -> Specx:
-    return Specx(smollm2, measured)
+def specx(smollm2, tmp_path_factory) -> Specx:
+    """With a store in which this model has been measured as the tests run it."""
+    program = Specx(smollm2, tmp_path_factory.mktemp("measured"))
+    program.usual = program(*USUAL)
+    assert program.usual.code == 0, program.usual.err
+    return program
 
 
 # --- files that are no model --------------------------------------------------------------------------------
@@ -247,8 +244,8 @@ def test_damaged_entries_are_set_aside(specx, tmp_path):
     entries = [path for path in store.rglob("*") if path.is_file()]
     for number, path in enumerate(entries):
         path.write_bytes((b"", b"\0garbage", path.read_bytes()[:40])[number % 3])
-    done = Specx(specx.model, store)("complete", "-p", STORY, "-n", 8, "--temp", 0, *SMALL)
-    assert (done.code, done.out) == (0, specx("complete", "-p", STORY, "-n", 8, "--temp", 0, *SMALL).out)
+    done = Specx(specx.model, store)(*USUAL)
+    assert (done.code, done.out) == (0, specx.usual.out)
     assert "set aside" in done.err
     assert any(path.name.endswith(".damaged") for path in store.rglob("*"))
 
@@ -256,14 +253,12 @@ def test_damaged_entries_are_set_aside(specx, tmp_path):
 def test_two_processes_share_a_store(specx, tmp_path):
     two = Specx(specx.model, tmp_path / "store")
     shutil.copytree(specx.store, two.store)
-    command = ("complete", "-p", STORY, "-n", 12, "--temp", 0, *SMALL)
-    first, second = two.start(*command), two.start(*command)
-    done = [finish(first), finish(second)]
-    assert [each.code for each in done] == [0, 0]
-    assert done[0].out == done[1].out
+    first, second = two.start(*USUAL), two.start(*USUAL)
+    for done in (finish(first), finish(second)):
+        assert (done.code, done.out) == (0, specx.usual.out)
     kinds = {entry["kind"] for entry in json.loads(two("cache", "show", "--json").out)["entries"]}
     assert {"staircase", "history", "calibration"} <= kinds
-    assert "set aside" not in two(*command).err
+    assert "set aside" not in two(*USUAL).err
     assert two("cache", "clear").code == 0
     assert json.loads(two("cache", "show", "--json").out)["entries"] == []
 
