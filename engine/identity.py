@@ -122,7 +122,8 @@ def _rows(backend: Backend, tokens: Sequence[int], depth: int, n: int) -> NDArra
     rows: list[NDArray[np.float32]] = []
     for start in range(0, ROWS, n):
         wanted = min(n, ROWS - start)
-        output = backend.forward(text[start : start + n], np.arange(-1, n - 1, dtype=np.int32))
+        batch = text[start : start + n]
+        output = backend.forward(batch, np.arange(-1, len(batch) - 1, dtype=np.int32))
         rows.append(output.logits[:wanted].copy())
         backend.keep(list(range(wanted)))
     _back_to(backend, tokens, depth)

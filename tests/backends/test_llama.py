@@ -363,7 +363,7 @@ def test_misuse(tiny):
     for tokens, parents in (
         (ints(), ints()),
         (ints(1, 2), ints(-1)),
-        (np.ones(33, np.int32), chain(33)),
+        (np.ones(65, np.int32), chain(65)),
         (ints(1), ints(0)),
         (ints(1, 2), ints(-1, -1)),
         (ints(1, 2), ints(-1, 1)),

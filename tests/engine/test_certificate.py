@@ -13,13 +13,13 @@ from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.engine import decode
 from specx.engine.certificate import PROMPTS, Comparison, compare_drafters, parting
-from specx.engine.identity import DEPTHS, ROWS, WIDTHS, Identity, identity_text, measure_identity
+from specx.engine.identity import DEPTHS, SPAN, WIDTHS, Identity, identity_text, measure_identity
 from specx.engine.learned import Learned
 from specx.engine.session import Result, Session
 
 V = 64
 SCRIPT = [int(token) for token in np.random.default_rng(7).integers(1, 42, 40)]
-TEXT = (SCRIPT * 20)[: max(DEPTHS) + 2 * ROWS]
+TEXT = (SCRIPT * 20)[: max(DEPTHS) + SPAN]
 
 
 class Shaped(ScriptedBackend):
@@ -62,8 +62,8 @@ def test_all_shapes_alike():
 
 def test_widths_fall_into_classes():
     identity = measure_identity(Shaped(lambda n, _length: 0.0 if n <= 3 else 0.01 if n <= 8 else 0.03), TEXT)
-    assert identity.classes == ((4, 5, 6, 7, 8), (1, 2, 3), (10, 12, 16))
-    assert identity.widths == frozenset({4, 5, 6, 7, 8})
+    assert identity.classes == ((10, 12, 16, 24, 32, 64), (4, 5, 6, 7, 8), (1, 2, 3))
+    assert identity.widths == frozenset({10, 12, 16, 24, 32, 64})
     assert identity.difference == pytest.approx(0.03, rel=0.02)
     assert not identity.exact_trees
 
@@ -98,14 +98,14 @@ def test_backends_that_cannot_do_everything():
     assert measure_identity(Shaped(lambda n, _length: 0.1 * (n > 4), reach=0), TEXT) == same
     assert measure_identity(Shaped(can_rewind=False), TEXT).classes == ((1,),)
     assert measure_identity(Shaped(max_width=5), TEXT).classes == ((1, 2, 3, 4, 5),)
-    assert measure_identity(Shaped(n_ctx=300), TEXT).depths == (64, 268)  # the deepest there can be
-    assert measure_identity(Shaped(n_ctx=70), TEXT).depths == (38,)
-    assert measure_identity(Shaped(), TEXT[:50]).depths == (18,)
+    assert measure_identity(Shaped(n_ctx=300), TEXT).depths == (64, 220)  # the deepest there can be
+    assert measure_identity(Shaped(n_ctx=70), TEXT).depths == (0,)
+    assert measure_identity(Shaped(), TEXT[:100]).depths == (20,)
 
 
 def test_there_is_text_for_every_depth():
     tokens = identity_text(ScriptedVocab(300))
-    assert len(tokens) == max(DEPTHS) + 2 * ROWS
+    assert len(tokens) == max(DEPTHS) + SPAN
 
 
 def test_an_identity_as_json():
@@ -225,3 +225,24 @@ def test_where_two_results_part():
 
 def test_the_prompts_are_different_tasks():
     assert len(set(PROMPTS)) == len(PROMPTS) >= 5
+
+
+def test_noise_of_the_context_widens_what_is_natural():
+    noisy = Comparison(0, 0.7, 1, "auto", 10, 3, 0.9, 0.1, noise=0.5)
+    assert noisy.explained(0.1)
+    assert not Comparison(0, 0.7, 1, "auto", 10, 3, 9.0, 0.1, noise=0.5).explained(0.1)
+    assert not noisy.explained(0.0)  # nothing is natural where every shape in use is identical
+
+
+@pytest.mark.parametrize("leaves", [1, 16])
+def test_noise_is_measured_by_reading_the_context_again(leaves):
+    quiet = compare(
+        Shaped(lambda n, _length: 0.5 * (n == 3), peak=0.3, max_leaves=leaves), temperatures=(0.0,)
+    )
+    apart = [c for c in quiet if c.first_difference is not None]
+    assert all(c.noise == 0.0 for c in apart)
+    backend = Shaped(lambda n, length: 0.5 * (n > 1), peak=0.3, max_leaves=leaves)
+    backend.branch = 0.25
+    apart = [c for c in compare(backend, temperatures=(0.0, 0.7)) if c.first_difference is not None]
+    assert apart
+    assert all((0.1 < c.noise <= 0.25) == (leaves > 1) for c in apart)
