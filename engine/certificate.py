@@ -31,7 +31,7 @@ PROMPTS = (
     "A shop sells pens at 3 for 2 euros. How much do 18 pens cost? Think step by step.",
 )
 TEMPERATURES = (0.0, 0.7, 1.0)
-NOISE_FACTOR = 4.0  # of the difference between two runs over the noise; 2.8 was the most seen in 40 partings
+NOISE_FACTOR = 4.0  # of the difference between two runs over the noise; 2.4 was the most seen in 42 partings
 GUESSED = 5  # tokens per call, the wrong guess included
 
 

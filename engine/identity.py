@@ -52,6 +52,10 @@ class Identity:
         """Whether every width is identical and branches are too: whatever is drafted, the text is exact."""
         return len(self.classes) == 1 and self.branches
 
+    def covers(self, n_ctx: int) -> bool:
+        """Whether it was measured as deep as a context of `n_ctx` tokens asks for."""
+        return max(self.depths) >= min(max(DEPTHS), n_ctx - SPAN)
+
     def to_json(self) -> dict[str, Any]:
         """A plain value for the store."""
         return asdict(self)
@@ -67,6 +71,8 @@ class Identity:
         if not classes or not classes[0]:
             raise ValueError("an identity has at least one class of widths")
         depths = tuple(int(depth) for depth in data["depths"])
+        if not depths:
+            raise ValueError("an identity has at least one depth")
         return cls(classes, bool(data["branches"]), float(data["difference"]), depths)
 
 

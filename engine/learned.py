@@ -39,6 +39,7 @@ class Learned:
         self._store = store
         self._model_key = model_key
         self._cost_key = cost_key
+        self._identity: Identity | None = None
         self._drafter: FreeDrafter | None = None
         self._calibration = Calibration()
         self._history: NDArray[np.int32] = np.empty(0, np.int32)
@@ -62,6 +63,8 @@ class Learned:
 
     def load_identity(self) -> Identity | None:
         """Which batch shapes are bit-identical, if that was measured before."""
+        if self._identity is not None:
+            return self._identity
         data = self._store.load_json("identity", self._cost_key)
         try:
             return None if data is None else Identity.from_json(data)
@@ -71,6 +74,7 @@ class Learned:
 
     def save_identity(self, identity: Identity) -> None:
         """Keep which batch shapes are bit-identical."""
+        self._identity = identity
         self._store.save_json("identity", self._cost_key, identity.to_json())
 
     def make_drafter(self, vocab_size: int, sources: Sequence[str]) -> Drafter:

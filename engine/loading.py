@@ -26,6 +26,9 @@ REBUILD_HINT = (
 )
 
 
+_asked: dict[str, bool | None] = {}  # by build: the answer costs a load of the model
+
+
 def open_session(
     kind: type[Session],
     settings: LoadSettings,
@@ -72,7 +75,9 @@ def _repack(settings: LoadSettings, store: Store, notice: Callable[[str], None])
     key = libllama.build_fingerprint()
     works = (store.load_json("build", key) or {}).get("works")
     if not isinstance(works, bool):
-        works = libllama.runs_here(settings.model)
+        if key not in _asked:
+            _asked[key] = libllama.runs_here(settings.model)
+        works = _asked[key]
         if works is not None:
             store.save_json("build", key, {"works": works})
     if works is False:

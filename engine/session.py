@@ -305,7 +305,7 @@ class Session:
     def measure_identity(self) -> Identity:
         """Which batch shapes give bit-identical logits here, from the store or measured now."""
         identity = self.learned.load_identity()
-        if identity is None:
+        if identity is None or not identity.covers(self.n_ctx):
             self.forget_conversation()
             identity = measure_identity(self.backend, identity_text(self.vocab))
             self.learned.save_identity(identity)

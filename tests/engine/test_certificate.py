@@ -34,7 +34,7 @@ class Shaped(ScriptedBackend):
     def forward(self, tokens, parents):
         output = super().forward(tokens, parents)
         added = self.shape(len(tokens), self.length) + self.branch * self.disordered
-        pattern = np.sin(np.arange(V) * 7.3).astype(np.float32)
+        pattern = np.sin(np.arange(self.vocab.size) * 7.3).astype(np.float32)
         output.logits[:] += np.float32(added) * pattern
         return output
 
@@ -120,10 +120,24 @@ def test_an_identity_as_json():
         {**whole, "classes": [["x"]]},
         {**whole, "difference": "much"},
         {**whole, "depths": None},
+        {**whole, "depths": []},
         {key: value for key, value in whole.items() if key != "branches"},
     ):
         with pytest.raises((ValueError, TypeError, KeyError)):
             Identity.from_json(changed)
+
+
+def test_an_identity_of_a_shorter_context_is_not_taken_for_that_of_a_longer_one():
+    learned = Learned(Store(None), model_key="m", cost_key="c")
+    settings = LoadSettings(Path("scripted.gguf"), exact=True)
+    late = {"shape": lambda n, length: 0.5 * (n == 1 and length >= 300), "vocab_size": 300}
+    short = Session(Shaped(n_ctx=300, **late), settings, learned, name="short")
+    assert short.plan.widths is None
+    longer = Session(Shaped(n_ctx=4096, **late), settings, learned, name="long")
+    assert 1 not in longer.plan.widths
+    again = Session(Shaped(n_ctx=300, **late), settings, learned, name="short again")
+    assert 1 not in again.plan.widths  # what is known of more depths serves fewer
+    assert again.backend.length == 0
 
 
 def session_of(backend):

@@ -1,0 +1,105 @@
+"""Real models say the same with and without drafts, at every temperature.
+
+Where the shapes of batches are not bit-identical on this machine, a text may part at a near-tie: then the
+logits of the two runs differ there by no more than shapes make them differ. With `exact`, or where all shapes
+are identical, nothing may differ. One thread, because threads that wait for each other are no use on a busy
+machine; times are of no interest here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from specx.backends.settings import LoadSettings
+from specx.engine.certificate import PROMPTS, compare_drafters
+from specx.engine.plan import Plan
+from specx.engine.session import Session
+from specx.engine.settings import SamplingSettings
+from specx.engine.template import ChatTemplate
+
+
+class Eager(Plan):
+    """Verifies a random part of what is proposed, whatever it may cost: all shapes up to eight tokens."""
+
+    def __init__(self, plan):
+        super().__init__(plan.staircase)
+        self.rng = np.random.default_rng(4)
+
+    def choose(self, drafter, backend):
+        decision = super().choose(drafter, backend)
+        draft = drafter.propose(min(7, backend.n_ctx - backend.length - 1), backend.max_leaves)
+        return replace(decision, draft=draft.head(int(self.rng.integers(len(draft) + 1))))
+
+
+def opened(model, **options):
+    settings = {"n_ctx": 512, "threads": 1, "draft_max": 7, "store": False, **options}
+    session = Session.open(LoadSettings(model, **settings))
+    # Drafts are worth their while up to a point, on any machine.
+    session.staircase.load_json({"0": {str(n): 10.0 + n for n in range(1, session.backend.max_width + 1)}})
+    return session
+
+
+def encoded(session, prompts):
+    template = ChatTemplate(session.chat_template, bos=session.bos_text, eos=session.eos_text)
+    texts = [template.render([{"role": "user", "content": prompt}]) for prompt in prompts]
+    return [template.tokenize(text, session.tokenize) for text in texts]
+
+
+def compare(session, prompts, **options):
+    comparisons = compare_drafters(session, encoded(session, prompts), n_predict=32, **options)
+    assert sum(c.tokens for c in comparisons) > 8 * len(comparisons)
+    return comparisons
+
+
+def assert_explained(session, comparisons):
+    identity = session.measure_identity()
+    tolerance = 0.0 if identity.exact_trees else identity.difference
+    assert [c for c in comparisons if not c.explained(tolerance)] == []
+
+
+def test_every_drafter_at_every_temperature(smollm2):
+    with opened(smollm2) as session:
+        comparisons = compare(session, PROMPTS)
+        assert len(comparisons) == 6 * 3 * 3
+        assert_explained(session, comparisons)
+
+
+def test_random_trees(smollm2):
+    with opened(smollm2) as session:
+        session.plan = Eager(session.plan)
+        comparisons = compare(session, PROMPTS[1:3], drafters=("recycle",), temperatures=(0.0, 1.0))
+        assert_explained(session, comparisons)
+
+
+def test_a_sliding_window(gemma3):
+    with opened(gemma3) as session:
+        session.plan = Eager(session.plan)
+        comparisons = compare(session, PROMPTS[3:5], drafters=("auto",), temperatures=(0.0, 0.7))
+        assert_explained(session, comparisons)
+
+
+def test_exact_is_exact(smollm2):
+    with opened(smollm2, exact=True) as session:
+        assert session.plan.widths is not None or session.measure_identity().exact_trees
+        comparisons = compare(session, PROMPTS[:3], drafters=("auto",), temperatures=(0.0, 1.0))
+        assert [c for c in comparisons if c.first_difference is not None] == []
+
+
+def test_a_quantized_cache_is_exact_where_it_is_measured_to_be(smollm2):
+    with opened(smollm2, type_k="q8_0", type_v="q8_0") as session:
+        session.plan = Eager(session.plan)
+        identity = session.measure_identity()
+        comparisons = compare(session, PROMPTS[:2], drafters=("auto",), temperatures=(0.0, 0.7))
+        assert_explained(session, comparisons)
+        if identity.exact_trees:
+            assert all(c.first_difference is None for c in comparisons)
+
+
+def test_nothing_is_kept_without_a_store(smollm2, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECX_CACHE", str(tmp_path / "cache"))
+    with opened(smollm2, n_ctx=256) as session:
+        tokens = encoded(session, PROMPTS[:1])[0]
+        list(session.generate(tokens, SamplingSettings(seed=1, temperature=0.0), n_predict=4))
+    assert not (tmp_path / "cache").exists()
