@@ -5,6 +5,12 @@
 t_host is all the time spent outside the backend, drafting included. For n nodes the best tree is the n
 nodes of largest a(v), and a draft comes ordered that way, so one scan over its prefixes finds the argmax;
 the empty prefix is plain decoding and always takes part.
+
+A draft may promise too much for the text at hand, so the maximum is taken under a constraint that bounds
+what that can cost: what a step would lose if nothing of its draft came true must be covered by a budget,
+which is a small allowance, interest on every token, and what earlier drafts of this generation saved
+(conservative exploration: Wu et al., Conservative Bandits, 2016). A generation of n tokens thus takes at
+most ALLOWANCE + INTEREST * n plain steps longer than plain decoding, as far as steps cost what was measured.
 """
 
 from __future__ import annotations
@@ -22,8 +28,10 @@ from specx.kernels._native import best_prefix
 __all__ = ["Decision", "Plan"]
 
 TIME_RATE = 0.1  # weight of one step in the running averages of host and branch time
-TRUST_WEIGHT = 3.0  # tokens; how much is expected to come true before anything is known of a generation
-TRUST_KEEP = 0.99  # per step; what a step leaves of the record. Both found by replay on recorded outputs
+# The budget, in plain steps. benchmarks/simulate.py compares such numbers on recorded outputs.
+ALLOWANCE = 3.5  # at the start of a generation
+INTEREST = 0.02  # for every token
+MOST = 16.0  # savings of long ago do not pay for a bad stretch
 # Per step: the price of a branch, and of leaving single tokens, fades while nothing is tried that would tell
 # it, so that one hiccup does not end branches or drafts.
 PRICE_DECAY = 0.01
@@ -66,7 +74,8 @@ class Plan:
         self._leaf_ms = 0.0
         self._switch_ms = 0.0  # what a step costs more because the one before had another width
         self._before = 1  # width of the step before
-        self._promised = self._accepted = TRUST_WEIGHT
+        self._budget = ALLOWANCE
+        self._plain_ms = 1.0  # a step of plain decoding at the present length
         self._forbidden: NDArray[np.float64] | None = None
         if widths is not None:
             allowed = [n in widths for n in range(staircase.max_width + 1)]
@@ -80,7 +89,7 @@ class Plan:
     def begin(self) -> None:
         """A generation starts."""
         self._before = 1
-        self._promised = self._accepted = TRUST_WEIGHT
+        self._budget = ALLOWANCE
 
     def choose(self, drafter: Drafter, backend: Backend) -> Decision:
         """The draft and width of the highest expected rate, given what `drafter` proposes now."""
@@ -91,17 +100,15 @@ class Plan:
         limit = min(backend.max_width - 1, room - self.narrowest)
         if self.max_nodes is not None:
             limit = min(limit, self.max_nodes)
-        draft = EMPTY_DRAFT
-        if limit > 0:
-            draft = drafter.propose(limit, 1 if self.widths else backend.max_leaves)
         costs = self._costs(length)[: max(1, min(backend.max_width, room)) + 1]
         if self._forbidden is not None and room >= self.narrowest:
             costs = costs + self._forbidden[: len(costs)]
-        # The argmax prefers drafts that promise too much, and what a source promises may not hold for this
-        # text, so promises are discounted by how many were kept in this generation.
-        trust = np.float32(min(self._accepted / self._promised, 1.0))
+        costs = self._affordable(costs)
+        draft = EMPTY_DRAFT
+        if limit > 0 and np.isfinite(costs[2:]).any():
+            draft = drafter.propose(limit, 1 if self.widths else backend.max_leaves)
         nodes, width, leaves, gain, cost = best_prefix(
-            draft.probs * trust, draft.parents, costs, self._host_ms, self._leaf_ms
+            draft.probs, draft.parents, costs, self._host_ms, self._leaf_ms
         )
         return Decision(_padded(draft.head(nodes), width - 1), leaves, gain, cost)
 
@@ -109,15 +116,13 @@ class Plan:
         self, decision: Decision, accepted: int, length: int, forward_ms: float, host_ms: float
     ) -> None:
         """What a step that verified `decision` at `length` gave, and its time in and outside the backend."""
-        # Decays with every step, so that a source that failed is tried again.
-        promised = float(decision.draft.probs.sum()) if len(decision.draft) else 0.0
-        self._promised = TRUST_WEIGHT + TRUST_KEEP * (self._promised - TRUST_WEIGHT) + promised
-        self._accepted = TRUST_WEIGHT + TRUST_KEEP * (self._accepted - TRUST_WEIGHT) + accepted
         self._host_ms += TIME_RATE * (host_ms - self._host_ms)
         n = len(decision.draft) + 1
         switched, self._before = n != self._before, n
         cost = float(self.staircase.costs(length)[n])
         excess = min(forward_ms, CLIP * cost) - cost
+        lost = (cost + excess) / self._plain_ms - 1 - accepted if n > 1 or switched else 0.0
+        self._budget = min(max(self._budget + INTEREST * (accepted + 1) - lost, 0.0), MOST)
         if decision.leaves:
             self._leaf_ms += TIME_RATE * (max(excess / decision.leaves, 0.0) - self._leaf_ms)
             return
@@ -129,6 +134,11 @@ class Plan:
         if n > 1 or not switched or excess < 0:  # a single token cheaper than thought tells so at once
             saved = self._switch_ms if n > 1 and not switched else 0.0
             self.staircase.observe(n, length, forward_ms + saved)
+
+    def _affordable(self, costs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`costs` without the widths whose loss, if nothing drafted comes true, the budget does not cover."""
+        self._plain_ms = costs.min()
+        return np.where(costs <= self._plain_ms * (1 + self._budget), costs, np.inf)
 
     def _costs(self, length: int) -> NDArray[np.float64]:
         """(max_width + 1,) milliseconds by width, after a step of the width before.

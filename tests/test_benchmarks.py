@@ -19,7 +19,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 def modules():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
-        names = ("prompts", "results", "arms", "compare", "widen_gguf")
+        names = ("prompts", "results", "arms", "compare", "widen_gguf", "replay", "simulate")
         yield {name: importlib.import_module(name) for name in names}
 
 
@@ -393,3 +393,51 @@ def fake_tensor(name, data):
     data = data.astype(np.float32)
     kind = GGMLQuantizationType.F32
     return ReaderTensor(name, kind, np.array(data.shape[::-1]), data.size, data.nbytes, 0, data, None)
+
+
+def trace_of(modules, output, category="code"):
+    """A recording: at each position the best token is the one that came, the next seven never come."""
+    prompt = np.arange(100, 120, dtype=np.int32)
+    output = np.array(output, np.int32)
+    following = np.concatenate((prompt[1:], output, [0]))
+    ids = np.stack([following, *(np.full(len(following), 900 + i) for i in range(7))], axis=1)
+    logits = np.tile(np.arange(8, 0, -1), (len(following), 1))
+    return modules["replay"].Trace(category, prompt, output, ids.astype(np.int32), logits.astype(np.float32))
+
+
+FLAT_STEPS = {"0": {"1": 10.0, "64": 12.0}}
+STEEP_STEPS = {"0": {"1": 10.0, "64": 640.0}}
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_simulated_decoding_gains_by_repetition_and_loses_no_more_than_the_budget(modules, chain):
+    simulate = modules["simulate"]
+    novel, repeating = range(200, 392), list(range(200, 216)) * 12
+    for steps, output, least, most in (
+        (FLAT_STEPS, repeating, 4, 64),
+        (FLAT_STEPS, novel, 0.9, 1.001),
+        (STEEP_STEPS, repeating, 0.9, 1.1),
+        (STEEP_STEPS, novel, 0.9, 1.001),
+    ):
+        [[out]] = simulate.simulate([trace_of(modules, output)], steps, warm=False, chain=chain).values()
+        assert out.plain == pytest.approx((len(output) - 1) * (10 + simulate.HOST_MS / 3))
+        assert least < out.plain / out.plan < most
+        assert out.oracle <= out.plan * (1 + 1e-9)
+    assert out.accepted == 0
+
+
+def test_what_was_learned_from_one_recording_serves_the_next(modules):
+    simulate, output = modules["simulate"], list(range(200, 392))
+    traces = [trace_of(modules, output), trace_of(modules, output)]
+    times = {
+        warm: [out.plan for out in simulate.simulate(traces, FLAT_STEPS, warm=warm, chain=True)["code"]]
+        for warm in (False, True)
+    }
+    assert times[False][0] == times[False][1] == times[True][0]
+    assert times[True][1] < 0.5 * times[True][0]
+    assert simulate.report("flat", {"code": [simulate.Outcome(10, 5, 4, 3, 2)]}) == {
+        "speed": pytest.approx(2),
+        "worst_category": pytest.approx(2),
+        "slowest": pytest.approx(2),
+        "of_oracle": pytest.approx(0.8),
+    }

@@ -101,6 +101,9 @@ class RandomPlan(Plan):
             draft = Draft(tokens, parents, np.zeros(n, np.float32), np.zeros(n, np.uint8))
         return replace(decision, draft=draft)
 
+    def observe(self, *_step):
+        """Nothing: what these steps cost says nothing of the steps a plan would choose."""
+
 
 class NoTokenTwice:
     """A constraint that remembers: no token may follow itself within three tokens."""

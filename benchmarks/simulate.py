@@ -1,0 +1,186 @@
+"""Decode recorded outputs with the real plan and simulated step times: policies compared without a model.
+
+    python benchmarks/simulate.py TRACES_DIR [--staircase NAME ...] [--warm] [--half even|odd]
+
+Traces come from record_traces.py, step times from staircases.json: milliseconds by width at measured depths,
+as the store keeps them. The plan knows the staircase; what it must find out is which guesses come true.
+Reported per category: speed over plain decoding (geometric mean), and the part of the rate of an oracle
+that knows the text and verifies the best prefix of the same drafts. Nothing is random: equal code, equal
+figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from replay import Setup, Trace, accepted_nodes, learn, load
+
+from specx.backends.base import Backend
+from specx.drafters.base import Draft, Drafter
+from specx.drafters.calibration import Calibration
+from specx.engine.plan import Plan
+from specx.engine.staircase import Staircase
+from specx.kernels._native import FreeTrie
+
+STAIRCASES = Path(__file__).with_name("staircases.json")
+MAX_WIDTH, MAX_LEAVES = 64, 8
+HOST_MS = 0.15  # of a step with drafts; of a plain decoder's step a third of it
+SWITCH_MS = 1.2  # what a single token costs more after a wider step
+PROMPT_ROWS = 64  # rows of the prompt that are recycled: those of the last piece
+
+
+@dataclass
+class Outcome:
+    """Milliseconds that one trace took."""
+
+    plain: float = 0.0
+    plan: float = 0.0
+    oracle: float = 0.0
+    promised: float = 0.0
+    accepted: int = 0
+
+
+@dataclass
+class World:
+    """Step times, the same for every policy."""
+
+    staircase: Staircase
+    switch_ms: float = SWITCH_MS
+    cache: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+
+    def time(self, n: int, length: int, before: int) -> float:
+        """Milliseconds of a step of n tokens at `length` after one of `before` tokens."""
+        if length not in self.cache:
+            self.cache[length] = self.staircase.costs(length)
+        return float(self.cache[length][n]) + (self.switch_ms if n == 1 < before else 0.0)
+
+
+def staircase(data: dict[str, dict[str, float]]) -> Staircase:
+    made = Staircase(MAX_WIDTH)
+    made.load_json(data)
+    return made
+
+
+def run(trie: FreeTrie, trace: Trace, world: World, chain: bool, plan: Plan | None, out: Outcome) -> float:
+    """Milliseconds to decode one trace, by `plan` or, without one, by the oracle."""
+    prompt, output = len(trace.prompt), trace.output.tolist()
+    trie.begin(trace.prompt)
+    learn(trie, trace, max(0, prompt - PROMPT_ROWS), prompt)
+    trie.observe(trace.output[:1])  # the prompt gives the first token
+    leaves = 1 if chain else MAX_LEAVES
+    backend = SimpleNamespace(length=0, n_ctx=1 << 20, max_width=MAX_WIDTH, max_leaves=leaves)
+
+    def guess(limit: int, leaves: int) -> Draft:
+        return Draft(*trie.grow(limit, leaves))
+
+    drafter = SimpleNamespace(propose=guess)
+    if plan is not None:
+        plan.begin()
+    at, before, total = 1, 1, 0.0
+    while at < len(output):
+        backend.length = length = prompt + at
+        if plan is None:
+            draft = best_in_hindsight(guess(MAX_WIDTH - 1, leaves), output[at:], world, length)
+        else:
+            decision = plan.choose(cast(Drafter, drafter), cast(Backend, backend))
+            draft = decision.draft
+        accepted = accepted_nodes(draft.tokens.tolist(), draft.parents.tolist(), output[at:])
+        emitted = min(accepted + 1, len(output) - at)
+        n = len(draft) + 1
+        forward = world.time(n, length, before)
+        if plan is not None:
+            out.promised += float(draft.probs.sum())
+            out.accepted += accepted
+            plan.observe(decision, accepted, length, forward, HOST_MS)
+        total, before = total + forward + HOST_MS, n
+        trie.observe(trace.output[at : at + emitted])
+        learn(trie, trace, prompt + at - 1, prompt + at - 1 + emitted)
+        at += emitted
+    return total
+
+
+def best_in_hindsight(draft: Draft, future: list[int], world: World, length: int) -> Draft:
+    """The prefix of the draft with the highest rate, once it is known what comes true."""
+    tokens, parents = draft.tokens.tolist(), draft.parents.tolist()
+    best, best_rate = 0, 0.0
+    costs = world.staircase.costs(length)
+    for nodes in range(len(draft) + 1):
+        gained = 1 + accepted_nodes(tokens[:nodes], parents[:nodes], future)
+        rate = min(gained, len(future)) / (float(costs[nodes + 1]) + HOST_MS)
+        if rate > best_rate:
+            best, best_rate = nodes, rate
+    return draft.head(best)
+
+
+def simulate(
+    traces: list[Trace], data: dict[str, Any], *, warm: bool, chain: bool
+) -> dict[str, list[Outcome]]:
+    """Outcomes by category."""
+    vocab_size = 1 + max(int(max(t.ids.max(), t.prompt.max(), t.output.max())) for t in traces)
+    setup = Setup(("suffix", "recycle"), warm, prompt_rows=True)
+    world = World(staircase(data))
+    outcomes: dict[str, list[Outcome]] = defaultdict(list)
+    tries = [setup.trie(vocab_size, Calibration()) for _ in range(2)]
+    for trace in traces:
+        if not warm:
+            tries = [setup.trie(vocab_size, Calibration()) for _ in range(2)]
+        out = Outcome()
+        for i in range(1, len(trace.output)):
+            out.plain += world.time(1, len(trace.prompt) + i, 1) + HOST_MS / 3
+        out.plan = run(tries[0], trace, world, chain, Plan(staircase(data)), out)
+        out.oracle = run(tries[1], trace, world, chain, None, out)
+        outcomes[trace.category].append(out)
+    return outcomes
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def report(name: str, outcomes: dict[str, list[Outcome]]) -> dict[str, float]:
+    """Print one line a category; returns the figures of all of them."""
+    print(f"{name:<22}{'speed':>8}{'slowest':>9}{'of oracle':>11}{'promised/accepted':>19}")
+    everything = [out for group in outcomes.values() for out in group]
+    rows = [*sorted(outcomes.items()), ("all", everything)]
+    for category, group in rows:
+        speeds = [out.plain / out.plan for out in group]
+        share = geometric_mean([out.oracle / out.plan for out in group])
+        ratio = sum(out.promised for out in group) / max(sum(out.accepted for out in group), 1)
+        print(f"{category:<22}{geometric_mean(speeds):8.3f}{min(speeds):9.3f}{share:11.3f}{ratio:19.2f}")
+    means = {c: geometric_mean([out.plain / out.plan for out in group]) for c, group in rows}
+    worst = min(value for category, value in means.items() if category != "all")
+    slowest = min(out.plain / out.plan for out in everything)
+    share = geometric_mean([out.oracle / out.plan for out in everything])
+    return {"speed": means["all"], "worst_category": worst, "slowest": slowest, "of_oracle": share}
+
+
+def main() -> None:
+    known = json.loads(STAIRCASES.read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("traces", type=Path)
+    parser.add_argument("--staircase", nargs="+", default=list(known), choices=list(known))
+    parser.add_argument("--warm", action="store_true", help="keep what is learned from prompt to prompt")
+    parser.add_argument("--chain", action="store_true", help="no branches")
+    parser.add_argument("--half", choices=["even", "odd"], help="only every other trace")
+    args = parser.parse_args()
+    traces = load(args.traces)
+    if args.half:
+        traces = traces[args.half == "odd" :: 2]
+    figures = {
+        name: report(name, simulate(traces, known[name], warm=args.warm, chain=args.chain))
+        for name in args.staircase
+    }
+    print(json.dumps({name: {k: round(v, 4) for k, v in row.items()} for name, row in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
