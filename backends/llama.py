@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Output, Progress, RowSink
 from specx.backends.errors import ContextFullError, ModelError, RollbackError
+from specx.backends.ggml_device import STOCK, Kernels, enable
 from specx.backends.libllama import forget_log, lib, recent_log, set_verbose
 from specx.backends.settings import LoadSettings
 from specx.backends.vocab import LlamaVocab
 
-__all__ = ["LlamaBackend"]
+__all__ = ["LlamaBackend", "decode_threads"]
 
 MAX_WIDTH = 64  # from here on llama.cpp's attention works in tiles: a step can cost less than one of 16
 LARGE_VOCAB = 1 << 17  # tokens; beyond, the logits of 64 rows take too much memory
@@ -39,9 +40,14 @@ CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq
 class LlamaBackend:
     """Runs one GGUF model. Implements `Backend`.
 
+    Attributes:
+        kernels: what attention is computed with from the next step of another width on; the weights stay as
+            they were loaded.
+
     Args:
         settings: how to load it.
         progress: called with the loaded fraction, 0 to 1.
+        kernels: what attention and weights are computed with.
         repack: let llama.cpp rearrange weights for this CPU (off only for builds that crash with it).
 
     Raises:
@@ -54,18 +60,24 @@ class LlamaBackend:
         settings: LoadSettings,
         *,
         progress: Callable[[float], None] | None = None,
+        kernels: Kernels = STOCK,
         repack: bool = True,
     ) -> None:
         set_verbose(settings.verbose)
         self._lib = lib()
+        self.kernels = kernels
+        enable(kernels)
         self._model: Any = None
         self._ctx: Any = None
         self._model = self._load(settings, progress, repack)
         self.vocab = LlamaVocab(self._model)
         self.plain_reason = self._why_plain()
         self.n_swa: int = 0 if settings.swa_full else self._lib.llama_model_n_swa(self._model)
-        # A sequence that lags behind would keep cells of the sliding window from being reused.
-        self.max_leaves = 1 if self.plain_reason or self.n_swa else MAX_LEAVES
+        # A sequence that lags behind would keep cells of the sliding window from being reused. And where all
+        # widths give the same bits, chains keep the text the same to the last bit; an accepted branch would
+        # leave the cells in another order, and sums of floats depend on it.
+        chains = self.plain_reason or self.n_swa or kernels.attention
+        self.max_leaves = 1 if chains else MAX_LEAVES
         self._ctx = self._create_context(settings)
         self._memory = self._lib.llama_get_memory(self._ctx)
         self.n_ctx: int = self._lib.llama_n_ctx(self._ctx)
@@ -300,6 +312,7 @@ class LlamaBackend:
             rows(piece[-count:], self._logits(count))
 
     def _decode(self, n: int) -> None:
+        enable(self.kernels)
         code = self._lib.llama_decode(self._ctx, self._batch.sized(n))
         if code == 0:
             return
@@ -397,9 +410,11 @@ class LlamaBackend:
         params.n_seq_max = self.max_leaves
         params.kv_unified = True
         params.n_outputs_max = max(MAX_WIDTH, PROMPT_ROWS)
-        params.n_threads = settings.threads or _threads()
-        params.n_threads_batch = settings.threads_batch or settings.threads or _threads()
-        params.flash_attn_type = FLASH_ATTN[settings.flash_attn]
+        params.n_threads = decode_threads(settings)
+        params.n_threads_batch = settings.threads_batch or decode_threads(settings)
+        # "auto" looks at which device computes attention, and gives it up for any but the layer's own.
+        auto = "on" if self.kernels.attention else "auto"
+        params.flash_attn_type = FLASH_ATTN[auto if settings.flash_attn == "auto" else settings.flash_attn]
         params.type_k = _cache_type(self._lib, settings.type_k)
         params.type_v = _cache_type(self._lib, settings.type_v)
         params.swa_full = settings.swa_full
@@ -527,6 +542,11 @@ class _Batch:
             self.counts[row] = len(members)
             self.members[row, : len(members)] = members
         self.wanted[:n] = 1
+
+
+def decode_threads(settings: LoadSettings) -> int:
+    """CPU threads for decoding one token, as far as the settings leave it open."""
+    return settings.threads or _threads()
 
 
 def _threads() -> int:

@@ -24,6 +24,8 @@ class LoadSettings:
         mmap, mlock: as in llama.cpp.
         swa_full: keep the whole history of sliding-window layers.
         drafter: "auto", "none", "suffix" or "recycle".
+        kernels: "auto" (whichever is measured to be the fastest), "specx", "attention" (of specx's only that)
+            or "stock".
         draft_max: most drafted tokens per step; None means the staircase decides.
         exact: use only batch widths and orders whose logits are bit-identical.
         context_shift: forget the oldest tokens instead of stopping when the context is full.
@@ -45,6 +47,7 @@ class LoadSettings:
     mlock: bool = False
     swa_full: bool = False
     drafter: str = "auto"
+    kernels: str = "auto"
     draft_max: int | None = None
     exact: bool = False
     context_shift: bool = False

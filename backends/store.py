@@ -10,9 +10,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,19 @@ __all__ = ["Entry", "Store", "cache_dir"]
 VERSION = 1  # of the format; entries of another version are treated as missing
 MAX_BYTES = 256 << 20  # oldest entries go when the store grows beyond this
 STALE_S = 3600.0  # a half-written file this old was left by a process that ended in the middle
-KINDS = ("build", "calibration", "history", "identity", "recycle", "staircase")
+LOCK_S = 5.0  # longest wait for another process, which needs the store for milliseconds
+DAMAGED = ".damaged"  # ending of the name of an entry that was set aside
+KINDS = ("build", "calibration", "history", "identity", "kernels", "recycle", "staircase")
 
 
 def cache_dir() -> Path:
     """`SPECX_CACHE`, else the platform's cache directory for specx."""
     override = os.environ.get("SPECX_CACHE")
     if override:
-        return Path(override)
+        try:
+            return Path(override).expanduser()
+        except RuntimeError:  # there is no such user, or no home directory
+            return Path(override)
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("specx", appauthor=False))
@@ -40,13 +47,14 @@ def cache_dir() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One stored file."""
+    """One stored file; a damaged one was set aside and counts as missing."""
 
     kind: str
     key: str
     path: Path
     size: int
     modified: float
+    damaged: bool = False
 
 
 class Store:
@@ -108,13 +116,36 @@ class Store:
             if path is None:
                 continue
             try:
-                path.replace(path.with_name(path.name + ".damaged"))
+                path.replace(path.with_name(path.name + DAMAGED))
             except FileNotFoundError:
                 continue
             except OSError:
                 self._tell(f"a damaged cache entry cannot be set aside: {path}")
             else:
-                self._tell(f"a damaged cache entry was set aside: {path}.damaged")
+                self._tell(f"a damaged cache entry was set aside: {path}{DAMAGED}")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out, for reading an entry and writing what follows from it.
+
+        Goes on without a lock where the store cannot be written or another process does not let go of it.
+        """
+        if self.root is None:
+            yield
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            yield
+            return
+        try:
+            deadline = time.monotonic() + LOCK_S
+            while not _try_lock(lock) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            yield
+        finally:
+            os.close(lock)  # which unlocks it
 
     def entries(self) -> list[Entry]:
         """Everything kept, oldest first."""
@@ -127,20 +158,24 @@ class Store:
                     status = path.stat()
                 except OSError:
                     continue
-                found.append(Entry(kind, path.stem, path, status.st_size, status.st_mtime))
+                name = path.name.removesuffix(DAMAGED)
+                found.append(
+                    Entry(kind, Path(name).stem, path, status.st_size, status.st_mtime, name != path.name)
+                )
         return sorted(found, key=lambda entry: entry.modified)
 
-    def clear(self, kind: str | None = None) -> int:
-        """Remove every entry (of one kind); returns how many were removed."""
+    def clear(self, kind: str | None = None, *, only_damaged: bool = False) -> int:
+        """Remove every entry (of one kind, or that is damaged); returns how many were removed."""
         removed = 0
         for entry in self.entries():
-            if kind is None or entry.kind == kind:
+            if kind in (None, entry.kind) and entry.damaged >= only_damaged:
                 try:
                     entry.path.unlink()
                     removed += 1
                 except OSError as error:
                     self._tell(f"{entry.path} cannot be removed ({error.strerror or error})")
-        self._remove_half_written(KINDS if kind is None else (kind,), 0.0)
+        if not only_damaged:
+            self._remove_half_written(KINDS if kind is None else (kind,), 0.0)
         return removed
 
     def _remove_half_written(self, kinds: Sequence[str], age_s: float) -> None:
@@ -214,3 +249,19 @@ class Store:
         if not self._told:
             self._told = True
             self._notice(text)
+
+
+def _try_lock(handle: int) -> bool:
+    """Lock an open file for this process, unless another one has."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -65,12 +65,13 @@ class SpecxArm:
     """specx with one drafter. Several arms share a session, which forgets everything before each answer.
 
     Args:
+        name: as given on the command line.
         drafter: a name that `Session.set_drafter` knows.
         session: opened without a store.
     """
 
-    def __init__(self, drafter: str, session: Session) -> None:
-        self.name = f"specx:{drafter}"
+    def __init__(self, name: str, drafter: str, session: Session) -> None:
+        self.name = name
         self._drafter = drafter
         self._session = session
 

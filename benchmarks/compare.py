@@ -18,7 +18,7 @@ import random
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--prompts", type=Path, nargs="+", required=True, help="JSONL files of prompts")
     add("--output", type=Path, required=True, help="file that measurements are appended to")
     add("--server", type=Path, help="the llama-server binary")
-    add("--arms", nargs="+", default=[*ARMS], help="specx:DRAFTER, server, server:TYPE[:option=value,...]")
+    add(
+        "--arms",
+        nargs="+",
+        default=[*ARMS],
+        help="specx:DRAFTER[@KERNELS], server, server:TYPE[:option=value,...]",
+    )
     add("--baseline", help="arm that the others are compared with (server, or else specx:none)")
     add("--per-category", type=int, help="prompts per category (all)")
     add("--turns", type=int, default=2, help="turns per conversation, at most (2)")
@@ -112,24 +117,36 @@ def measure(arguments: argparse.Namespace, prompts: Sequence[Prompt], results: R
         store=False,
     )
     with ExitStack() as stack:
-        session = stack.enter_context(Session.open(settings, notice=say))
+        sessions: dict[str, Session] = {}
+        for kernels in {specx_arm(name)[1] for name in arguments.arms if name.startswith("specx")} or {
+            "stock"
+        }:
+            chosen = replace(settings, kernels=kernels)
+            sessions[kernels] = stack.enter_context(Session.open(chosen, notice=say))
+        session = next(iter(sessions.values()))
         template = ChatTemplate(session.chat_template, bos=session.bos_text, eos=session.eos_text)
-        arms = [start(name, arguments, session, stack) for name in arguments.arms]
+        arms = [start(name, arguments, sessions, stack) for name in arguments.arms]
         warm_up(arms, session)
         for number, prompt in enumerate(prompts, start=1):
             say(f"{number} of {len(prompts)}: {prompt.category}, {prompt.id}")
             converse(prompt, arms, session, template, arguments, results)
 
 
-def start(name: str, arguments: argparse.Namespace, session: Session, stack: ExitStack) -> Arm:
+def specx_arm(name: str) -> tuple[str, str]:
+    """The drafter and the kernels of an arm of specx."""
+    drafter, _, kernels = name.partition(":")[2].partition("@")
+    return drafter, kernels or "auto"
+
+
+def start(name: str, arguments: argparse.Namespace, sessions: dict[str, Session], stack: ExitStack) -> Arm:
     """The arm of that name, ready to answer."""
-    kind, _, rest = name.partition(":")
-    if kind == "specx":
-        return SpecxArm(rest, session)
-    threads = str(arguments.threads)
+    if name.startswith("specx"):
+        drafter, kernels = specx_arm(name)
+        return SpecxArm(name, drafter, sessions[kernels])
+    threads, eog = str(arguments.threads), next(iter(sessions.values())).vocab.eog
     common = ["-m", str(arguments.model), "-c", str(arguments.ctx_size), "-t", threads, "-tb", threads]
     common += ["-fa", "on", "--parallel", "1", "--cache-ram", "0", "--no-webui"]
-    return stack.enter_context(ServerArm(name, arguments.server, common, session.vocab.eog))
+    return stack.enter_context(ServerArm(name, arguments.server, common, eog))
 
 
 def warm_up(arms: Sequence[Arm], session: Session) -> None:

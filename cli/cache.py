@@ -10,6 +10,8 @@ import typer
 
 __all__ = ["register"]
 
+DAMAGED = "damaged"
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
@@ -22,12 +24,19 @@ def register(app: typer.Typer) -> None:
 def show(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False) -> None:
     """List what is kept: measurements, calibrations, and the text of earlier answers (kind: history)."""
     from specx.backends.store import Store, cache_dir
-    from specx.cli.console import show_table, write
+    from specx.cli.console import notice, show_table, write
 
     entries = Store(cache_dir()).entries()
     if json:
         records = [
-            {"kind": e.kind, "key": e.key, "bytes": e.size, "modified": e.modified, "path": str(e.path)}
+            {
+                "kind": e.kind,
+                "key": e.key,
+                "damaged": e.damaged,
+                "bytes": e.size,
+                "modified": e.modified,
+                "path": str(e.path),
+            }
             for e in entries
         ]
         write(json_module.dumps({"directory": str(cache_dir()), "entries": records}) + "\n")
@@ -36,8 +45,12 @@ def show(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = Fal
         write(f"nothing is kept in {cache_dir()}\n")
         return
     write(f"{cache_dir()}\n")
-    rows = [(e.kind, f"{e.size:,}", _when(e.modified), e.key) for e in entries]
-    show_table(("kind", "bytes", "last used", "key"), rows)
+    rows = [
+        (e.kind, f"{e.size:,}", _when(e.modified), "damaged" if e.damaged else "", e.key) for e in entries
+    ]
+    show_table(("kind", "bytes", "last written", "state", "key"), rows)
+    if any(entry.damaged for entry in entries):
+        notice(f"damaged entries are not used; `specx cache clear {DAMAGED}` removes them")
 
 
 def _when(modified: float) -> str:
@@ -45,14 +58,19 @@ def _when(modified: float) -> str:
 
 
 def clear(
-    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="Only this kind of entry.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="KIND", help="Only this kind of entry, or damaged: what could not be read."),
+    ] = None,
 ) -> None:
     """Remove what is kept."""
     from specx.backends.errors import UsageError
     from specx.backends.store import KINDS, Store, cache_dir
     from specx.cli.console import notice
 
-    if kind is not None and kind not in KINDS:
-        raise UsageError(f"there is no kind {kind!r} of cache entry", f"choose one of {', '.join(KINDS)}")
-    removed = Store(cache_dir()).clear(kind)
+    kinds = (*KINDS, DAMAGED)
+    if kind is not None and kind not in kinds:
+        raise UsageError(f"there is no kind {kind!r} of cache entry", f"choose one of {', '.join(kinds)}")
+    only_damaged = kind == DAMAGED
+    removed = Store(cache_dir(), notice).clear(None if only_damaged else kind, only_damaged=only_damaged)
     notice(f"removed {removed} {'entry' if removed == 1 else 'entries'} from {cache_dir()}")

@@ -13,15 +13,8 @@ import typer
 
 from specx.backends.errors import ContextFullError, SpecxError, UsageError
 from specx.cli.console import StatusLine, end_line, error, notice, write
-from specx.cli.files import decode, read_text, write_atomically
-from specx.cli.generation import (
-    check_tokens,
-    generate,
-    grammar_text,
-    on_interrupt,
-    open_session,
-    statistics,
-)
+from specx.cli.files import decode, expand_user, read_text, write_atomically
+from specx.cli.generation import Request, generate, on_interrupt, open_session, requested, statistics, summary
 from specx.cli.lines import Editor, PlainLines, Reader, history_file
 from specx.cli.options import (
     DraftOptions,
@@ -29,17 +22,13 @@ from specx.cli.options import (
     ModelOptions,
     PromptOptions,
     SamplingOptions,
-    check_generation,
-    load_settings,
     prompt_text,
-    sampling_settings,
     with_options,
 )
 
 if TYPE_CHECKING:
     from specx.cli.markdown import MarkdownStream
     from specx.engine.session import Chunk, Result, Session
-    from specx.engine.settings import SamplingSettings
     from specx.engine.template import ChatTemplate
 
 __all__ = ["Chat", "ChatOptions", "Conversation", "chat", "register"]
@@ -88,16 +77,13 @@ def chat(
     In a terminal /help shows the commands. Without one, each line of standard input is a message and the
     answers go to standard output. A prompt from -p or -f is the first message.
     """
-    chosen = sampling_settings(sampling)
-    check_generation(generation)
-    grammar = grammar_text(generation)
+    request = requested(sampling, generation)
     first = _first_message(prompt)
     system = prompt_text(prompt.system_prompt or "", prompt)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    with open_session(load_settings(model, draft)) as session:
-        check_tokens(session, chosen)
+    with open_session(model, draft, request) as session:
         notice(session.summary())
-        talk = Chat(session, chosen, generation, system=system, grammar=grammar)
+        talk = Chat(session, request, system=system)
         talk.stats = interactive if shown.stats is None else shown.stats
         talk.markdown = shown.markdown and sys.stdout.isatty()
         talk.context_shift = model.context_shift
@@ -186,29 +172,18 @@ class Chat:
 
     Args:
         session: the model.
-        sampling, options: how every answer is made.
+        request: how every answer is made.
         system: the system message, or an empty string.
-        grammar: GBNF grammar that every answer must follow.
 
     Raises:
         TemplateError: the model's chat template cannot be used.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        sampling: SamplingSettings,
-        options: GenerationOptions,
-        *,
-        system: str = "",
-        grammar: str | None = None,
-    ) -> None:
+    def __init__(self, session: Session, request: Request, *, system: str = "") -> None:
         from specx.engine.template import ChatTemplate
 
         self.session = session
-        self.sampling = sampling
-        self.options = options
-        self.grammar = grammar
+        self.request = request
         self.conversation = Conversation(system)
         self.template: ChatTemplate = ChatTemplate(
             session.chat_template, bos=session.bos_text, eos=session.eos_text
@@ -270,7 +245,7 @@ class Chat:
                 self._command(text)
             else:
                 self.conversation.add("user", text)
-                self._answer(self.sampling)
+                self._answer(self.request)
         except SpecxError as problem:
             self.failed = True
             error(problem)
@@ -285,10 +260,10 @@ class Chat:
             raise UsageError(f"there is no command {name}", hint)
         self.commands[name][0](argument.strip())
 
-    def _answer(self, sampling: SamplingSettings) -> bool:
+    def _answer(self, request: Request) -> bool:
         """Answer the last message. If there is no answer, it is taken back and the rest stays."""
         try:
-            result = self._generate(sampling)
+            result = self._generate(request)
         except BaseException:
             self.conversation.messages.pop()
             raise
@@ -306,7 +281,7 @@ class Chat:
             notice(f"the context of {self.session.n_ctx} tokens is full: {FULL_HINT}")
         return True
 
-    def _generate(self, sampling: SamplingSettings) -> Result:
+    def _generate(self, request: Request) -> Result:
         tokens = self._prompt()
         live = self.stats and not self.markdown  # Rich moves the cursor itself
         with _View(markdown=self.markdown) as view, StatusLine(enabled=live) as line:
@@ -319,12 +294,17 @@ class Chat:
             return generate(
                 self.session,
                 tokens,
-                sampling,
-                self.options,
+                request,
                 show=show,
                 stops=self.template.stops,
-                grammar=self.grammar,
+                keep=self._opening(),
             )
+
+    def _opening(self) -> int:
+        """Tokens that stay in view when an answer fills the context."""
+        if not self.context_shift:
+            return 0
+        return self.template.opening_length(self.conversation.since(0), self.session.tokenize)
 
     def _prompt(self) -> list[int]:
         """Tokens of the conversation. With --context-shift its oldest exchanges are left out once a quarter
@@ -377,7 +357,8 @@ class Chat:
         messages.pop()
         try:
             # With the seed of before, the answer would be the one of before.
-            answered = self._answer(replace(self.sampling, seed=None))
+            another = replace(self.request, sampling=replace(self.request.sampling, seed=None))
+            answered = self._answer(another)
         finally:
             if not answered:
                 self.conversation.messages = before
@@ -415,7 +396,7 @@ class Chat:
 def _path(command: str, argument: str) -> Path:
     if not argument:
         raise UsageError(f"{command} needs the name of a file", f"for example {command} talk.json")
-    return Path(argument).expanduser()
+    return expand_user(Path(argument))
 
 
 class _Count:
@@ -433,11 +414,8 @@ class _Count:
         self._drafted += chunk.drafted
         self._accepted += chunk.accepted
         self._seconds += chunk.seconds
-        self._line.update(
-            f"{self._tokens} tokens, {self._tokens / max(self._seconds, 1e-6):.1f} tokens/s, "
-            f"{self._tokens / self._steps:.2f} tokens/step, "
-            f"{self._accepted / max(self._drafted, 1):.0%} of drafts accepted ({self._drafter})"
-        )
+        counts = (self._tokens, self._seconds, self._steps, self._drafted, self._accepted)
+        self._line.update(summary(*counts, self._drafter))
 
 
 class _View:

@@ -10,7 +10,7 @@ import typer
 import typer.main
 
 from specx.backends.errors import UsageError
-from specx.cli import cache, chat, complete, pull, show, verify
+from specx.cli import cache, chat, complete, probe, pull, show, verify
 from specx.cli.config import config_path, option_defaults
 from specx.cli.help import GroupedCommand
 
@@ -55,7 +55,7 @@ def root(
         ctx.default_map = option_defaults(commands.commands)
 
 
-for module in (chat, complete, verify, show, pull, cache):
+for module in (chat, complete, verify, probe, show, pull, cache):
     module.register(app)
 for command in app.registered_commands:
     command.cls = GroupedCommand
@@ -94,6 +94,9 @@ def _usage_error(problem: Any) -> UsageError:
     message = (problem.message if likely else problem.format_message()).rstrip(".")
     context = getattr(problem, "ctx", None)
     hint = f"see `{context.command_path if context else 'specx'} --help`"
+    parameters = context.command.params if context else ()
+    if "extra argument" in message and any("-p" in parameter.opts for parameter in parameters):
+        hint = f"a prompt goes after -p, in quotes; {hint}"
     if likely:
         hint = f"did you mean {' or '.join(likely)}? {hint}"
     return UsageError(message[:1].lower() + message[1:], hint)

@@ -13,17 +13,14 @@ import typer
 from specx.backends.errors import UsageError
 from specx.cli.console import end_line, notice, write
 from specx.cli.files import read_stdin, read_text, stdin_is_piped, write_atomically
-from specx.cli.generation import check_tokens, generate, grammar_text, open_session, statistics
+from specx.cli.generation import generate, open_session, requested, statistics
 from specx.cli.options import (
     DraftOptions,
     GenerationOptions,
     ModelOptions,
     PromptOptions,
     SamplingOptions,
-    check_generation,
-    load_settings,
     prompt_text,
-    sampling_settings,
     with_options,
 )
 
@@ -106,16 +103,11 @@ def complete(
     """
     output = _checked(output)
     text = read_prompt(prompt)
-    chosen = sampling_settings(sampling)
-    check_generation(generation)
-    grammar = grammar_text(generation)
-    with open_session(load_settings(model, draft), quiet=output.quiet) as session:
-        check_tokens(session, chosen)
-        tokens, text, stops = _encode(session, text, prompt, output)
+    request = requested(sampling, generation)
+    with open_session(model, draft, request, quiet=output.quiet) as session:
+        tokens, text, stops, keep = _encode(session, text, prompt, output)
         writer = _Writer(output, session, before=text if output.display_prompt else "")
-        result = generate(
-            session, tokens, chosen, generation, show=writer.chunk, stops=stops, grammar=grammar
-        )
+        result = generate(session, tokens, request, show=writer.chunk, stops=stops, keep=keep)
         writer.finish(result)
     if result.finish_reason == "cancelled":
         raise typer.Exit(130)
@@ -152,10 +144,11 @@ def read_prompt(options: PromptOptions) -> str:
 
 def _encode(
     session: Session, text: str, prompt: PromptOptions, output: OutputOptions
-) -> tuple[list[int], str, tuple[str, ...]]:
-    """The tokens of the prompt, its whole text, and the stop strings that come with it."""
+) -> tuple[list[int], str, tuple[str, ...], int]:
+    """The tokens of the prompt, its whole text, the stop strings that come with it, and what a context shift
+    keeps of it."""
     if not output.chat and prompt.system_prompt is None:
-        return session.tokenize(text, add_special=True, parse_special=True), text, ()
+        return session.tokenize(text, add_special=True, parse_special=True), text, (), 0
     from specx.engine.template import ChatTemplate
 
     template = ChatTemplate(session.chat_template, bos=session.bos_text, eos=session.eos_text)
@@ -165,7 +158,8 @@ def _encode(
     if prompt.system_prompt:
         messages.insert(0, {"role": "system", "content": prompt_text(prompt.system_prompt, prompt)})
     text = template.render(messages)
-    return template.tokenize(text, session.tokenize), text, template.stops
+    keep = template.opening_length(messages, session.tokenize)
+    return template.tokenize(text, session.tokenize), text, template.stops, keep
 
 
 class _Writer:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from specx.backends.errors import UsageError
+from specx.cli.files import expand_user
 
 __all__ = ["config_path", "option_defaults"]
 
@@ -22,7 +23,7 @@ __all__ = ["config_path", "option_defaults"]
 def config_path() -> Path:
     """Where the file is looked for: SPECX_CONFIG, or config.toml in the user's configuration directory."""
     if named := os.environ.get("SPECX_CONFIG"):
-        return Path(named).expanduser()
+        return expand_user(Path(named))
     import platformdirs
 
     return Path(platformdirs.user_config_dir("specx", appauthor=False)) / "config.toml"

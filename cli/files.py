@@ -10,7 +10,7 @@ from pathlib import Path
 
 from specx.backends.errors import SpecxError, UsageError
 
-__all__ = ["decode", "read_stdin", "read_text", "stdin_is_piped", "write_atomically"]
+__all__ = ["decode", "expand_user", "read_stdin", "read_text", "stdin_is_piped", "write_atomically"]
 
 
 def decode(data: bytes, name: str) -> str:
@@ -27,6 +27,14 @@ def decode(data: bytes, name: str) -> str:
             f"{name} is not valid UTF-8: {byte}",
             "convert it first, for example with `iconv -t UTF-8`",
         ) from problem
+
+
+def expand_user(path: Path) -> Path:
+    """`path` with a `~` at its beginning resolved, if there is such a user."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def read_text(path: Path) -> str:

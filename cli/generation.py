@@ -1,4 +1,5 @@
-"""A loaded model and one generation, as a command shows them: progress, Ctrl-C, statistics."""
+"""What the commands that generate have in common: what was asked for, a loaded model, and one generation with
+progress, Ctrl-C and statistics."""
 
 from __future__ import annotations
 
@@ -8,31 +9,71 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from specx.backends.errors import UsageError
 from specx.cli.console import Progress, notice
 from specx.cli.files import read_text
-from specx.cli.options import GenerationOptions
+from specx.cli.options import (
+    DraftOptions,
+    GenerationOptions,
+    ModelOptions,
+    SamplingOptions,
+    check_generation,
+    load_settings,
+    sampling_settings,
+)
 from specx.engine.settings import LoadSettings, SamplingSettings
 
 if TYPE_CHECKING:
     from specx.engine.session import Chunk, Result, Session
 
-__all__ = ["check_tokens", "generate", "grammar_text", "on_interrupt", "open_session", "statistics"]
+__all__ = ["Request", "generate", "on_interrupt", "open_session", "requested", "statistics", "summary"]
 
 
 class _ReadingStoppedError(Exception):
     """Ctrl-C came while the prompt was read."""
 
 
-def open_session(settings: LoadSettings, *, quiet: bool = False) -> Session:
-    """Load a model behind a progress bar, without notices if `quiet`. Ctrl-C ends specx with exit code 130.
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How every answer is made: checked options, and the GBNF grammar that they come to."""
+
+    sampling: SamplingSettings
+    options: GenerationOptions
+    grammar: str | None = None
+
+
+def requested(sampling: SamplingOptions, generation: GenerationOptions) -> Request:
+    """What the options ask for.
 
     Raises:
-        SpecxError: the model cannot be loaded.
+        UsageError: a value is not allowed, or a file cannot be read.
+        GrammarError: a JSON schema cannot be turned into a grammar.
     """
+    check_generation(generation)
+    return Request(sampling_settings(sampling), generation, _grammar_text(generation))
+
+
+@contextmanager
+def open_session(
+    model: ModelOptions, draft: DraftOptions, request: Request | None = None, *, quiet: bool = False
+) -> Iterator[Session]:
+    """A model loaded behind a progress bar, without notices if `quiet`; what it learned is kept at the end.
+
+    Raises:
+        SpecxError: the model cannot be found or loaded, or does not have the tokens of the request.
+    """
+    with _load(load_settings(model, draft), quiet=quiet) as session:
+        if request is not None:
+            _check_tokens(session, request.sampling)
+        yield session
+
+
+def _load(settings: LoadSettings, *, quiet: bool) -> Session:
+    """Ctrl-C meanwhile ends specx with exit code 130."""
     from specx.engine.session import Session
 
     with Progress(f"loading {settings.model.name}") as progress, on_interrupt(_leave):
@@ -68,13 +109,7 @@ def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def grammar_text(options: GenerationOptions) -> str | None:
-    """The GBNF grammar that the options ask for, or None.
-
-    Raises:
-        GrammarError: a JSON schema cannot be turned into one.
-        UsageError: there is more than one, or a file cannot be read.
-    """
+def _grammar_text(options: GenerationOptions) -> str | None:
     grammar, schema = options.grammar, options.json_schema
     files = (options.grammar_file, options.json_schema_file)
     if sum(given is not None for given in (grammar, schema, *files)) > 1:
@@ -90,7 +125,7 @@ def grammar_text(options: GenerationOptions) -> str | None:
     return grammar_of_schema(schema)
 
 
-def check_tokens(session: Session, sampling: SamplingSettings) -> None:
+def _check_tokens(session: Session, sampling: SamplingSettings) -> None:
     """Raises UsageError if a logit bias names a token that the vocabulary does not have."""
     size = session.vocab.size
     for token in sampling.logit_bias:
@@ -103,26 +138,26 @@ def check_tokens(session: Session, sampling: SamplingSettings) -> None:
 def generate(
     session: Session,
     prompt: Sequence[int],
-    sampling: SamplingSettings,
-    options: GenerationOptions,
+    request: Request,
     *,
     show: Callable[[Chunk], None],
     stops: Sequence[str] = (),
-    grammar: str | None = None,
+    keep: int = 0,
 ) -> Result:
     """Run one generation, calling `show` with each piece. Ctrl-C cancels it, twice raises KeyboardInterrupt.
 
     Args:
         session: the model.
         prompt: tokens of the whole context.
-        sampling, options: what the person asked for.
+        request: how it is made.
         show: takes each piece as it comes.
-        stops: stop strings besides those of `options`.
-        grammar: GBNF grammar that the text must follow.
+        stops: stop strings besides those of the request.
+        keep: tokens of the prompt that stay when the context shifts, unless the person asked for a number.
 
     Raises:
         SpecxError: the grammar or the prompt cannot be used, or decoding fails.
     """
+    options, grammar = request.options, request.grammar
     stopped = False
 
     def stop() -> None:
@@ -138,11 +173,12 @@ def generate(
     with Progress("reading the prompt") as progress:
         generation = session.generate(
             prompt,
-            sampling,
+            request.sampling,
             n_predict=max(options.n_predict, -1),
             stop=(*(options.stop or ()), *stops),
             ignore_eos=options.ignore_eos,
             constraint=None if grammar is None else session.grammar(grammar),
+            keep=keep if options.keep is None else options.keep,
             progress=reading,
         )
         with on_interrupt(stop), suppress(_ReadingStoppedError):
@@ -154,15 +190,14 @@ def generate(
 
 def statistics(result: Result, drafter: str) -> str:
     """One line: how fast it was, and how much of the drafts was accepted."""
-    timings = result.timings
-    parts = [
-        f"{timings.predicted_n} tokens",
-        f"{timings.predicted_per_second:.1f} tokens/s",
-        f"{timings.predicted_n / max(timings.steps, 1):.2f} tokens/step",
-    ]
-    if timings.draft_n:
-        accepted = f"{timings.draft_n_accepted / timings.draft_n:.0%} of drafts accepted"
-        parts.append(f"{accepted} ({drafter})")
-    else:
-        parts.append(f"nothing drafted ({drafter})")
-    return ", ".join(parts)
+    t = result.timings
+    return summary(t.predicted_n, t.predicted_ms / 1e3, t.steps, t.draft_n, t.draft_n_accepted, drafter)
+
+
+def summary(tokens: int, seconds: float, steps: int, drafted: int, accepted: int, drafter: str) -> str:
+    """The same from its numbers."""
+    drafts = f"{accepted / drafted:.0%} of drafts accepted" if drafted else "nothing drafted"
+    return (
+        f"{tokens} tokens, {tokens / max(seconds, 1e-6):.1f} tokens/s, "
+        f"{tokens / max(steps, 1):.2f} tokens/step, {drafts} ({drafter})"
+    )

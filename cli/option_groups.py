@@ -1,6 +1,7 @@
 """The options that commands share, in groups. See `options` for how a command takes them.
 
-A field's annotation holds what Typer needs; its default is that of the settings it becomes.
+A field's annotation holds what Typer needs, but for a metavar that follows from its type; its default is
+that of the settings it becomes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 DRAFTERS = ("auto", "none", "suffix", "recycle")
+KERNELS = ("auto", "specx", "attention", "stock")
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 LOAD = LoadSettings(Path())
@@ -79,7 +81,6 @@ class ModelOptions:
         _model(
             "-c",
             "--ctx-size",
-            metavar="N",
             text="Context in tokens; 0 is the model's own.",
             envvar="LLAMA_ARG_CTX_SIZE",
             show_default="the model's own, at most 4096",
@@ -90,7 +91,6 @@ class ModelOptions:
         _model(
             "-t",
             "--threads",
-            metavar="N",
             text="CPU threads for decoding.",
             envvar="LLAMA_ARG_THREADS",
             show_default="measured",
@@ -98,28 +98,15 @@ class ModelOptions:
     ] = LOAD.threads
     threads_batch: Annotated[
         int | None,
-        _model(
-            "-tb",
-            "--threads-batch",
-            metavar="N",
-            text="CPU threads for reading prompts.",
-            show_default="all cores",
-        ),
+        _model("-tb", "--threads-batch", text="CPU threads for reading prompts.", show_default="all cores"),
     ] = LOAD.threads_batch
     batch_size: Annotated[
-        int,
-        _model(
-            "-b", "--batch-size", metavar="N", text="Tokens of a prompt per call.", envvar="LLAMA_ARG_BATCH"
-        ),
+        int, _model("-b", "--batch-size", text="Tokens of a prompt per call.", envvar="LLAMA_ARG_BATCH")
     ] = LOAD.n_batch
     ubatch_size: Annotated[
         int,
         _model(
-            "-ub",
-            "--ubatch-size",
-            metavar="N",
-            text="Tokens of a prompt per compute graph.",
-            envvar="LLAMA_ARG_UBATCH",
+            "-ub", "--ubatch-size", text="Tokens of a prompt per compute graph.", envvar="LLAMA_ARG_UBATCH"
         ),
     ] = LOAD.n_ubatch
     gpu_layers: Annotated[
@@ -143,6 +130,14 @@ class ModelOptions:
             envvar="LLAMA_ARG_FLASH_ATTN",
         ),
     ] = LOAD.flash_attn
+    kernels: Annotated[
+        str,
+        _model(
+            "--kernels",
+            text="Whose kernels the CPU runs: the fastest, specx's, their attention alone, llama.cpp's.",
+            metavar="|".join(KERNELS),
+        ),
+    ] = LOAD.kernels
     cache_type_k: Annotated[
         str,
         _model(
@@ -163,13 +158,9 @@ class ModelOptions:
             envvar="LLAMA_ARG_CACHE_TYPE_V",
         ),
     ] = LOAD.type_v
-    mmap: Annotated[
-        bool,
-        _model("--mmap/--no-mmap", text="Map the file instead of reading it."),
-    ] = LOAD.mmap
+    mmap: Annotated[bool, _model("--mmap/--no-mmap", text="Map the file instead of reading it.")] = LOAD.mmap
     mlock: Annotated[
-        bool,
-        _model("--mlock", text="Keep the model in memory, never in swap.", envvar="LLAMA_ARG_MLOCK"),
+        bool, _model("--mlock", text="Keep the model in memory, never in swap.", envvar="LLAMA_ARG_MLOCK")
     ] = LOAD.mlock
     swa_full: Annotated[
         bool,
@@ -186,12 +177,10 @@ class ModelOptions:
         ),
     ] = LOAD.context_shift
     no_cache: Annotated[
-        bool,
-        _model("--no-cache", text="Neither use nor keep anything in the cache directory."),
+        bool, _model("--no-cache", text="Neither use nor keep anything in the cache directory.")
     ] = not LOAD.store
     verbose: Annotated[
-        bool,
-        _model("-v", "--verbose", text="Show llama.cpp's own messages, and tracebacks."),
+        bool, _model("-v", "--verbose", text="Show llama.cpp's own messages, and tracebacks.")
     ] = LOAD.verbose
 
 
@@ -202,14 +191,12 @@ class DraftOptions:
     ALTERNATIVES: ClassVar = (("draft_max", "draft_max_old"),)
 
     drafter: Annotated[
-        str,
-        _drafting("--drafter", text="Where drafts come from.", metavar="|".join(DRAFTERS)),
+        str, _drafting("--drafter", text="Where drafts come from.", metavar="|".join(DRAFTERS))
     ] = LOAD.drafter
     draft_max: Annotated[
         int | None,
         _drafting(
             "--draft-max",
-            metavar="N",
             text="Most drafted tokens per step.",
             envvar="LLAMA_ARG_DRAFT_MAX",
             show_default="measured",
@@ -221,8 +208,7 @@ class DraftOptions:
     ] = LOAD.exact
     draft_max_old: Annotated[int | None, _hidden("--draft", "--draft-n", "--spec-draft-n-max")] = None
     draft_model: Annotated[
-        list[str] | None,
-        _hidden("-md", "--model-draft", "--spec-draft-model", "-hfd", "--hf-repo-draft"),
+        list[str] | None, _hidden("-md", "--model-draft", "--spec-draft-model", "-hfd", "--hf-repo-draft")
     ] = None
     draft_length: Annotated[
         list[str] | None, _hidden("--draft-min", "--draft-n-min", "--draft-p-min", "--spec-draft-n-min")
@@ -234,65 +220,52 @@ class SamplingOptions:
     """How the next token is chosen."""
 
     seed: Annotated[
-        int,
-        _sampling("-s", "--seed", metavar="N", text="The same seed gives the same text; -1 chooses one."),
+        int, _sampling("-s", "--seed", text="The same seed gives the same text; -1 chooses one.")
     ] = -1
     temperature: Annotated[
         float,
         _sampling(
             "--temp",
             "--temperature",
-            metavar="X",
             text="0 always takes the most likely token.",
             envvar="LLAMA_ARG_TEMPERATURE",
         ),
     ] = SAMPLING.temperature
     top_k: Annotated[
-        int,
-        _sampling(
-            "--top-k", metavar="N", text="Keep the k most likely tokens; 0 is off.", envvar="LLAMA_ARG_TOP_K"
-        ),
+        int, _sampling("--top-k", text="Keep the k most likely tokens; 0 is off.", envvar="LLAMA_ARG_TOP_K")
     ] = SAMPLING.top_k
     top_p: Annotated[
         float,
         _sampling(
-            "--top-p",
-            metavar="X",
-            text="Keep the most likely tokens up to this mass; 1 is off.",
-            envvar="LLAMA_ARG_TOP_P",
+            "--top-p", text="Keep the most likely tokens up to this mass; 1 is off.", envvar="LLAMA_ARG_TOP_P"
         ),
     ] = SAMPLING.top_p
     min_p: Annotated[
         float,
         _sampling(
             "--min-p",
-            metavar="X",
             text="Keep tokens at least this likely, relative to the best; 0 is off.",
             envvar="LLAMA_ARG_MIN_P",
         ),
     ] = SAMPLING.min_p
     typical_p: Annotated[
-        float,
-        _sampling("--typical", "--typical-p", text="Keep the locally typical set; 1 is off.", metavar="X"),
+        float, _sampling("--typical", "--typical-p", text="Keep the locally typical set; 1 is off.")
     ] = SAMPLING.typical_p
     repeat_penalty: Annotated[
         float,
         _sampling(
             "--repeat-penalty",
-            metavar="X",
             text="Make recent tokens less likely; 1 is off.",
             envvar="LLAMA_ARG_REPEAT_PENALTY",
         ),
     ] = SAMPLING.repeat_penalty
     repeat_last_n: Annotated[
-        int,
-        _sampling("--repeat-last-n", metavar="N", text="How many tokens are recent; 0 none, -1 all."),
+        int, _sampling("--repeat-last-n", text="How many tokens are recent; 0 none, -1 all.")
     ] = SAMPLING.repeat_last_n
     frequency_penalty: Annotated[
         float,
         _sampling(
             "--frequency-penalty",
-            metavar="X",
             text="Penalty per occurrence; 0 is off.",
             envvar="LLAMA_ARG_FREQUENCY_PENALTY",
         ),
@@ -301,7 +274,6 @@ class SamplingOptions:
         float,
         _sampling(
             "--presence-penalty",
-            metavar="X",
             text="Penalty for having occurred; 0 is off.",
             envvar="LLAMA_ARG_PRESENCE_PENALTY",
         ),
@@ -329,29 +301,31 @@ class GenerationOptions:
             "-n",
             "--n-predict",
             "--predict",
-            metavar="N",
             text="Most tokens to generate; -1 is no limit.",
             envvar="LLAMA_ARG_N_PREDICT",
         ),
     ] = -1
+    keep: Annotated[
+        int | None,
+        _generation(
+            "--keep",
+            text="Tokens of the prompt that --context-shift never forgets; -1 is all.",
+            show_default="the system message",
+        ),
+    ] = None
     stop: Annotated[
         list[str] | None,
         _generation(
             "-r", "--reverse-prompt", "--stop", text="Stop before this text. May be repeated.", metavar="TEXT"
         ),
     ] = None
-    ignore_eos: Annotated[
-        bool,
-        _generation("--ignore-eos", text="Go on after the model's end of text."),
-    ] = False
+    ignore_eos: Annotated[bool, _generation("--ignore-eos", text="Go on after the model's end of text.")] = (
+        False
+    )
     grammar: Annotated[
-        str | None,
-        _generation("--grammar", text="A GBNF grammar the text must follow.", metavar="GBNF"),
+        str | None, _generation("--grammar", text="A GBNF grammar the text must follow.", metavar="GBNF")
     ] = None
-    grammar_file: Annotated[
-        Path | None,
-        _generation("--grammar-file", text="A file with one.", metavar="FILE"),
-    ] = None
+    grammar_file: Annotated[Path | None, _generation("--grammar-file", text="A file with one.")] = None
     json_schema: Annotated[
         str | None,
         _generation(
@@ -361,39 +335,23 @@ class GenerationOptions:
             metavar="SCHEMA",
         ),
     ] = None
-    json_schema_file: Annotated[
-        Path | None,
-        _generation("--json-schema-file", text="A file with one.", metavar="FILE"),
-    ] = None
+    json_schema_file: Annotated[Path | None, _generation("--json-schema-file", text="A file with one.")] = (
+        None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptOptions:
     """What the model is asked."""
 
-    prompt: Annotated[
-        str | None,
-        _prompt(
-            "-p",
-            "--prompt",
-            text="The prompt.",
-            metavar="TEXT",
-        ),
-    ] = None
+    prompt: Annotated[str | None, _prompt("-p", "--prompt", text="The prompt.", metavar="TEXT")] = None
     file: Annotated[
         Path | None,
-        _prompt(
-            "-f",
-            "--file",
-            text="A file with the prompt (- is standard input); it comes before -p.",
-            metavar="FILE",
-        ),
+        _prompt("-f", "--file", text="A file with the prompt (- is standard input); it comes before -p."),
     ] = None
     system_prompt: Annotated[
-        str | None,
-        _prompt("-sys", "--system-prompt", text="The system message.", metavar="TEXT"),
+        str | None, _prompt("-sys", "--system-prompt", text="The system message.", metavar="TEXT")
     ] = None
     escape: Annotated[
-        bool,
-        _prompt("-e", "--escape", text=r"Turn \n, \t and the like in -p and -sys into the characters."),
+        bool, _prompt("-e", "--escape", text=r"Turn \n, \t and the like in -p and -sys into the characters.")
     ] = False

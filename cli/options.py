@@ -24,9 +24,11 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from specx.backends.errors import DownloadError, UsageError
+from specx.cli.files import expand_user
 from specx.cli.option_groups import (
     CACHE_TYPES,
     DRAFTERS,
+    KERNELS,
     DraftOptions,
     GenerationOptions,
     ModelOptions,
@@ -56,6 +58,7 @@ FLASH_ATTENTION = {
     **dict.fromkeys(("false", "0", "disabled"), "off"),
     "-1": "auto",
 }
+METAVARS = {int: "N", float: "X", Path: "FILE"}
 MAX_SEED = 2**63 - 1
 ALL_LAYERS = -1
 LOGIT_BIAS = re.compile(r"(\d+)([+-](?:inf|\d+\.?\d*|\.\d+))")
@@ -94,6 +97,8 @@ def with_options(command: Command) -> Command:
     def run(ctx: typer.Context, **values: Any) -> None:
         for name, group in groups.items():
             chosen = {field.name: values.pop(field.name) for field in fields(group)}
+            # No shell resolves ~ for the environment, the configuration or `--file=~/x`.
+            chosen |= {key: expand_user(value) for key, value in chosen.items() if isinstance(value, Path)}
             for names in getattr(group, "ALTERNATIVES", ()):
                 _drop_weaker(ctx, chosen, names)
             values[name] = group(**chosen)
@@ -110,6 +115,10 @@ def _parameters(group: Any) -> list[inspect.Parameter]:
     for field in fields(group):
         kind, declared = get_args(hints[field.name])
         info = copy(declared)
+        if info.metavar is None:
+            info.metavar = next(
+                (METAVARS[part] for part in (kind, *get_args(kind)) if part in METAVARS), None
+            )
         name = _long_name((str(info.default), *(info.param_decls or ())))
         if name and not info.hidden and "list" not in str(kind):
             own = "SPECX_" + name.upper().replace("-", "_")
@@ -163,6 +172,7 @@ def load_settings(model: ModelOptions, draft: DraftOptions | None = None) -> Loa
         threads_batch=_threads("-tb/--threads-batch", model.threads_batch),
         n_gpu_layers=_gpu_layers(model.gpu_layers),
         flash_attn=FLASH_ATTENTION[_one_of("-fa/--flash-attn", model.flash_attn, FLASH_ATTENTION)],
+        kernels=_one_of("--kernels", model.kernels, KERNELS),
         type_k=_one_of("-ctk/--cache-type-k", model.cache_type_k, CACHE_TYPES),
         type_v=_one_of("-ctv/--cache-type-v", model.cache_type_v, CACHE_TYPES),
         mmap=model.mmap,
@@ -279,6 +289,7 @@ def sampling_settings(options: SamplingOptions) -> SamplingSettings:
 def check_generation(options: GenerationOptions) -> None:
     """Raises UsageError if a limit or a stop string makes no sense."""
     _at_least("-n/--n-predict", options.n_predict, -2)
+    _at_least("--keep", options.keep or 0, -1)
     if "" in (options.stop or ()):
         raise UsageError("-r/--stop is empty", "leave it out, or give some text")
 

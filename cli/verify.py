@@ -12,7 +12,7 @@ import typer
 
 from specx.backends.errors import UsageError
 from specx.cli.console import Progress, notice, stdout, write
-from specx.cli.options import DraftOptions, ModelOptions, load_settings, with_options
+from specx.cli.options import DraftOptions, ModelOptions, with_options
 
 if TYPE_CHECKING:
     from specx.engine.certificate import Comparison
@@ -59,7 +59,7 @@ def verify(
     texts = PROMPTS if prompts is None else [_prompt(line) for line in read_text(prompts).splitlines()]
     if not any(text.strip() for text in texts):
         raise UsageError(f"{prompts} holds no prompts", "write one a line")
-    with open_session(load_settings(model, draft)) as session:
+    with open_session(model, draft) as session:
         identity = session.measure_identity()
         encoded = [_encode(session, text) for text in texts if text.strip()]
         drafters = [name for name in DRAFTERS if name != "none"]

@@ -69,7 +69,10 @@ class GrammarConstraint:
         """
         # llama.cpp ends the process on a token that the grammar does not allow.
         if not self.allowed(np.array([token], np.int32))[0]:
-            raise GrammarError(f"the grammar does not allow token {token} here")
+            raise GrammarError(
+                f"the grammar does not allow token {token} here",
+                "check that the grammar can be completed with the text so far",
+            )
         self._lib.llama_sampler_accept(self._sampler, token)
 
     def close(self) -> None:

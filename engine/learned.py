@@ -24,6 +24,7 @@ __all__ = ["Learned"]
 
 HISTORY_TOKENS = 1 << 16  # of earlier answers; an automaton over them is built in some 30 ms
 SEPARATOR = -1  # no match spans it
+NO_TOKENS: NDArray[np.int32] = np.empty(0, np.int32)
 
 
 class Learned:
@@ -42,7 +43,7 @@ class Learned:
         self._identity: Identity | None = None
         self._drafter: FreeDrafter | None = None
         self._calibration = Calibration()
-        self._history: NDArray[np.int32] = np.empty(0, np.int32)
+        self._history = self._added = NO_TOKENS  # of before, and since the store was read
         self._rows: dict[str, NDArray[Any]] | None = None
         self.forget()
 
@@ -58,8 +59,8 @@ class Learned:
 
     def save_staircase(self, staircase: Staircase) -> None:
         """Keep what was measured."""
-        if staircase.depths:
-            self._store.save_json("staircase", self._cost_key, {"steps": staircase.to_json()})
+        if steps := staircase.to_json():
+            self._store.save_json("staircase", self._cost_key, {"steps": steps})
 
     def load_identity(self) -> Identity | None:
         """Which batch shapes are bit-identical, if that was measured before."""
@@ -85,9 +86,10 @@ class Learned:
         drafter = FreeDrafter(vocab_size, self._calibration, sources)
         if len(self._history) and not -1 <= self._history.min() <= self._history.max() < vocab_size:
             self._store.set_aside("history", self._model_key)
-            self._history = self._history[:0]
-        if len(self._history):
-            drafter.preload(self._history)
+            self._history = NO_TOKENS
+        known = _latest(self._history, self._added)
+        if len(known):
+            drafter.preload(known)
         if self._rows is not None:
             try:
                 drafter.restore(self._rows)
@@ -101,21 +103,22 @@ class Learned:
         """An answer is finished: later conversations may draft from it."""
         if not tokens:
             return
-        added = np.array([*tokens, SEPARATOR], np.int32)
-        self._history = np.concatenate((self._history, added))[-HISTORY_TOKENS:]
+        self._added = _latest(self._added, np.array([*tokens, SEPARATOR], np.int32))
 
     def forget(self) -> None:
         """Drop everything learned since the store was read."""
         self._drafter = None
         self._calibration = self._load_calibration()
-        self._history = self._load_history()
+        self._history, self._added = self._load_history(), NO_TOKENS
         self._rows = self._store.load_arrays("recycle", self._model_key)
 
     def save(self) -> None:
         """Keep calibrations, earlier answers and recycled continuations."""
         self._store.save_arrays("calibration", self._model_key, self._calibration.to_arrays())
-        if len(self._history):
-            self._store.save_arrays("history", self._model_key, {"tokens": self._history})
+        if len(self._added):
+            with self._store.locked():  # another process may have added answers meanwhile
+                self._history, self._added = _latest(self._load_history(), self._added), NO_TOKENS
+                self._store.save_arrays("history", self._model_key, {"tokens": self._history})
         self._harvest()
         if self._rows is not None:
             self._store.save_arrays("recycle", self._model_key, self._rows)
@@ -138,12 +141,16 @@ class Learned:
         return Calibration()
 
     def _load_history(self) -> NDArray[np.int32]:
-        nothing = np.empty(0, np.int32)
         arrays = self._store.load_arrays("history", self._model_key)
         if arrays is None:
-            return nothing
+            return NO_TOKENS
         tokens = arrays.get("tokens")
         if tokens is None or tokens.ndim != 1 or tokens.dtype != np.int32:
             self._store.set_aside("history", self._model_key)
-            return nothing
+            return NO_TOKENS
         return tokens[-HISTORY_TOKENS:]
+
+
+def _latest(before: NDArray[np.int32], after: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The last `HISTORY_TOKENS` of two stretches of tokens."""
+    return np.concatenate((before, after))[-HISTORY_TOKENS:]

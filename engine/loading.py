@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 from specx.backends import libllama
 from specx.backends.errors import ModelError
+from specx.backends.ggml_device import Kernels
 from specx.backends.gguf_file import GGUFInfo, read_gguf
-from specx.backends.llama import LlamaBackend
+from specx.backends.llama import LlamaBackend, decode_threads
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, cache_dir
+from specx.engine.kernel_choice import choose_kernels
 from specx.engine.learned import Learned
 
 if TYPE_CHECKING:
     from specx.engine.session import Session
 
-__all__ = ["open_session"]
+__all__ = ["loader", "open_session"]
 
 REBUILD_HINT = (
     "this llama.cpp was compiled with AMX code that crashes here, so its slower kernels are used; rebuild: "
@@ -41,18 +43,38 @@ def open_session(
         ModelError: it cannot be loaded; what can be said from the file itself is said first.
     """
     info = read_gguf(settings.model)
-    _load_library()
     store = Store(cache_dir() if settings.store else None, notice)
-    backend = LlamaBackend(settings, progress=progress, repack=_repack(settings, store, notice))
-    learned = Learned(store, model_key=info.fingerprint, cost_key=_cost_key(info, settings, backend))
+    load = loader(settings, store, progress, notice)
+    key = _machine_key(info, settings)
+    chosen = choose_kernels(settings.kernels, load, store, key, notice)
     return kind(
-        backend,
+        chosen.backend,
         settings,
-        learned,
+        Learned(store, model_key=info.fingerprint, cost_key=f"{key}-{chosen.kernels.name}"),
         name=_name(info),
         chat_template=info.chat_template,
         notice=notice,
     )
+
+
+def loader(
+    settings: LoadSettings,
+    store: Store,
+    progress: Callable[[float], None] | None,
+    notice: Callable[[str], None],
+) -> Callable[[Kernels], LlamaBackend]:
+    """What loads the model of `settings` on given kernels.
+
+    Raises:
+        ModelError: llama.cpp itself cannot be loaded.
+    """
+    _load_library()
+    repack = _repack(settings, store, notice)
+
+    def load(kernels: Kernels) -> LlamaBackend:
+        return LlamaBackend(settings, progress=progress, kernels=kernels, repack=repack)
+
+    return load
 
 
 def _load_library() -> None:
@@ -85,15 +107,15 @@ def _repack(settings: LoadSettings, store: Store, notice: Callable[[str], None])
     return works is not False
 
 
-def _cost_key(info: GGUFInfo, settings: LoadSettings, backend: LlamaBackend) -> str:
-    """Everything the time of a step depends on but the context."""
+def _machine_key(info: GGUFInfo, settings: LoadSettings) -> str:
+    """Everything the time of a step depends on but the context and the kernels."""
     return "-".join(
         (
             info.fingerprint,
             libllama.build_fingerprint(),
-            f"t{backend.n_threads}",
-            f"b{backend.n_threads_batch}",
-            f"u{backend.n_ubatch}",
+            f"t{decode_threads(settings)}",
+            f"b{settings.threads_batch or decode_threads(settings)}",
+            f"u{settings.n_ubatch}",
             f"g{settings.n_gpu_layers}",
             f"{settings.type_k}{settings.type_v}",
             f"fa{settings.flash_attn}",

@@ -193,7 +193,7 @@ class Session:
         """
         pointer = getattr(self.vocab, "pointer", None)
         if pointer is None:
-            raise GrammarError("this backend has no grammars")
+            raise GrammarError("this backend has no grammars", "leave the grammar out")
         from specx.engine.grammar import GrammarConstraint
 
         return GrammarConstraint(pointer, text)
@@ -207,6 +207,7 @@ class Session:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         constraint: Constraint | None = None,
+        keep: int = 0,
         progress: Progress | None = None,
         evidence: bool = False,
     ) -> Generation:
@@ -219,6 +220,7 @@ class Session:
             stop: strings that end the answer and are not part of it.
             ignore_eos: go on past the end of generation.
             constraint: what the text must match.
+            keep: tokens of the prompt that stay when the context shifts, at least BOS; negative means all.
             progress: told how much of the prompt has been read.
             evidence: record why each token was chosen.
 
@@ -243,6 +245,7 @@ class Session:
             stop=stop,
             ignore_eos=ignore_eos,
             constraint=constraint,
+            keep=keep,
             progress=progress,
             evidence=evidence,
         )
@@ -272,18 +275,25 @@ class Session:
         self.cached = []
         self.current = None
 
-    def measure_staircase(self) -> None:
-        """Time the steps at the present depth, if there is a choice and it was never done near it."""
+    def measure_staircase(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Time the steps at the present depth, if there is a choice and it was never done near it.
+
+        Nothing is known of them if `stopped` says so meanwhile.
+        """
+        staircase = self.staircase
         choosing = self.drafter_name != "none" or self.plan.widths is not None
-        if self.plain_reason or not choosing or not self.staircase.needs_measuring(self.backend.length):
+        if self.plain_reason or not choosing or not staircase.needs_measuring(self.backend.length):
             return
-        if self.staircase.depths or self.backend.length:
-            self.staircase.measure(self.backend)
-            return
-        seconds = self.staircase.measure_first(self.backend)
-        if self.staircase.depths:
-            text = describe(self.staircase)
+        first, disturbed = not staircase.depths, staircase.disturbed
+        measure = staircase.measure if self.backend.length or not first else staircase.measure_first
+        seconds = measure(self.backend, stopped=stopped)
+        if first and staircase.depths:
+            text = describe(staircase)
             self.notice(f"measured this model on this machine in {seconds:.1f} s: {text}")
+        if staircase.disturbed and not disturbed:
+            self.notice(
+                "something else kept the machine busy meanwhile: this will be measured again next time"
+            )
 
     def close(self) -> None:
         """Keep what was learned, and give the memory back."""
@@ -338,6 +348,7 @@ class Generation:
         stop: Sequence[str],
         ignore_eos: bool,
         constraint: Constraint | None,
+        keep: int,
         progress: Progress | None,
         evidence: bool,
     ) -> None:
@@ -348,6 +359,8 @@ class Generation:
         self.result = Result(seed=sampling.seed)
         self._limit = n_predict if n_predict >= 0 else None
         self._stops = frozenset[int]() if ignore_eos else session.vocab.eog
+        begins = prompt[:1] == [getattr(session.vocab, "bos", None)]
+        self._keep = max(len(prompt) if keep < 0 else min(keep, len(prompt)), int(begins))
         self._progress = progress
         self._sampler = Sampler(sampling, session.vocab.size, constraint, margins=evidence)
         self._decoder = StreamDecoder()
@@ -358,6 +371,9 @@ class Generation:
     def cancel(self) -> None:
         """Finish after the present step. Safe to call from a signal handler."""
         self._cancelled = True
+
+    def _is_cancelled(self) -> bool:
+        return self._cancelled
 
     def __iter__(self) -> Iterator[Chunk]:
         if self._limit == 0:
@@ -392,7 +408,9 @@ class Generation:
         kept = backend.reusable(common)
         backend.rewind(kept)
         session.cached = prompt[:kept]
-        session.measure_staircase()
+        session.measure_staircase(self._is_cancelled)
+        if self._cancelled:
+            return
         start = time.perf_counter()
         session.drafter.begin(prompt, seed=self.result.seed, temperature=self.sampling.temperature)
         new = prompt[kept:-1]
@@ -404,7 +422,7 @@ class Generation:
         timings.prompt_n = len(new) + 1
         timings.prompt_ms = (time.perf_counter() - start) * 1e3
         timings.prompt_per_second = timings.prompt_n / max(timings.prompt_ms, 1e-3) * 1e3
-        session.measure_staircase()
+        session.measure_staircase(self._is_cancelled)
         session.plan.begin()
         self._sampler.begin(prompt)
 
@@ -424,15 +442,14 @@ class Generation:
         """Whether there is room for another step, after shifting the context if that is wanted."""
         session = self.session
         backend = session.backend
-        session.measure_staircase()
+        session.measure_staircase(self._is_cancelled)
         if backend.length + session.plan.narrowest <= backend.n_ctx:
             return True
-        if not session.settings.context_shift:
+        discard = max(backend.length - self._keep, 0) // 2
+        if not session.settings.context_shift or discard < session.plan.narrowest:
             return False
-        keep = 1 if session.cached[:1] == [getattr(session.vocab, "bos", None)] else 0
-        discard = (backend.length - keep) // 2
-        backend.shift(keep, discard)
-        session.cached = session.cached[:keep] + [FORGOTTEN] * (backend.length - keep)
+        backend.shift(self._keep, discard)
+        session.cached = session.cached[: self._keep] + [FORGOTTEN] * (backend.length - self._keep)
         return True
 
     def _take(self, step: Step) -> tuple[Chunk, bool]:

@@ -6,13 +6,19 @@ few depths: in the empty context and a little deeper at first use, then whenever
 *mark*, on the spot, by computing guesses that are then forgotten. Between measured depths it is
 interpolated, and every real step corrects the depths on both sides of it. Corrections fade: a width that was
 dear while something else kept the machine busy is tried again some time later.
+
+Whatever else the machine does only ever adds time. So of repeated measurements the least counts, and one
+whose repetitions disagree is used but not kept. A step that is far off counts for nothing until it has
+happened several times in a row: then it is the memory that is wrong, and it is moved at once. Single tokens,
+which are taken all the time, speak for every width, so that one nobody tries, because it is remembered as
+too dear, becomes cheaper with them; other widths speak for themselves.
 """
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +26,17 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Backend
 
-__all__ = ["MARKS", "Staircase"]
+__all__ = ["MARKS", "UNSETTLED", "Staircase", "unsettled"]
 
 # Depths in tokens. llama.cpp's attention takes another path from 512 padded cells (256 tokens) on.
 MARKS = (0, 272, 1024, 4096, 16384, 65536)
 WIDTHS = (1, 2, 4, 8, 16, 64, 3, 6, 5, 7, 12, 10, 24, 32)  # most informative first
 DEEPER_WIDTHS = (1, 2, 64, 4, 8, 16)  # at later depths, where the shape is known from the one before
 INTERPOLATED = 32  # beyond, attention in tiles makes wider steps cheaper again: only measured widths are used
-REPEATS = 2  # of each width, the smaller time counts: noise only ever adds
+AGREE = 1.3  # repetitions agree if half of them are at most this many times the least
+ODD = 2.0  # a width is implausible if other ways to compute as many tokens are this many times cheaper
+RETRIES = 3  # rounds over the widths whose repetitions disagree, or that are implausible
+UNSETTLED = 0.25  # a larger share of such widths means that something else kept the machine busy
 FIRST_DEPTH = 288  # tokens; where the growth with depth is measured at first use
 BUDGET_S = 1.6  # for the first depth; a 1B model on two cores gets through most widths in that time
 DEEPER_BUDGET_S = 0.8
@@ -35,9 +44,16 @@ STEP_RATE = 0.15  # weight of one real step in the running estimate of its width
 REGIME_RATE = 0.1  # weight of one real step in the estimate of the machine's present speed
 SPEED_LEAK = 0.003  # per step: what one width says of all others is forgotten, so that they are tried again
 FADE = 0.001  # per step: what was learned of a width is forgotten, too, unless the width is seen again
-CLIP = 3.0  # a step this many times off is counted as only this much off: a hiccup, not a trend
+CLIP = 2.0  # a step more than this many times off is a hiccup
+SURE = 3  # unless it was as many in a row
 
 Steps = dict[int, float]
+Clock = Callable[[], float]
+Stopped = Callable[[], bool]
+
+
+def _never() -> bool:
+    return False
 
 
 class Staircase:
@@ -54,6 +70,15 @@ class Staircase:
         self._measured: dict[int, NDArray[np.float64]] = {}  # (max_width + 1,) at each of the depths
         self._filled: dict[int, NDArray[np.float64]] = {}  # the same, corrected by real steps
         self._sorted: list[int] = []
+        self._disturbed: set[int] = set()  # depths
+        self._off: dict[int, list[float]] = {}  # by width, its latest steps if all were far off to one side
+        self._plain = max_width  # the narrowest width that steps have had
+        self._apart: set[int] = set()  # widths that turned out far off since single tokens last did
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else kept the machine busy when a depth was measured; it is not kept."""
+        return bool(self._disturbed)
 
     @property
     def depths(self) -> list[int]:
@@ -84,31 +109,38 @@ class Staircase:
         costs[INTERPOLATED + 1 : -1] = np.inf
         return costs
 
-    def measure_first(self, backend: Backend, *, clock: Callable[[], float] = time.perf_counter) -> float:
+    def measure_first(
+        self, backend: Backend, *, clock: Clock = time.perf_counter, stopped: Stopped = _never
+    ) -> float:
         """Time the widths in an empty backend and, if the context is long enough, at `FIRST_DEPTH`.
 
-        Returns the seconds it took. The backend is empty afterwards.
+        Returns the seconds it took. The backend is empty afterwards. Nothing is known if it was stopped.
         """
         start = clock()
-        self.measure(backend, clock=clock)
-        if backend.n_ctx >= FIRST_DEPTH + max(DEEPER_WIDTHS):
+        self.measure(backend, clock=clock, stopped=stopped)
+        if backend.n_ctx >= FIRST_DEPTH + max(DEEPER_WIDTHS) and not stopped():
             backend.prefill([0] * FIRST_DEPTH)
-            self.measure(backend, clock=clock)
+            self.measure(backend, clock=clock, stopped=stopped)
             backend.rewind(0)
+        if self._disturbed:
+            self._disturbed.update(self._depths)
+        if stopped():
+            self.load_json({})
         return clock() - start
 
     def measure(
         self,
         backend: Backend,
         *,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Clock = time.perf_counter,
         budget_s: float | None = None,
+        stopped: Stopped = _never,
     ) -> float:
         """Time the widths at the backend's present length; returns the seconds it took.
 
         Widths are taken in the order of what they tell, until the budget is spent; at least 1 and 2 are.
         The committed sequence is as before afterwards. Near the end of the context not every width fits:
-        nothing is measured then.
+        nothing is measured then. Nor is anything known if `stopped` says so, asked before each call.
         """
         start = clock()
         length = backend.length
@@ -118,39 +150,109 @@ class Staircase:
         if max(widths) > backend.n_ctx - length:
             return 0.0
         expected = self.costs(length)
+        times: dict[int, list[float]] = {}
         steps: Steps = {}
-        for repeat in range(REPEATS):
-            for n in widths:
-                spent = clock() - start
-                guess = _guess(steps, n) if first else float(expected[n])
-                if (n > 2 or repeat > 0) and spent + guess / 1e3 > budget:
-                    continue
-                took = _time(backend, n, clock, warm_up=not steps)
-                steps[n] = min(took, steps.get(n, took))
+        for i, n in enumerate(_order(widths, times)):
+            guess = _guess(steps, n) if first else float(expected[n])
+            if i > 2 and clock() - start + guess / 1e3 > budget:
+                continue
+            if stopped():
+                break
+            times.setdefault(n, []).append(_time(backend, n, clock, warm_up=not steps))
+            steps[n] = min(times[n])
+        if stopped():
+            return clock() - start
+        if len(unsettled(times)) > UNSETTLED * len(times):
+            self._disturbed.add(length)
         self._depths[length] = steps
         self._fill_all()
-        self._speed = 1.0
+        self._restart()
         return clock() - start
 
     def observe(self, n: int, length: int, ms: float) -> None:
         """A real step of `n` tokens at `length` took `ms` milliseconds."""
         if not self._depths:
             return
-        (low, below), (high, above) = self._weights(length)
-        expected = (self._filled[low].item(n) * below + self._filled[high].item(n) * above) * self._speed
-        ratio = min(max(ms / expected, 1 / CLIP), CLIP)
-        for depth, weight in ((low, below), (high, above)):
+        self._plain = min(self._plain, n)
+        expected = self._expected(n, length)
+        ratio = max(ms, 1e-6) / expected
+        for depth, weight in self._weights(length):
             if weight > 0:
-                filled = self._filled[depth]
-                filled *= (self._measured[depth] / filled) ** FADE
-                filled[n] *= ratio ** (STEP_RATE * min(weight, 1.0))
-        self._speed = (self._speed * ratio**REGIME_RATE) ** (1 - SPEED_LEAK)
+                self._filled[depth] *= (self._measured[depth] / self._filled[depth]) ** FADE
+        if 1 / CLIP <= ratio <= CLIP:
+            self._off.pop(n, None)
+            for depth, weight in self._weights(length):
+                self._filled[depth][n] *= ratio ** (STEP_RATE * min(weight, 1.0))
+            self._speed *= ratio**REGIME_RATE
+        else:
+            off = [r for r in self._off.get(n, []) if (r > 1) == (ratio > 1)] + [ratio]
+            self._off[n] = off
+            if len(off) >= SURE:
+                least = min(off) if ratio > 1 else max(off)
+                self._move(n, length, least * expected)
+        self._speed **= 1 - SPEED_LEAK
+
+    def _expected(self, n: int, length: int) -> float:
+        """Milliseconds that a step is expected to take at present."""
+        (low, below), (high, above) = self._weights(length)
+        return (self._filled[low].item(n) * below + self._filled[high].item(n) * above) * self._speed
+
+    def _move(self, n: int, length: int, ms: float) -> None:
+        """Steps of width `n` surely take `ms` milliseconds at `length`, which is far from what was known."""
+        factor = ms / self._expected(n, length)
+        if n != self._plain:
+            self._off.pop(n)
+            self._apart.add(n)
+            for depth, weight in self._weights(length):
+                if weight > 0:
+                    self._filled[depth][n] *= factor
+            return
+        apart = list(self._apart)
+        if factor > 1:  # the machine is slower, for now
+            self._speed *= factor
+            for filled in self._filled.values():
+                filled[apart] /= factor
+        else:
+            self._forget_dearness(n, apart)
+            factor = ms / self._expected(n, length)
+            if factor < 1 / CLIP:  # the machine cannot be too fast: it was not at its best when measured
+                self._scale(factor, apart)
+        self._restart(self._speed)
+
+    def _forget_dearness(self, n: int, apart: list[int]) -> None:
+        """Width `n` goes back to its measured time, and others to theirs where they were thought dearer."""
+        for depth, filled in self._filled.items():
+            present = filled[apart] * self._speed
+            np.minimum(filled, self._measured[depth], out=filled)
+            filled[n] = self._measured[depth][n]
+            filled[apart] = present
+        self._speed = 1.0
+
+    def _scale(self, factor: float, apart: list[int]) -> None:
+        """Multiply what was measured, and the present times of all widths but those in `apart`."""
+        for depth, filled in self._filled.items():
+            present = filled[apart]
+            np.multiply(filled, factor, out=filled)
+            filled[apart] = present
+            self._measured[depth] *= factor
+            self._depths[depth] = {width: ms * factor for width, ms in self._depths[depth].items()}
+
+    def _restart(self, speed: float = 1.0) -> None:
+        """Nothing is pending about how far off anything might be."""
+        self._speed = speed
+        self._off.clear()
+        self._apart.clear()
 
     def to_json(self) -> dict[str, Any]:
-        """A plain value for the store: the measured times, moved half of the way to what they are now."""
+        """A plain value for the store: the measured times, moved half of the way to what they are now.
+
+        Depths whose measurement was disturbed are left out, and a width that is far dearer now, as on a busy
+        machine, counts as little dearer.
+        """
         return {
-            str(depth): {str(n): ms * self._change(depth, n) ** 0.5 for n, ms in steps.items()}
+            str(depth): {str(n): ms * min(self._change(depth, n), CLIP) ** 0.5 for n, ms in steps.items()}
             for depth, steps in self._depths.items()
+            if depth not in self._disturbed
         }
 
     def _change(self, depth: int, n: int) -> float:
@@ -172,7 +274,9 @@ class Staircase:
         self._depths = depths
         self._measured.clear()
         self._filled.clear()
+        self._disturbed.clear()
         self._fill_all()
+        self._restart()
 
     def _weights(self, length: int) -> tuple[tuple[int, float], tuple[int, float]]:
         """The two measured depths that speak for `length`, and how much each does."""
@@ -215,7 +319,32 @@ class Staircase:
         return np.where(widths > known[-1], beyond, np.interp(widths, known, values))
 
 
-def _time(backend: Backend, n: int, clock: Callable[[], float], *, warm_up: bool) -> float:
+def _order(widths: list[int], times: Mapping[int, Sequence[float]]) -> Iterator[int]:
+    """Which width is timed next: all of them twice, the narrowest more often, then those that do not settle.
+
+    Args:
+        widths: the most informative first.
+        times: what has been measured so far, as it grows.
+    """
+    yield from [*widths[:2] * 3, *widths[2:] * 2]
+    for _ in range(RETRIES):
+        yield from unsettled(times)
+
+
+def unsettled(times: Mapping[int, Sequence[float]]) -> list[int]:
+    """Widths of which half of the times are not close to the least, or are dearer than they can be."""
+    least = {n: min(taken) for n, taken in times.items()}
+    single = min((least[n] / n for n in (1, 2) if n in least), default=np.inf)
+    found = []
+    for n, taken in times.items():
+        wider = min((ms for m, ms in least.items() if n < m <= INTERPOLATED), default=np.inf)
+        median = sorted(taken)[len(taken) // 2]
+        if median > AGREE * least[n] or least[n] > ODD * min(n * single, wider):
+            found.append(n)
+    return found
+
+
+def _time(backend: Backend, n: int, clock: Clock, *, warm_up: bool) -> float:
     tokens = np.zeros(n, np.int32)
     parents = np.arange(-1, n - 1, dtype=np.int32)
     length = backend.length

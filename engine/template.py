@@ -141,6 +141,19 @@ class ChatTemplate:
         written = bool(self._bos) and text.startswith(self._bos)
         return tokenize(text, add_special=not written, parse_special=True)
 
+    def opening_length(self, messages: Sequence[Message], tokenize: Tokenize) -> int:
+        """How many tokens of a prompt come before the words of the conversation: the system message, for one.
+
+        Raises:
+            TemplateError: the template fails or refuses such messages.
+        """
+        system = [message for message in messages[:1] if message["role"] == "system"]
+        a, b = (
+            self.tokenize(self.render([*system, {"role": "user", "content": words}]), tokenize)
+            for words in ("?", "!")
+        )
+        return next(i for i, (one, other) in enumerate(zip([*a, -1], [*b, -2], strict=False)) if one != other)
+
     def _render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         names = {
             "messages": [dict(message) for message in messages],
@@ -159,7 +172,8 @@ class ChatTemplate:
                     raise jinja2.exceptions.SecurityError("the text it writes is too long")
         except _Refused as error:
             raise TemplateError(
-                f"the model's chat template refuses this conversation: {error.message}"
+                f"the model's chat template refuses this conversation: {error.message}",
+                "begin with a user message, and take turns with the assistant",
             ) from error
         except Exception as error:  # a template is foreign code: anything can come out of it
             raise _failure("fails", error) from error

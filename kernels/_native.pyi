@@ -161,3 +161,10 @@ def best_prefix(
     Raises:
         ValueError: no width has a finite cost, or the arrays are no draft.
     """
+
+def read_bandwidth(bytes: int, threads: int, repeats: int) -> float:
+    """Bytes per second that `threads` threads read from fresh memory of `bytes` bytes; the best of `repeats`.
+
+    Raises:
+        ValueError: no thread, no repeat, or less than a megabyte.
+    """

@@ -258,6 +258,7 @@ def test_a_session_reads_again_what_the_window_has_lost(tiny):
         backend = tiny("sliding", copy=copy, n_ctx=2048)
         made = Session(backend, replace(settings, model=tiny_path), learned, name="tiny")
         made.staircase.load_json({"0": {str(n): 10 + n / 10 for n in range(1, 33)}})
+        made.staircase.observe = lambda *_step: None  # what a step really takes must not decide a test
         return made
 
     def answer(session, prompt):

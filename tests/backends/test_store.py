@@ -70,6 +70,15 @@ def test_no_store_keeps_nothing(tmp_path, monkeypatch, notices):
     assert (store.entries(), store.clear(), notices, list(tmp_path.iterdir())) == ([], 0, [], [])
 
 
+@pytest.mark.parametrize(("given", "meant"), [("~", "."), ("~/.specx", ".specx")])
+def test_a_home_directory_may_be_abbreviated(monkeypatch, tmp_path, given, meant):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SPECX_CACHE", given)
+    assert cache_dir() == tmp_path / meant
+    monkeypatch.setenv("SPECX_CACHE", "~nobody-of-that-name/x")
+    assert not cache_dir().is_absolute()  # there is nothing better to do than to take it as it stands
+
+
 def test_the_environment_says_where(monkeypatch, tmp_path):
     monkeypatch.setenv("SPECX_CACHE", str(tmp_path / "here"))
     assert cache_dir() == tmp_path / "here"
@@ -283,6 +292,34 @@ def test_clear(store, notices):
     assert store.clear() == len(KINDS) - 1  # what was set aside included: it may hold what the user typed
     assert [path for path in store.root.rglob("*") if path.is_file()] == []
     assert store.load_json("build", "k") is None
+
+
+def test_damaged_entries_are_known_as_such_and_can_be_removed_alone(store):
+    fill(store, "a.b")
+    for entry in store.entries():
+        entry.path.write_bytes(b"{")
+    assert (store.load_json("staircase", "a.b"), store.load_arrays("history", "a.b")) == (None, None)
+    fill(store, "a.b")
+    assert {(e.kind, e.key, e.damaged) for e in store.entries()} == {
+        (kind, "a.b", damaged) for kind in ("staircase", "history") for damaged in (False, True)
+    }
+    assert store.clear(only_damaged=True) == 2
+    assert [e.damaged for e in store.entries()] == [False, False]
+
+
+def test_a_lock_is_waited_for_but_not_for_ever(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "LOCK_S", 0.05)
+    with store.locked():
+        entered = []
+        with Store(store.root).locked():  # the other one never lets go
+            entered.append(1)
+        assert entered
+    for place in (None, tmp_path / "file" / "below"):
+        (tmp_path / "file").write_text("")
+        with Store(place).locked():  # where there can be no lock
+            entered.append(1)
+    assert len(entered) == 3
+    assert store.clear() == 0
 
 
 def test_clear_goes_on_past_what_cannot_be_removed(store, notices, monkeypatch):

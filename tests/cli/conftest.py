@@ -45,7 +45,7 @@ class Runner:
         self.session = fake_specx.Session()
         self.settings = []
 
-    def open(self, settings, *, quiet=False):
+    def load(self, settings, *, quiet=False):
         self.settings.append(settings)
         self.session.drafter_name = settings.drafter
         return self.session
@@ -80,8 +80,7 @@ def model(tmp_path):
 @pytest.fixture
 def specx(capfd, monkeypatch, model):
     runner = Runner(capfd, monkeypatch, model)
-    monkeypatch.setattr("specx.cli.complete.open_session", runner.open)
-    monkeypatch.setattr("specx.cli.chat.open_session", runner.open)
+    monkeypatch.setattr("specx.cli.generation._load", runner.load)
     return runner
 
 

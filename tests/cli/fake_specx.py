@@ -30,7 +30,7 @@ class Timings:
     prompt_ms: float = 1.0
     prompt_per_second: float = 1000.0
     predicted_n: int = 0
-    predicted_ms: float = 10.0
+    predicted_ms: float = 0.0
     predicted_per_second: float = 100.0
     draft_n: int = 0
     draft_n_accepted: int = 0
@@ -76,6 +76,7 @@ class Generation:
             self.result.tokens.append(number)
             timings = self.result.timings
             timings.predicted_n += 1
+            timings.predicted_ms += 10.0
             timings.steps += 1
             timings.draft_n += 3
             timings.draft_n_accepted += 1

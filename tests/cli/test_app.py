@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -54,7 +55,8 @@ def test_help_imports_nothing_heavy():
         (("complete", "--tmep", "1"), "no such option: --tmep", "did you mean --temp"),
         (("complete", "--temp", "hot"), "invalid value for '--temp'", "see `specx complete --help`"),
         (("complete", "--temp"), "option '--temp' requires an argument", "see `specx --help`"),
-        (("complete", "a", "b"), "got unexpected extra argument", "see `specx complete --help`"),
+        (("complete", "a", "b"), "got unexpected extra argument", "a prompt goes after -p"),
+        (("show", "a", "b"), "got unexpected extra argument", "see `specx show --help`"),
     ],
 )
 def test_wrong_usage_looks_like_every_other_error(specx, arguments, message, hint):
@@ -185,3 +187,25 @@ def test_a_table_of_a_command_that_nobody_reads(tmp_path):
             env={**os.environ, "SPECX_CACHE": str(tmp_path)},
         )
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_the_cache_is_shown_and_cleared(specx, tmp_path):
+    for kind, name in (("staircase", "abc-t2.json"), ("history", "abc.npz.damaged")):
+        path = tmp_path / "cache" / kind / name
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+    shown = specx("cache", "show")
+    rows = [line.split() for line in shown.out.splitlines()[2:]]
+    assert {(row[0], *row[4:]) for row in rows} == {
+        ("staircase", "abc-t2"),
+        ("history", "damaged", "abc"),
+    }
+    assert "`specx cache clear damaged` removes them" in shown.err
+    entries = json.loads(specx("cache", "show", "--json").out)["entries"]
+    assert sorted((e["key"], e["damaged"]) for e in entries) == [("abc", True), ("abc-t2", False)]
+    assert specx("cache", "clear", "damaged").err.startswith("removed 1 entry from ")
+    assert specx("cache", "show").err == ""
+    wrong = specx("cache", "clear", "everything")
+    assert wrong.code == 2 and "staircase, damaged" in wrong.err
+    assert specx("cache", "clear").err.startswith("removed 1 entry from ")
+    assert specx("cache", "show").out == f"nothing is kept in {tmp_path / 'cache'}\n"

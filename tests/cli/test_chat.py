@@ -11,8 +11,10 @@ import pytest
 
 from specx.backends.errors import RollbackError
 from specx.cli.chat import Chat, Conversation
+from specx.cli.generation import Request
 from specx.cli.lines import history_file, is_open, unwrap
 from specx.cli.markdown import finished
+from specx.cli.options import GenerationOptions
 from specx.engine.settings import SamplingSettings
 
 TEXT = "Hello wörld, how are you?"
@@ -157,6 +159,30 @@ def test_with_context_shift_the_oldest_exchanges_go_and_are_saved(specx, tmp_pat
     assert [m["content"] for m in kept if m["role"] == "user"] == ["one", "two", "three", "four"]
 
 
+TURN = len("<s>[user]?")  # the fake session has a token for each byte
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keep"),
+    [
+        ([], 0),
+        (["--context-shift"], TURN - 1),
+        (["--context-shift", "-sys", "Be brief"], TURN - 1 + len("[system]Be brief")),
+        (["--context-shift", "-sys", "Be brief", "--keep", "3"], 3),
+        (["--context-shift", "--keep", "-1"], -1),
+    ],
+    ids=str,
+)
+def test_an_answer_that_fills_the_context_leaves_the_system_message_in_view(specx, arguments, keep):
+    chat(specx, "one\ntwo\n", *arguments)
+    assert [request["keep"] for request in specx.session.requests] == [keep, keep]
+
+
+def test_a_user_that_is_not_there_is_no_bug(specx):
+    outcome = chat(specx, "hello\n/load ~nobody-of-that-name/talk.json\n")
+    assert "error: cannot read ~nobody-of-that-name/talk.json" in outcome.err
+
+
 def test_a_message_that_never_fits_leaves_the_rest_alone(specx):
     specx.session.n_ctx = 100
     outcome = chat(specx, f"one\n{'long ' * 20}\ntwo\n/regenerate\n", "--context-shift")
@@ -246,7 +272,7 @@ def test_ctrl_c_in_a_terminal(terminal):
 
 
 def test_a_late_ctrl_c_does_not_end_the_chat(specx, monkeypatch):
-    talk = Chat(specx.session, SamplingSettings(), options=None)
+    talk = Chat(specx.session, Request(SamplingSettings(), GenerationOptions()))
     monkeypatch.setattr(talk, "take", lambda _text: os.kill(os.getpid(), signal.SIGINT))
     messages = iter(["one", "two", None])
     reader = SimpleNamespace(read=lambda: next(messages))

@@ -86,6 +86,14 @@ def test_without_a_template_chat_is_chatml_and_says_so(specx):
     assert specx.session.requests[0]["stop"] == ("<|im_end|>",)
 
 
+def test_what_a_context_shift_keeps(specx):
+    for arguments in ([], ["--chat"], ["-sys", "Be brief"], ["--chat", "--keep", "2"]):
+        assert specx("complete", specx.model, "-p", "hi", *arguments).code == 0
+    opening = len("<s>[user]")
+    kept = [request["keep"] for request in specx.session.requests]
+    assert kept == [0, opening, opening + len("[system]Be brief"), 2]
+
+
 def test_display_prompt(specx):
     assert specx("complete", specx.model, "-p", "Once: ", "--display-prompt").out == "Once: " + TEXT
 

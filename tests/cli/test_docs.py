@@ -11,6 +11,8 @@ import typer.main
 
 from specx.cli.chat import Chat
 from specx.cli.commands import app
+from specx.cli.generation import Request
+from specx.cli.options import GenerationOptions
 from specx.engine.session import Timings
 from specx.engine.settings import SamplingSettings
 
@@ -64,7 +66,7 @@ def test_the_variables_of_llama_cpp_are_those_that_are_read():
 
 
 def test_every_chat_command_is_mentioned(specx):
-    talk = Chat(specx.session, SamplingSettings(), options=None)
+    talk = Chat(specx.session, Request(SamplingSettings(), GenerationOptions()))
     named = {text.split()[0] for quoted in QUOTED for text in quoted.split(",") if text.startswith("/")}
     assert set(talk.commands) <= named
 

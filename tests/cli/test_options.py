@@ -186,6 +186,20 @@ def test_a_named_model_beats_one_of_the_environment_or_the_file(specx, monkeypat
     assert str(specx.settings[-1].model) == specx.model
 
 
+def test_a_home_directory_may_be_abbreviated(specx, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("prompt.txt", "root.gbnf"):
+        (tmp_path / name).write_text(f"root {name}")
+    monkeypatch.setenv("SPECX_GRAMMAR_FILE", "~/root.gbnf")
+    config = tmp_path / "other.toml"
+    config.write_text('file = "~/prompt.txt"\n')
+    monkeypatch.setenv("SPECX_CONFIG", "~/other.toml")
+    assert specx("complete", specx.model, "--output=~/answer.txt").code == 0
+    assert specx.session.prompts == ["<s>root prompt.txt"]
+    assert specx.session.requests[0]["constraint"] == "root root.gbnf"
+    assert (tmp_path / "answer.txt").exists()
+
+
 def test_a_table_is_for_one_command(specx, tmp_path):
     (tmp_path / "config.toml").write_text("[chat]\ntemp = 0.1\n[complete]\njson = true\nlogit-bias = '1+2'\n")
     outcome = specx("complete", specx.model, "-p", "x")

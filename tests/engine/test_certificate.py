@@ -146,6 +146,7 @@ def session_of(backend):
         backend, LoadSettings(Path("scripted.gguf"), drafter="suffix"), learned, name="scripted"
     )
     session.staircase.load_json({"0": {str(n): 10.0 + n / 100 for n in range(1, 65)}})
+    session.staircase.observe = lambda *_step: None  # what a step really takes must not decide a test
     return session
 
 

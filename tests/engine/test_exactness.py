@@ -38,6 +38,7 @@ def opened(model, **options):
     session = Session.open(LoadSettings(model, **settings))
     # Drafts are worth their while up to a point, on any machine.
     session.staircase.load_json({"0": {str(n): 10.0 + n for n in range(1, session.backend.max_width + 1)}})
+    session.staircase.observe = lambda *_step: None  # what a step really takes must not decide a test
     return session
 
 

@@ -80,9 +80,26 @@ def test_another_root(vocab):
     ],
 )
 def test_what_is_wrong_with_a_grammar_is_said(vocab, text, reason, capfd):
-    with pytest.raises(GrammarError, match=reason):
+    with pytest.raises(GrammarError, match=reason) as refused:
         GrammarConstraint(vocab, text)
+    assert refused.value.hint
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason", "hint"),
+    [
+        ('{"type":', "not valid JSON", "for example"),
+        ("[]", "not a JSON object", "for example"),
+        ('{"type": "telepathy"}', "telepathy", "use type"),
+        ('{"$ref": "https://nowhere/x"}', r"remote schemas is not allowed$", "within the schema"),
+        ('{"$ref": "#/nowhere"}', "nowhere", "within the schema"),
+    ],
+)
+def test_what_is_wrong_with_a_schema_is_said(schema, reason, hint):
+    with pytest.raises(GrammarError, match=reason) as refused:
+        grammar_of_schema(schema)
+    assert hint in refused.value.hint
 
 
 def test_sampling_json_of_a_schema(vocab):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -32,6 +34,12 @@ SETTINGS = {
 FLAT = {"0": {str(n): 10.0 + n / 100 for n in range(1, 65)}}
 
 
+@pytest.fixture(autouse=True)
+def _quiet_machine(monkeypatch):
+    """Whatever else this machine does, a measurement counts as undisturbed."""
+    monkeypatch.setattr("specx.engine.staircase.unsettled", lambda _times: [])
+
+
 def session_of(root=None, notices=None, *, load=FLAT, drafter="auto", draft_max=None, shift=False, **options):
     backend = ScriptedBackend(**{"vocab_size": V, "script": SCRIPT, "peak": 0.9, **options})
     settings = LoadSettings(
@@ -46,6 +54,7 @@ def session_of(root=None, notices=None, *, load=FLAT, drafter="auto", draft_max=
     session = Session(backend, settings, learned, name="scripted", notice=notice)
     if load:
         session.staircase.load_json(load)
+        session.staircase.observe = lambda *_step: None  # what a step really takes must not decide a test
     return session
 
 
@@ -375,6 +384,27 @@ def test_a_shift_keeps_the_token_that_begins_a_sequence():
     assert session.cached[0] == 3
 
 
+@pytest.mark.parametrize(("keep", "kept"), [(0, 1), (1, 1), (12, 12), (-1, 21), (40, 21)])
+def test_a_shift_keeps_as_much_of_the_prompt_as_was_asked_for(keep, kept):
+    session = session_of(drafter="none", n_ctx=48, shift=True)
+    session.vocab.bos = 3
+    prompt = [3, *SCRIPT[:20]]
+    result = run(session, prompt=prompt, n_predict=100, ignore_eos=True, keep=keep)
+    assert len(result.tokens) == 100
+    assert list(session.backend.tokens[:kept]) == session.cached[:kept] == prompt[:kept]
+    assert session.cached[kept] == -1  # and nothing more
+    again = run(session, prompt=[*prompt[:kept], 9, 8, 7], n_predict=1)
+    assert again.timings.prompt_n == 3
+
+
+def test_a_context_that_is_nearly_all_kept_ends():
+    session = session_of(drafter="none", n_ctx=48, shift=True)
+    result = run(session, prompt=SCRIPT[:40], n_predict=1000, ignore_eos=True, keep=-1)
+    assert len(result.tokens) == 1000
+    result = run(session, prompt=[*SCRIPT[:40], *SCRIPT[:7]], n_predict=1000, ignore_eos=True, keep=-1)
+    assert (len(result.tokens), result.finish_reason) == (2, "context")
+
+
 def test_prompts_that_cannot_be_read():
     session = session_of(n_ctx=30)
     with pytest.raises(UsageError, match="empty"):
@@ -447,8 +477,56 @@ def test_measuring_happens_once_and_only_where_there_is_a_choice():
     assert "one token" in session.summary()
 
 
+def test_measuring_is_told_also_when_there_is_a_conversation_already():
+    notices = []
+    session = session_of(notices=notices, load=None, drafter="none")
+    first = run(session, n_predict=3)
+    session.set_drafter("auto")
+    run(session, prompt=[*PROMPT, *first.tokens, 5], n_predict=3)
+    assert session.staircase.depths == [len(PROMPT) + 2]
+    assert [notice[:8] for notice in notices] == ["measured"]
+
+
+def test_a_disturbed_measurement_is_told_and_not_kept(tmp_path, monkeypatch):
+    with session_of(tmp_path, load=FLAT):
+        pass
+    before = {path: path.read_bytes() for path in files(tmp_path)}
+    notices = []
+    with session_of(tmp_path, notices, load=None) as session:
+        session.staircase.load_json({})
+        monkeypatch.setattr("specx.engine.staircase.unsettled", list)
+        run(session, n_predict=3)
+        assert session.staircase.depths
+    assert len(notices) == 2
+    assert notices[1].startswith("something else kept the machine busy")
+    assert {path: before.get(path) for path in files(tmp_path) if path.parent.name == "staircase"} == {
+        path: data for path, data in before.items() if path.parent.name == "staircase"
+    }
+
+
+@pytest.mark.parametrize("calls", [1, 8, 40])
+def test_cancelling_ends_a_measurement_at_once(tmp_path, calls):
+    with session_of(tmp_path, load=None, step_costs={1: 0}) as session:
+        forward, seen = session.backend.forward, []
+
+        def counted(tokens, parents):
+            seen.append(len(tokens))
+            if len(seen) == calls:
+                generation.cancel()
+            return forward(tokens, parents)
+
+        session.backend.forward = counted
+        generation = session.generate(PROMPT, GREEDY, n_predict=60)
+        assert list(generation) == []
+        assert generation.result.finish_reason == "cancelled"
+        assert len(seen) <= calls + 1
+        assert (session.staircase.depths, session.backend.length) == ([], 0)
+        session.backend.forward = forward
+    assert [path for path in files(tmp_path) if path.parent.name == "staircase"] == []
+
+
 def files(root):
-    return sorted(path for path in root.rglob("*") if path.is_file())
+    return sorted(path for path in root.rglob("*") if path.is_file() and path.name != ".lock")
 
 
 def test_what_was_learned_is_there_next_time(tmp_path):
@@ -472,6 +550,55 @@ def test_what_was_learned_is_there_next_time(tmp_path):
     assert len(notices) == before  # nothing was measured again, and nothing was wrong
     assert second.tokens == first.tokens
     assert second.timings.steps <= first.timings.steps
+
+
+ANSWER = """
+import pathlib, sys, time
+from specx.backends.store import Store
+from specx.engine.learned import Learned
+
+root, number = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+learned = Learned(Store(root), model_key="model", cost_key="cost")
+load = learned._load_history
+
+
+def slowly():  # time enough for the other one to come between reading and writing
+    return (load(), time.sleep(0.01))[0]
+
+
+learned._load_history = slowly
+print("ready", flush=True)
+sys.stdin.readline()
+for turn in range(20):
+    learned.remember([number, turn])
+    learned.save()
+"""
+
+
+def test_two_processes_that_close_at_once_keep_both_histories(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-P", "-c", ANSWER, str(tmp_path)]
+    workers = [subprocess.Popen([*command, str(number)], **pipes) for number in (1, 2)]
+    for worker in workers:
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    for worker in workers:
+        worker.communicate(timeout=60)
+    assert [worker.returncode for worker in workers] == [0, 0]
+    tokens = Store(tmp_path).load_arrays("history", "model")["tokens"].reshape(-1, 3).tolist()
+    assert sorted(tokens) == [[number, turn, -1] for number in (1, 2) for turn in range(20)]
+    assert [turn for number, turn, _ in tokens if number == 1] == list(range(20))
+
+
+def test_an_answer_is_kept_once_however_often_the_session_is_closed(tmp_path):
+    session = session_of(tmp_path)
+    result = run(session, n_predict=5)
+    session.close()
+    session.close()
+    tokens = Store(tmp_path).load_arrays("history", "model")["tokens"].tolist()
+    assert tokens == [*result.tokens, -1]
 
 
 def test_recycled_rows_survive_another_drafter_without_a_store():

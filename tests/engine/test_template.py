@@ -55,10 +55,29 @@ def test_a_dropped_system_message_is_folded_too():
     assert render(source, [SYSTEM, USER]) == "Be <brief> & kind.\n\nHello"
 
 
+@pytest.mark.parametrize(
+    ("source", "messages", "opening"),
+    [
+        (None, [USER], "<|im_start|>user\n"),
+        (None, [SYSTEM, USER], f"<|im_start|>system\n{SYSTEM['content']}<|im_end|>\n<|im_start|>user\n"),
+        (GEMMA, [SYSTEM, USER], f"<s><turn>user: {SYSTEM['content']}\n\n"),
+        ("{{ bos_token }}the same always", [USER], "<s>the same always"),
+    ],
+    ids=["plain", "system", "folded", "deaf"],
+)
+def test_what_comes_before_the_words_of_the_conversation(source, messages, opening):
+    template = ChatTemplate(source, bos="<s>", eos="</s>")
+    messages = [*messages, {"role": "assistant", "content": "x"}, USER]
+    length = template.opening_length(messages, lambda text, **_options: list(text.encode()))
+    assert length == len(opening)
+    assert template.render(messages).startswith(opening)
+
+
 def test_a_refusal_for_another_reason_is_reported():
     source = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(TemplateError, match="roles must alternate"):
+    with pytest.raises(TemplateError, match="roles must alternate") as refused:
         render(source, [SYSTEM, USER, USER])
+    assert "take turns" in refused.value.hint
 
 
 def test_messages_cannot_be_changed_by_a_template():

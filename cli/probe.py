@@ -1,0 +1,97 @@
+"""`specx probe`: what a step costs on this machine, by how many tokens it takes and by whose kernels."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from specx.backends.errors import UsageError
+from specx.cli.console import Progress, notice, show_table, stdout, write
+from specx.cli.options import ModelOptions, load_settings, with_options
+
+if TYPE_CHECKING:
+    from specx.engine.probe import StaircaseProbe
+
+__all__ = ["register"]
+
+DEPTH = 256
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(probe)
+
+
+@with_options
+def probe(
+    model: ModelOptions,
+    staircase: Annotated[
+        bool, typer.Option("--staircase", help="Time steps of 1 to 32 tokens, on each of the kernels.")
+    ] = False,
+    depth: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--depth", metavar="N", min=0, help="Tokens of context. May be repeated.", show_default="256"
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw them into a PNG or SVG file.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+) -> None:
+    """Measure what a step costs with this model on this machine."""
+    from specx.engine.probe import probe_staircases
+
+    if not staircase:
+        raise UsageError("there is nothing to probe", "say --staircase")
+    if plot is not None:
+        _check_plot(plot)
+    settings = load_settings(model)
+    with Progress(f"loading {settings.model.name}") as progress:
+        found = probe_staircases(settings, depth or [DEPTH], progress=progress.update, notice=notice)
+    if plot is not None:
+        from specx.cli.plots import draw_staircases
+
+        draw_staircases(found, plot, title=settings.model.stem)
+    if json:
+        write(json_module.dumps(found.to_json()) + "\n")
+    else:
+        _show(found)
+
+
+def _check_plot(path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise UsageError(
+            f"{path.name} is neither a PNG nor an SVG file", "give --plot a name with that ending"
+        )
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path.parent} is no folder", "name a file in one that exists")
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise UsageError("plots need matplotlib", "pip install 'specx[plot]', or leave --plot out")
+
+
+def _show(found: StaircaseProbe) -> None:
+    """One table a depth: milliseconds, the ratio to a single token, and the memory bandwidth that makes."""
+    steps = found.comparison.steps
+    gigabytes = found.weight_bytes / 1e9
+    for depth in steps["stock"]:
+        stdout().print(f"milliseconds of a step after {depth} tokens, and times those of a single token")
+        rows = []
+        for n in steps["stock"][depth]:
+            cells = [f"{by[depth][n]:.1f} ({by[depth][n] / by[depth][1]:.2f})" for by in steps.values()]
+            rows.append((str(n), *cells))
+        show_table(("tokens", *steps), rows)
+        for name, by in steps.items():
+            rate = gigabytes / by[depth][1] * 1e3
+            share = rate * 1e9 / found.bandwidth
+            stdout().print(
+                f"{name}: a single token reads {gigabytes:.2f} GB of weights at {rate:.1f} GB/s, {share:.0%}"
+            )
+        stdout().print()
+    stdout().print(f"memory: {found.bandwidth / 1e9:.1f} GB/s with {found.threads} threads")
+    stdout().print(f"--kernels auto takes {found.best}")

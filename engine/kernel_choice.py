@@ -1,0 +1,227 @@
+"""Which kernels a model runs on here: llama.cpp's own, specx's attention, or specx's weights as well.
+
+Each is measured on the loaded model, and the one of the highest expected rate is taken: the objective of the
+plan, for drafts of which each further token comes true with a fixed probability. The choice is kept by model,
+build, threads and cache types.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from specx.backends import ggml_device
+from specx.backends.base import Backend
+from specx.backends.ggml_device import ATTENTION, SPECX, STOCK, Kernels
+from specx.backends.store import Store
+from specx.engine.staircase import UNSETTLED, unsettled
+
+__all__ = ["DEPTH", "Chosen", "Comparison", "choose_kernels", "compare_kernels", "reference_rate"]
+
+DEPTH = 256  # tokens of context at which kernels are compared
+WIDTHS = (1, 2, 4, 8, 16)
+BUDGET_S = 1.0  # for each of the kernels
+LEAST, MOST = 3, 8  # visits to each width
+PATIENCE = 3.0  # times the budget, on a busy machine
+ACCEPTANCE = 0.7  # of each further drafted token, where nothing better is known
+CLEARLY = 1.03  # times as fast: less may be noise
+
+
+class SwitchableBackend(Backend, Protocol):
+    """A backend whose attention can be computed by other kernels from the next step on."""
+
+    kernels: Kernels
+
+
+Load = Callable[[Kernels], SwitchableBackend]
+Steps = dict[int, float]
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Milliseconds of a step by kernels, depth and width.
+
+    Attributes:
+        steps: by name of the kernels and depth; what was not measured is not there.
+        disturbed: whether something else kept the machine busy.
+    """
+
+    steps: dict[str, dict[int, Steps]] = field(default_factory=dict)
+    disturbed: bool = False
+
+    def best(self) -> Kernels:
+        """The kernels of the highest reference rate; what replaces less wins a near tie."""
+        best = STOCK
+        for kernels in (ATTENTION, SPECX):
+            if kernels.name in self.steps and self.rate(kernels.name) > CLEARLY * self.rate(best.name):
+                best = kernels
+        return best
+
+    def rate(self, name: str) -> float:
+        """Mean reference rate of the kernels `name` over the depths."""
+        depths = self.steps[name].values()
+        return float(np.mean([reference_rate(steps) for steps in depths]))
+
+    def explained(self, kernels: Kernels) -> str:
+        """How much faster than llama.cpp's kernels `kernels` are, in words."""
+        depth, stock = next(iter(self.steps[STOCK.name].items()))
+        steps = self.steps[kernels.name][depth]
+        gains = ", ".join(
+            f"{n}: {stock[n] / steps[n]:.1f}x" for n in (1, 4, 8, 16) if n in steps and n in stock
+        )
+        return f"{gains} the speed of llama.cpp's by tokens per step"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A loaded model and the kernels it runs on."""
+
+    backend: Backend
+    kernels: Kernels
+
+
+def reference_rate(steps: Mapping[int, float]) -> float:
+    """Expected tokens per millisecond at the best width, for drafts of `ACCEPTANCE`.
+
+    Args:
+        steps: milliseconds of a step by width.
+    """
+    return max((1 - ACCEPTANCE**n) / (1 - ACCEPTANCE) / ms for n, ms in steps.items())
+
+
+def choose_kernels(
+    wanted: str,
+    load: Load,
+    store: Store,
+    key: str,
+    notice: Callable[[str], None],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Chosen:
+    """Load a model on the kernels that suit it.
+
+    The last bits of the logits depend on the kernels, so "auto" must not choose now these, now those: what
+    cannot be measured in peace, or remembered, runs on specx's.
+
+    Args:
+        wanted: "auto", or the name of some kernels.
+        load: loads the model on given kernels.
+        store: where the choice is kept.
+        key: what it depends on.
+        notice: told what a person should know.
+        clock: seconds.
+    """
+    reason = None if wanted == STOCK.name else ggml_device.unavailable()
+    if reason and wanted != "auto":
+        notice(f"llama.cpp's own kernels are used, not those of specx: {reason}")
+    if reason or wanted == STOCK.name:
+        return Chosen(load(STOCK), STOCK)
+    kept = (store.load_json("kernels", key) or {}).get("choice") if wanted == "auto" else wanted
+    if kept not in ggml_device.KERNELS and store.root is None:
+        kept = SPECX.name
+    if kept in ggml_device.KERNELS:
+        kernels = ggml_device.KERNELS[kept]
+        return Chosen(load(kernels), kernels)
+    return _compare_and_choose(load, store, key, notice, clock)
+
+
+def _compare_and_choose(
+    load: Load, store: Store, key: str, notice: Callable[[str], None], clock: Callable[[], float]
+) -> Chosen:
+    start = clock()
+    comparison, backend, loaded = compare_kernels(load, clock=clock)
+    best = SPECX if comparison.disturbed else comparison.best()
+    if best != loaded:
+        backend.close()
+        backend = load(best)
+    took = f"compared kernels in {clock() - start:.1f} s"
+    if comparison.disturbed:
+        notice(f"{took}, but the machine was busy: specx's own are used, and compared again next time")
+        return Chosen(backend, best)
+    store.save_json("kernels", key, {"choice": best.name})
+    if best == STOCK:
+        notice(f"{took}: llama.cpp's own are the fastest for this model here")
+    else:
+        what = "attention" if best == ATTENTION else "attention and multiplication"
+        notice(f"{took}: specx's own for {what}, {comparison.explained(best)}")
+    return Chosen(backend, best)
+
+
+def compare_kernels(
+    load: Load,
+    *,
+    depths: Sequence[int] = (DEPTH,),
+    widths: Sequence[int] = WIDTHS,
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Comparison, SwitchableBackend, Kernels]:
+    """Time a model on each of the kernels.
+
+    Args:
+        load: loads the model on given kernels.
+        depths: tokens of context; those that do not fit are left out, unless none does.
+        widths: tokens of a step.
+        budget_s: seconds for each of the kernels and depths, reading the context excluded.
+        clock: seconds.
+
+    Returns:
+        The times, and the model as it was loaded last, empty, with the kernels it was loaded on.
+    """
+    comparison = Comparison()
+    # Stock kernels and specx's attention share the weights, so they take turns on one loaded model.
+    ours = not ggml_device.unavailable()
+    for arms in ((STOCK, ATTENTION), (SPECX,)) if ours else ((STOCK,),):
+        backend = load(arms[0])
+        try:
+            fitting = [n for n in widths if n <= backend.max_width]
+            for depth in [d for d in depths if d + max(fitting) <= backend.n_ctx] or [0]:
+                backend.rewind(0)
+                backend.prefill([0] * depth)
+                for name, times in _take_turns(backend, arms, fitting, budget_s, clock).items():
+                    comparison.disturbed |= len(unsettled(times)) > UNSETTLED * len(times)
+                    least = {n: min(taken) for n, taken in times.items()}  # noise only ever adds
+                    comparison.steps.setdefault(name, {})[depth] = least
+            backend.rewind(0)
+        except BaseException:
+            backend.close()
+            raise
+        if ours and arms[0] != SPECX:
+            backend.close()
+    return comparison, backend, arms[0]
+
+
+def _take_turns(
+    backend: SwitchableBackend,
+    arms: Sequence[Kernels],
+    widths: Sequence[int],
+    budget_s: float,
+    clock: Callable[[], float],
+) -> dict[str, dict[int, list[float]]]:
+    """Milliseconds of each width on each of the kernels, as often as the budget allows."""
+    times: dict[str, dict[int, list[float]]] = {kernels.name: {} for kernels in arms}
+    start, budget_s = clock(), budget_s * len(arms)
+    for visit in range(MOST):
+        for kernels in arms:
+            backend.kernels = kernels
+            for n in widths:
+                if visit > 0 and clock() - start > budget_s * (1 if visit >= LEAST else PATIENCE):
+                    return times
+                times[kernels.name].setdefault(n, []).append(_time(backend, n, clock))
+    return times
+
+
+def _time(backend: Backend, n: int, clock: Callable[[], float]) -> float:
+    """Milliseconds of a step of `n` tokens after another one of the same width."""
+    length = backend.length
+    took = 0.0
+    for _ in range(2):  # the first builds the graph
+        start = clock()
+        backend.forward(np.zeros(n, np.int32), np.arange(-1, n - 1, dtype=np.int32))
+        took = (clock() - start) * 1e3
+        backend.keep([0])
+        backend.rewind(length)
+    return took
