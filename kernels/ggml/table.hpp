@@ -1,0 +1,33 @@
+// The table of all kernels of one instruction set; see tile.hpp.
+#pragma once
+
+#include "quantize.hpp"
+
+namespace specx {
+namespace {
+
+template <class Simd, int format, int... n>
+void fill_tiles(Kernels& kernels, std::integer_sequence<int, n...>) {
+    ((kernels.tile[format][n] = multiply_tile<Simd, format, n + 1>), ...);
+}
+
+template <class Simd, int max_tile, int... format>
+Kernels make_kernels(std::integer_sequence<int, format...>) {
+    Kernels kernels = {};
+    kernels.max_tile = max_tile;
+    (fill_tiles<Simd, format>(kernels, std::make_integer_sequence<int, max_tile>()), ...);
+    ((kernels.quantize[format] =
+          quantize_tile<Simd, format, kFormats[format]->is_signed && Simd::kOffsetSigned ? 128 : kFormats[format]->zero>),
+     ...);
+    return kernels;
+}
+
+// Tiles of 1 to max_tile tokens for every format.
+template <class Simd, int max_tile>
+const Kernels* all_kernels() {
+    static const Kernels kernels = make_kernels<Simd, max_tile>(std::make_integer_sequence<int, kFormatCount>());
+    return &kernels;
+}
+
+}  // namespace
+}  // namespace specx

@@ -1,0 +1,167 @@
+#include "weights.hpp"
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <thread>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "matmul.hpp"
+#include "threads.hpp"
+
+namespace specx {
+namespace {
+
+using ggml::Buffer;
+using ggml::BufferType;
+using ggml::Tensor;
+
+BufferType g_type;  // one for the process: ggml keeps the pointer as long as it runs
+const ggml::Functions* g_functions;
+
+bool packable(const Tensor* tensor) { return matmul_supported(tensor->type, tensor->ne[0], tensor->ne[1]); }
+
+size_t matrix_size(const Tensor* tensor) { return packed_size(tensor->type, tensor->ne[0], tensor->ne[1]); }
+
+int64_t matrices(const Tensor* tensor) { return tensor->ne[2] * tensor->ne[3]; }
+
+size_t allocated_size(const Tensor* tensor) {
+    return packable(tensor) ? matrix_size(tensor) * matrices(tensor) : g_functions->nbytes(tensor);
+}
+
+// A conversion between ggml's layout (`plain`) and the packed one, of a whole tensor.
+struct Conversion {
+    const Tensor* tensor;
+    char* plain;
+    bool packing;
+};
+
+void convert(void* argument, Team*, int member, int size) {
+    const auto* job = static_cast<const Conversion*>(argument);
+    const Tensor* t = job->tensor;
+    int64_t groups = (t->ne[1] + kGroupRows - 1) / kGroupRows;
+    int64_t first = groups * member / size * kGroupRows;
+    int64_t end = groups * (member + 1) / size * kGroupRows;
+    if (end > t->ne[1]) end = t->ne[1];
+    if (first >= end) return;
+    for (int64_t i = 0; i < matrices(t); ++i) {
+        char* packed = static_cast<char*>(t->data) + i * matrix_size(t);
+        char* rows = job->plain + i * t->nb[2] + first * t->nb[1];
+        if (job->packing) {
+            pack(t->type, t->ne[0], t->ne[1], rows, packed, first, end - first);
+        } else {
+            unpack(t->type, t->ne[0], t->ne[1], packed, rows, first, end - first);
+        }
+    }
+}
+
+void convert_all(const Tensor* tensor, void* plain, bool packing) {
+    constexpr size_t kSmall = 1 << 18;  // bytes for which threads are not worth waking
+    Conversion job = {tensor, static_cast<char*>(plain), packing};
+    unsigned cores = std::thread::hardware_concurrency();
+    bool small = g_functions->nbytes(tensor) < kSmall;
+    team_run(small || cores == 0 ? 1 : static_cast<int>(cores), convert, &job);
+}
+
+// ggml may hand over a view: what is packed is the tensor it looks at.
+const Tensor* owner_of(const Tensor* tensor, size_t* offset) {
+    while (tensor->view_src != nullptr) {
+        *offset += tensor->view_offs;
+        tensor = tensor->view_src;
+    }
+    return tensor;
+}
+
+// Write or read a part: through a copy of the whole tensor in ggml's layout.
+void change_part(const Tensor* tensor, const void* data, size_t offset, size_t size) {
+    std::unique_ptr<char[]> plain(new char[g_functions->nbytes(tensor)]);
+    convert_all(tensor, plain.get(), false);
+    std::memcpy(plain.get() + offset, data, size);
+    convert_all(tensor, plain.get(), true);
+}
+
+void set_tensor(Buffer*, Tensor* view, const void* data, size_t offset, size_t size) {
+    const Tensor* tensor = owner_of(view, &offset);
+    if (!packable(tensor)) {
+        std::memcpy(static_cast<char*>(tensor->data) + offset, data, size);
+    } else if (offset == 0 && size == g_functions->nbytes(tensor)) {
+        convert_all(tensor, const_cast<void*>(data), true);
+    } else {
+        change_part(tensor, data, offset, size);
+    }
+}
+
+void get_tensor(Buffer*, const Tensor* view, void* data, size_t offset, size_t size) {
+    const Tensor* tensor = owner_of(view, &offset);
+    if (!packable(tensor)) {
+        std::memcpy(data, static_cast<const char*>(tensor->data) + offset, size);
+    } else if (offset == 0 && size == g_functions->nbytes(tensor)) {
+        convert_all(tensor, data, false);
+    } else {
+        std::unique_ptr<char[]> plain(new char[g_functions->nbytes(tensor)]);
+        convert_all(tensor, plain.get(), false);
+        std::memcpy(data, plain.get() + offset, size);
+    }
+}
+
+void memset_tensor(Buffer* buffer, Tensor* tensor, uint8_t value, size_t offset, size_t size) {
+    std::unique_ptr<char[]> bytes(new char[size]);
+    std::memset(bytes.get(), value, size);
+    set_tensor(buffer, tensor, bytes.get(), offset, size);
+}
+
+void free_buffer(Buffer* buffer) { std::free(buffer->context); }
+void* get_base(Buffer* buffer) { return buffer->context; }
+void clear(Buffer* buffer, uint8_t value) { std::memset(buffer->context, value, buffer->size); }
+
+Buffer* alloc_buffer(BufferType* type, size_t size) {
+    constexpr size_t kHugePage = size_t{2} << 20;
+    size_t alignment = size >= kHugePage ? kHugePage : kAlignment;
+    void* memory = nullptr;
+    if (posix_memalign(&memory, alignment, (size + alignment - 1) / alignment * alignment) != 0) return nullptr;
+#ifdef __linux__
+    if (size >= kHugePage) madvise(memory, size, MADV_HUGEPAGE);  // fewer page walks while streaming weights
+#endif
+    ggml::BufferInterface iface = {};
+    iface.free_buffer = free_buffer;
+    iface.get_base = get_base;
+    iface.memset_tensor = memset_tensor;
+    iface.set_tensor = set_tensor;
+    iface.get_tensor = get_tensor;
+    iface.clear = clear;
+    return g_functions->buffer_init(type, iface, memory, size);
+}
+
+const char* get_name(BufferType*) { return "specx"; }
+size_t get_alignment(BufferType*) { return kAlignment; }
+size_t get_alloc_size(BufferType*, const Tensor* tensor) { return allocated_size(tensor); }
+bool is_host(BufferType*) { return false; }
+
+}  // namespace
+
+BufferType* make_weight_buffer_type(ggml::Device* device, const ggml::Functions* functions) {
+    g_functions = functions;
+    g_type = {};
+    g_type.iface.get_name = get_name;
+    g_type.iface.alloc_buffer = alloc_buffer;
+    g_type.iface.get_alignment = get_alignment;
+    g_type.iface.get_alloc_size = get_alloc_size;
+    g_type.iface.is_host = is_host;
+    g_type.device = device;
+    return &g_type;
+}
+
+bool is_packed(const Tensor* tensor) {
+    return tensor->buffer != nullptr && tensor->buffer->type == &g_type && tensor->view_src == nullptr &&
+           packable(tensor);
+}
+
+const void* packed_matrix(const Tensor* tensor, int64_t index) {
+    return static_cast<const char*>(tensor->data) + index * matrix_size(tensor);
+}
+
+}  // namespace specx
