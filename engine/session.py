@@ -258,6 +258,8 @@ class Session:
             drafter = f"none ({self.plain_reason})"
         elif self.drafter_name == "auto":
             drafter = f"auto ({' + '.join(DRAFTERS['auto'])})"
+        if kernels := getattr(self.backend, "kernels", None):
+            parts.append(f"kernels {kernels.name}")
         parts.append(f"drafter {drafter}")
         if self.staircase.depths:
             parts.append(describe(self.staircase))
