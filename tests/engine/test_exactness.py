@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from specx.backends import ggml_device
 from specx.backends.settings import LoadSettings
 from specx.engine.certificate import PROMPTS, compare_drafters
 from specx.engine.plan import Plan
@@ -60,36 +62,64 @@ def assert_explained(session, comparisons):
     assert [c for c in comparisons if not c.explained(tolerance)] == []
 
 
+@pytest.fixture
+def ours():
+    if reason := ggml_device.unavailable():
+        pytest.skip(f"specx's kernels: {reason}")
+    if "generic" in ggml_device.describe():
+        pytest.skip("specx multiplies on no instruction set of this machine")
+
+
 def test_every_drafter_at_every_temperature(smollm2):
-    with opened(smollm2) as session:
+    with opened(smollm2, kernels="stock") as session:
         comparisons = compare(session, PROMPTS)
         assert len(comparisons) == 6 * 3 * 3
         assert_explained(session, comparisons)
 
 
+@pytest.mark.usefixtures("ours")
+@pytest.mark.parametrize("cache", ["f16", "q8_0"])
+def test_our_kernels_are_exact_at_every_width(smollm2, cache):
+    with opened(smollm2, kernels="specx", type_k=cache, type_v=cache) as session:
+        session.plan = Eager(session.plan)
+        identity = session.measure_identity()
+        assert identity.exact_trees and identity.difference == 0.0 and 64 in identity.widths
+        comparisons = compare(session, PROMPTS[:3], temperatures=(0.0, 1.0))
+        assert [c for c in comparisons if c.first_difference is not None] == []
+
+
+@pytest.mark.usefixtures("ours")
+def test_our_kernels_are_exact_with_a_sliding_window(gemma3):
+    with opened(gemma3, kernels="specx") as session:
+        session.plan = Eager(session.plan)
+        assert session.measure_identity().exact_trees
+        comparisons = compare(session, PROMPTS[3:5], drafters=("auto",), temperatures=(0.0, 0.7))
+        assert [c for c in comparisons if c.first_difference is not None] == []
+
+
 def test_random_trees(smollm2):
-    with opened(smollm2) as session:
+    with opened(smollm2, kernels="stock") as session:
         session.plan = Eager(session.plan)
         comparisons = compare(session, PROMPTS[1:3], drafters=("recycle",), temperatures=(0.0, 1.0))
         assert_explained(session, comparisons)
 
 
 def test_a_sliding_window(gemma3):
-    with opened(gemma3) as session:
+    with opened(gemma3, kernels="stock") as session:
         session.plan = Eager(session.plan)
         comparisons = compare(session, PROMPTS[3:5], drafters=("auto",), temperatures=(0.0, 0.7))
         assert_explained(session, comparisons)
 
 
 def test_exact_is_exact(smollm2):
-    with opened(smollm2, exact=True) as session:
+    with opened(smollm2, kernels="stock", exact=True) as session:
         assert session.plan.widths is not None or session.measure_identity().exact_trees
         comparisons = compare(session, PROMPTS[:3], drafters=("auto",), temperatures=(0.0, 1.0))
         assert [c for c in comparisons if c.first_difference is not None] == []
 
 
 def test_a_quantized_cache_is_exact_where_it_is_measured_to_be(smollm2):
-    with opened(smollm2, type_k="q8_0", type_v="q8_0") as session:
+    with opened(smollm2, kernels="stock", type_k="q8_0", type_v="q8_0") as session:
         session.plan = Eager(session.plan)
         identity = session.measure_identity()
         comparisons = compare(session, PROMPTS[:2], drafters=("auto",), temperatures=(0.0, 0.7))
