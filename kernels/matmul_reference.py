@@ -128,14 +128,15 @@ def multiply(ggml_type: int, data: Bytes, x: Floats) -> Doubles:
     """x (n, k) times the weights (rows, bytes of a row), transposed: (n, rows)."""
     weights = decode(ggml_type, data)
     q, d = quantize(x)
-    return _product(q, d, weights.scale * weights.quant.astype(np.float64) + weights.minimum)
+    values: Doubles = weights.scale.astype(np.float64) * weights.quant + weights.minimum
+    return _product(q, d, values)
 
 
 def rounding(ggml_type: int, data: Bytes, x: Floats) -> Doubles:
     """A bound (n, rows) on how far float32 sums, block after block, can be from `multiply`."""
     weights = decode(ggml_type, data)
     q, d = quantize(x)
-    terms = np.abs(weights.scale * weights.quant.astype(np.float64)) + np.abs(weights.minimum)
+    terms: Doubles = np.abs(weights.scale.astype(np.float64) * weights.quant) + np.abs(weights.minimum)
     # Each block is rounded some four times on its way into the sum, and the sum once for each block after it.
     roundings = 2 * x.shape[1] // BLOCK + 8
     bound: Doubles = _product(np.abs(q), d, terms) * (roundings * 2.0**-24) + 2.0**-126

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import mmap
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ def modules():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         names = ("prompts", "results", "arms", "compare", "widen_gguf", "replay", "simulate")
+        names += ("kernel_quality", "kernel_memory")
         yield {name: importlib.import_module(name) for name in names}
 
 
@@ -441,3 +443,67 @@ def test_what_was_learned_from_one_recording_serves_the_next(modules):
         "slowest": pytest.approx(2),
         "of_oracle": pytest.approx(0.8),
     }
+
+
+def test_distances_of_logits_are_those_of_the_definition(modules):
+    quality = modules["kernel_quality"]
+    expected = quality.log_softmax(np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]], np.float32)))
+    actual = quality.log_softmax(np.log(np.array([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]], np.float32)) + 3)
+    nats = quality.divergence(expected, actual)
+    assert nats == pytest.approx([0.25 * math.log(2), 0], abs=1e-6)
+    distance = quality.Distance()
+    distance.add(expected, actual)
+    distance.add(expected, expected)
+    assert (len(distance.divergences), distance.agreements) == (4, 3)
+    assert distance.cells()[2] == "75.00%"
+
+
+def test_arms_are_compared_with_each_reference_that_was_computed(modules):
+    quality = modules["kernel_quality"]
+    rows = {arm: quality.log_softmax(np.zeros((2, 5), np.float32)) for arm in quality.ARMS}
+    rows[quality.REFERENCE] = quality.log_softmax(np.eye(2, 5, dtype=np.float32))
+    found = {quality.REFERENCE.name: {arm: quality.Distance() for arm in quality.ARMS}}
+    quality.compare(rows, found)
+    lines = quality.report(found).splitlines()
+    assert len(lines) == 2 + len(quality.ARMS)
+    assert all(line.startswith("| stock, 8 a step | ") and "50.00%" in line for line in lines[2:])
+
+
+def test_text_for_kernels_is_the_same_for_a_seed_and_long_enough(modules, prompts):
+    quality = modules["kernel_quality"]
+    said = [prompts.Prompt(str(i), "code", turns=(f"text {i}", "more")) for i in range(20)]
+    said.append(prompts.Prompt("messages", "code", messages=({"role": "user", "content": "no turns"},)))
+    text = quality.passages(said, 3)
+    assert text == quality.passages(said, 3) != quality.passages(said, 4)
+    assert sorted(text.split("\n\n")) == sorted(f"text {i}" for i in range(20))
+    cut = quality.windows(range(100), 25, 10)
+    assert [len(window) for window in cut] == [10, 10, 5]
+    assert np.concatenate(cut).tolist() == list(range(25))
+    with pytest.raises(ValueError, match="have 100 tokens"):
+        quality.windows(range(100), 101, 10)
+    with pytest.raises(ValueError, match="has turns"):
+        quality.passages(said[-1:], 0)
+
+
+def test_memory_is_reported_as_ratios_to_stock(modules):
+    memory = modules["kernel_memory"]
+    usages = [
+        {"mapped": 300e6, "read": 200e6, "load_s": 2.0, "ready_s": 5.0},
+        {"mapped": 310e6, "read": 190e6, "load_s": 1.0, "ready_s": 6.0},
+    ]
+    least = memory.least(usages)
+    assert least == {"mapped": 300e6, "read": 190e6, "load_s": 1.0, "ready_s": 5.0}
+    twice = {name: 2 * value for name, value in least.items()}
+    last = memory.report({"m.gguf": {"stock": least, "specx": twice}}).splitlines()[-1]
+    assert last == "| m.gguf | specx | 600 (2.00) | 380 (2.00) | 2.00 (2.00) | 10.00 (2.00) |"
+
+
+def test_resident_memory_grows_with_what_is_written(modules):
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("no /proc")
+    resident = modules["kernel_memory"].resident
+    size = 1 << 25
+    before = resident()
+    with mmap.mmap(-1, size) as fresh:  # an array might get memory that was freed before
+        fresh.write(bytes(1) * size)
+        assert 0.9 * size < resident() - before < 3 * size

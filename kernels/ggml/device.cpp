@@ -17,6 +17,8 @@
 #include <vector>
 
 #include "attention.hpp"
+#include "experts.hpp"
+#include "float_matmul.hpp"
 #include "ggml_abi.hpp"
 #include "matmul.hpp"
 #include "threads.hpp"
@@ -103,6 +105,33 @@ bool supports_multiplication(const Tensor* op) {
            op->op_params[1] != ggml::kHintHadamard;
 }
 
+// The router of experts, or another small matrix of floats among the weights. Larger ones are llama.cpp's.
+bool supports_floats(const Tensor* op) {
+    constexpr int64_t kMostRows = 1024;
+    const Tensor *w = op->src[0], *x = op->src[1];
+    return w->buffer != nullptr && w->buffer->usage == ggml::kUsageWeights && w->view_src == nullptr &&
+           has_float_rows(w) && w->ne[1] <= kMostRows && w->ne[2] == 1 && w->ne[3] == 1 && has_float_rows(x) &&
+           evenly_strided(x) && has_float_rows(op) && evenly_strided(op) && op->op_params[1] != ggml::kHintHadamard;
+}
+
+Experts experts_of(const Tensor* op) {
+    const Tensor *w = op->src[0], *x = op->src[1], *ids = op->src[2];
+    Experts e = {};
+    e.type = w->type, e.packed = packed_matrix(w, 0);
+    e.k = w->ne[0], e.rows = w->ne[1], e.count = w->ne[2];
+    e.tokens = ids->ne[1], e.slots = ids->ne[0];
+    e.x = x->data, e.x_slots = x->ne[1], e.x_slot = x->nb[1], e.x_token = x->nb[2];
+    e.ids = ids->data, e.ids_slot = ids->nb[0], e.ids_token = ids->nb[1];
+    e.out = op->data, e.out_slot = op->nb[1], e.out_token = op->nb[2];
+    return e;
+}
+
+bool supports_experts(const Tensor* op) {
+    const Tensor *w = op->src[0], *ids = op->src[2];
+    return is_packed(w) && w->ne[3] == 1 && has_float_rows(op->src[1]) && has_float_rows(op) &&
+           ids->type == ggml::kTypeI32;
+}
+
 bool is_nothing(const Tensor* op) {
     switch (op->op) {
         case ggml::kOpNone:
@@ -117,10 +146,11 @@ bool is_nothing(const Tensor* op) {
 // Weights that are packed already have to be multiplied here, so the switch is only asked while loading.
 bool supports_op(Device* device, const Tensor* op) {
     bool loading = device == &plugin().weights;
-    if (op->op == ggml::kOpMulMat) {
-        return supports_multiplication(op) && (!loading || plugin().weights_on.load());
-    }
+    bool weights_on = plugin().weights_on.load();
+    if (op->op == ggml::kOpMulMat && supports_multiplication(op)) return !loading || weights_on;
+    if (op->op == ggml::kOpMulMatId) return supports_experts(op) && (!loading || weights_on);
     if (loading) return false;
+    if (op->op == ggml::kOpMulMat) return weights_on && supports_floats(op);
     if (op->op == ggml::kOpFlashAttnExt) return plugin().attention_on.load() && supports_attention(op);
     return is_nothing(op);
 }
@@ -178,11 +208,25 @@ void multiply_step(const Computer& computer, const Step& step, Team* team, int m
     }
 }
 
+bool has_float_weights(const Tensor* op) {
+    return op->op == ggml::kOpMulMat && op->src[0]->type == ggml::kTypeF32;
+}
+
+void multiply_floats_step(const Tensor* op, int member, int size) {
+    const Tensor *w = op->src[0], *x = op->src[1];
+    multiply_floats(best_isa(), w->ne[0], w->ne[1], tokens_of(op), w->data, w->nb[1], x->data, x->nb[1], op->data,
+                    op->nb[1], member, size);
+}
+
 void run_steps(void* argument, Team* team, int member, int size) {
     const Computer& computer = *static_cast<const Computer*>(argument);
     for (const Step& step : computer.steps) {
-        if (step.op->op == ggml::kOpMulMat) {
+        if (has_float_weights(step.op)) {
+            multiply_floats_step(step.op, member, size);
+        } else if (step.op->op == ggml::kOpMulMat) {
             multiply_step(computer, step, team, member, size);
+        } else if (step.op->op == ggml::kOpMulMatId) {
+            multiply_experts(experts_of(step.op), step.quantize, computer.scratch.get(), team, member, size);
         } else {
             attention(best_isa(), attention_of(step.op), computer.scratch.get(), team, member, size);
         }
@@ -190,9 +234,18 @@ void run_steps(void* argument, Team* team, int member, int size) {
     }
 }
 
+// Multiplications with experts share the order of their tokens, too. At most two in a row: see multiply_experts().
+bool shares_experts(const Step& before, const Tensor* op) {
+    const Tensor *w = op->src[0], *other = before.op->src[0];
+    return before.op->op == ggml::kOpMulMatId && before.quantize && before.op->src[1] == op->src[1] &&
+           before.op->src[2] == op->src[2] && other->type == w->type && other->ne[1] == w->ne[1] &&
+           other->ne[2] == w->ne[2];
+}
+
 // Multiplications of the same activations (Q, K and V; gate and up) quantize them once and need no barrier
 // between them.
 bool shares_activations(const Step& before, const Tensor* op) {
+    if (op->op == ggml::kOpMulMatId) return shares_experts(before, op);
     return before.op->op == ggml::kOpMulMat && op->op == ggml::kOpMulMat && before.op->src[1] == op->src[1] &&
            before.op->src[0]->type == op->src[0]->type && evenly_strided(op->src[1]) && evenly_strided(op) &&
            evenly_strided(before.op);
@@ -200,6 +253,15 @@ bool shares_activations(const Step& before, const Tensor* op) {
 
 // As after a prompt none of whose tokens' logits are wanted.
 bool is_empty(const Tensor* op) { return op->ne[0] == 0 || op->ne[1] == 0 || op->ne[2] == 0 || op->ne[3] == 0; }
+
+size_t scratch_size_of(const Tensor* op, int threads) {
+    if (has_float_weights(op)) return 0;
+    switch (op->op) {
+        case ggml::kOpMulMat: return scratch_size(op->src[0]->type, op->src[0]->ne[0], tokens_of(op));
+        case ggml::kOpMulMatId: return experts_scratch_size(experts_of(op), threads);
+        default: return attention_scratch_size(attention_of(op), threads);
+    }
+}
 
 size_t plan_steps(Computer* computer, const Graph* graph) {
     size_t scratch = 0;
@@ -210,9 +272,7 @@ size_t plan_steps(Computer* computer, const Graph* graph) {
         bool shares = !computer->steps.empty() && shares_activations(computer->steps.back(), op);
         if (shares) computer->steps.back().wait = false;
         computer->steps.push_back({op, !shares, true});
-        size_t size = op->op == ggml::kOpMulMat
-                          ? scratch_size(op->src[0]->type, op->src[0]->ne[0], tokens_of(op))
-                          : attention_scratch_size(attention_of(op), computer->threads);
+        size_t size = scratch_size_of(op, computer->threads);
         if (size > scratch) scratch = size;
     }
     if (!computer->steps.empty()) computer->steps.back().wait = false;  // the end of the run waits for all

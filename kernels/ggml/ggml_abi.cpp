@@ -37,7 +37,7 @@ const char* find_in(void* handle, Functions* functions) {
     if (std::strcmp(version(), kRelease) != 0) return "the ggml release is not the one this was written for";
     if (tensor_overhead() != kObjectHeader + sizeof(Tensor) ||
         std::strcmp(op_name(kOpFlashAttnExt), "FLASH_ATTN_EXT") != 0 ||
-        std::strcmp(op_name(kOpMulMat), "MUL_MAT") != 0) {
+        std::strcmp(op_name(kOpMulMat), "MUL_MAT") != 0 || std::strcmp(op_name(kOpMulMatId), "MUL_MAT_ID") != 0) {
         return "ggml's structures are not laid out as expected";
     }
     return nullptr;

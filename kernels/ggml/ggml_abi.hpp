@@ -31,6 +31,7 @@ enum Status : int32_t { kStatusAllocFailed = -2, kStatusFailed = -1, kStatusSucc
 enum DeviceType : int32_t { kDeviceCpu = 0, kDeviceAccel = 3 };
 
 constexpr int32_t kFlagCompute = 16;   // ggml_tensor::flags: the node has to be computed
+constexpr int32_t kUsageWeights = 1;   // Buffer::usage
 constexpr int32_t kHintHadamard = 1;  // op_params[1] of a MUL_MAT: the first source is a Hadamard matrix
 
 using Pointer = void (*)();  // an interface function that is not used here

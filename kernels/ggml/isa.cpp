@@ -8,6 +8,10 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -40,6 +44,15 @@ unsigned saved_state() {
     return low;
 }
 
+// Linux gives a process the tile registers when it asks for them (arch_prctl ARCH_REQ_XCOMP_PERM, XTILEDATA).
+bool tiles_permitted() {
+#if defined(__linux__) && defined(__x86_64__)
+    return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+    return false;
+#endif
+}
+
 bool processor_has(Isa isa) {
     constexpr unsigned kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
     const unsigned state = saved_state();
@@ -53,7 +66,8 @@ bool processor_has(Isa isa) {
         case Isa::avx_vnni: return avx2 && bit(more.eax, 4);
         case Isa::avx512_vnni: return avx512;
         case Isa::amx_int8:
-            return avx512 && (state & kTiles) == kTiles && bit(features.edx, 24) && bit(features.edx, 25);
+            return avx512 && (state & kTiles) == kTiles && bit(features.edx, 24) && bit(features.edx, 25) &&
+                   tiles_permitted();
         default: return false;
     }
 }

@@ -26,7 +26,12 @@ using TileKernel = void (*)(const uint8_t* group, int64_t k, const uint8_t* acti
 using QuantizeKernel = void (*)(const uint8_t* x, size_t row_stride_bytes, int n, int64_t first, int64_t last,
                                 uint8_t* tile);
 
+// Of the variant with the largest tiles. Builds with sanitizers, which take long, have smaller ones.
+#ifdef SPECX_MAX_TILE
+constexpr int kMaxTile = SPECX_MAX_TILE;
+#else
 constexpr int kMaxTile = 16;
+#endif
 
 struct Kernels {
     int max_tile;  // <= kMaxTile

@@ -8,7 +8,7 @@ namespace specx {
 namespace {
 
 struct Avx2 : Avx2Base {
-        static constexpr int kTogether = 4;
+        static constexpr int kTogether = 8;
     static constexpr bool kOffsetSigned = false;
     static SPECX_INLINE Bytes offset(Bytes w) { return w; }
 
@@ -28,13 +28,17 @@ struct Avx2 : Avx2Base {
                 for (int t = 0; t < tokens; ++t) {
                     const __m256i next = products<largest>(column, four(x + t * kBlock + 4 * c));
                     pairs[t] = c == start ? next : _mm256_add_epi16(pairs[t], next);
+                    in_order(pairs[t]);
                 }
             });
             SPECX_UNROLL
             for (int t = 0; t < tokens; ++t)
-                sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(pairs[t], _mm256_set1_epi16(1)));
+                in_order(sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(pairs[t], _mm256_set1_epi16(1))));
         });
     }
+
+    // Compilers like to multiply everything first and add up later, for which there are not enough registers.
+    static SPECX_INLINE void in_order(__m256i& sum) { __asm__("" : "+x"(sum)); }
 
     template <int largest>
     static SPECX_INLINE __m256i products(Bytes w, Bytes x) {

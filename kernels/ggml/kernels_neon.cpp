@@ -1,5 +1,5 @@
 // Kernels for Arm: a register is a column of 4 rows. Built twice: with the dot-product instructions, and with
-// SPECX_I8MM for the matrix instructions besides.
+// SPECX_I8MM for the matrix instructions besides, which multiply two rows with two tokens.
 #include "kernels.hpp"
 
 #if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD) && \
@@ -94,6 +94,39 @@ struct Neon {
     }
 };
 
+#if defined(SPECX_I8MM)
+struct NeonI8mm : Neon {
+    // Two columns of 4 rows, interleaved, are 8 bytes of rows 0 and 1, and of rows 2 and 3. Times 8 activations of two
+    // tokens, each gives four sums: of both rows and both tokens. A token left over goes the other way.
+    template <int largest, int first, int columns, int tokens, class Weights>
+    static SPECX_INLINE void dot(const Weights& w, const int8_t* x, Ints* sum) {
+        constexpr int pairs = tokens / 2;
+        Ints upper[pairs + 1], lower[pairs + 1];
+        SPECX_UNROLL
+        for (int p = 0; p < pairs; ++p) upper[p] = lower[p] = vdupq_n_s32(0);
+        each<first / 2, columns / 2>([&](auto two) SPECX_INLINE_LAMBDA {
+            const uint32x4_t a = vreinterpretq_u32_u8(w.template get<2 * two>());
+            const uint32x4_t b = vreinterpretq_u32_u8(w.template get<2 * two + 1>());
+            const int8x16_t above = vreinterpretq_s8_u32(vzip1q_u32(a, b)), below = vreinterpretq_s8_u32(vzip2q_u32(a, b));
+            SPECX_UNROLL
+            for (int p = 0; p < pairs; ++p) {
+                const int8_t* eight = x + 2 * p * kBlock + 8 * two;
+                const int8x16_t both = vcombine_s8(vld1_s8(eight), vld1_s8(eight + kBlock));
+                upper[p] = vmmlaq_s32(upper[p], above, both);
+                lower[p] = vmmlaq_s32(lower[p], below, both);
+            }
+        });
+        SPECX_UNROLL
+        for (int p = 0; p < pairs; ++p) {
+            sum[2 * p] = vaddq_s32(sum[2 * p], vuzp1q_s32(upper[p], lower[p]));
+            sum[2 * p + 1] = vaddq_s32(sum[2 * p + 1], vuzp2q_s32(upper[p], lower[p]));
+        }
+        if constexpr (tokens % 2 == 1)
+            Neon::dot<largest, first, columns, 1>(w, x + 2 * pairs * kBlock, sum + 2 * pairs);
+    }
+};
+#endif
+
 }  // namespace
 }  // namespace specx
 #endif
@@ -101,11 +134,13 @@ struct Neon {
 namespace specx {
 #if defined(SPECX_I8MM)
 #define SPECX_NEON_KERNELS neon_i8mm_kernels
+#define SPECX_NEON NeonI8mm
 #else
 #define SPECX_NEON_KERNELS neon_dotprod_kernels
+#define SPECX_NEON Neon
 #endif
 #if defined(SPECX_HAS_NEON)
-const Kernels* SPECX_NEON_KERNELS() { return all_kernels<Neon, 8>(); }
+const Kernels* SPECX_NEON_KERNELS() { return all_kernels<SPECX_NEON, 8>(); }
 #else
 const Kernels* SPECX_NEON_KERNELS() { return nullptr; }
 #endif

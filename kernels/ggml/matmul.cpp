@@ -109,6 +109,23 @@ void quantize_rows(Isa isa, int type, int64_t k, int64_t n, const float* x, size
     }
 }
 
+void join_rows(Isa isa, int type, int64_t k, int64_t n, const void* const* rows, void* scratch) {
+    const Tiles tiles(n, kernels_of(isa)->max_tile);
+    const size_t block_bytes = activation_bytes(format_of(type));
+    const int64_t blocks = k / kBlock;
+    uint8_t* block = static_cast<uint8_t*>(scratch);
+    for (int64_t tile = 0; tile < tiles.count; ++tile) {
+        const int size = tiles.size(tile);
+        for (int64_t b = 0; b < blocks; ++b, block += size * block_bytes)
+            for (int t = 0; t < size; ++t) {
+                const uint8_t* from = static_cast<const uint8_t*>(rows[tiles.first(tile) + t]) + b * block_bytes;
+                std::memcpy(block + t * kBlock, from, kBlock);
+                for (size_t at = kBlock; at < block_bytes; at += 4)  // the scale, and each of what `extra` is
+                    std::memcpy(block + size * at + 4 * t, from + at, 4);
+            }
+    }
+}
+
 void multiply(Isa isa, int type, int64_t k, int64_t rows, int64_t n, const void* packed, const void* scratch,
               float* out, size_t out_stride_bytes, int ith, int nth) {
     const Kernels& kernels = *kernels_of(isa);
@@ -133,6 +150,10 @@ void multiply(Isa isa, int type, int64_t k, int64_t rows, int64_t n, const void*
 void quantize_rows(int type, int64_t k, int64_t n, const float* x, size_t row_stride_bytes, void* scratch,
                    int ith, int nth) {
     quantize_rows(best_isa(), type, k, n, x, row_stride_bytes, scratch, ith, nth);
+}
+
+void join_rows(int type, int64_t k, int64_t n, const void* const* rows, void* scratch) {
+    join_rows(best_isa(), type, k, n, rows, scratch);
 }
 
 void multiply(int type, int64_t k, int64_t rows, int64_t n, const void* packed, const void* scratch, float* out,

@@ -44,6 +44,9 @@ size_t scratch_size(int type, int64_t k, int64_t n);
 void quantize_rows(int type, int64_t k, int64_t n, const float* x, size_t row_stride_bytes, void* scratch,
                    int ith, int nth);
 
+// What quantize_rows() would make of n rows, from those rows each quantized alone (n = 1).
+void join_rows(int type, int64_t k, int64_t n, const void* const* rows, void* scratch);
+
 // out[t * out_stride_bytes / 4 + row] for all t < n and row < rows; part ith of nth covers a contiguous range of
 // the rows. nth need not be the number of threads: more parts than threads can be handed out dynamically.
 void multiply(int type, int64_t k, int64_t rows, int64_t n, const void* packed, const void* scratch,
@@ -53,6 +56,7 @@ void multiply(int type, int64_t k, int64_t rows, int64_t n, const void* packed, 
 // the same one: the order of the activations in the scratch memory depends on it.
 void quantize_rows(Isa isa, int type, int64_t k, int64_t n, const float* x, size_t row_stride_bytes,
                    void* scratch, int ith, int nth);
+void join_rows(Isa isa, int type, int64_t k, int64_t n, const void* const* rows, void* scratch);
 void multiply(Isa isa, int type, int64_t k, int64_t rows, int64_t n, const void* packed, const void* scratch,
               float* out, size_t out_stride_bytes, int ith, int nth);
 

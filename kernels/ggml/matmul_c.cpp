@@ -35,6 +35,9 @@ SPECX_EXPORT void specx_matmul_quantize(int isa, int type, int64_t k, int64_t n,
                                         void* scratch, int ith, int nth) {
     specx::quantize_rows(static_cast<Isa>(isa), type, k, n, x, stride, scratch, ith, nth);
 }
+SPECX_EXPORT void specx_matmul_join(int isa, int type, int64_t k, int64_t n, const void* const* rows, void* scratch) {
+    specx::join_rows(static_cast<Isa>(isa), type, k, n, rows, scratch);
+}
 SPECX_EXPORT void specx_matmul_multiply(int isa, int type, int64_t k, int64_t rows, int64_t n, const void* packed,
                                         const void* scratch, float* out, uint64_t stride, int ith, int nth) {
     specx::multiply(static_cast<Isa>(isa), type, k, rows, n, packed, scratch, out, stride, ith, nth);

@@ -9,7 +9,7 @@ list(TRANSFORM _names REPLACE "(.+)" "${_dir}/\\1.cpp" OUTPUT_VARIABLE SPECX_MAT
 
 function(_specx_flags name)
     list(JOIN ARGN " " flags)
-    set_source_files_properties(${_dir}/${name}.cpp PROPERTIES COMPILE_FLAGS "-O3 -ffp-contract=off ${flags}")
+    set_source_files_properties(${_dir}/${name}.cpp PROPERTIES COMPILE_FLAGS "-ffp-contract=off ${flags}")
 endfunction()
 
 foreach(_name ${_names})
@@ -18,7 +18,7 @@ endforeach()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
     set(_avx2 -mavx2 -mfma -mf16c)
     set(_avx512 ${_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
-        -Wno-maybe-uninitialized)  # GCC 12 gives it for its own intrinsics
+        -Wno-uninitialized -Wno-maybe-uninitialized)  # GCC 12 gives it for its own intrinsics
     _specx_flags(kernels_avx2 ${_avx2})
     include(CheckCXXCompilerFlag)
     check_cxx_compiler_flag(-mavxvnni SPECX_COMPILES_AVX_VNNI)

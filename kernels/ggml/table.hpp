@@ -22,9 +22,10 @@ Kernels make_kernels(std::integer_sequence<int, format...>) {
     return kernels;
 }
 
-// Tiles of 1 to max_tile tokens for every format.
-template <class Simd, int max_tile>
+// Tiles of 1 to `largest` tokens for every format.
+template <class Simd, int largest>
 const Kernels* all_kernels() {
+    constexpr int max_tile = largest < kMaxTile ? largest : kMaxTile;
     static const Kernels kernels = make_kernels<Simd, max_tile>(std::make_integer_sequence<int, kFormatCount>());
     return &kernels;
 }

@@ -48,6 +48,16 @@ SPECX_INLINE F load_as(const void* p) {
     return value;
 }
 
+template <int format>
+SPECX_INLINE void prefetch(const uint8_t* quants) {
+    constexpr Format f = *kFormats[format];
+    // As many lines as a block takes, its share of the header included: so nothing is left out at the next group.
+    for (size_t line = 0; line < f.block_bytes() + f.header_group_bytes() / f.blocks; line += 64) {
+        __builtin_prefetch(quants + kPrefetchNear + line, 0, 3);
+        __builtin_prefetch(quants + kPrefetchFar + line, 0, 2);
+    }
+}
+
 // The scales of one header as floats: [block or, in Q6_K, half block][row].
 template <int format>
 struct Scales {
@@ -69,31 +79,41 @@ struct Scales {
     }
 
   private:
+    // In loops that compilers turn into vector code: over bytes, or from 16 bytes to 16 floats.
+    template <class Byte>
+    SPECX_INLINE static void scaled(const float* super, const Byte* bytes, float (*out)[kRows], int count) {
+        for (int j = 0; j < count; ++j)
+            for (int r = 0; r < kRows; ++r) out[j][r] = super[r] * static_cast<float>(bytes[j * kRows + r]);
+    }
+
     template <class Simd>
     SPECX_INLINE void read_int8(const uint8_t* header) {
         alignas(64) float super[kRows];
         Simd::half_to_float(header, super);
-        const int8_t* scale = reinterpret_cast<const int8_t*>(header + 2 * kRows);
-        for (int j = 0; j < kCount; ++j)
-            for (int r = 0; r < kRows; ++r) d[j][r] = super[r] * static_cast<float>(scale[j * kRows + r]);
+        scaled(super, reinterpret_cast<const int8_t*>(header + 2 * kRows), d, kCount);
     }
 
     // Six bits for each scale and minimum: of the blocks 0..3 in the low bits of bytes 0..3 and 4..7, of the
     // blocks 4..7 in the halves of bytes 8..11, their upper two bits above the former.
     template <class Simd>
     SPECX_INLINE void read_dmin(const uint8_t* header) {
+        constexpr int four = 4 * kRows;
         alignas(64) float super[2][kRows];
+        alignas(64) uint8_t low[four], high[four], both[four], scale[2 * four], least[2 * four];
         Simd::half_to_float(header, super[0]);
         Simd::half_to_float(header + 2 * kRows, super[1]);
-        const uint8_t* b = header + 4 * kRows;
-        for (int j = 0; j < 4; ++j)
-            for (int r = 0; r < kRows; ++r) {
-                const int s = b[j * kRows + r], m = b[(4 + j) * kRows + r], both = b[(8 + j) * kRows + r];
-                d[j][r] = super[0][r] * static_cast<float>(s & 63);
-                d[4 + j][r] = super[0][r] * static_cast<float>((both & 15) | (s >> 6) << 4);
-                minimum[j][r] = -super[1][r] * static_cast<float>(m & 63);
-                minimum[4 + j][r] = -super[1][r] * static_cast<float>(both >> 4 | (m >> 6) << 4);
-            }
+        for (int r = 0; r < kRows; ++r) super[1][r] = -super[1][r];
+        std::memcpy(low, header + four, four);
+        std::memcpy(high, header + 2 * four, four);
+        std::memcpy(both, header + 3 * four, four);
+        for (int i = 0; i < four; ++i) {
+            scale[i] = low[i] & 63;
+            least[i] = high[i] & 63;
+            scale[four + i] = static_cast<uint8_t>((both[i] & 15) | (low[i] >> 2 & 0x30));
+            least[four + i] = static_cast<uint8_t>(both[i] >> 4 | (high[i] >> 2 & 0x30));
+        }
+        scaled(super[0], scale, d, 2 * 4);
+        scaled(super[1], least, minimum, 2 * 4);
     }
 };
 
@@ -187,17 +207,15 @@ void multiply_tile(const uint8_t* group, int64_t k, const uint8_t* activations, 
     const GroupLayout layout(f, k);
     const uint8_t* quants = group + layout.quants;
     typename Simd::Floats sum[parts][n];
-    for (auto& part : sum)
-        for (auto& token : part) token = Simd::zero();
+    for (int p = 0; p < parts; ++p)
+        SPECX_UNROLL
+        for (int t = 0; t < n; ++t) sum[p][t] = Simd::zero();
 
     for (int64_t header = 0; header < layout.blocks / f.blocks; ++header) {
         Scales<format> scales;
         scales.template read<Simd>(group + header * f.header_group_bytes());
         for (int block = 0; block < f.blocks; ++block) {
-            for (size_t line = 0; line < f.block_bytes() + f.header_group_bytes() / f.blocks; line += 64) {
-                __builtin_prefetch(quants + kPrefetchNear + line, 0, 3);
-                __builtin_prefetch(quants + kPrefetchFar + line, 0, 2);
-            }
+            prefetch<format>(quants);
             SPECX_NO_UNROLL  // the sums of several parts would not fit into the registers
             for (int p = 0; p < parts; ++p) {
                 // Hides that every part reads the same activations: kept for the next one they would not fit, either.
@@ -211,6 +229,7 @@ void multiply_tile(const uint8_t* group, int64_t k, const uint8_t* activations, 
         }
     }
     for (int p = 0; p < parts; ++p)
+        SPECX_UNROLL
         for (int t = 0; t < n; ++t) Simd::store(out + t * stride + p * Simd::kLanes, sum[p][t]);
 }
 

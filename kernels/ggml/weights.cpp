@@ -1,5 +1,6 @@
 #include "weights.hpp"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -8,6 +9,7 @@
 
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "matmul.hpp"
@@ -32,6 +34,42 @@ int64_t matrices(const Tensor* tensor) { return tensor->ne[2] * tensor->ne[3]; }
 size_t allocated_size(const Tensor* tensor) {
     return packable(tensor) ? matrix_size(tensor) * matrices(tensor) : g_functions->nbytes(tensor);
 }
+
+constexpr size_t kSmall = 1 << 17;  // bytes: less is not worth waking threads, or looking at mappings
+
+#ifdef __linux__
+
+// Whether memory is a view of a file that nobody writes through: such pages can be dropped, and come back when
+// they are read.
+bool is_view_of_file(uintptr_t begin, uintptr_t end) {
+    std::FILE* mappings = std::fopen("/proc/self/maps", "re");
+    if (mappings == nullptr) return false;
+    char line[4352], access[5];  // a path may have 4096 bytes
+    unsigned long from = 0, to = 0, inode = 0;
+    bool found = false;
+    while (!found && std::fgets(line, sizeof line, mappings) != nullptr) {
+        found = std::sscanf(line, "%lx-%lx %4s %*x %*s %lu", &from, &to, access, &inode) == 4 && from <= begin &&
+                end <= to;
+    }
+    std::fclose(mappings);
+    return found && access[1] == '-' && access[3] == 's' && inode != 0;
+}
+
+// llama.cpp maps the whole model file and keeps what lies between weights it uses in place: without this, weights
+// would be resident twice once they are packed.
+void give_back(const void* data, size_t size) {
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + size) / page * page;
+    if (size < kSmall || begin >= end || !is_view_of_file(begin, end)) return;
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+#else
+
+void give_back(const void*, size_t) {}
+
+#endif
 
 // A conversion between ggml's layout (`plain`) and the packed one, of a whole tensor.
 struct Conversion {
@@ -60,7 +98,6 @@ void convert(void* argument, Team*, int member, int size) {
 }
 
 void convert_all(const Tensor* tensor, void* plain, bool packing) {
-    constexpr size_t kSmall = 1 << 18;  // bytes for which threads are not worth waking
     Conversion job = {tensor, static_cast<char*>(plain), packing};
     unsigned cores = std::thread::hardware_concurrency();
     bool small = g_functions->nbytes(tensor) < kSmall;
@@ -90,6 +127,7 @@ void set_tensor(Buffer*, Tensor* view, const void* data, size_t offset, size_t s
         std::memcpy(static_cast<char*>(tensor->data) + offset, data, size);
     } else if (offset == 0 && size == g_functions->nbytes(tensor)) {
         convert_all(tensor, const_cast<void*>(data), true);
+        give_back(data, size);
     } else {
         change_part(tensor, data, offset, size);
     }

@@ -190,6 +190,35 @@ def test_packed_weights_are_read_back_bit_for_bit(tmp_path, smollm2):
             np.testing.assert_array_equal(tensor.data, original[tensor.name].data, err_msg=tensor.name)
 
 
+MAPPED = (
+    LOAD
+    + """
+model_path, library, weights = sys.argv[1:]
+load(library, 1, int(weights))
+model = llama.llama_model_load_from_file(model_path.encode(), llama.llama_model_default_params())
+ours, total = False, 0
+for line in Path("/proc/self/smaps").read_text().splitlines():
+    if not line.split()[0].endswith(":"):
+        ours = line.endswith(model_path)
+    elif ours and line.startswith("Rss:"):
+        total += int(line.split()[1]) * 1024
+print(total)
+"""
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_packed_weights_are_not_resident_twice(smollm2):
+    resident = []
+    for weights in "01":
+        done = run(MAPPED, str(smollm2.resolve()), str(LIBRARY), weights)
+        assert done.returncode == 0, done.stderr[-2000:]
+        resident.append(int(done.stdout))
+    size = smollm2.stat().st_size
+    assert resident[0] > 0.9 * size  # llama.cpp keeps the file in memory
+    assert resident[1] < 0.3 * size  # what is left: small tensors, and pages between two
+
+
 def test_refuses_a_process_without_ggml():
     script = "import ctypes, sys; l = ctypes.CDLL(sys.argv[1]); f = l.ggml_backend_init; "
     script += "f.restype = ctypes.c_void_p; assert f() is None"

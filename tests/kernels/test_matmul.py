@@ -141,7 +141,9 @@ def test_unpack_is_the_inverse_of_pack(library, name, rows):
 
 @types
 @isas
-@pytest.mark.parametrize(("rows", "blocks", "n"), [(1, 1, 1), (16, 1, 3), (37, 5, 8), (100, 4, 40), (20, 2, 512)])
+@pytest.mark.parametrize(
+    ("rows", "blocks", "n"), [(1, 1, 1), (16, 1, 3), (37, 5, 8), (100, 4, 40), (20, 2, 512)]
+)
 def test_product_is_the_references(library, isa, name, rows, blocks, n):
     require(library, isa)
     kind, rng = NAMES[name], np.random.default_rng(rows)
