@@ -107,7 +107,8 @@ struct NeonI8mm : Neon {
         each<first / 2, columns / 2>([&](auto two) SPECX_INLINE_LAMBDA {
             const uint32x4_t a = vreinterpretq_u32_u8(w.template get<2 * two>());
             const uint32x4_t b = vreinterpretq_u32_u8(w.template get<2 * two + 1>());
-            const int8x16_t above = vreinterpretq_s8_u32(vzip1q_u32(a, b)), below = vreinterpretq_s8_u32(vzip2q_u32(a, b));
+            const int8x16_t above = vreinterpretq_s8_u32(vzip1q_u32(a, b));
+            const int8x16_t below = vreinterpretq_s8_u32(vzip2q_u32(a, b));
             SPECX_UNROLL
             for (int p = 0; p < pairs; ++p) {
                 const int8_t* eight = x + 2 * p * kBlock + 8 * two;

@@ -6,6 +6,12 @@
 namespace specx {
 namespace {
 
+// The zero of the quants as dot products see them.
+template <class Simd>
+SPECX_INLINE constexpr int zero_of(const Format& f) {
+    return f.is_signed && Simd::kOffsetSigned ? 128 : f.zero;
+}
+
 template <class Simd, int format, int... n>
 void fill_tiles(Kernels& kernels, std::integer_sequence<int, n...>) {
     ((kernels.tile[format][n] = multiply_tile<Simd, format, n + 1>), ...);
@@ -16,9 +22,7 @@ Kernels make_kernels(std::integer_sequence<int, format...>) {
     Kernels kernels = {};
     kernels.max_tile = max_tile;
     (fill_tiles<Simd, format>(kernels, std::make_integer_sequence<int, max_tile>()), ...);
-    ((kernels.quantize[format] =
-          quantize_tile<Simd, format, kFormats[format]->is_signed && Simd::kOffsetSigned ? 128 : kFormats[format]->zero>),
-     ...);
+    ((kernels.quantize[format] = quantize_tile<Simd, format, zero_of<Simd>(*kFormats[format])>), ...);
     return kernels;
 }
 

@@ -1,14 +1,15 @@
 // The multiplication kernel, written once for all weight types and instruction sets. Included by one file for each
 // instruction set, which supplies `Simd`:
 //
-//   kLanes                  rows of a group in one register (16, 8 or 4)
-//   Bytes, Ints, Floats     a column of kLanes rows; one int or float a row
-//   kOffsetSigned           dot products want unsigned weights: 128 is added to signed ones, and in `extra`
-//   load, nibbles<shift>, bits<column>, pairs<column>, lookup, offset       making quants
-//   kTogether               how many tokens to multiply side by side, so that their chains of additions overlap
-//   dot<largest, first, columns, tokens>(w, x, s)   s[t] += the sum of w * x[t] over some columns, x kBlock bytes apart
-//   splat_int, quantize    see quantize.hpp
-//   zero, load_floats, splat, to_floats, mul, fma, store; half_to_float
+//   kLanes                 rows of a group in one register (16, 8 or 4)
+//   Bytes, Ints, Floats    a column of kLanes rows; one int or float a row
+//   kOffsetSigned          dot products want unsigned weights: 128 is added to signed ones, and in `extra`
+//   kTogether              how many tokens to multiply side by side, so that their chains of additions overlap
+//   load, nibbles<shift>, bits<column>, pairs<column>, lookup, offset    quants from planes (formats.hpp)
+//   dot<largest, first, columns, tokens>(w, x, s)    s[t] += the sum over some columns of w times what is at
+//                          x + t * kBlock; `largest` is the largest quant
+//   splat_int, zero, load_floats, splat, to_floats, mul, fma, store, half_to_float
+//   quantize               see quantize.hpp
 //
 // Everything lies in an anonymous namespace: two instruction sets must never share an instance of a template.
 #pragma once
@@ -157,8 +158,8 @@ struct Columns<Simd, format, false> {
     }
 };
 
-// Adds one block's products for `tokens` tokens from t on, of n: `x` is the block's activations, `block` its number in the
-// header, `sum` what belongs to token t.
+// Adds one block's products for `tokens` tokens from t on, of n: `x` is the block's activations, `block` its number in
+// the header, `sum` what belongs to token t.
 template <class Simd, int format, int n, int tokens, class Weights>
 SPECX_INLINE void accumulate(typename Simd::Floats* sum, const Weights& w, const Scales<format>& scales, int block,
                              int lane, const uint8_t* x, int t) {
@@ -186,7 +187,8 @@ SPECX_INLINE void accumulate(typename Simd::Floats* sum, const Weights& w, const
         auto& to = sum[i];
         to = Simd::fma(scaled, Simd::splat(load_as<float>(d + 4 * i)), to);
         if constexpr (f.has_minimum())
-            to = Simd::fma(Simd::load_floats(scales.minimum[block] + lane), Simd::splat(load_as<float>(extra + 4 * i)), to);
+            to = Simd::fma(Simd::load_floats(scales.minimum[block] + lane),
+                           Simd::splat(load_as<float>(extra + 4 * i)), to);
     }
 }
 

@@ -271,6 +271,15 @@ def test_ctrl_c_in_a_terminal(terminal):
     assert shell.process.wait(60) == 130
 
 
+@pytest.fixture
+def interruptible():
+    """A program started in the background inherits that Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_late_ctrl_c_does_not_end_the_chat(specx, monkeypatch):
     talk = Chat(specx.session, Request(SamplingSettings(), GenerationOptions()))
     monkeypatch.setattr(talk, "take", lambda _text: os.kill(os.getpid(), signal.SIGINT))
