@@ -11,7 +11,8 @@ Whatever else the machine does only ever adds time. So of repeated measurements 
 whose repetitions disagree is used but not kept. A step that is far off counts for nothing until it has
 happened several times in a row: then it is the memory that is wrong, and it is moved at once. Single tokens,
 which are taken all the time, speak for every width, so that one nobody tries, because it is remembered as
-too dear, becomes cheaper with them; other widths speak for themselves.
+too dear, becomes cheaper with them; other widths speak for themselves. Several of them in a row that are too
+dear speak for all wide steps, for a while: something else takes what they lived on.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ DEEPER_BUDGET_S = 0.8
 STEP_RATE = 0.15  # weight of one real step in the running estimate of its width
 REGIME_RATE = 0.1  # weight of one real step in the estimate of the machine's present speed
 SPEED_LEAK = 0.003  # per step: what one width says of all others is forgotten, so that they are tried again
+DEAR_RATE = 0.3  # weight of one wide step that is cheaper than thought in what makes wide steps dear
 FADE = 0.001  # per step: what was learned of a width is forgotten, too, unless the width is seen again
 CLIP = 2.0  # a step more than this many times off is a hiccup
 SURE = 3  # unless it was as many in a row
@@ -74,6 +76,8 @@ class Staircase:
         self._off: dict[int, list[float]] = {}  # by width, its latest steps if all were far off to one side
         self._plain = max_width  # the narrowest width that steps have had
         self._apart: set[int] = set()  # widths that turned out far off since single tokens last did
+        self._dear = np.ones(max_width + 1)  # by width: present time of wide steps, beyond that of all
+        self._strays: list[tuple[int, float]] = []  # the latest wide steps, if all were far too dear
 
     @property
     def disturbed(self) -> bool:
@@ -105,6 +109,7 @@ class Staircase:
         else:
             (low, below), (high, above) = self._weights(length)
             costs = self._filled[low] * (below * self._speed) + self._filled[high] * (above * self._speed)
+            costs *= self._dear
         costs[0] = np.inf
         costs[INTERPOLATED + 1 : -1] = np.inf
         return costs
@@ -166,6 +171,7 @@ class Staircase:
             self._disturbed.add(length)
         self._depths[length] = steps
         self._fill_all()
+        self._dear.fill(1.0)
         self._restart()
         return clock() - start
 
@@ -184,18 +190,46 @@ class Staircase:
             for depth, weight in self._weights(length):
                 self._filled[depth][n] *= ratio ** (STEP_RATE * min(weight, 1.0))
             self._speed *= ratio**REGIME_RATE
+            if n != self._plain:
+                self._strays.clear()
+                self._dear = np.maximum(self._dear * min(ratio, 1.0) ** DEAR_RATE, 1.0)
         else:
             off = [r for r in self._off.get(n, []) if (r > 1) == (ratio > 1)] + [ratio]
             self._off[n] = off
             if len(off) >= SURE:
                 least = min(off) if ratio > 1 else max(off)
                 self._move(n, length, least * expected)
+            elif n != self._plain:
+                self._stray(n, ratio)
         self._speed **= 1 - SPEED_LEAK
+        self._dear **= 1 - SPEED_LEAK
+
+    def _stray(self, n: int, ratio: float) -> None:
+        """A step of `n` tokens took `ratio` times as long as expected: after a few, wide steps are dear now.
+
+        How much is interpolated between the widths seen, and down to nothing at the narrowest.
+        """
+        if ratio < 1:
+            self._strays.clear()
+            self._dear.fill(1.0)
+            return
+        self._strays.append((n, ratio))
+        if len(self._strays) < SURE:
+            return
+        least: dict[int, float] = {self._plain: 1.0}
+        for width, times in self._strays:
+            least[width] = min(times, least.get(width, np.inf))
+        known = sorted(least)
+        widths = np.arange(self.max_width + 1)
+        self._dear *= np.exp(np.interp(widths, known, np.log([least[width] for width in known])))
+        self._strays.clear()
+        self._off.clear()
 
     def _expected(self, n: int, length: int) -> float:
         """Milliseconds that a step is expected to take at present."""
         (low, below), (high, above) = self._weights(length)
-        return (self._filled[low].item(n) * below + self._filled[high].item(n) * above) * self._speed
+        mean = self._filled[low].item(n) * below + self._filled[high].item(n) * above
+        return mean * self._speed * self._dear.item(n)
 
     def _move(self, n: int, length: int, ms: float) -> None:
         """Steps of width `n` surely take `ms` milliseconds at `length`, which is far from what was known."""
@@ -210,6 +244,7 @@ class Staircase:
         apart = list(self._apart)
         if factor > 1:  # the machine is slower, for now
             self._speed *= factor
+            self._dear = np.maximum(self._dear / factor, 1.0)
             for filled in self._filled.values():
                 filled[apart] /= factor
         else:
@@ -227,6 +262,7 @@ class Staircase:
             filled[n] = self._measured[depth][n]
             filled[apart] = present
         self._speed = 1.0
+        self._dear.fill(1.0)
 
     def _scale(self, factor: float, apart: list[int]) -> None:
         """Multiply what was measured, and the present times of all widths but those in `apart`."""
@@ -242,6 +278,7 @@ class Staircase:
         self._speed = speed
         self._off.clear()
         self._apart.clear()
+        self._strays.clear()
 
     def to_json(self) -> dict[str, Any]:
         """A plain value for the store: the measured times, moved half of the way to what they are now.
@@ -276,6 +313,7 @@ class Staircase:
         self._filled.clear()
         self._disturbed.clear()
         self._fill_all()
+        self._dear.fill(1.0)
         self._restart()
 
     def _weights(self, length: int) -> tuple[tuple[int, float], tuple[int, float]]:
