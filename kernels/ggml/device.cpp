@@ -105,13 +105,14 @@ bool supports_multiplication(const Tensor* op) {
            op->op_params[1] != ggml::kHintHadamard;
 }
 
-// The router of experts, or another small matrix of floats among the weights. Larger ones are llama.cpp's.
+bool is_ours(const Tensor* w) { return w->buffer->type == plugin().weight_type; }
+
+// A matrix of floats among the weights, wherever it is kept.
 bool supports_floats(const Tensor* op) {
-    constexpr int64_t kMostRows = 1024;
     const Tensor *w = op->src[0], *x = op->src[1];
-    return w->buffer != nullptr && w->buffer->usage == ggml::kUsageWeights && w->view_src == nullptr &&
-           has_float_rows(w) && w->ne[1] <= kMostRows && w->ne[2] == 1 && w->ne[3] == 1 && has_float_rows(x) &&
-           evenly_strided(x) && has_float_rows(op) && evenly_strided(op) && op->op_params[1] != ggml::kHintHadamard;
+    return w->buffer != nullptr && (w->buffer->usage == ggml::kUsageWeights || is_ours(w)) &&
+           w->view_src == nullptr && float_matmul_supported(w->type) && w->nb[0] == (w->type == ggml::kTypeF32 ? 4u : 2u) && w->ne[2] == 1 &&
+           w->ne[3] == 1 && has_float_rows(x) && evenly_strided(x) && has_float_rows(op) && evenly_strided(op) && op->op_params[1] != ggml::kHintHadamard;
 }
 
 Experts experts_of(const Tensor* op) {
@@ -149,8 +150,12 @@ bool supports_op(Device* device, const Tensor* op) {
     bool weights_on = plugin().weights_on.load();
     if (op->op == ggml::kOpMulMat && supports_multiplication(op)) return !loading || weights_on;
     if (op->op == ggml::kOpMulMatId) return supports_experts(op) && (!loading || weights_on);
+    if (op->op == ggml::kOpMulMat && supports_floats(op)) {
+        // Those of 16 bits are taken into our own buffer, for its large pages. Others, small as a rule, stay.
+        bool wide = op->src[0]->type == ggml::kTypeF32;
+        return loading ? weights_on && !wide : weights_on || is_ours(op->src[0]);
+    }
     if (loading) return false;
-    if (op->op == ggml::kOpMulMat) return weights_on && supports_floats(op);
     if (op->op == ggml::kOpFlashAttnExt) return plugin().attention_on.load() && supports_attention(op);
     return is_nothing(op);
 }
@@ -209,12 +214,12 @@ void multiply_step(const Computer& computer, const Step& step, Team* team, int m
 }
 
 bool has_float_weights(const Tensor* op) {
-    return op->op == ggml::kOpMulMat && op->src[0]->type == ggml::kTypeF32;
+    return op->op == ggml::kOpMulMat && float_matmul_supported(op->src[0]->type);
 }
 
 void multiply_floats_step(const Tensor* op, int member, int size) {
     const Tensor *w = op->src[0], *x = op->src[1];
-    multiply_floats(best_isa(), w->ne[0], w->ne[1], tokens_of(op), w->data, w->nb[1], x->data, x->nb[1], op->data,
+    multiply_floats(best_isa(), w->type, w->ne[0], w->ne[1], tokens_of(op), w->data, w->nb[1], x->data, x->nb[1], op->data,
                     op->nb[1], member, size);
 }
 

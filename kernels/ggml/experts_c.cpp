@@ -32,9 +32,9 @@ SPECX_EXPORT int specx_experts_multiply(const specx::Experts* first, const specx
     return 1;
 }
 
-SPECX_EXPORT void specx_float_multiply(int isa, int64_t k, int64_t rows, int64_t n, const void* w, uint64_t w_stride,
+SPECX_EXPORT void specx_float_multiply(int isa, int type, int64_t k, int64_t rows, int64_t n, const void* w, uint64_t w_stride,
                                        const void* x, uint64_t x_stride, void* out, uint64_t out_stride, int ith,
                                        int nth) {
-    specx::multiply_floats(static_cast<specx::Isa>(isa), k, rows, n, w, w_stride, x, x_stride, out, out_stride, ith,
-                           nth);
+    specx::multiply_floats(static_cast<specx::Isa>(isa), type, k, rows, n, w, w_stride, x, x_stride, out, out_stride,
+                           ith, nth);
 }

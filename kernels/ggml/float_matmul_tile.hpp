@@ -1,27 +1,40 @@
 // The inner loop of float_matmul.hpp, included by one file for each instruction set.
 //
-// Sixteen partial sums, of the products at k, k + 16, ..., are added up in pairs at the end; the size of the registers
-// makes no difference to that. In an anonymous namespace: see tile.hpp.
+// Sixteen partial sums, of the products at k, k + 16, ..., each by fused multiply-adds, are added up in pairs at the
+// end; the size of the registers makes no difference to that. In an anonymous namespace: see tile.hpp.
+//
+// A `Simd` has registers `reg` of kWidth floats, load() of kWidth weights of each type, add(), fma(), store(), sum() of
+// a register's lanes in that order, and the number of rows and tokens whose sums fit in its registers.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
 namespace specx {
 
-// Results of one row of weights for n tokens (n <= tokens): out[t * out_stride] and x[t * x_stride], in bytes.
-using FloatKernel = void (*)(int64_t k, const float* w, int n, const char* x, size_t x_stride, char* out,
-                             size_t out_stride);
+struct Half {
+    uint16_t bits;
+};
+struct BFloat {
+    uint16_t bits;
+};
+
+// Results of `rows` rows of weights for n tokens (as many as the kernels have, at most). Strides are in bytes.
+using FloatKernel = void (*)(int64_t k, int rows, const char* w, size_t w_stride, int n, const char* x, size_t x_stride,
+                             char* out, size_t out_stride);
 
 struct FloatKernels {
-    int tokens;
-    FloatKernel multiply;
+    int rows, tokens;
+    FloatKernel f32, f16, bf16;
 };
 
 // Null where the target does not have the instruction set.
 const FloatKernels* float_kernels_avx2();
 const FloatKernels* float_kernels_avx512();
+const FloatKernels* float_kernels_neon();
+const FloatKernels* float_kernels_generic();
 
 namespace {
 
@@ -31,58 +44,112 @@ namespace {
 #define SPECX_UNROLL_FLOATS _Pragma("GCC unroll 16")
 #endif
 
-constexpr int kLanes = 16;
+constexpr int kFloatLanes = 16;
 
-template <int bytes>
-struct FloatVector {
-    typedef float Type __attribute__((vector_size(bytes)));
-};
+inline float to_float(float w) { return w; }
 
-template <int bytes, int n>
-void multiply_row(int64_t k, const float* w, const char* x, size_t x_stride, char* out, size_t out_stride) {
-    using Vector = typename FloatVector<bytes>::Type;
-    constexpr int width = bytes / 4, vectors = kLanes / width;
-    Vector sum[n][vectors] = {};
+inline float to_float(BFloat w) {
+    const uint32_t bits = static_cast<uint32_t>(w.bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline float to_float(Half w) {
+    const uint32_t rest = w.bits & 0x7FFFu;
+    uint32_t bits = rest << 13;
+    float value;
+    if (rest >= 0x7C00) {  // infinity or NaN
+        bits |= 0x7F800000u;
+        std::memcpy(&value, &bits, sizeof value);
+    } else {  // the exponent's bias differs by 112; this multiplication is exact, for subnormals too
+        std::memcpy(&value, &bits, sizeof value);
+        value *= 0x1p112f;
+    }
+    return (w.bits & 0x8000u) != 0 ? -value : value;
+}
+
+// Lanes of the sixteen sums of one row and one token, after the products behind the last whole group of sixteen.
+template <class Simd, class Weight>
+void add_rest(typename Simd::reg (&sum)[kFloatLanes / Simd::kWidth], int64_t from, int64_t k, const Weight* w,
+              const float* x) {
+    float lane[kFloatLanes];
+    for (int part = 0; part < kFloatLanes / Simd::kWidth; ++part) Simd::store(lane + part * Simd::kWidth, sum[part]);
+    for (int64_t i = from; i < k; ++i) lane[i - from] = std::fmaf(to_float(w[i]), x[i], lane[i - from]);
+    for (int part = 0; part < kFloatLanes / Simd::kWidth; ++part)
+        sum[part] = Simd::load(lane + part * Simd::kWidth);
+}
+
+template <class Simd>
+float total(typename Simd::reg (&sum)[kFloatLanes / Simd::kWidth]) {
+    SPECX_UNROLL_FLOATS
+    for (int half = kFloatLanes / Simd::kWidth / 2; half > 0; half /= 2)
+        for (int part = 0; part < half; ++part) sum[part] = Simd::add(sum[part], sum[part + half]);
+    return Simd::sum(sum[0]);
+}
+
+template <class Simd, class Weight, int rows, int n>
+void multiply_block(int64_t k, const char* w, size_t w_stride, const char* x, size_t x_stride, char* out,
+                    size_t out_stride) {
+    using reg = typename Simd::reg;
+    constexpr int width = Simd::kWidth, parts = kFloatLanes / width;
+    auto weights = [&](int row) { return reinterpret_cast<const Weight*>(w + row * w_stride); };
+    auto activations = [&](int t) { return reinterpret_cast<const float*>(x + t * x_stride); };
+    reg sum[rows][n][parts];
+    for (auto& row : sum)
+        for (auto& token : row)
+            for (reg& part : token) part = Simd::zero();
     int64_t i = 0;
-    for (; i + kLanes <= k; i += kLanes) {
+    for (; i + kFloatLanes <= k; i += kFloatLanes) {
         SPECX_UNROLL_FLOATS
-        for (int v = 0; v < vectors; ++v) {
-            Vector weights;
-            std::memcpy(&weights, w + i + v * width, bytes);
+        for (int part = 0; part < parts; ++part) {
+            reg weight[rows];
+            SPECX_UNROLL_FLOATS
+            for (int row = 0; row < rows; ++row) weight[row] = Simd::load(weights(row) + i + part * width);
             SPECX_UNROLL_FLOATS
             for (int t = 0; t < n; ++t) {
-                Vector activations;
-                std::memcpy(&activations, x + t * x_stride + (i + v * width) * 4, bytes);
-                sum[t][v] += weights * activations;
+                const reg activation = Simd::load(activations(t) + i + part * width);
+                SPECX_UNROLL_FLOATS
+                for (int row = 0; row < rows; ++row)
+                    sum[row][t][part] = Simd::fma(weight[row], activation, sum[row][t][part]);
             }
         }
     }
-    for (int t = 0; t < n; ++t) {
-        float lane[kLanes];
-        std::memcpy(lane, sum[t], sizeof lane);
-        for (int64_t j = i; j < k; ++j) {
-            float activation;
-            std::memcpy(&activation, x + t * x_stride + j * 4, 4);
-            lane[j - i] += w[j] * activation;
+    SPECX_UNROLL_FLOATS
+    for (int row = 0; row < rows; ++row)
+        SPECX_UNROLL_FLOATS
+        for (int t = 0; t < n; ++t) {
+            if (i < k) add_rest<Simd>(sum[row][t], i, k, weights(row), activations(t));
+            const float result = total<Simd>(sum[row][t]);
+            std::memcpy(out + t * out_stride + row * sizeof(float), &result, sizeof result);
         }
-        for (int half = kLanes / 2; half > 0; half /= 2)
-            for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
-        std::memcpy(out + t * out_stride, lane, 4);
-    }
 }
 
-template <int bytes, int tokens>
-void multiply_up_to(int64_t k, const float* w, int n, const char* x, size_t x_stride, char* out, size_t out_stride) {
-    if constexpr (tokens > 1) {
-        if (n < tokens) return multiply_up_to<bytes, tokens - 1>(k, w, n, x, x_stride, out, out_stride);
+template <class Simd, class Weight, int rows, int n>
+void multiply_up_to(int64_t k, const char* w, size_t w_stride, int tokens, const char* x, size_t x_stride, char* out,
+                    size_t out_stride) {
+    if constexpr (n > 1) {
+        if (tokens < n)
+            return multiply_up_to<Simd, Weight, rows, n - 1>(k, w, w_stride, tokens, x, x_stride, out, out_stride);
     }
-    multiply_row<bytes, tokens>(k, w, x, x_stride, out, out_stride);
+    multiply_block<Simd, Weight, rows, n>(k, w, w_stride, x, x_stride, out, out_stride);
 }
 
-// `bytes` of a register, and as many tokens as leave the sums in registers.
-template <int bytes, int tokens>
+template <class Simd, class Weight>
+void multiply_rows(int64_t k, int rows, const char* w, size_t w_stride, int n, const char* x, size_t x_stride,
+                   char* out, size_t out_stride) {
+    if (rows == Simd::kRows)
+        return multiply_up_to<Simd, Weight, Simd::kRows, Simd::kTokens>(k, w, w_stride, n, x, x_stride, out,
+                                                                        out_stride);
+    for (int row = 0; row < rows; ++row)
+        multiply_up_to<Simd, Weight, 1, Simd::kTokens>(k, w + row * w_stride, w_stride, n, x, x_stride,
+                                                       out + row * sizeof(float), out_stride);
+}
+
+template <class Simd>
 const FloatKernels* float_kernels() {
-    static const FloatKernels kernels = {tokens, multiply_up_to<bytes, tokens>};
+    static const FloatKernels kernels = {Simd::kRows, Simd::kTokens, multiply_rows<Simd, float>,
+                                         multiply_rows<Simd, Half>, multiply_rows<Simd, BFloat>};
     return &kernels;
 }
 

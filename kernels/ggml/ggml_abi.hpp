@@ -26,7 +26,7 @@ enum Op : int32_t {
     kOpFlashAttnExt = 74,
 };
 
-enum Type : int32_t { kTypeF32 = 0, kTypeF16 = 1, kTypeQ8_0 = 8, kTypeI32 = 26 };
+enum Type : int32_t { kTypeF32 = 0, kTypeF16 = 1, kTypeQ8_0 = 8, kTypeI32 = 26, kTypeBF16 = 30 };
 enum Status : int32_t { kStatusAllocFailed = -2, kStatusFailed = -1, kStatusSuccess = 0 };
 enum DeviceType : int32_t { kDeviceCpu = 0, kDeviceAccel = 3 };
 

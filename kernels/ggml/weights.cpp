@@ -125,6 +125,7 @@ void set_tensor(Buffer*, Tensor* view, const void* data, size_t offset, size_t s
     const Tensor* tensor = owner_of(view, &offset);
     if (!packable(tensor)) {
         std::memcpy(static_cast<char*>(tensor->data) + offset, data, size);
+        give_back(data, size);
     } else if (offset == 0 && size == g_functions->nbytes(tensor)) {
         convert_all(tensor, const_cast<void*>(data), true);
         give_back(data, size);

@@ -163,22 +163,27 @@ def test_rows_quantized_alone_are_joined_as_if_together(c, isa, kind):
         np.testing.assert_array_equal(joined[:used], together[:used])
 
 
+@pytest.mark.parametrize("kind", [Type.F32, Type.F16, Type.BF16])
 @pytest.mark.parametrize("k", [5, 64, 2056])
-def test_routers_are_bit_identical_and_right(c, k):
+def test_matrices_of_floats_are_bit_identical_and_right(c, k, kind):
     rng = np.random.default_rng(k)
-    w = rng.standard_normal((11, k + 3), np.float32)[:, :k]
+    values = rng.standard_normal((11, k + 3), np.float32)
+    values[:3] *= 1e-6  # subnormal halves
+    stored = gguf.quantize(values, kind)
+    values = gguf.dequantize(stored, kind)[:, :k]
+    w = stored.view(np.uint16 if kind == Type.BF16 else stored.dtype)[:, :k]
     x = rng.standard_normal((29, k + 1), np.float32)[:, :k]
 
     def multiply(isa, n, parts):
         out = np.full((29, 12), -1.0, np.float32)
         operands = [value for a in (w, x, out) for value in (at(a), ctypes.c_uint64(a.strides[0]))]
         for part in range(parts):
-            c.specx_float_multiply(isa, long(k), long(11), long(n), *operands, part, parts)
+            c.specx_float_multiply(isa, int(kind), long(k), long(11), long(n), *operands, part, parts)
         assert (out[:, 11:] == -1.0).all() and (out[n:] == -1.0).all()
         return out[:n, :11]
 
     expected = multiply(0, 29, 1)
-    assert np.abs(expected - np.float64(x) @ np.float64(w).T).max() < 1e-6 * k
+    assert np.abs(expected - np.float64(x) @ np.float64(values).T).max() < 1e-6 * k
     for isa in filter(c.specx_isa_available, ISAS):
         for n in (1, 2, 3, 6, 13, 29):
             for parts in (1, 4, 500):
