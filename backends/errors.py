@@ -3,11 +3,13 @@
 SpecxError
 |- UsageError        the command line asks for something that makes no sense (exit code 2)
 |- ModelError        a model file cannot be found, read or run
+|  `- DoesNotFitError  it takes more memory than there is
 |- ContextFullError  the prompt or the conversation no longer fits the context
 |- RollbackError     the KV cache could not be brought back to an earlier length
 |- DownloadError     a model could not be fetched
 |- TemplateError     the model's chat template cannot be used
 |- GrammarError      a grammar or JSON schema cannot be used
+|- PeerError         another program, which specx is compared with, cannot be run
 `- StoreError        the store under the cache directory cannot be used (never fatal to decoding)
 """
 
@@ -15,9 +17,11 @@ from __future__ import annotations
 
 __all__ = [
     "ContextFullError",
+    "DoesNotFitError",
     "DownloadError",
     "GrammarError",
     "ModelError",
+    "PeerError",
     "RollbackError",
     "SpecxError",
     "StoreError",
@@ -52,6 +56,10 @@ class ModelError(SpecxError):
     """A model file cannot be found, read or run."""
 
 
+class DoesNotFitError(ModelError):
+    """A model takes more memory than there is."""
+
+
 class ContextFullError(SpecxError):
     """The prompt or the conversation no longer fits the context."""
 
@@ -70,6 +78,10 @@ class TemplateError(SpecxError):
 
 class GrammarError(SpecxError):
     """A grammar or JSON schema cannot be used."""
+
+
+class PeerError(SpecxError):
+    """Another program, which specx is compared with, cannot be run."""
 
 
 class StoreError(SpecxError):

@@ -24,6 +24,7 @@ __all__ = [
     "Kernels",
     "describe",
     "enable",
+    "instruction_set",
     "library",
     "unavailable",
 ]
@@ -100,6 +101,11 @@ def enable(kernels: Kernels) -> None:
         raise RuntimeError(f"these kernels cannot be used: {reason}")
     _device().specx_ggml_enable(int(kernels.attention), int(kernels.weights))
     _enabled = kernels
+
+
+def instruction_set() -> str:
+    """The instructions that the device computes with on this machine; empty without it."""
+    return describe().rpartition(", ")[2]
 
 
 def describe() -> str:

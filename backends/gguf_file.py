@@ -42,6 +42,8 @@ class GGUFInfo:
         sliding_window: tokens a windowed layer looks back, 0 without one.
         state: what a sequence is kept in: a KV cache, a recurrent state, or both.
         fingerprint: hex digest of the headers, the sizes and a sample of the weights.
+        token_span, token_type_span: where in the first part the texts of the tokens lie, each behind its length
+            (8 bytes), and their types (4 bytes each); (0, 0) where there are none.
     """
 
     path: Path
@@ -72,6 +74,8 @@ class GGUFInfo:
     tensors: tuple[Tensor, ...]
     metadata: Metadata
     fingerprint: str
+    token_span: tuple[int, int] = (0, 0)
+    token_type_span: tuple[int, int] = (0, 0)
 
     @property
     def weight_bytes(self) -> int:
@@ -91,16 +95,12 @@ class GGUFInfo:
         """The tensor type that most bytes are in."""
         return next(iter(self.bytes_by_type))
 
-    def kv_bytes(self, n_ctx: int, type_k: str = "F16", type_v: str = "F16") -> int:
-        """Bytes of a KV cache for `n_ctx` tokens, counting windowed layers in full (an upper bound).
-
-        Raises:
-            ValueError: a type ggml does not have.
-        """
-        return sum(
-            type_bytes(type_k, heads * self.key_length) + type_bytes(type_v, heads * self.value_length)
-            for heads in self.kv_heads
-        ) * max(0, n_ctx)
+    def integer(self, key: str) -> int:
+        """An integer of the architecture's metadata, such as "ssm.inner_size": the largest of an array, 0 if
+        there is none."""
+        value = self.metadata.get(f"{self.architecture}.{key}", 0)
+        each = value if isinstance(value, tuple) else (value,)
+        return max((v for v in each if isinstance(v, int)), default=0)
 
     @property
     def plain_reason(self) -> str | None:
@@ -232,6 +232,8 @@ def _summary(paths: list[Path], parts: list[Part], tensors: tuple[Tensor, ...]) 
         tensors=tensors,
         metadata=head.metadata,
         fingerprint=digest.hexdigest(),
+        token_span=head.spans.get("tokenizer.ggml.tokens", (0, 0)),
+        token_type_span=head.spans.get("tokenizer.ggml.token_type", (0, 0)),
     )
 
 

@@ -25,6 +25,7 @@ Metadata = Mapping[str, Scalar | tuple[Scalar, ...]]
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), ("<" + c for c in "BbHhIif?Qqd"), strict=True))
 """Forms of the numbers among GGUF's value types, for `struct`."""
 _STRING, _ARRAY = 8, 9
+_ARRAY_HEAD = 16  # bytes before the elements of an array: two types and a count
 _KEPT_ARRAY = 1024
 """Longest array of numbers kept in `metadata`; per-layer values are kept, vocabularies only counted."""
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
@@ -137,6 +138,7 @@ class Part:
         self.path = path
         self.metadata: dict[str, Scalar | tuple[Scalar, ...]] = {}
         self.lengths: dict[str, int] = {}
+        self.spans: dict[str, tuple[int, int]] = {}  # where the elements of arrays lie
         self.size = _regular_size(path)
         try:
             with path.open("rb") as file:
@@ -155,9 +157,12 @@ class Part:
             n_tensors, n_values = cursor.count(), cursor.count()
             for _ in range(n_values):
                 key = cursor.string()
+                start = cursor.at + _ARRAY_HEAD
                 value, self.lengths[key] = cursor.value()
                 if value is not None:
                     self.metadata[key] = value
+                if value is None or isinstance(value, tuple):
+                    self.spans[key] = (start, cursor.at)
             rows = [_tensor_row(cursor) for _ in range(n_tensors)]
             alignment = self.integer("general.alignment") or 32
             if alignment < 1:

@@ -18,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.base import Output, Progress, RowSink
+from specx.backends.devices import device_pointer
 from specx.backends.errors import ContextFullError, ModelError, RollbackError
 from specx.backends.ggml_device import STOCK, Kernels, enable
 from specx.backends.libllama import forget_log, lib, recent_log, set_verbose
+from specx.backends.machine import this_cpu
 from specx.backends.settings import LoadSettings
 from specx.backends.vocab import LlamaVocab
 
-__all__ = ["LlamaBackend", "decode_threads"]
+__all__ = ["LlamaBackend", "check_cache_type", "decode_threads", "wanted_context"]
 
 MAX_WIDTH = 64  # from here on llama.cpp's attention works in tiles: a step can cost less than one of 16
 LARGE_VOCAB = 1 << 17  # tokens; beyond, the logits of 64 rows take too much memory
@@ -33,6 +35,7 @@ MAX_LEAVES = 8
 WATCHED = 64  # tokens per call; below, asking after every operation costs more than it is worth
 PROMPT_ROWS = 64  # at most this many prompt rows have their logits computed
 DEFAULT_CTX = 4096
+ALL_LAYERS = -1
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
@@ -110,6 +113,10 @@ class LlamaBackend:
     def n_threads_batch(self) -> int:
         """CPU threads used for more than one token: prompts, and drafts."""
         return int(self._lib.llama_n_threads_batch(self._ctx))
+
+    def set_threads(self, decode: int, batch: int) -> None:
+        """Use so many CPU threads for one token, and for more than one, from the next call on."""
+        self._lib.llama_set_n_threads(self._ctx, decode, batch)
 
     @property
     def can_shift(self) -> bool:
@@ -382,13 +389,15 @@ class LlamaBackend:
             return not raised
 
         params = self._lib.llama_model_default_params()
-        params.n_gpu_layers = settings.n_gpu_layers
+        params.n_gpu_layers = ALL_LAYERS if settings.n_gpu_layers is None else settings.n_gpu_layers
+        kept = _divide(self._lib, params, settings.offload)
         params.load_mode = _load_mode(self._lib, settings)
         params.use_extra_bufts = repack
         callback = self._lib.llama_progress_callback(on_progress)
         params.progress_callback = callback
         forget_log()
         model = self._lib.llama_model_load_from_file(os.fsencode(settings.model), params)
+        del kept
         if raised:
             if model:
                 self._lib.llama_model_free(model)
@@ -402,8 +411,7 @@ class LlamaBackend:
 
     def _create_context(self, settings: LoadSettings) -> Any:
         params = self._lib.llama_context_default_params()
-        trained = self.n_ctx_train
-        wanted = min(DEFAULT_CTX, trained) if settings.n_ctx is None else settings.n_ctx or trained
+        wanted = wanted_context(settings, self.n_ctx_train)
         params.n_ctx = wanted
         params.n_batch = max(1, min(settings.n_batch, wanted))
         params.n_ubatch = max(1, min(settings.n_ubatch, settings.n_batch))
@@ -545,20 +553,41 @@ class _Batch:
 
 
 def decode_threads(settings: LoadSettings) -> int:
-    """CPU threads for decoding one token, as far as the settings leave it open."""
-    return settings.threads or _threads()
+    """CPU threads for decoding one token: what the settings say, or else one for each usable core."""
+    return settings.threads or this_cpu().default_threads
 
 
-def _threads() -> int:
-    try:
-        return max(1, len(os.sched_getaffinity(0)))
-    except AttributeError:
-        return max(1, os.cpu_count() or 1)
+def _divide(module: Any, params: Any, offload: tuple[tuple[str, int], ...] | None) -> tuple[Any, ...]:
+    """Let the last layers go to the GPUs of `offload`; returns what must live until the model is loaded."""
+    if offload is None:
+        return ()
+    params.n_gpu_layers = sum(count for _, count in offload)
+    if not offload:
+        return ()
+    pointers = [device_pointer(name) for name, _ in offload]
+    devices = (ctypes.c_void_p * (len(offload) + 1))(*pointers, None)
+    # A layer goes to the first device whose share, added to those before, is larger than its place.
+    shares = (ctypes.c_float * module.llama_max_devices())(*(float(count) for _, count in offload))
+    params.devices = ctypes.cast(devices, ctypes.c_void_p)
+    params.tensor_split = shares
+    return devices, shares
+
+
+def wanted_context(settings: LoadSettings, trained: int) -> int:
+    """Tokens of context that `settings` ask for, of a model trained for `trained`; llama.cpp rounds it up."""
+    if settings.n_ctx is None:
+        return min(DEFAULT_CTX, trained or DEFAULT_CTX)
+    return settings.n_ctx or trained
+
+
+def check_cache_type(name: str) -> None:
+    """Raise ModelError unless keys or values can be kept as the ggml type `name`."""
+    if name not in CACHE_TYPES:
+        raise ModelError(f"unknown KV cache type {name!r}", f"use one of {', '.join(CACHE_TYPES)}")
 
 
 def _cache_type(module: Any, name: str) -> int:
-    if name not in CACHE_TYPES:
-        raise ModelError(f"unknown KV cache type {name!r}", f"use one of {', '.join(CACHE_TYPES)}")
+    check_cache_type(name)
     return int(getattr(module, f"GGML_TYPE_{name.upper()}"))
 
 

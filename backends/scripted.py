@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from specx.backends.base import Output, Progress, RowSink
 from specx.backends.errors import ContextFullError, RollbackError
 
-__all__ = ["ScriptedBackend", "ScriptedVocab"]
+__all__ = ["ScriptedBackend", "ScriptedVocab", "SimulatedClock"]
 
 _PREFILL_PIECE = 64  # tokens between two calls of `progress`
 _CACHED_ROWS = 4096
@@ -89,6 +89,21 @@ class ScriptedVocab:
         return tokens
 
 
+class SimulatedClock:
+    """Seconds that pass only when somebody waits."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        """The present time."""
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self._now += max(seconds, 0.0)
+
+
 class ScriptedBackend:
     """A deterministic language model. Implements `Backend`.
 
@@ -108,6 +123,7 @@ class ScriptedBackend:
         can_rewind: False makes a model that cannot take tokens back, and so decodes plainly.
         step_costs: width -> milliseconds a forward call of that width lasts at least; a width in between
             costs what the next one given does. None costs nothing.
+        clock: what that time passes on; None waits.
     """
 
     def __init__(
@@ -124,6 +140,7 @@ class ScriptedBackend:
         max_leaves: int = 16,
         can_rewind: bool = True,
         step_costs: Mapping[int, float] | None = None,
+        clock: SimulatedClock | None = None,
     ) -> None:
         self.vocab = ScriptedVocab(vocab_size)
         self.n_ctx = n_ctx
@@ -135,6 +152,8 @@ class ScriptedBackend:
         self._script_length = len(script)
         self._continuations = _continuations(script, order)
         self._step_costs = sorted((step_costs or {}).items())
+        self._now = clock or time.perf_counter
+        self._sleep = clock.sleep if clock else time.sleep
         self._committed: list[int] = []
         self._pending: tuple[list[int], list[int]] | None = None  # tokens and parents of the last forward
         self._rows: dict[tuple[int, ...], NDArray[np.float32]] = {}
@@ -226,7 +245,7 @@ class ScriptedBackend:
             ValueError: it is not a tree, or wider or bushier than this backend takes.
             RuntimeError: the forward call before was not followed by `keep`.
         """
-        started = time.perf_counter()
+        started = self._now()
         self._check_idle()
         self._check_tree(tokens, parents)
         n = len(tokens)
@@ -311,7 +330,7 @@ class ScriptedBackend:
             cost for _, cost in self._step_costs[-1:]
         ]
         if costs:
-            time.sleep(max(0.0, costs[0] * 1e-3 - (time.perf_counter() - started)))
+            self._sleep(max(0.0, costs[0] * 1e-3 - (self._now() - started)))
 
     def _check_idle(self) -> None:
         if self._pending is not None:

@@ -18,12 +18,17 @@ class LoadSettings:
             model's own.
         n_batch, n_ubatch: most tokens per libllama call and per compute graph while a prompt is read.
         threads, threads_batch: CPU threads for decoding and for prompts.
-        n_gpu_layers: layers to offload; -1 is all of them.
+        n_gpu_layers: layers to offload; -1 is all of them, None those that are measured to pay.
+        offload: layers by GPU in the order of the layers, the head counting as one; None leaves their
+            division to llama.cpp.
         flash_attn: "on", "off" or "auto".
         type_k, type_v: KV cache types by ggml name ("f16", "q8_0", ...).
         mmap, mlock: as in llama.cpp.
         swa_full: keep the whole history of sliding-window layers.
-        drafter: "auto", "none", "suffix" or "recycle".
+        drafter: "auto", "none", "suffix", "recycle" or "model".
+        draft_model: the draft model, if it is named.
+        draft_threads, draft_threads_batch, draft_gpu_layers, draft_type_k, draft_type_v: of the draft model, as
+            for the model.
         kernels: "auto" (whichever is measured to be the fastest), "specx", "attention" (of specx's only that)
             or "stock".
         draft_max: most drafted tokens per step; None means the staircase decides.
@@ -39,7 +44,8 @@ class LoadSettings:
     n_ubatch: int = 512
     threads: int | None = None
     threads_batch: int | None = None
-    n_gpu_layers: int = -1
+    n_gpu_layers: int | None = None
+    offload: tuple[tuple[str, int], ...] | None = None
     flash_attn: str = "on"
     type_k: str = "f16"
     type_v: str = "f16"
@@ -49,6 +55,12 @@ class LoadSettings:
     drafter: str = "auto"
     kernels: str = "auto"
     draft_max: int | None = None
+    draft_model: Path | None = None
+    draft_threads: int | None = None
+    draft_threads_batch: int | None = None
+    draft_gpu_layers: int | None = None
+    draft_type_k: str = "f16"
+    draft_type_v: str = "f16"
     exact: bool = False
     context_shift: bool = False
     store: bool = True

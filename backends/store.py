@@ -29,7 +29,21 @@ MAX_BYTES = 256 << 20  # oldest entries go when the store grows beyond this
 STALE_S = 3600.0  # a half-written file this old was left by a process that ended in the middle
 LOCK_S = 5.0  # longest wait for another process, which needs the store for milliseconds
 DAMAGED = ".damaged"  # ending of the name of an entry that was set aside
-KINDS = ("build", "calibration", "history", "identity", "kernels", "recycle", "staircase")
+KINDS = (
+    "build",
+    "calibration",
+    "devices",
+    "candidates",
+    "history",
+    "identity",
+    "kernels",
+    "machine",
+    "pairs",
+    "record",
+    "recycle",
+    "staircase",
+    "threads",
+)
 
 
 def cache_dir() -> Path:

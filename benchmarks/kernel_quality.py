@@ -25,13 +25,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from prompts import Prompt, read_prompts
 
 from specx.backends.errors import SpecxError
 from specx.backends.ggml_device import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.libllama import lib
 from specx.backends.llama import LlamaBackend
 from specx.backends.settings import LoadSettings
+from specx.engine.suites import Prompt, load_suite
 
 Logits = NDArray[np.float32]
 Numbers = NDArray[np.float64]
@@ -79,8 +79,8 @@ def main() -> int:
     """Compare, then print the table."""
     arguments = parse(sys.argv[1:])
     try:
-        texts = passages(read_prompts(arguments.prompts, max_turns=1), arguments.seed)
-        print(report(measure(arguments, texts)))
+        prompts = [prompt for path in arguments.prompts for prompt in load_suite(path)]
+        print(report(measure(arguments, passages(prompts, arguments.seed))))
     except (SpecxError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -103,14 +103,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def passages(prompts: Iterable[Prompt], seed: int) -> str:
-    """What the users of all prompts say, in an order that depends on the seed.
+    """What the users of all prompts say first, in an order that depends on the seed.
 
     Raises:
-        ValueError: no prompt has turns.
+        ValueError: no prompt is a user's alone.
     """
-    texts = [prompt.turns[0] for prompt in prompts if prompt.turns]
+    texts = [
+        prompt.messages[0]["content"]
+        for prompt in prompts
+        if prompt.messages and all(message["role"] == "user" for message in prompt.messages)
+    ]
     if not texts:
-        raise ValueError("none of the prompts has turns")
+        raise ValueError("none of the prompts is a user's alone")
     random.Random(seed).shuffle(texts)
     return "\n\n".join(texts)
 

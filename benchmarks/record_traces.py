@@ -2,7 +2,7 @@
 
     python benchmarks/record_traces.py MODEL.gguf OUT_DIR PROMPTS.jsonl [PROMPTS.jsonl ...]
 
-A row of a prompt file has `id`, `category` and `turns` (user messages, the first is used) or `messages`.
+Prompts are in any format that specx.engine.suites reads; of several turns, the first is answered.
 Each trace is one .npz file:
 
     category: str
@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import llama_cpp
 import numpy as np
+
+from specx.backends.errors import SpecxError
+from specx.engine.suites import Prompt, load_suite, sample
 
 TOP = 8
 CHUNK = 256  # prompt tokens a decode call; each of them returns a full row of logits
@@ -55,10 +56,12 @@ class Recorder:
         llama_cpp.llama_model_meta_val_str(self.model, b"tokenizer.chat_template", buffer, len(buffer))
         self.template = jinja2.Environment().from_string(buffer.value.decode())
 
-    def tokenize(self, row: dict[str, Any]) -> np.ndarray:
-        """The prompt of a row, rendered with the model's own chat template: (P,) int32."""
-        messages = row.get("messages") or [{"role": "user", "content": row["turns"][0]}]
-        text = self.template.render(messages=messages, add_generation_prompt=True).encode()
+    def tokenize(self, prompt: Prompt) -> np.ndarray:
+        """A prompt, rendered with the model's own chat template if it is a conversation: (P,) int32."""
+        rendered = prompt.text or self.template.render(
+            messages=prompt.conversation(), add_generation_prompt=True
+        )
+        text = rendered.encode()
         tokens = (llama_cpp.llama_token * (len(text) + 8))()
         n = llama_cpp.llama_tokenize(self.vocab, text, len(text), tokens, len(tokens), False, True)
         return np.array(tokens[:n], np.int32)
@@ -106,21 +109,6 @@ class Recorder:
         }
 
 
-def choose(files: list[Path], per_category: int) -> list[dict[str, Any]]:
-    """Evenly spaced rows of every category of every file."""
-    groups: dict[tuple[Path, str], list[dict[str, Any]]] = defaultdict(list)
-    for path in files:
-        with path.open() as lines:
-            for line in lines:
-                row = json.loads(line)
-                groups[path, row["category"]].append(row)
-    chosen = []
-    for rows in groups.values():
-        step = max(1, len(rows) // per_category)
-        chosen += rows[::step][:per_category]
-    return chosen
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -131,18 +119,23 @@ def main() -> None:
     parser.add_argument("--max-prompt", type=int, default=3000, help="skip longer prompts")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    try:
+        prompts = [prompt for path in args.prompts for prompt in load_suite(path)]
+    except SpecxError as error:
+        raise SystemExit(f"error: {error}") from error
+    chosen = sample(prompts, args.per_category, seed=0)
     recorder = Recorder(args.model, args.max_prompt + args.tokens + 8, args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    for row in choose(args.prompts, args.per_category):
-        prompt = recorder.tokenize(row)
-        if len(prompt) > args.max_prompt:
-            print(f"{row['id']}: skipped, {len(prompt)} prompt tokens", file=sys.stderr)
+    for prompt in chosen:
+        tokens = recorder.tokenize(prompt)
+        if len(tokens) > args.max_prompt:
+            print(f"{prompt.id}: skipped, {len(tokens)} prompt tokens", file=sys.stderr)
             continue
-        trace = recorder.record(prompt, args.tokens)
-        name = row["id"].replace("/", "_")
-        arrays: dict[str, Any] = {"category": np.array(row["category"]), **trace}
+        trace = recorder.record(tokens, args.tokens)
+        name = prompt.id.replace("/", "_")
+        arrays: dict[str, Any] = {"category": np.array(prompt.category), **trace}
         np.savez_compressed(args.out / f"{name}.npz", allow_pickle=False, **arrays)
-        print(f"{row['id']}: {len(prompt)} + {len(trace['output'])} tokens", file=sys.stderr)
+        print(f"{prompt.id}: {len(tokens)} + {len(trace['output'])} tokens", file=sys.stderr)
 
 
 if __name__ == "__main__":

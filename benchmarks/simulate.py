@@ -82,7 +82,7 @@ def run(trie: FreeTrie, trace: Trace, world: World, chain: bool, plan: Plan | No
     def guess(limit: int, leaves: int) -> Draft:
         return Draft(*trie.grow(limit, leaves))
 
-    drafter = SimpleNamespace(propose=guess)
+    drafter = SimpleNamespace(propose=guess, offer=lambda: None)
     if plan is not None:
         plan.begin()
     at, before, total = 1, 1, 0.0

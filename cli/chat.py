@@ -276,7 +276,7 @@ class Chat:
             return False
         self.conversation.add("assistant", result.text)
         if self.stats:
-            notice(statistics(result, self.session.drafter_name))
+            notice(statistics(result, self.session.drafter_label))
         if result.finish_reason == "context":
             notice(f"the context of {self.session.n_ctx} tokens is full: {FULL_HINT}")
         return True
@@ -285,7 +285,7 @@ class Chat:
         tokens = self._prompt()
         live = self.stats and not self.markdown  # Rich moves the cursor itself
         with _View(markdown=self.markdown) as view, StatusLine(enabled=live) as line:
-            count = _Count(line, self.session.drafter_name)
+            count = _Count(line, self.session.drafter_label)
 
             def show(chunk: Chunk) -> None:
                 view.add(chunk.text)
@@ -382,7 +382,7 @@ class Chat:
         elif self.last is None:
             notice("no answer yet")
         else:
-            notice(f"seed: {self.last.seed}, {statistics(self.last, self.session.drafter_name)}")
+            notice(f"seed: {self.last.seed}, {statistics(self.last, self.session.drafter_label)}")
 
     def _drafter(self, argument: str) -> None:
         if argument:

@@ -202,7 +202,7 @@ class _Writer:
         if options.output is not None:
             write_atomically(options.output, "".join(self._kept))
         if not (options.quiet or options.json or options.stream_json):
-            notice(f"seed: {result.seed}, {statistics(result, self._session.drafter_name)}")
+            notice(f"seed: {result.seed}, {statistics(result, self._session.drafter_label)}")
         if result.finish_reason == "context":
             notice(f"stopped: the context of {self._session.n_ctx} tokens is full (-c, --context-shift)")
 

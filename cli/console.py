@@ -131,10 +131,16 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 class Progress:
-    """A bar on stderr, only on a terminal and only for work that takes longer than `SHOW_AFTER`."""
+    """A bar on stderr, only on a terminal and only for work that takes longer than `SHOW_AFTER`.
 
-    def __init__(self, label: str) -> None:
+    Args:
+        label: what is done.
+        remaining: show the time that is left, too.
+    """
+
+    def __init__(self, label: str, *, remaining: bool = False) -> None:
         self._label = label
+        self._remaining = remaining
         self._enabled = sys.stderr.isatty()  # Rich also says yes to FORCE_COLOR
         self._begun = self._drawn = time.monotonic()
         self._bar: RichProgress | None = None
@@ -154,9 +160,11 @@ class Progress:
             return
         self._drawn = now
         if self._bar is None:
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+            from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn
+            from rich.progress import TimeRemainingColumn as Remaining
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+            columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+            columns += [TaskProgressColumn(), *([Remaining(compact=True)] if self._remaining else [])]
             self._bar = Progress(*columns, console=stderr(), transient=True, auto_refresh=False)
             self._bar.add_task(self._label, total=1.0)
             self._bar.start()

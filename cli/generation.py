@@ -30,7 +30,16 @@ from specx.engine.settings import LoadSettings, SamplingSettings
 if TYPE_CHECKING:
     from specx.engine.session import Chunk, Result, Session
 
-__all__ = ["Request", "generate", "on_interrupt", "open_session", "requested", "statistics", "summary"]
+__all__ = [
+    "Request",
+    "generate",
+    "leave",
+    "on_interrupt",
+    "open_session",
+    "requested",
+    "statistics",
+    "summary",
+]
 
 
 class _ReadingStoppedError(Exception):
@@ -76,7 +85,7 @@ def _load(settings: LoadSettings, *, quiet: bool) -> Session:
     """Ctrl-C meanwhile ends specx with exit code 130."""
     from specx.engine.session import Session
 
-    with Progress(f"loading {settings.model.name}") as progress, on_interrupt(_leave):
+    with Progress(f"loading {settings.model.name}") as progress, on_interrupt(leave):
         return Session.open(settings, progress=progress.update, notice=_ignore if quiet else notice)
 
 
@@ -84,7 +93,8 @@ def _ignore(_text: str) -> None:
     pass
 
 
-def _leave() -> None:
+def leave() -> None:
+    """End specx at once, with exit code 130: for Ctrl-C while a model is loaded."""
     # An exception would be lost: libllama calls back into Python, and ctypes swallows what is raised there.
     if sys.stderr.isatty():
         os.write(2, b"\r\x1b[2K\x1b[?25h")

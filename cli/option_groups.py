@@ -25,7 +25,7 @@ __all__ = [
     "SamplingOptions",
 ]
 
-DRAFTERS = ("auto", "none", "suffix", "recycle")
+DRAFTERS = ("auto", "none", "suffix", "recycle", "model")
 KERNELS = ("auto", "specx", "attention", "stock")
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
@@ -98,7 +98,7 @@ class ModelOptions:
     ] = LOAD.threads
     threads_batch: Annotated[
         int | None,
-        _model("-tb", "--threads-batch", text="CPU threads for reading prompts.", show_default="all cores"),
+        _model("-tb", "--threads-batch", text="CPU threads for reading prompts.", show_default="measured"),
     ] = LOAD.threads_batch
     batch_size: Annotated[
         int, _model("-b", "--batch-size", text="Tokens of a prompt per call.", envvar="LLAMA_ARG_BATCH")
@@ -188,7 +188,7 @@ class ModelOptions:
 class DraftOptions:
     """How tokens are drafted. None of it changes the text."""
 
-    ALTERNATIVES: ClassVar = (("draft_max", "draft_max_old"),)
+    ALTERNATIVES: ClassVar = (("draft_max", "draft_max_old"), ("draft_model", "hf_repo_draft"))
 
     drafter: Annotated[
         str, _drafting("--drafter", text="Where drafts come from.", metavar="|".join(DRAFTERS))
@@ -202,14 +202,80 @@ class DraftOptions:
             show_default="measured",
         ),
     ] = LOAD.draft_max
+    draft_model: Annotated[
+        str | None,
+        _drafting(
+            "-md",
+            "--model-draft",
+            "--spec-draft-model",
+            text="A smaller model of the same vocabulary, asked where that pays.",
+            metavar="FILE",
+            envvar="LLAMA_ARG_MODEL_DRAFT",
+            show_default="the best one on this machine",
+        ),
+    ] = None
+    hf_repo_draft: Annotated[
+        str | None,
+        _drafting(
+            "-hfd",
+            "-hfrd",
+            "--hf-repo-draft",
+            text="The same from Hugging Face, downloaded once.",
+            metavar="USER/REPO[:QUANT]",
+            envvar="LLAMA_ARG_HFD_REPO",
+        ),
+    ] = None
+    threads_draft: Annotated[
+        int | None,
+        _drafting(
+            "-td",
+            "--threads-draft",
+            text="CPU threads of the draft model.",
+            show_default="those of the model",
+        ),
+    ] = LOAD.draft_threads
+    threads_batch_draft: Annotated[
+        int | None,
+        _drafting(
+            "-tbd", "--threads-batch-draft", text="The same for reading text.", show_default="as above"
+        ),
+    ] = LOAD.draft_threads_batch
+    gpu_layers_draft: Annotated[
+        str,
+        _drafting(
+            "-ngld",
+            "--gpu-layers-draft",
+            "--n-gpu-layers-draft",
+            text="Layers of the draft model on the GPU: a number, auto or all.",
+            metavar="N|auto|all",
+            envvar="LLAMA_ARG_N_GPU_LAYERS_DRAFT",
+        ),
+    ] = "auto"
+    cache_type_k_draft: Annotated[
+        str,
+        _drafting(
+            "-ctkd",
+            "--cache-type-k-draft",
+            text="Type of its K cache. Less than 8 bits can ruin its guesses.",
+            metavar="TYPE",
+            envvar="LLAMA_ARG_CACHE_TYPE_K_DRAFT",
+        ),
+    ] = LOAD.draft_type_k
+    cache_type_v_draft: Annotated[
+        str,
+        _drafting(
+            "-ctvd",
+            "--cache-type-v-draft",
+            text="Type of its V cache.",
+            metavar="TYPE",
+            envvar="LLAMA_ARG_CACHE_TYPE_V_DRAFT",
+        ),
+    ] = LOAD.draft_type_v
     exact: Annotated[
         bool,
         _drafting("--exact", text="Use only batch shapes whose logits are bit-identical to plain decoding."),
     ] = LOAD.exact
     draft_max_old: Annotated[int | None, _hidden("--draft", "--draft-n", "--spec-draft-n-max")] = None
-    draft_model: Annotated[
-        list[str] | None, _hidden("-md", "--model-draft", "--spec-draft-model", "-hfd", "--hf-repo-draft")
-    ] = None
     draft_length: Annotated[
         list[str] | None, _hidden("--draft-min", "--draft-n-min", "--draft-p-min", "--spec-draft-n-min")
     ] = None

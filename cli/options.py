@@ -180,6 +180,12 @@ def load_settings(model: ModelOptions, draft: DraftOptions | None = None) -> Loa
         swa_full=model.swa_full,
         drafter=_one_of("--drafter", draft.drafter, DRAFTERS),
         draft_max=None if most is None else _at_least("--draft-max", most, 0),
+        draft_model=_locate_draft(draft),
+        draft_threads=_threads("-td/--threads-draft", draft.threads_draft),
+        draft_threads_batch=_threads("-tbd/--threads-batch-draft", draft.threads_batch_draft),
+        draft_gpu_layers=_gpu_layers(draft.gpu_layers_draft, "-ngld/--gpu-layers-draft"),
+        draft_type_k=_one_of("-ctkd/--cache-type-k-draft", draft.cache_type_k_draft, CACHE_TYPES),
+        draft_type_v=_one_of("-ctvd/--cache-type-v-draft", draft.cache_type_v_draft, CACHE_TYPES),
         exact=draft.exact,
         context_shift=model.context_shift,
         store=not model.no_cache,
@@ -192,8 +198,6 @@ def _announce_ignored(draft: DraftOptions) -> None:
 
     if draft.draft_max_old is not None:
         notice("--draft, --draft-n and --spec-draft-n-max are older names of --draft-max")
-    for name in draft.draft_model or ():
-        notice(f"draft models are not supported by this version: going on without {name}")
     if draft.draft_length:
         notice("specx decides from measurements how much to draft: ignoring the lower limits on drafts")
 
@@ -210,6 +214,16 @@ def _locate(model: ModelOptions) -> Path:
     if model.hf_repo is not None:
         return _fetch(model.hf_repo)
     return find_model(named[0] if named else None)
+
+
+def _locate_draft(draft: DraftOptions) -> Path | None:
+    from specx.backends.models import find_model
+
+    if draft.draft_model is not None and draft.hf_repo_draft is not None:
+        raise UsageError("more than one draft model is named", "give either -md or -hfd")
+    if draft.hf_repo_draft is not None:
+        return _fetch(draft.hf_repo_draft)
+    return None if draft.draft_model is None else find_model(draft.draft_model)
 
 
 def _fetch(name: str) -> Path:
@@ -234,12 +248,14 @@ def _threads(name: str, count: int | None) -> int | None:
     return None if count in (None, -1) else _at_least(name, count, 1)
 
 
-def _gpu_layers(value: str) -> int:
-    if value in ("auto", "all"):
+def _gpu_layers(value: str, name: str = "-ngl/--gpu-layers") -> int | None:
+    if value == "auto":
+        return None
+    if value == "all":
         return ALL_LAYERS
     if re.fullmatch(r"-1|\d+", value):
         return int(value)
-    raise UsageError(f"-ngl/--gpu-layers is {value!r}", "give a number of layers, auto or all")
+    raise UsageError(f"{name} is {value!r}", "give a number of layers, auto or all")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...] | Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from specx.engine.probe import StaircaseProbe
+    from specx.engine.staircase_probe import StaircaseProbe
 
 __all__ = ["draw_staircases"]
 

@@ -1,4 +1,4 @@
-"""`specx probe`: what a step costs on this machine, by how many tokens it takes and by whose kernels."""
+"""`specx probe`: what this machine is, what it can do, and what a model's steps cost on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from specx.cli.console import Progress, notice, show_table, stdout, write
 from specx.cli.options import ModelOptions, load_settings, with_options
 
 if TYPE_CHECKING:
-    from specx.engine.probe import StaircaseProbe
+    from specx.backends.settings import LoadSettings
+    from specx.engine.staircase_probe import StaircaseProbe
 
 __all__ = ["register"]
 
@@ -34,24 +35,72 @@ def probe(
     depth: Annotated[
         list[int] | None,
         typer.Option(
-            "--depth", metavar="N", min=0, help="Tokens of context. May be repeated.", show_default="256"
+            "--depth",
+            metavar="N",
+            min=0,
+            help="Tokens of context, for --staircase. May be repeated.",
+            show_default="256",
         ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw them into a PNG or SVG file.")
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw the staircases into a PNG or SVG file."),
     ] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Measure anew what an earlier run measured.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:
-    """Measure what a step costs with this model on this machine."""
-    from specx.engine.probe import probe_staircases
+    """Say what this machine is and can do; with a model, find the number of threads that is best for it.
 
-    if not staircase:
-        raise UsageError("there is nothing to probe", "say --staircase")
+    What is measured is kept, and used by every other command.
+    """
+    if staircase:
+        _probe_staircase(load_settings(model), depth or [DEPTH], plot, json=json)
+        return
+    for name, given in (("--depth", depth), ("--plot", plot)):
+        if given:
+            raise UsageError(f"{name} is about staircases", "say --staircase as well, or leave it out")
+    named = any(name is not None for name in (model.model, model.model_flag, model.hf_repo))
+    settings = load_settings(model) if named else None
+    if settings and (settings.threads or settings.threads_batch):
+        notice("the number of threads is what is measured: -t and -tb do not count")
+    _probe_machine(settings, keep=not model.no_cache, refresh=refresh, json=json)
+
+
+def _probe_machine(settings: LoadSettings | None, *, keep: bool, refresh: bool, json: bool) -> None:
+    from specx.cli.probe_tables import show_machine, show_model
+    from specx.engine.probe import probe_machine, probe_model
+
+    with Progress("reading memory") as progress:
+        machine = probe_machine(store=keep, refresh=refresh, progress=progress.update, notice=notice)
+    found = None
+    if not json:
+        show_machine(machine)
+    if settings is not None:
+        with Progress(f"loading {settings.model.name}") as loading, Progress("trying threads") as trying:
+
+            def tried(fraction: float) -> None:
+                loading.close()  # a terminal shows one bar at a time
+                trying.update(fraction)
+
+            found = probe_model(
+                settings, refresh=refresh, loading=loading.update, progress=tried, notice=notice
+            )
+    if json:
+        record = {**machine.to_json(), "model": found and found.to_json()}
+        write(json_module.dumps(record) + "\n")
+    elif found is not None:
+        show_model(found)
+
+
+def _probe_staircase(settings: LoadSettings, depths: list[int], plot: Path | None, *, json: bool) -> None:
+    from specx.engine.staircase_probe import probe_staircases
+
     if plot is not None:
         _check_plot(plot)
-    settings = load_settings(model)
     with Progress(f"loading {settings.model.name}") as progress:
-        found = probe_staircases(settings, depth or [DEPTH], progress=progress.update, notice=notice)
+        found = probe_staircases(settings, depths, progress=progress.update, notice=notice)
     if plot is not None:
         from specx.cli.plots import draw_staircases
 

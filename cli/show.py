@@ -9,11 +9,13 @@ import typer
 
 from specx.backends.errors import ModelError, UsageError
 from specx.cli.console import show_table, stdout, write
+from specx.cli.option_groups import CACHE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from specx.backends.gguf_file import GGUFInfo
+    from specx.backends.memory import MemoryNeed
     from specx.backends.models import FoundModel
 
 __all__ = ["register", "show"]
@@ -81,20 +83,18 @@ def show(
         )
 
 
-def _memory(info: GGUFInfo, ctx_size: int | None, type_k: str, type_v: str) -> dict[str, int]:
-    """Bytes of the weights and of a KV cache, and the context the latter is for."""
-    own = info.context_length or DEFAULT_CONTEXT
-    n_ctx = min(own, DEFAULT_CONTEXT) if ctx_size is None else ctx_size or own
-    try:
-        cache = info.kv_bytes(n_ctx, type_k, type_v)
-    except ValueError as error:
-        raise UsageError(
-            str(error), "a KV cache can be f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0"
-        ) from None
-    return {"context": n_ctx, "weights": info.weight_bytes, "kv_cache_at_most": cache}
+def _memory(info: GGUFInfo, ctx_size: int | None, type_k: str, type_v: str) -> MemoryNeed:
+    """What running it on this machine's main memory takes, drafts included."""
+    from specx.backends.memory import predict_memory
+    from specx.backends.settings import LoadSettings
+
+    for name in (type_k, type_v):
+        if name not in CACHE_TYPES:
+            raise UsageError(f"unknown KV cache type {name!r}", f"use one of {', '.join(CACHE_TYPES)}")
+    return predict_memory(info, LoadSettings(info.path, n_ctx=ctx_size, type_k=type_k, type_v=type_v))
 
 
-def _record(info: GGUFInfo, memory: dict[str, int], *, tensors: bool) -> dict[str, Any]:
+def _record(info: GGUFInfo, memory: MemoryNeed, *, tensors: bool) -> dict[str, Any]:
     fields = (
         "name architecture size version file_type main_type bytes_by_type parameters context_length "
         "embedding_length blocks heads kv_heads key_length value_length feed_forward_length vocabulary_size "
@@ -103,7 +103,7 @@ def _record(info: GGUFInfo, memory: dict[str, int], *, tensors: bool) -> dict[st
     )
     record: dict[str, Any] = {"path": str(info.path), "parts": [str(part) for part in info.parts]}
     record |= {field: getattr(info, field) for field in fields.split()}
-    record["memory"] = memory
+    record["memory"] = memory.to_json()
     record["speculation"] = {"possible": info.plain_reason is None, "reason": info.plain_reason}
     if tensors:
         record["tensors"] = [
@@ -112,11 +112,11 @@ def _record(info: GGUFInfo, memory: dict[str, int], *, tensors: bool) -> dict[st
     return record
 
 
-def _summary(info: GGUFInfo, memory: dict[str, int]) -> list[tuple[str, str]]:
+def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
     """The lines of the summary as (label, text), those without content left out."""
     split = f" in {len(info.parts)} parts" if len(info.parts) > 1 else ""
-    weights, cache = memory["weights"], memory["kv_cache_at_most"]
-    mix = ", ".join(f"{kind} {size / weights:.1%}" for kind, size in info.bytes_by_type.items())
+    rest = memory.working - memory.weights - memory.kv
+    mix = ", ".join(f"{kind} {size / info.weight_bytes:.1%}" for kind, size in info.bytes_by_type.items())
     heads = f"{info.heads} heads" if info.heads else "no attention"
     shared = sorted(set(info.kv_heads) - {0})
     if info.heads and shared:
@@ -138,8 +138,8 @@ def _summary(info: GGUFInfo, memory: dict[str, int]) -> list[tuple[str, str]]:
         ("chat template", f"{len(info.chat_template):,} characters" if info.chat_template else "none"),
         (
             "memory",
-            f"{_size(weights + cache)} = {_size(weights)} weights + {_size(cache)} KV cache"
-            f" at {memory['context']:,} tokens, and some for computing",
+            f"{_size(memory.working)} = {_size(memory.weights)} weights + {_size(memory.kv)} KV cache"
+            f" at {memory.n_ctx:,} tokens + {_size(rest)} for computing and all else",
         ),
         ("speculation", _speculation(info)),
         ("fingerprint", info.fingerprint),

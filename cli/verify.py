@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specx.backends.errors import UsageError
 from specx.cli.console import Progress, notice, stdout, write
 from specx.cli.options import DraftOptions, ModelOptions, with_options
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from specx.engine.certificate import Comparison
     from specx.engine.identity import Identity
     from specx.engine.session import Session
+    from specx.engine.suites import Prompt
 
 __all__ = ["register"]
 
@@ -36,7 +36,7 @@ def verify(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="Prompts to use instead of the built-in ones: lines of text, or JSON objects with turns.",
+            help="Prompts to use instead of the built-in ones: lines, or JSON with messages or turns.",
         ),
     ] = None,
     n_predict: Annotated[
@@ -51,18 +51,16 @@ def verify(
 
     Exits with 1 if a text differs for any reason but a near-tie within the measured numerical difference.
     """
-    from specx.cli.files import read_text
     from specx.cli.generation import open_session
     from specx.engine.certificate import PROMPTS, compare_drafters
-    from specx.engine.session import DRAFTERS
+    from specx.engine.suites import Prompt, load_suite
 
-    texts = PROMPTS if prompts is None else [_prompt(line) for line in read_text(prompts).splitlines()]
-    if not any(text.strip() for text in texts):
-        raise UsageError(f"{prompts} holds no prompts", "write one a line")
+    builtin = [Prompt(text, "verify", ({"role": "user", "content": text},)) for text in PROMPTS]
+    chosen = builtin if prompts is None else load_suite(prompts)
     with open_session(model, draft) as session:
         identity = session.measure_identity()
-        encoded = [_encode(session, text) for text in texts if text.strip()]
-        drafters = [name for name in DRAFTERS if name != "none"]
+        encoded = [_encode(session, prompt) for prompt in chosen]
+        drafters = [name for name in session.drafters if name != "none"]
         total = len(encoded) * 3 * len(drafters)
         seen: list[Comparison] = []
         with Progress("comparing") as progress:
@@ -83,23 +81,15 @@ def verify(
         raise typer.Exit(1)
 
 
-def _prompt(line: str) -> str:
-    """The text of one line of a file of prompts: the first turn of a JSON object, or the line itself."""
-    if not line.lstrip().startswith("{"):
-        return line
-    try:
-        return str(json_module.loads(line)["turns"][0])
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UsageError(
-            "a line of the prompts is JSON without turns", 'write {"turns": ["the prompt"]}, or plain text'
-        ) from error
-
-
-def _encode(session: Session, text: str) -> list[int]:
+def _encode(session: Session, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt: of a conversation up to the model's first answer."""
     from specx.engine.template import ChatTemplate
 
+    if prompt.text:
+        return session.tokenize(prompt.text, add_special=True, parse_special=True)
     template = ChatTemplate(session.chat_template, bos=session.bos_text, eos=session.eos_text)
-    return template.tokenize(template.render([{"role": "user", "content": text}]), session.tokenize)
+    text = template.render(prompt.conversation(), tools=prompt.tools or None)
+    return template.tokenize(text, session.tokenize)
 
 
 def _report(

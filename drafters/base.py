@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Output
 
-__all__ = ["EMPTY_DRAFT", "Draft", "Drafter"]
+__all__ = ["EMPTY_DRAFT", "NO_TRUNCATION", "Draft", "Drafter", "Offer", "Truncation"]
+
+Truncation = tuple[int, float, float, float]
+"""Top-k, top-p, min-p and typical-p, as `rank_tokens` takes them."""
+
+NO_TRUNCATION: Truncation = (0, 1.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +45,50 @@ class Draft:
         """The best tree of `n` nodes."""
         return Draft(self.tokens[:n], self.parents[:n], self.probs[:n], self.sources[:n])
 
+    def chains(self) -> tuple[Draft, ...]:
+        """Every path from the root to a leaf, as a draft; the draft itself if it is one."""
+        parents = self.parents.tolist()
+        if parents == list(range(-1, len(parents) - 1)):
+            return (self,)
+        paths = []
+        for leaf in sorted(set(range(len(parents))) - set(parents)):
+            path = [leaf]
+            while (above := parents[path[-1]]) >= 0:
+                path.append(above)
+            nodes = np.array(path[::-1])
+            row = np.arange(-1, len(path) - 1, dtype=np.int32)
+            paths.append(Draft(self.tokens[nodes], row, self.probs[nodes], self.sources[nodes]))
+        return tuple(paths)
+
 
 EMPTY_DRAFT = Draft(
     np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.uint8)
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a source that costs time would give, if it were asked for more.
+
+    Attributes:
+        forecast: the draft as it would be after so many further tokens of the source, with the probabilities
+            that are expected before it is asked; these tokens are not known, and -1.
+        take: ask for the next token; returns the draft with it. Like a forecast it may have a leaf more than
+            `propose` was allowed: where only chains are possible, it is two that share their beginning, and
+            `Draft.chains` tells them apart.
+        most: most further tokens that can be had.
+        token_ms: expected milliseconds of each.
+        invest_ms: expected milliseconds before the first of them, of work that serves later steps as well:
+            reading tokens that the source has not read, loading it.
+        explorable: whether it may be asked only to learn how good it is.
+    """
+
+    forecast: Callable[[int], Draft]
+    take: Callable[[], Draft]
+    most: int
+    token_ms: float
+    invest_ms: float = 0.0
+    explorable: bool = True
 
 
 class Drafter(Protocol):
@@ -58,17 +103,26 @@ class Drafter(Protocol):
         """Measured time of one `propose`, in milliseconds."""
 
     def begin(
-        self, context: Sequence[int], *, seed: int = 0, temperature: float = 0.0, position: int | None = None
+        self,
+        context: Sequence[int],
+        *,
+        seed: int = 0,
+        temperature: float = 0.0,
+        position: int | None = None,
+        truncation: Truncation = NO_TRUNCATION,
     ) -> None:
         """A generation starts after `context` (all tokens of the sequence so far).
 
-        `seed` and `temperature` are those the target samples with, and `position` is the absolute position
-        of the next token (`len(context)` unless older tokens were forgotten): the noise of a position is
-        known, so a drafter may guess with it.
+        `seed`, `temperature` and `truncation` are those the target samples with, and `position` is the
+        absolute position of the next token (`len(context)` unless older tokens were forgotten): the noise of
+        a position is known, so a drafter may guess with it.
         """
 
     def propose(self, limit: int, leaves: int) -> Draft:
-        """At most `limit` nodes with at most `leaves` leaves, best first."""
+        """At most `limit` nodes with at most `leaves` leaves, best first: what costs next to nothing."""
+
+    def offer(self) -> Offer | None:
+        """What a source that costs time would add to the draft of this step, if there is one."""
 
     def observe_rows(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """Logits (n, V) that followed each of `tokens` (n,), which are consecutive tokens of a prompt."""

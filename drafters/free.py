@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.base import Output
-from specx.drafters.base import EMPTY_DRAFT, Draft
+from specx.drafters.base import EMPTY_DRAFT, NO_TRUNCATION, Draft, Truncation
 from specx.drafters.calibration import Calibration
 from specx.kernels._native import FreeTrie
 
@@ -67,7 +67,13 @@ class FreeDrafter:
         return self._cost_ms
 
     def begin(
-        self, context: Sequence[int], *, seed: int = 0, temperature: float = 0.0, position: int | None = None
+        self,
+        context: Sequence[int],
+        *,
+        seed: int = 0,
+        temperature: float = 0.0,
+        position: int | None = None,
+        truncation: Truncation = NO_TRUNCATION,
     ) -> None:
         """A generation starts after `context`; what was generated before becomes history unless it is its
         beginning."""
@@ -98,6 +104,9 @@ class FreeDrafter:
         cost = (perf_counter() - start) * 1e3
         self._cost_ms += (cost - self._cost_ms) * (COST_WEIGHT if self._cost_ms else 1.0)
         return draft
+
+    def offer(self) -> None:
+        """Nothing here costs time."""
 
     def observe_rows(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """Logits (n, V) that follow each of `tokens` (n,), which are consecutive tokens of a prompt."""

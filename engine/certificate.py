@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from specx.backends.base import Backend
+from specx.backends.errors import UsageError
 from specx.engine.decode import Evidence
 from specx.engine.session import Result, Session
 from specx.engine.settings import SamplingSettings
 
-__all__ = ["PROMPTS", "Comparison", "compare_drafters", "parting"]
+__all__ = ["PROMPTS", "Comparison", "compare_drafters", "examine", "parting"]
 
 PROMPTS = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle.",
@@ -109,9 +110,32 @@ def compare_drafters(
                     comparison = replace(comparison, noise=noise)
                 comparisons.append(comparison)
                 done(comparison)
-    session.learned.forget()
+    session.forget_learned()
     session.set_drafter(before)
     return comparisons
+
+
+def examine(
+    session: Session, prompt: Sequence[int], settings: SamplingSettings, index: int
+) -> tuple[float, float, bool]:
+    """How firmly plain decoding stands by its token number `index`, counted from 0.
+
+    The session's conversation is lost, and it decodes plainly afterwards.
+
+    Returns:
+        The token's lead in units of the tempered logits, how far its logits are from those of reading the
+        same context again, and whether noise a few times that size can overturn the lead.
+
+    Raises:
+        UsageError: plain decoding ends before that token.
+    """
+    plain = _generate(session, "none", prompt, settings, index + 1)
+    if index >= len(plain.evidence):
+        raise UsageError(f"plain decoding ends before token {index}")
+    margin = plain.evidence[index].margin
+    noise = _noise(session, prompt, plain, index)
+    scale = settings.temperature or 1.0
+    return margin, noise, noise > 0.0 and margin * scale <= 2 * NOISE_FACTOR * noise
 
 
 def parting(plain: Result, drafted: Result) -> tuple[int, float, float] | None:

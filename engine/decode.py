@@ -7,7 +7,7 @@ a drafted token is simply right or wrong, and the text depends on nothing the pl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Backend
 from specx.drafters.base import Draft, Drafter
-from specx.engine.plan import Plan
+from specx.engine.plan import Asked, Plan
 from specx.engine.sampling import Sampler
 
 __all__ = ["Evidence", "Step", "decode"]
@@ -46,8 +46,11 @@ class Step:
         draft: what was verified.
         accepted: indices of the draft's nodes that were right.
         seconds: time of the whole step.
-        host_ms: the part of it spent outside the backend, in milliseconds.
+        host_ms: the part of it spent outside the models, in milliseconds.
         evidence: of each emitted token, if the sampler records margins.
+        asked: what was spent on a source of drafts that costs time, if anything was.
+        promised: tokens that the plan expected.
+        promised_ms: milliseconds that it expected.
     """
 
     tokens: list[int]
@@ -56,6 +59,9 @@ class Step:
     seconds: float
     host_ms: float
     evidence: list[Evidence]
+    asked: Asked | None = None
+    promised: float = 1.0
+    promised_ms: float = 0.0
 
 
 def decode(
@@ -66,6 +72,7 @@ def decode(
     root: int,
     position: int,
     stops: frozenset[int],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Step]:
     """Emit tokens until the caller stops asking.
 
@@ -77,12 +84,13 @@ def decode(
         root: last token of the context, not yet in the target.
         position: absolute position of the next token, counted from the start of the conversation.
         stops: tokens after which nothing more is verified.
+        clock: seconds.
 
     Raises:
         ContextFullError: the target has no room for another token.
     """
     while True:
-        start = time.perf_counter()
+        start = clock()
         length = target.length
         decision = plan.choose(drafter, target)
         draft = decision.draft
@@ -90,23 +98,25 @@ def decode(
         tokens[0], tokens[1:] = root, draft.tokens
         parents = np.empty(len(draft) + 1, np.int32)
         parents[0], parents[1:] = -1, draft.parents + 1
-        called = time.perf_counter()
+        called = clock()
         output = target.forward(tokens, parents)
-        answered = time.perf_counter()
+        answered = clock()
         try:
             emitted, rows, evidence = _verify(draft, output.logits, sampler, position, stops)
         except BaseException:
             target.keep([0])  # the root is right in any case, and the target takes no other call before
             raise
-        keeping = time.perf_counter()
+        keeping = clock()
         target.keep(rows)
-        kept = time.perf_counter()
+        kept = clock()
         drafter.observe(emitted, draft, output)
         inside = (answered - called) + (kept - keeping)
-        end = time.perf_counter()
-        host_ms = (end - start - inside) * 1e3
+        end = clock()
+        host_ms = (end - start - inside) * 1e3 - decision.asked_ms
         plan.observe(decision, len(rows) - 1, length, inside * 1e3, host_ms)
-        yield Step(emitted, draft, [row - 1 for row in rows[1:]], end - start, host_ms, evidence)
+        accepted = [row - 1 for row in rows[1:]]
+        promised = decision.expected, decision.cost_ms
+        yield Step(emitted, draft, accepted, end - start, host_ms, evidence, decision.asked, *promised)
         root = emitted[-1]
         position += len(emitted)
 

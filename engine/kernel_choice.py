@@ -18,9 +18,19 @@ from specx.backends import ggml_device
 from specx.backends.base import Backend
 from specx.backends.ggml_device import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.store import Store
+from specx.engine.explain import Explain, silent
 from specx.engine.staircase import UNSETTLED, unsettled
 
-__all__ = ["DEPTH", "Chosen", "Comparison", "choose_kernels", "compare_kernels", "reference_rate"]
+__all__ = [
+    "ACCEPTANCE",
+    "DEPTH",
+    "Chosen",
+    "Comparison",
+    "choose_kernels",
+    "compare_kernels",
+    "reference_rate",
+    "remembered_choice",
+]
 
 DEPTH = 256  # tokens of context at which kernels are compared
 WIDTHS = (1, 2, 4, 8, 16)
@@ -32,9 +42,12 @@ CLEARLY = 1.03  # times as fast: less may be noise
 
 
 class SwitchableBackend(Backend, Protocol):
-    """A backend whose attention can be computed by other kernels from the next step on."""
+    """A backend whose kernels of attention, and whose threads, can be changed between two steps."""
 
     kernels: Kernels
+
+    def set_threads(self, decode: int, batch: int) -> None:
+        """Use so many threads for one token, and for more than one."""
 
 
 Load = Callable[[Kernels], SwitchableBackend]
@@ -80,7 +93,7 @@ class Comparison:
 class Chosen:
     """A loaded model and the kernels it runs on."""
 
-    backend: Backend
+    backend: SwitchableBackend
     kernels: Kernels
 
 
@@ -100,6 +113,7 @@ def choose_kernels(
     key: str,
     notice: Callable[[str], None],
     *,
+    explain: Explain = silent,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Chosen:
     """Load a model on the kernels that suit it.
@@ -113,20 +127,30 @@ def choose_kernels(
         store: where the choice is kept.
         key: what it depends on.
         notice: told what a person should know.
+        explain: told the reasons.
         clock: seconds.
     """
     reason = None if wanted == STOCK.name else ggml_device.unavailable()
     if reason and wanted != "auto":
         notice(f"llama.cpp's own kernels are used, not those of specx: {reason}")
     if reason or wanted == STOCK.name:
+        explain(f"kernels: llama.cpp's own, {'as asked' if wanted == STOCK.name else reason}")
         return Chosen(load(STOCK), STOCK)
-    kept = (store.load_json("kernels", key) or {}).get("choice") if wanted == "auto" else wanted
-    if kept not in ggml_device.KERNELS and store.root is None:
-        kept = SPECX.name
-    if kept in ggml_device.KERNELS:
+    kept = remembered_choice(store, key) if wanted == "auto" else wanted
+    why = "as measured before" if wanted == "auto" else "as asked"
+    if kept is None and store.root is None:
+        kept, why = SPECX.name, "because nothing is kept that could be compared"
+    if kept is not None:
         kernels = ggml_device.KERNELS[kept]
+        explain(f"kernels: {kernels.name}, {why}")
         return Chosen(load(kernels), kernels)
     return _compare_and_choose(load, store, key, notice, clock)
+
+
+def remembered_choice(store: Store, key: str) -> str | None:
+    """Name of the kernels that were chosen before; None if they never were."""
+    kept = (store.load_json("kernels", key) or {}).get("choice")
+    return kept if isinstance(kept, str) and kept in ggml_device.KERNELS else None
 
 
 def _compare_and_choose(

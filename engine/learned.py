@@ -16,9 +16,12 @@ from specx.backends.store import Store
 from specx.drafters.base import Drafter
 from specx.drafters.calibration import Calibration
 from specx.drafters.free import FreeDrafter
+from specx.drafters.model import DraftCosts
+from specx.drafters.model_calibration import ModelCalibration
 from specx.drafters.none import NoDrafter
 from specx.engine.identity import Identity
 from specx.engine.staircase import Staircase
+from specx.engine.track_record import TrackRecords
 
 __all__ = ["Learned"]
 
@@ -40,6 +43,7 @@ class Learned:
         self._store = store
         self._model_key = model_key
         self._cost_key = cost_key
+        self.records = TrackRecords(store, cost_key)
         self._identity: Identity | None = None
         self._drafter: FreeDrafter | None = None
         self._calibration = Calibration()
@@ -78,6 +82,33 @@ class Learned:
         self._identity = identity
         self._store.save_json("identity", self._cost_key, identity.to_json())
 
+    def load_pair(self, draft: str) -> tuple[ModelCalibration, DraftCosts | None]:
+        """What is kept of the draft model with the fingerprint `draft`: how often it is right about this
+        model, and what its work costs here."""
+        key = self._pair_key(draft)
+        calibration, costs = ModelCalibration(), None
+        try:
+            if arrays := self._store.load_arrays("pairs", key):
+                calibration = ModelCalibration.from_arrays(arrays)
+            data = (self._store.load_json("pairs", key) or {}).get(self._cost_key)
+            if data is not None:
+                costs = DraftCosts.from_json(data)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            self._store.set_aside("pairs", key)
+            return ModelCalibration(), None
+        return calibration, costs
+
+    def save_pair(self, draft: str, calibration: ModelCalibration, costs: DraftCosts) -> None:
+        """Keep what was learned of a draft model."""
+        key = self._pair_key(draft)
+        self._store.save_arrays("pairs", key, calibration.to_arrays())
+        with self._store.locked():
+            known = self._store.load_json("pairs", key) or {}
+            self._store.save_json("pairs", key, {**known, self._cost_key: costs.to_json()})
+
+    def _pair_key(self, draft: str) -> str:
+        return f"{self._model_key}-{draft}"
+
     def make_drafter(self, vocab_size: int, sources: Sequence[str]) -> Drafter:
         """A drafter of `sources` that starts from everything kept of this model."""
         if not sources:
@@ -115,6 +146,7 @@ class Learned:
     def save(self) -> None:
         """Keep calibrations, earlier answers and recycled continuations."""
         self._store.save_arrays("calibration", self._model_key, self._calibration.to_arrays())
+        self.records.save()
         if len(self._added):
             with self._store.locked():  # another process may have added answers meanwhile
                 self._history, self._added = _latest(self._load_history(), self._added), NO_TOKENS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from specx.backends import libllama
@@ -11,15 +12,32 @@ from specx.backends.errors import ModelError
 from specx.backends.ggml_device import Kernels
 from specx.backends.gguf_file import GGUFInfo, read_gguf
 from specx.backends.llama import LlamaBackend, decode_threads
+from specx.backends.machine import machine_fingerprint
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, cache_dir
-from specx.engine.kernel_choice import choose_kernels
+from specx.engine.candidates import step_bytes
+from specx.engine.draft_files import DraftFiles, named_draft
+from specx.engine.draft_models import WITH_MODEL, DraftModels
+from specx.engine.explain import explainer
+from specx.engine.fit import Fit, fit_here
+from specx.engine.kernel_choice import Chosen, choose_kernels
 from specx.engine.learned import Learned
+from specx.engine.offloading import with_measured_placement, with_placed_draft
+from specx.engine.thread_choice import with_measured_threads
 
 if TYPE_CHECKING:
     from specx.engine.session import Session
 
-__all__ = ["loader", "open_session"]
+__all__ = [
+    "cost_key",
+    "fit_and_place",
+    "kernels_key",
+    "load_library",
+    "load_on_best_kernels",
+    "loader",
+    "open_session",
+    "threads_key",
+]
 
 REBUILD_HINT = (
     "this llama.cpp was compiled with AMX code that crashes here, so its slower kernels are used; rebuild: "
@@ -27,6 +45,8 @@ REBUILD_HINT = (
     "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36"
 )
 
+
+FLOAT_CACHES = {"f16", "bf16", "f32"}
 
 _asked: dict[str, bool | None] = {}  # by build: the answer costs a load of the model
 
@@ -40,21 +60,111 @@ def open_session(
     """Load a GGUF file into a session of class `kind`.
 
     Raises:
+        DoesNotFitError: there is not enough memory for it.
         ModelError: it cannot be loaded; what can be said from the file itself is said first.
     """
     info = read_gguf(settings.model)
     store = Store(cache_dir() if settings.store else None, notice)
-    load = loader(settings, store, progress, notice)
-    key = _machine_key(info, settings)
-    chosen = choose_kernels(settings.kernels, load, store, key, notice)
+    explain = explainer(settings, notice)
+    devices_key = threads_key(info, settings)
+    named = named_draft(info, settings)
+    header = named.header if named else None
+    fitted = fit_and_place(info, settings, store, progress, notice, draft=header)
+    settings = fitted.settings
+    settings = with_measured_threads(settings, store, threads_key(info, settings), explain)
+    chosen = load_on_best_kernels(info, settings, store, progress, notice)
+    draft = named.candidate if named and fitted.draft else None
+    wanted = settings.drafter in WITH_MODEL
+    if named and draft is None:  # there is not enough memory for it, which was told
+        wanted, settings = False, replace(settings, drafter="auto")
+
+    def draft_models(session: Session) -> DraftModels:
+        return DraftModels(
+            DraftFiles(
+                info,
+                settings,
+                chosen.kernels,
+                session.n_ctx,
+                store,
+                lambda of: loader(with_placed_draft(of, store, devices_key), store, None, notice)(
+                    chosen.kernels
+                ),
+            ),
+            session.learned,
+            session.staircase,
+            step_bytes=step_bytes(info),
+            n_ctx=session.n_ctx,
+            forced=draft,
+            quantized_cache=not {settings.draft_type_k, settings.draft_type_v} <= FLOAT_CACHES,
+            notice=notice,
+            explain=explain,
+            clock=session.clock,
+        )
+
     return kind(
         chosen.backend,
         settings,
-        Learned(store, model_key=info.fingerprint, cost_key=f"{key}-{chosen.kernels.name}"),
+        Learned(store, model_key=info.fingerprint, cost_key=cost_key(info, settings, chosen.kernels.name)),
         name=_name(info),
         chat_template=info.chat_template,
         notice=notice,
+        draft_models=draft_models if wanted else None,
     )
+
+
+def fit_and_place(
+    info: GGUFInfo,
+    settings: LoadSettings,
+    store: Store,
+    progress: Callable[[float], None] | None,
+    notice: Callable[[str], None],
+    *,
+    draft: GGUFInfo | None = None,
+) -> Fit:
+    """How a model is loaded so that memory suffices, and its layers are where they are computed the fastest.
+
+    Raises:
+        DoesNotFitError: there is not enough memory for it.
+        ModelError: it cannot be loaded, or llama.cpp itself cannot.
+    """
+    settings = _placed(info, settings, store, progress, notice)  # then main memory need not hold it all
+    return fit_here(info, settings, notice, explainer(settings, notice), draft=draft)
+
+
+def _placed(
+    info: GGUFInfo,
+    settings: LoadSettings,
+    store: Store,
+    progress: Callable[[float], None] | None,
+    notice: Callable[[str], None],
+) -> LoadSettings:
+    """`settings` with the layers that go to each GPU, if there is one and they leave it open."""
+    return with_measured_placement(
+        info,
+        settings,
+        store,
+        threads_key(info, settings),
+        lambda placed: load_on_best_kernels(info, placed, store, progress, notice),
+        notice=notice,
+        explain=explainer(settings, notice),
+    )
+
+
+def load_on_best_kernels(
+    info: GGUFInfo,
+    settings: LoadSettings,
+    store: Store,
+    progress: Callable[[float], None] | None,
+    notice: Callable[[str], None],
+) -> Chosen:
+    """Load the model of `settings` on the kernels that they name, or that are the fastest for it.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    load = loader(settings, store, progress, notice)
+    key, explain = kernels_key(info, settings), explainer(settings, notice)
+    return choose_kernels(settings.kernels, load, store, key, notice, explain=explain)
 
 
 def loader(
@@ -68,7 +178,7 @@ def loader(
     Raises:
         ModelError: llama.cpp itself cannot be loaded.
     """
-    _load_library()
+    load_library()
     repack = _repack(settings, store, notice)
 
     def load(kernels: Kernels) -> LlamaBackend:
@@ -77,7 +187,12 @@ def loader(
     return load
 
 
-def _load_library() -> None:
+def load_library() -> None:
+    """Load llama.cpp.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
     try:
         libllama.lib()
     except (ImportError, OSError, RuntimeError) as error:
@@ -107,16 +222,43 @@ def _repack(settings: LoadSettings, store: Store, notice: Callable[[str], None])
     return works is not False
 
 
-def _machine_key(info: GGUFInfo, settings: LoadSettings) -> str:
-    """Everything the time of a step depends on but the context and the kernels."""
+def threads_key(info: GGUFInfo, settings: LoadSettings) -> str:
+    """Everything the best number of threads depends on.
+
+    Raises:
+        ModelError: llama.cpp itself cannot be loaded.
+    """
+    load_library()
+    return f"{_cost_key(info, settings)}-{settings.kernels}"
+
+
+def cost_key(info: GGUFInfo, settings: LoadSettings, kernels: str) -> str:
+    """Everything the time of a step on the kernels of that name depends on, but the context."""
+    return f"{kernels_key(info, settings)}-{kernels}"
+
+
+def kernels_key(info: GGUFInfo, settings: LoadSettings) -> str:
+    """Everything that the choice of kernels depends on."""
+    decode = decode_threads(settings)
+    return f"{_cost_key(info, settings)}-t{decode}-b{settings.threads_batch or decode}"
+
+
+def _offload_key(settings: LoadSettings) -> str:
+    """Which layers are on which GPU."""
+    if not settings.offload:
+        return f"g{settings.n_gpu_layers}"
+    return "g" + "+".join(f"{count}{name}" for name, count in settings.offload)
+
+
+def _cost_key(info: GGUFInfo, settings: LoadSettings) -> str:
+    """Everything the time of a step depends on but the context, the kernels and the threads."""
     return "-".join(
         (
             info.fingerprint,
             libllama.build_fingerprint(),
-            f"t{decode_threads(settings)}",
-            f"b{settings.threads_batch or decode_threads(settings)}",
+            machine_fingerprint(),
             f"u{settings.n_ubatch}",
-            f"g{settings.n_gpu_layers}",
+            _offload_key(settings),
             f"{settings.type_k}{settings.type_v}",
             f"fa{settings.flash_attn}",
             "swa" if settings.swa_full else "",

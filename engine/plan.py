@@ -11,21 +11,35 @@ what that can cost: what a step would lose if nothing of its draft came true mus
 which is a small allowance, interest on every token, and what earlier drafts of this generation saved
 (conservative exploration: Wu et al., Conservative Bandits, 2016). A generation of n tokens thus takes at
 most ALLOWANCE + INTEREST * n plain steps longer than plain decoding, as far as steps cost what was measured.
+
+Some sources cost time, such as a draft model. After the free proposal such a source *offers* further tokens.
+It is asked for one after the other as long as some number of them is expected to raise the rate of this step,
+with all time spent and to be spent in it counted: what is spent stays in the denominator. Two more reasons to
+ask are the same objective over more than one step.
+
+- An *investment*: what has to be read or loaded before the first token serves later steps as well. What it
+  would have gained in this step is noted, and once such gains sum up to its price it is made (ski rental:
+  Karlin et al., 1988), so it costs at most twice what could have been saved. It stands outside the budget.
+- *Exploration*: a source that is thought to be poor is asked now and then all the same, where a right token
+  would pay, for at most INTEREST of the time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.base import Backend
-from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter
+from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter, Offer
 from specx.engine.staircase import CLIP, Staircase
 from specx.kernels._native import best_prefix
 
-__all__ = ["Decision", "Plan"]
+__all__ = ["Asked", "Decision", "Plan"]
 
 TIME_RATE = 0.1  # weight of one step in the running averages of host and branch time
 # The budget, in plain steps. benchmarks/simulate.py compares such numbers on recorded outputs.
@@ -35,6 +49,26 @@ MOST = 16.0  # savings of long ago do not pay for a bad stretch
 # Per step: the price of a branch, and of leaving single tokens, fades while nothing is tried that would tell
 # it, so that one hiccup does not end branches or drafts.
 PRICE_DECAY = 0.01
+AHEAD = (1, 2, 4, 8, 16)  # further tokens of a source that costs time that are weighed at once
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a step spent on a source that costs time.
+
+    Attributes:
+        ms: all of it, in milliseconds.
+        invested_ms: the part that later steps profit from as well.
+        explored_ms: the part that was not expected to pay.
+        tokens: how often it was asked.
+        alone: expected emitted tokens and milliseconds of the step without it.
+    """
+
+    ms: float
+    invested_ms: float
+    explored_ms: float
+    tokens: int
+    alone: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +79,33 @@ class Decision:
         draft: the tree to verify, possibly empty.
         leaves: its leaves beyond the first.
         expected: expected number of emitted tokens.
-        cost_ms: expected time of the step.
+        cost_ms: expected time of the step, what was asked for included.
+        asked: what was spent on it before, if anything was.
     """
 
     draft: Draft
     leaves: int
     expected: float
     cost_ms: float
+    asked: Asked | None = None
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per millisecond."""
+        return self.expected / self.cost_ms
+
+    @property
+    def asked_ms(self) -> float:
+        """Milliseconds spent on a source that costs time."""
+        return self.asked.ms if self.asked else 0.0
+
+
+class _Reason(Enum):
+    """Why a source that costs time is asked."""
+
+    GAIN = auto()
+    INVESTMENT = auto()
+    EXPLORATION = auto()
 
 
 class Plan:
@@ -62,20 +116,30 @@ class Plan:
         max_nodes: most drafted tokens per step, if the user limits them.
         widths: the only batch widths allowed (bit-identical ones), or None for all. With such a set a tree
             is a chain: an accepted branch would leave the cache in another order.
+        clock: seconds.
     """
 
     def __init__(
-        self, staircase: Staircase, *, max_nodes: int | None = None, widths: frozenset[int] | None = None
+        self,
+        staircase: Staircase,
+        *,
+        max_nodes: int | None = None,
+        widths: frozenset[int] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.staircase = staircase
         self.max_nodes = max_nodes
         self.widths = widths
+        self._clock = clock
         self._host_ms = 0.0  # all time outside the backend, `propose` included, whatever is then chosen
         self._leaf_ms = 0.0
         self._switch_ms = 0.0  # what a step costs more because the one before had another width
         self._before = 1  # width of the step before
         self._budget = ALLOWANCE
         self._plain_ms = 1.0  # a step of plain decoding at the present length
+        self._credit_ms = 0.0  # what the next investment would have gained so far
+        self._total_ms = 0.0  # of all steps
+        self._explored_ms = 0.0
         self._forbidden: NDArray[np.float64] | None = None
         if widths is not None:
             allowed = [n in widths for n in range(staircase.max_width + 1)]
@@ -103,14 +167,90 @@ class Plan:
         costs = self._costs(length)[: max(1, min(backend.max_width, room)) + 1]
         if self._forbidden is not None and room >= self.narrowest:
             costs = costs + self._forbidden[: len(costs)]
-        costs = self._affordable(costs)
-        draft = EMPTY_DRAFT
-        if limit > 0 and np.isfinite(costs[2:]).any():
-            draft = drafter.propose(limit, 1 if self.widths else backend.max_leaves)
-        nodes, width, leaves, gain, cost = best_prefix(
-            draft.probs, draft.parents, costs, self._host_ms, self._leaf_ms
+        self._plain_ms = costs.min()
+        leaves = 1 if self.widths else backend.max_leaves
+        if limit <= 0 or not np.isfinite(self._affordable(costs)[2:]).any():
+            return self._best(EMPTY_DRAFT, costs, leaves)
+        best = self._best(drafter.propose(limit, leaves), costs, leaves)
+        return self._ask(drafter, best, costs, leaves)
+
+    def _best(self, draft: Draft, costs: NDArray[np.float64], leaves: int, spent_ms: float = 0.0) -> Decision:
+        """The prefix of `draft` of the highest rate: of one of its chains, if there may be one leaf only."""
+        costs = self._affordable(costs, spent_ms)
+        best: Decision | None = None
+        for part in draft.chains() if leaves == 1 else (draft,):
+            nodes, width, branches, gain, cost = best_prefix(
+                part.probs, part.parents, costs, self._host_ms + spent_ms, self._leaf_ms
+            )
+            if best is None or gain / cost > best.rate:
+                best = Decision(_padded(part.head(nodes), width - 1), branches, gain, cost)
+        assert best is not None  # every draft has a chain, if an empty one
+        return best
+
+    def _ask(self, drafter: Drafter, free: Decision, costs: NDArray[np.float64], leaves: int) -> Decision:
+        """`free`, or what is better once a source that costs time was asked as often as that pays."""
+        best, tokens, spent_ms, invested_ms, explored_ms = free, 0, 0.0, 0.0, 0.0
+        while offer := drafter.offer():
+            reason = self._why_ask(offer, best, costs, leaves, spent_ms)
+            if reason is None:
+                break
+            start = self._clock()
+            draft = offer.take()
+            took_ms = (self._clock() - start) * 1e3
+            if reason is _Reason.INVESTMENT:
+                self._credit_ms = 0.0
+                invested_ms = max(took_ms - offer.token_ms, 0.0)
+                took_ms -= invested_ms
+            elif reason is _Reason.EXPLORATION:
+                explored_ms += took_ms
+            spent_ms += took_ms
+            tokens += 1
+            best = self._best(draft, costs, leaves, spent_ms)
+        if not tokens:
+            return free
+        asked = Asked(spent_ms + invested_ms, invested_ms, explored_ms, tokens, (free.expected, free.cost_ms))
+        return replace(best, asked=asked)
+
+    def _why_ask(
+        self, offer: Offer, best: Decision, costs: NDArray[np.float64], leaves: int, spent_ms: float
+    ) -> _Reason | None:
+        """Why the next token on offer is worth its time, or None if it is not."""
+        at_once_ms = spent_ms + offer.invest_ms
+        if any(gain > 0 for gain in self._gains(offer, best, costs, leaves, at_once_ms)):
+            return _Reason.GAIN
+        if offer.invest_ms > 0:
+            self._credit_ms += max(self._gains(offer, best, costs, leaves, spent_ms), default=0.0)
+            if self._credit_ms >= offer.invest_ms:
+                return _Reason.INVESTMENT
+        if spent_ms == 0 and offer.explorable and self._may_explore(offer, best, costs):
+            return _Reason.EXPLORATION
+        return None
+
+    def _gains(
+        self, offer: Offer, best: Decision, costs: NDArray[np.float64], leaves: int, spent_ms: float
+    ) -> Iterator[float]:
+        """Milliseconds that numbers of further tokens are expected to save, at least 0: the time that what
+        they give takes at the rate of `best`, less the time it takes then."""
+        for further in AHEAD:
+            time_ms = spent_ms + further * offer.token_ms
+            if further > offer.most or not self._covers(time_ms):
+                return
+            then = self._best(offer.forecast(further), costs, leaves, time_ms)
+            yield max(then.expected / best.rate - then.cost_ms, 0.0)
+
+    def _may_explore(self, offer: Offer, best: Decision, costs: NDArray[np.float64]) -> bool:
+        """Whether a token may be asked for that is not expected to pay: rarely, and where it might."""
+        time_ms = offer.invest_ms + offer.token_ms
+        if self._explored_ms + time_ms > INTEREST * self._total_ms or not self._covers(time_ms):
+            return False
+        sure = (_sure(n) for n in AHEAD if n <= offer.most)
+        return any(
+            self._best(draft, costs, 1, len(draft) * offer.token_ms).rate > best.rate for draft in sure
         )
-        return Decision(_padded(draft.head(nodes), width - 1), leaves, gain, cost)
+
+    def _covers(self, spent_ms: float) -> bool:
+        """Whether the budget covers so much time in a step."""
+        return spent_ms <= self._plain_ms * self._budget
 
     def observe(
         self, decision: Decision, accepted: int, length: int, forward_ms: float, host_ms: float
@@ -122,6 +262,10 @@ class Plan:
         cost = float(self.staircase.costs(length)[n])
         excess = min(forward_ms, CLIP * cost) - cost
         lost = (cost + excess) / self._plain_ms - 1 - accepted if n > 1 or switched else 0.0
+        if decision.asked is not None:
+            lost += (decision.asked.ms - decision.asked.invested_ms) / self._plain_ms
+            self._explored_ms += decision.asked.explored_ms
+        self._total_ms += forward_ms + host_ms + decision.asked_ms
         self._budget = min(max(self._budget + INTEREST * (accepted + 1) - lost, 0.0), MOST)
         if decision.leaves:
             self._leaf_ms += TIME_RATE * (max(excess / decision.leaves, 0.0) - self._leaf_ms)
@@ -135,10 +279,11 @@ class Plan:
             saved = self._switch_ms if n > 1 and not switched else 0.0
             self.staircase.observe(n, length, forward_ms + saved)
 
-    def _affordable(self, costs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """`costs` without the widths whose loss, if nothing drafted comes true, the budget does not cover."""
-        self._plain_ms = costs.min()
-        return np.where(costs <= self._plain_ms * (1 + self._budget), costs, np.inf)
+    def _affordable(self, costs: NDArray[np.float64], spent_ms: float = 0.0) -> NDArray[np.float64]:
+        """`costs` without the widths whose loss, if nothing drafted comes true, the budget does not cover
+        beside `spent_ms`."""
+        most = self._plain_ms * (1 + self._budget) - spent_ms
+        return np.where(costs <= max(most, self._plain_ms), costs, np.inf)
 
     def _costs(self, length: int) -> NDArray[np.float64]:
         """(max_width + 1,) milliseconds by width, after a step of the width before.
@@ -154,6 +299,12 @@ class Plan:
         else:
             costs[self._before] = max(costs[self._before] - self._switch_ms, costs[1])
         return costs
+
+
+def _sure(n: int) -> Draft:
+    """A chain of `n` tokens that are sure to be right."""
+    row = np.arange(n, dtype=np.int32)
+    return Draft(row, row - 1, np.ones(n, np.float32), np.zeros(n, np.uint8))
 
 
 def _padded(draft: Draft, n: int) -> Draft:

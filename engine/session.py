@@ -17,7 +17,9 @@ from specx.backends.base import Backend, Progress
 from specx.backends.errors import ContextFullError, GrammarError, UsageError
 from specx.backends.settings import LoadSettings
 from specx.drafters.base import Drafter
+from specx.drafters.combined import CombinedDrafter
 from specx.engine.decode import Evidence, Step, decode
+from specx.engine.draft_models import WITH_MODEL, DraftModels
 from specx.engine.identity import Identity, identity_text, measure_identity
 from specx.engine.learned import Learned
 from specx.engine.plan import Plan
@@ -33,6 +35,7 @@ DRAFTERS: dict[str, tuple[str, ...]] = {
     "none": (),
     "suffix": ("suffix",),
     "recycle": ("recycle",),
+    "model": (),
 }
 
 FORGOTTEN = -1  # in place of cached tokens that were computed with tokens in view that are no longer there
@@ -51,6 +54,7 @@ class Chunk:
         accepted: those of them that were right.
         seconds: time of the step.
         sources: name of the source of each emitted token; "target" for the model's own.
+        step: the turn of the loop it comes from; None for text that was held back until the end.
     """
 
     text: str
@@ -59,11 +63,16 @@ class Chunk:
     accepted: int
     seconds: float
     sources: list[str]
+    step: Step | None = None
 
 
 @dataclass(slots=True)
 class Timings:
-    """Counts and times of one generation; the names are those of llama.cpp's server where it has them."""
+    """Counts and times of one generation; the names are those of llama.cpp's server where it has them.
+
+    `draft_ms` is the time of a draft model, and `explored_ms` the part of it that was spent to learn how good
+    it is.
+    """
 
     prompt_n: int = 0
     prompt_ms: float = 0.0
@@ -75,6 +84,8 @@ class Timings:
     draft_n_accepted: int = 0
     steps: int = 0
     host_ms: float = 0.0
+    draft_ms: float = 0.0
+    explored_ms: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, times rounded to microseconds."""
@@ -112,6 +123,8 @@ class Session:
         name: what to call the model.
         chat_template: its own template, if it has one.
         notice: told what a person should know, one sentence at a time.
+        clock: seconds, of everything that is timed.
+        draft_models: where a draft model would come from; None for never.
     """
 
     def __init__(
@@ -123,9 +136,12 @@ class Session:
         name: str,
         chat_template: str | None = None,
         notice: Notice = lambda _text: None,
+        clock: Callable[[], float] = time.perf_counter,
+        draft_models: Callable[[Session], DraftModels] | None = None,
     ) -> None:
         self.backend = backend
         self.settings = settings
+        self.clock = clock
         self.model_name = name
         self.chat_template = chat_template
         self.vocab = backend.vocab
@@ -136,7 +152,10 @@ class Session:
         self.staircase = learned.load_staircase(Staircase(backend.max_width))
         self.cached: list[int] = []
         self.current: Generation | None = None
-        self.plan = Plan(self.staircase, max_nodes=settings.draft_max, widths=self._exact_widths())
+        self.plan = Plan(
+            self.staircase, max_nodes=settings.draft_max, widths=self._exact_widths(), clock=clock
+        )
+        self.draft_models = draft_models(self) if draft_models and not self.plain_reason else None
         self.drafter_name = ""
         self.drafter: Drafter
         self.set_drafter(settings.drafter)
@@ -171,15 +190,34 @@ class Session:
         return self._special_text(getattr(self.vocab, "eos", None))
 
     def set_drafter(self, name: str) -> None:
-        """Draft with "auto", "none", "suffix" or "recycle" from now on; the text does not change.
+        """Draft with one of `DRAFTERS` from now on; the text does not change.
 
         Raises:
             UsageError: there is no such drafter.
         """
         if name not in DRAFTERS:
             raise UsageError(f"unknown drafter {name!r}", f"choose one of {', '.join(DRAFTERS)}")
+        if name == "model" and self.draft_models is None and not self.plain_reason:
+            raise UsageError("there is no draft model", "name one when specx starts: -md FILE")
         self.drafter_name = "none" if self.plain_reason else name
         self.drafter = self.learned.make_drafter(self.vocab.size, DRAFTERS[self.drafter_name])
+        if self.draft_models is not None and self.drafter_name in WITH_MODEL:
+            combined = CombinedDrafter(self.drafter)
+            self.draft_models.attach(combined, required=name == "model")
+            self.drafter = combined
+
+    @property
+    def drafters(self) -> tuple[str, ...]:
+        """Names that `set_drafter` takes; "model" if a draft model was named."""
+        named = self.draft_models is not None and self.draft_models.forced is not None
+        return tuple(name for name in DRAFTERS if named or name != "model")
+
+    @property
+    def drafter_label(self) -> str:
+        """The drafter's name, and the draft model's if one is in use."""
+        model = self.draft_models.name if self.draft_models is not None else None
+        asked = model and isinstance(self.drafter, CombinedDrafter)
+        return f"{self.drafter_name}, model {model}" if asked else self.drafter_name
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`."""
@@ -253,11 +291,11 @@ class Session:
     def summary(self) -> str:
         """One line: what runs, and what was chosen."""
         parts = [self.model_name, f"context {self.n_ctx}"]
-        drafter = self.drafter_name
+        drafter = self.drafter_label
         if self.plain_reason:
             drafter = f"none ({self.plain_reason})"
         elif self.drafter_name == "auto":
-            drafter = f"auto ({' + '.join(DRAFTERS['auto'])})"
+            drafter = drafter.replace("auto", f"auto ({' + '.join(DRAFTERS['auto'])})", 1)
         if kernels := getattr(self.backend, "kernels", None):
             parts.append(f"kernels {kernels.name}")
         parts.append(f"drafter {drafter}")
@@ -268,8 +306,14 @@ class Session:
     def reset(self) -> None:
         """Forget the conversation and everything drafters learned in this session."""
         self.forget_conversation()
-        self.learned.forget()
+        self.forget_learned()
         self.set_drafter(self.drafter_name)
+
+    def forget_learned(self) -> None:
+        """Go back to what was known when the session began; takes effect with the next `set_drafter`."""
+        self.learned.forget()
+        if self.draft_models is not None:
+            self.draft_models.forget()
 
     def forget_conversation(self) -> None:
         """Empty the target; the next prompt is read from its beginning."""
@@ -288,7 +332,7 @@ class Session:
             return
         first, disturbed = not staircase.depths, staircase.disturbed
         measure = staircase.measure if self.backend.length or not first else staircase.measure_first
-        seconds = measure(self.backend, stopped=stopped)
+        seconds = measure(self.backend, clock=self.clock, stopped=stopped)
         if first and staircase.depths:
             text = describe(staircase)
             self.notice(f"measured this model on this machine in {seconds:.1f} s: {text}")
@@ -297,9 +341,19 @@ class Session:
                 "something else kept the machine busy meanwhile: this will be measured again next time"
             )
 
+    def take_stock(self, step: Step) -> None:
+        """Let the choice of a draft model follow from what `step` gave, and put it on record."""
+        if self.staircase.depths:
+            plain_ms = float(self.staircase.costs(self.backend.length)[1])
+            self.learned.records.add(self.drafter_label, step, plain_ms)
+        if self.draft_models is not None and isinstance(self.drafter, CombinedDrafter):
+            self.draft_models.after(self.drafter, step, self.backend.length)
+
     def close(self) -> None:
         """Keep what was learned, and give the memory back."""
         try:
+            if self.draft_models is not None:
+                self.draft_models.close()
             self.learned.save_staircase(self.staircase)
             self.learned.save()
         finally:
@@ -413,8 +467,14 @@ class Generation:
         session.measure_staircase(self._is_cancelled)
         if self._cancelled:
             return
-        start = time.perf_counter()
-        session.drafter.begin(prompt, seed=self.result.seed, temperature=self.sampling.temperature)
+        start = session.clock()
+        chosen = self.sampling
+        session.drafter.begin(
+            prompt,
+            seed=self.result.seed,
+            temperature=chosen.temperature,
+            truncation=(chosen.top_k, chosen.top_p, chosen.min_p, chosen.typical_p),
+        )
         new = prompt[kept:-1]
         try:
             backend.prefill(new, progress=self._progress, rows=session.drafter.observe_rows)
@@ -422,7 +482,7 @@ class Generation:
             session.cached = prompt[: backend.length]
         timings = self.result.timings
         timings.prompt_n = len(new) + 1
-        timings.prompt_ms = (time.perf_counter() - start) * 1e3
+        timings.prompt_ms = (session.clock() - start) * 1e3
         timings.prompt_per_second = timings.prompt_n / max(timings.prompt_ms, 1e-3) * 1e3
         session.measure_staircase(self._is_cancelled)
         session.plan.begin()
@@ -438,6 +498,7 @@ class Generation:
             root=self._root,
             position=len(self.prompt),
             stops=self._stops,
+            clock=session.clock,
         )
 
     def _make_room(self) -> bool:
@@ -459,6 +520,7 @@ class Generation:
         result = self.result
         session = self.session
         session.cached += [self._root, *step.tokens[:-1]]
+        session.take_stock(step)
         self._root = step.tokens[-1]
         tokens, text, reason = self._read(step.tokens)
         result.tokens += tokens
@@ -471,7 +533,8 @@ class Generation:
             result.finish_reason = reason
         names = session.drafter.source_names
         sources = [names[step.draft.sources[i]] for i in step.accepted] + ["target"]
-        chunk = Chunk(text, tokens, len(step.draft), len(step.accepted), step.seconds, sources[: len(tokens)])
+        drafted, accepted = len(step.draft), len(step.accepted)
+        chunk = Chunk(text, tokens, drafted, accepted, step.seconds, sources[: len(tokens)], step)
         return chunk, bool(reason)
 
     def _read(self, tokens: list[int]) -> tuple[list[int], str, str]:
@@ -500,6 +563,9 @@ class Generation:
         timings.draft_n_accepted += len(step.accepted)
         timings.steps += 1
         timings.host_ms += step.host_ms
+        if step.asked is not None:
+            timings.draft_ms += step.asked.ms
+            timings.explored_ms += step.asked.explored_ms
 
 
 def describe(staircase: Staircase) -> str:

@@ -100,12 +100,22 @@ def test_a_real_model_reads_as_the_library_reads_it(smollm2):
     assert info.parameters == 134_515_008
 
 
-def test_kv_cache_size(tiny):
-    info = read_gguf(tiny)
-    assert info.kv_bytes(100) == 100 * LAYERS * 2 * (16 + 16) * 2
-    assert info.kv_bytes(100, "f32", "q8_0") == 100 * LAYERS * (2 * 16 * 4 + 34)
+def test_the_size_of_a_row():
+    assert type_bytes("q8_0", 64) == type_bytes("Q8_0", 33) == 2 * 34
     with pytest.raises(ValueError, match="q3_z"):
         type_bytes("q3_z", 32)
+
+
+def test_integers_of_the_architecture(tmp_path):
+    def change(writer):
+        writer.add_sliding_window_pattern([True, False])
+        writer.add_ssm_inner_size(128)
+
+    info = read_gguf(write_model(tmp_path / "m.gguf", change=change))
+    assert info.integer("ssm.inner_size") == 128
+    assert info.integer("attention.sliding_window_pattern") == 1
+    assert info.integer("block_count") == LAYERS
+    assert info.integer("ssm.state_size") == 0
 
 
 def test_values_for_each_layer(tmp_path):
@@ -118,7 +128,6 @@ def test_values_for_each_layer(tmp_path):
     info = read_gguf(write_model(tmp_path / "m.gguf", change=change))
     assert info.kv_heads == (1, 4)
     assert (info.key_length, info.value_length, info.sliding_window) == (32, 16, 128)
-    assert info.kv_bytes(1) == (1 + 4) * (32 + 16) * 2
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ class Timings:
     draft_n_accepted: int = 0
     steps: int = 0
     host_ms: float = 0.5
+    draft_ms: float = 0.0
+    explored_ms: float = 0.0
 
     def as_dict(self):
         return asdict(self)
@@ -101,6 +103,7 @@ class Session:
             "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
         )
         self.drafter_name = settings.drafter if settings else "auto"
+        self.drafter_label = self.drafter_name
         self.endless = bool(os.environ.get("FAKE_ENDLESS"))
         self.delay = float(os.environ.get("FAKE_DELAY", "0"))
         self.finish_reason = "stop"

@@ -21,6 +21,8 @@ TIMINGS = {
     "draft_n_accepted",
     "steps",
     "host_ms",
+    "draft_ms",
+    "explored_ms",
 }
 
 

@@ -87,7 +87,7 @@ def test_every_name_that_people_know(settings, model):
     [
         (("--ctx-size", "5"), ("-c", "5")),
         (("--gpu-layers", "3"), ("--n-gpu-layers", "3")),
-        (("--gpu-layers", "all"), ("-ngl", "auto")),
+        (("--gpu-layers", "all"), ("-ngl", "-1")),
         (("--temperature", "0.5"), ("--temp", "0.5")),
         (("--typical-p", "0.5"), ("--typical", "0.5")),
         (("--flash-attn", "true"), ("-fa", "on")),
@@ -121,10 +121,31 @@ def test_older_names_work_with_a_notice(settings, name):
     assert settings(name, "5", "--draft-max", "6")[0].draft_max == 6
 
 
-@pytest.mark.parametrize("name", ["-md", "--model-draft", "--spec-draft-model", "-hfd"])
-def test_draft_models_are_named_and_left_out(settings, name, model):
-    assert settings(name, "small.gguf")[0] == LoadSettings(model)
-    assert "going on without small.gguf" in settings.notices
+@pytest.mark.parametrize("name", ["-md", "--model-draft", "--spec-draft-model"])
+def test_a_draft_model_and_how_it_is_loaded(settings, name, model, tmp_path):
+    draft = tmp_path / "small.gguf"
+    draft.touch()
+    flags = ("-td", "2", "-tbd", "3", "-ngld", "all", "-ctkd", "q8_0", "-ctvd", "bf16")
+    assert settings(name, str(draft), *flags)[0] == LoadSettings(
+        model,
+        draft_model=draft,
+        draft_threads=2,
+        draft_threads_batch=3,
+        draft_gpu_layers=-1,
+        draft_type_k="q8_0",
+        draft_type_v="bf16",
+    )
+    assert settings(name, str(draft), "-ngld", "auto", "-td", "-1")[0] == LoadSettings(
+        model, draft_model=draft
+    )
+
+
+def test_a_draft_model_that_is_not_there(specx):
+    outcome = specx("complete", specx.model, "-p", "x", "-md", "small.gguf")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "small.gguf" in outcome.err
+    both = specx("complete", specx.model, "-p", "x", "-md", "small.gguf", "-hfd", "org/repo")
+    assert both.code == 2 and "give either -md or -hfd" in both.err
 
 
 @pytest.mark.parametrize(
@@ -133,7 +154,9 @@ def test_draft_models_are_named_and_left_out(settings, name, model):
         (("-fa", "maybe"), "allowed are on, off, auto"),
         (("-ctk", "q3_k"), "allowed are f32, f16"),
         (("-ngl", "most"), "a number of layers, auto or all"),
-        (("--drafter", "magic"), "allowed are auto, none, suffix, recycle"),
+        (("--drafter", "magic"), "allowed are auto, none, suffix, recycle, model"),
+        (("-ngld", "most"), "a number of layers, auto or all"),
+        (("-ctkd", "q3_k"), "allowed are f32, f16"),
         (("--draft-max", "-1"), "at least 0"),
         (("-c", "-5"), "at least 0"),
         (("-t", "0"), "at least 1"),
@@ -238,8 +261,14 @@ def test_the_groups_cover_the_settings():
         "type_k": "cache_type_k",
         "type_v": "cache_type_v",
         "store": "no_cache",
+        "draft_threads": "threads_draft",
+        "draft_threads_batch": "threads_batch_draft",
+        "draft_gpu_layers": "gpu_layers_draft",
+        "draft_type_k": "cache_type_k_draft",
+        "draft_type_v": "cache_type_v_draft",
     }
-    assert {renamed.get(name, name) for name in names} <= known
+    measured = {"offload"}  # comes of `-ngl auto`
+    assert {renamed.get(name, name) for name in names - measured} <= known
     assert {field.name for field in fields(SamplingSettings)} == {
         field.name for field in fields(SamplingOptions)
     }

@@ -1,15 +1,23 @@
-"""`specx probe --staircase`: tables, JSON and pictures of what was measured."""
+"""`specx probe`: tables, JSON and pictures of what was measured."""
 
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from specx.backends.devices import Device, Transfer
+from specx.backends.machine import CPU, Conditions, Memory
 from specx.engine import probe as probe_module
+from specx.engine import staircase_probe
 from specx.engine.kernel_choice import Comparison
-from specx.engine.probe import StaircaseProbe
+from specx.engine.probe import MachineProbe, Measured, ModelProbe
+from specx.engine.staircase_probe import StaircaseProbe
+from specx.engine.thread_choice import ThreadTimes
 
+DOC = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 STOCK = {1: 10.0, 2: 16.0, 8: 40.0}
 ATTENTION = {1: 8.0, 2: 12.0, 8: 20.0}
 SPECX = {1: 5.0, 2: 6.0, 8: 8.0}
@@ -27,7 +35,7 @@ def found(monkeypatch):
         }
         return StaircaseProbe(Comparison(steps), weight_bytes=100_000_000, bandwidth=40e9, threads=2)
 
-    monkeypatch.setattr(probe_module, "probe_staircases", measured)
+    monkeypatch.setattr(staircase_probe, "probe_staircases", measured)
     return asked
 
 
@@ -73,7 +81,8 @@ def test_a_picture_is_drawn(specx, found, tmp_path, name):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "nothing to probe"),
+        (("--depth", "0"), "--depth is about staircases"),
+        (("--plot", "steps.png"), "--plot is about staircases"),
         (("--staircase", "--plot", "steps.txt"), "neither a PNG nor an SVG"),
         (("--staircase", "--plot", "no/such/folder/steps.png"), "no folder"),
         (("--staircase", "--depth", "-1"), "depth"),
@@ -92,3 +101,116 @@ def test_without_matplotlib_a_picture_is_refused_before_anything_is_measured(spe
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     outcome = specx("probe", "--staircase", specx.model, "--plot", "steps.png")
     assert outcome.code == 2 and "specx[plot]" in outcome.err
+
+
+GPU = Device("GPU0", "Made Up 9", "GPU", 3 << 30, 4 << 30, unified=False)
+FULL = Device("GPU1", "Made Up 9", "GPU", 0, 4 << 30, unified=False)
+HOST = Device("CPU", "Made Up CPU", "CPU", None, None, unified=True)
+TIMES = ThreadTimes({n: {1: 8.0 * n, 2: 4.0 * n} for n in (1, 8, 32)}, depth=256)
+
+
+def machine_of(cpu, memory=Memory(), conditions=Conditions(), own="avx2"):  # noqa: B008 -- they are frozen
+    transfers = {"GPU0": Transfer(12e9), "GPU1": Transfer(None, "it has no 64 MiB of memory free")}
+    measured = Measured({1: 11e9, 2: 21.5e9}, transfers, "2026-01-02T03:04:05+00:00")
+    reason = None if own else "they were not built on this machine"
+    devices = (HOST, GPU, FULL)
+    return MachineProbe("0123", cpu, memory, conditions, ("AVX", "FMA"), own, reason, devices, measured, True)
+
+
+KNOWN = machine_of(
+    CPU("Made Up CPU", tuple(range(8)), (0, 1, 2, 5), tuple((i,) for i in range(8)), (4, 5, 6, 7), 3.5),
+    Memory(16 << 30, 5 << 30, 8 << 30, 3 << 30, 2 << 30, 1 << 30),
+    Conditions("battery", ("powersave",), 71.4, (0.5, 0.25, 0.125)),
+)
+UNKNOWN = machine_of(CPU(None, (0, 1), (0, 1)), own=None)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """What `probe_machine` finds, and what it and `probe_model` were asked."""
+    asked = []
+
+    def probe_machine(*, store, refresh, progress, notice):
+        asked.append((None, store, refresh))
+        progress(0.5)
+        return probe_machine.found
+
+    def probe_model(settings, *, refresh, loading, progress, notice):
+        asked.append((settings, settings.store, refresh))
+        loading(1.0)
+        progress(0.5)
+        return ModelProbe(str(settings.model), TIMES, from_store=not refresh)
+
+    probe_machine.found = KNOWN
+    monkeypatch.setattr(probe_module, "probe_machine", probe_machine)
+    monkeypatch.setattr(probe_module, "probe_model", probe_model)
+    probe_machine.asked = asked
+    return probe_machine
+
+
+def test_the_machine_is_shown(specx, machine):
+    outcome = specx("probe")
+    assert outcome.code == 0 and outcome.err == ""
+    assert machine.asked == [(None, True, False)]
+    said = dict(line.split("  ", 1) for line in outcome.out.splitlines() if "  " in line)
+    said = {name.strip(): text.strip() for name, text in said.items()}
+    assert said["cores"] == "8 physical, 8 logical"
+    assert "performance: 0-3, efficiency: 4-7" in said.values()
+    assert said["this process may use"] == "0-2,5, control groups: 3.5 CPUs' worth of time"
+    assert said["that makes"].startswith("4 threads on 4 cores; 3 threads as long as nothing was measured")
+    assert said["memory"] == "16.0 GiB, 5.0 GiB available"
+    assert said["control groups allow"] == "8.0 GiB, 3.0 GiB in use"
+    assert said["reading memory"].startswith(
+        "11.0 GB/s with 1 thread, 21.5 GB/s with 2 threads, measured 2026-01"
+    )
+    assert (said["power"], said["hottest zone"]) == ("battery", "71 °C")
+    assert said["load"] == "0.50 0.25 0.12"
+    gpus = [line for line in outcome.out.splitlines() if line.startswith("GPU")]
+    assert "3.0 GiB" in gpus[0] and "12.0 GB/s" in gpus[0]
+    assert "it has no 64 MiB of memory free" in gpus[1]
+
+
+def test_what_cannot_be_read_is_said(specx, machine):
+    machine.found = UNKNOWN
+    out = specx("probe").out
+    unreadable = [line.split("  ")[0] for line in out.splitlines() if "not readable here" in line]
+    for name in ("processor", "cores", "memory", "swap", "power", "clock governor", "hottest zone", "load"):
+        assert name in unreadable
+    assert "not used: they were not built on this machine" in out
+
+
+def test_a_model_is_measured_as_well(specx, machine):
+    outcome = specx("probe", specx.model, "-t", "3", "--refresh", "--no-cache")
+    assert outcome.code == 0 and "-t and -tb do not count" in outcome.err
+    assert [rest for _, *rest in machine.asked] == [[False, True], [False, True]]
+    lines = outcome.out.splitlines()
+    assert lines[-3].split() == ["1", "8.00", "64.00", "256.00"]
+    assert lines[-2].split() == ["2", "4.00", "32.00", "128.00"]
+    assert lines[-1].startswith(
+        "one token takes 4.00 ms, 250.0 tokens/s, with 2 threads; drafts and prompts use 2"
+    )
+
+
+@pytest.mark.parametrize("found", [KNOWN, UNKNOWN], ids=["known", "unknown"])
+def test_json_holds_everything(specx, machine, found):
+    machine.found = found
+    alone = json.loads(specx("probe", "--json").out)
+    assert alone == {**json.loads(json.dumps(found.to_json())), "model": None}
+    with_model = json.loads(specx("probe", specx.model, "--json").out)
+    assert {**with_model, "model": None} == alone
+    assert with_model["model"]["path"] == specx.model and with_model["model"]["threads"] == 2
+    assert with_model["model"]["from_store"] is True
+
+
+def test_every_json_field_is_documented(specx, machine):
+    quoted = set(re.findall(r"`([^`]+)`", DOC.read_text(encoding="utf-8")))
+
+    def names(value):
+        if isinstance(value, list):
+            return set().union(*map(names, value))
+        if not isinstance(value, dict):
+            return set()
+        return {name for name in value if not name.isdecimal()}.union(*map(names, value.values()))
+
+    record = json.loads(specx("probe", specx.model, "--json").out)
+    assert names(record) - quoted == set()

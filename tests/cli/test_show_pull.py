@@ -96,12 +96,13 @@ def test_memory_follows_the_context_and_the_cache_types(app, model):
     def memory(*options):
         return json.loads(run(app, "show", "-m", model, "--json", *options).stdout)["memory"]
 
-    token = 2 * 2 * (16 + 16) * 2
-    weights = 2 * 32 * 64 * 4
-    assert memory() == {"context": 4096, "weights": weights, "kv_cache_at_most": 4096 * token}
-    assert memory("-c", "0")["kv_cache_at_most"] == 8192 * token
-    assert memory("-c", "100")["kv_cache_at_most"] == 100 * token
-    assert memory("-c", "100", "-ctk", "f32", "-ctv", "f32")["kv_cache_at_most"] == 200 * token
+    token, weights = 2 * 2 * (16 + 16) * 2, 2 * 32 * 64 * 4
+    shown = memory()
+    assert (shown["n_ctx"], shown["weights"], shown["kv"]) == (4096, weights, 4096 * token)
+    assert shown["total"] >= shown["working"] > weights + 4096 * token
+    assert memory("-c", "0")["kv"] == 8192 * token
+    assert memory("-c", "100")["kv"] == 256 * token  # llama.cpp rounds up
+    assert memory("-c", "100", "-ctk", "f32", "-ctv", "f32")["kv"] == 512 * token
     with pytest.raises(UsageError, match="q9"):
         memory("-ctk", "q9")
 

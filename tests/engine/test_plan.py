@@ -42,6 +42,9 @@ class Fixed:
         self.asked.append((limit, leaves))
         return self.draft.head(limit)
 
+    def offer(self):
+        return None
+
 
 def staircase_of(steps, max_width=32):
     staircase = Staircase(max_width)

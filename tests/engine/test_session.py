@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from specx.backends.errors import ContextFullError, GrammarError, UsageError
-from specx.backends.scripted import ScriptedBackend
+from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.drafters.base import Draft
+from specx.engine.candidates import Candidate
+from specx.engine.draft_models import DraftModels
 from specx.engine.learned import Learned
-from specx.engine.plan import Plan
+from specx.engine.plan import Plan, _Reason
 from specx.engine.session import DRAFTERS, Session, Timings
 from specx.engine.settings import SamplingSettings
 
@@ -40,7 +42,54 @@ def _quiet_machine(monkeypatch):
     monkeypatch.setattr("specx.engine.staircase.unsettled", lambda _times: [])
 
 
-def session_of(root=None, notices=None, *, load=FLAT, drafter="auto", draft_max=None, shift=False, **options):
+class Drafts:
+    """One scripted draft model: by default the target's own law."""
+
+    def __init__(self, clock, **options):
+        self.clock, self.options, self.loaded = clock, options, []
+
+    def search(self):
+        return iter(())
+
+    def obstacle(self, candidate):
+        return None
+
+    def load(self, candidate):
+        self.loaded.append(ScriptedBackend(step_costs={1: 1.0, 64: 2.0}, clock=self.clock, **self.options))
+        return self.loaded[-1]
+
+
+CANDIDATE = Candidate(Path("draft.gguf"), "draft", "draft", V, 1, 1)
+DRAFT_LAWS = {
+    "identical": {},
+    "perturbed": {"seed": 3, "peak": 0.5},
+    "useless": {"seed": 4, "script": ()},
+    "short context": {"n_ctx": 96},
+}
+
+
+def session_of(
+    root=None, notices=None, *, load=FLAT, drafter="auto", draft=None, draft_max=None, shift=False, **options
+):
+    """A session on a scripted model. The law of the draft model is the target's, but for `draft`."""
+    clock = SimulatedClock()
+    law = {"vocab_size": V, "script": SCRIPT, "peak": 0.9, **(draft or {})}
+
+    def draft_models(session):
+        return DraftModels(
+            Drafts(clock, **law),
+            session.learned,
+            session.staircase,
+            step_bytes=10,
+            n_ctx=law.get("n_ctx", session.n_ctx),
+            forced=CANDIDATE,
+            notice=session.notice,
+            clock=clock,
+        )
+
+    with_model = draft is not None or drafter == "model"
+    if with_model:
+        options |= {"clock": clock, "step_costs": {1: 10.0, 64: 10.6}}
     backend = ScriptedBackend(**{"vocab_size": V, "script": SCRIPT, "peak": 0.9, **options})
     settings = LoadSettings(
         Path("scripted.gguf"),
@@ -51,7 +100,15 @@ def session_of(root=None, notices=None, *, load=FLAT, drafter="auto", draft_max=
     )
     notice = (lambda _text: None) if notices is None else notices.append
     learned = Learned(Store(root, notice), model_key="model", cost_key="cost")
-    session = Session(backend, settings, learned, name="scripted", notice=notice)
+    session = Session(
+        backend,
+        settings,
+        learned,
+        name="scripted",
+        notice=notice,
+        draft_models=draft_models if with_model else None,
+        **({"clock": clock} if with_model else {}),
+    )
     if load:
         session.staircase.load_json(load)
         session.staircase.observe = lambda *_step: None  # what a step really takes must not decide a test
@@ -82,9 +139,12 @@ def check_timings(session, result, prompt, chunks):
         assert 1 <= timings.prompt_n <= len(prompt)
         seconds = sum(chunk.seconds for chunk in chunks)
         assert timings.predicted_ms == pytest.approx(seconds * 1e3)
-        assert 0 <= timings.host_ms <= timings.predicted_ms
+        assert -1e-6 <= timings.host_ms <= timings.predicted_ms
+        assert 0 <= timings.explored_ms <= timings.draft_ms
         assert timings.predicted_per_second == pytest.approx(timings.predicted_n / seconds)
-        assert timings.prompt_per_second == pytest.approx(timings.prompt_n / timings.prompt_ms * 1e3)
+        assert timings.prompt_per_second == pytest.approx(
+            timings.prompt_n / max(timings.prompt_ms, 1e-3) * 1e3
+        )
 
 
 def plainly(sampling=GREEDY, *args, **options):
@@ -142,13 +202,49 @@ def test_the_drafter_does_not_change_the_answer(drafter, name):
     assert again.tokens == plain.tokens
 
 
+class Curious(Plan):
+    """Asks the draft model a random number of times, whatever it costs."""
+
+    rng = np.random.default_rng(11)
+
+    def _why_ask(self, *_args):
+        return _Reason.GAIN if self.rng.random() < 0.7 else None
+
+
+@pytest.mark.parametrize("leaves", [1, 2, 16])
+@pytest.mark.parametrize("law", DRAFT_LAWS)
+@pytest.mark.parametrize("drafter", ["auto", "model"])
+def test_no_draft_model_changes_the_answer(drafter, law, leaves):
+    session = session_of(drafter=drafter, draft=DRAFT_LAWS[law], max_leaves=leaves)
+    for plan in (session.plan, Curious(session.staircase, clock=session.clock)):
+        session.plan = plan
+        spent = []
+        for name, sampling in SETTINGS.items():
+            result = run(session, sampling, ignore_eos=True)
+            assert result.tokens == plainly(sampling, ignore_eos=True).tokens, name
+            spent.append(result.timings.draft_ms)
+        assert max(spent) > 0
+    assert session.draft_models.name == "draft"
+    assert session.drafter_label == f"{drafter}, model draft"
+
+
+def test_a_draft_model_of_the_same_law_is_always_right_whatever_the_temperature():
+    # It knows the noise of every position, so it chooses what the target chooses.
+    for name in ("greedy", "cool", "warm"):
+        session = session_of(drafter="model")
+        generation = session.generate(PROMPT, SETTINGS[name], n_predict=100, ignore_eos=True)
+        chunks = list(generation)
+        assert sum(chunk.drafted for chunk in chunks) == sum(chunk.accepted for chunk in chunks) > 50
+        assert {"model", "target"} == {source for chunk in chunks for source in chunk.sources}
+
+
 @pytest.mark.parametrize("limits", [(1, 1), (2, 1), (3, 2), (8, 1), (64, 16)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_random_plans_do_not_change_the_answer(limits, seed):
     width, leaves = limits
-    session = session_of(max_width=width, max_leaves=leaves)
+    session = session_of(max_width=width, max_leaves=leaves, draft={"peak": 0.6})
     for name, sampling in SETTINGS.items():
-        session.set_drafter(list(DRAFTERS)[seed])
+        session.set_drafter(["auto", "none", "model"][seed])
         session.plan = RandomPlan(session.staircase, seed)
         result, plain = run(session, sampling, ignore_eos=True), plainly(sampling, ignore_eos=True)
         assert result.tokens == plain.tokens, name
@@ -445,7 +541,7 @@ def test_timings_have_the_names_of_the_contract():
         "predicted_ms",
         "predicted_per_second",
     )
-    names += ("draft_n", "draft_n_accepted", "steps", "host_ms")
+    names += ("draft_n", "draft_n_accepted", "steps", "host_ms", "draft_ms", "explored_ms")
     assert tuple(field.name for field in fields(Timings)) == names
     assert tuple(Timings(predicted_ms=1.23456).as_dict().items())[4] == ("predicted_ms", 1.235)
 
@@ -536,6 +632,7 @@ def test_what_was_learned_is_there_next_time(tmp_path):
     assert [path.parent.name for path in files(tmp_path)] == [
         "calibration",
         "history",
+        "record",
         "recycle",
         "staircase",
     ]

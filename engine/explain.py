@@ -1,0 +1,28 @@
+"""How decisions are told: with their numbers, to those who ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from specx.backends.settings import LoadSettings
+
+__all__ = ["Explain", "explainer", "gibibytes", "silent"]
+
+Explain = Callable[[str], None]
+"""Told one decision and the numbers it rests on, one sentence at a time."""
+
+
+def silent(_text: str) -> None:
+    """Nobody asked."""
+
+
+def explainer(settings: LoadSettings, notice: Callable[[str], None]) -> Explain:
+    """`notice`, if the settings ask for every decision to be told (`--verbose`)."""
+    return notice if settings.verbose else silent
+
+
+def gibibytes(nbytes: int) -> str:
+    """A size for people: "1.2 GiB", "35 MiB"."""
+    if nbytes >= 1 << 30:
+        return f"{nbytes / (1 << 30):.1f} GiB"
+    return f"{max(nbytes, 0) / (1 << 20):.0f} MiB"

@@ -1,0 +1,250 @@
+"""What a run is predicted to take, against llama.cpp's own figures and against real processes."""
+
+import re
+import subprocess
+import sys
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from specx.backends import libllama
+from specx.backends.errors import ModelError
+from specx.backends.ggml_device import ATTENTION, SPECX, STOCK, unavailable
+from specx.backends.gguf_file import read_gguf
+from specx.backends.libllama import system_info
+from specx.backends.llama import LlamaBackend
+from specx.backends.memory import PACKED, predict_memory, repacked_types
+from specx.backends.settings import LoadSettings
+
+MIB = 1 << 20
+TEXT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
+CHARACTERS = 1.5  # of that text for each token, fewer than there are
+RUN = """
+import sys
+from specx.backends.peak_memory import peak_memory
+from specx.cli.app import run
+code = run(sys.argv[1:])
+print("peak", peak_memory(), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def full(tiny_models):
+    return read_gguf(tiny_models["full"])
+
+
+def settings(info, **options) -> LoadSettings:
+    return LoadSettings(info.path, **options)
+
+
+def test_the_parts_make_the_whole(full):
+    need = predict_memory(full, settings(full), kernels=STOCK)
+    parts = need.weights + need.kv + need.compute + need.logits + need.drafter + need.base + need.repack
+    assert need.total == parts
+    assert (need.draft, need.gpu, need.n_ctx) == (0, 0, 4096)
+    data = need.to_json()
+    assert data["total"] == need.total
+    assert data["required"] == need.working - need.mapped
+    assert data["kv"] == need.kv
+
+
+def test_the_context_is_the_one_that_would_be_loaded(full):
+    def n_ctx(info, wanted):
+        return predict_memory(info, settings(info, n_ctx=wanted)).n_ctx
+
+    assert [n_ctx(full, wanted) for wanted in (None, 0, 700)] == [4096, 8192, 700]
+    assert n_ctx(replace(full, context_length=1000), None) == 1000
+    assert n_ctx(replace(full, context_length=0), None) == 4096
+
+
+def test_more_context_takes_more_of_the_cache_alone(full):
+    small, large = (predict_memory(full, settings(full, n_ctx=n), kernels=STOCK) for n in (1024, 4096))
+    assert large.kv == 4 * small.kv
+    assert large.compute > small.compute
+    assert (large.base, large.logits) == (small.base, small.logits)
+
+
+def test_nothing_is_set_aside_for_drafts_that_are_not_made(full, tiny_models):
+    plain = predict_memory(full, settings(full, drafter="none"))
+    drafting = predict_memory(full, settings(full))
+    assert plain.drafter == 0
+    assert plain.logits < drafting.logits
+    recurrent = read_gguf(tiny_models["recurrent"])
+    assert predict_memory(recurrent, settings(recurrent)).drafter == 0
+
+
+def test_earlier_answers_are_counted_where_they_are_kept(full):
+    kept, forgotten = (predict_memory(full, settings(full, store=store)).drafter for store in (True, False))
+    assert kept > forgotten > 0
+
+
+def of_type(info, name):
+    """The same model with all its matrices as another type, as large as they are."""
+    return replace(
+        info,
+        tensors=tuple(replace(t, type=name) if len(t.shape) > 1 else t for t in info.tensors),
+    )
+
+
+def test_repacked_weights_are_counted_once_in_ours_and_with_their_pages_in_llama_cpps(full):
+    info = of_type(full, "Q4_0")
+    ours = predict_memory(info, settings(info), kernels=SPECX)
+    theirs = predict_memory(info, settings(info), kernels=STOCK, repacked={"Q4_0"})
+    in_place = predict_memory(info, settings(info), kernels=STOCK)
+    assert ours.weights >= theirs.weights
+    assert ours.repack == 0  # what is resident while loading is less than what is afterwards
+    assert theirs.repack == info.size - theirs.mapped
+    assert in_place.mapped == in_place.weights > theirs.mapped
+    assert predict_memory(info, settings(info), kernels=ATTENTION).weights == in_place.weights
+
+
+def test_a_tied_embedding_is_there_twice_where_it_is_packed(full):
+    info = of_type(full, "Q8_0")
+    tied = replace(info, tensors=tuple(t for t in info.tensors if t.name != "output.weight"))
+    (head,) = (t for t in info.tensors if t.name == "output.weight")
+    packed, packed_tied = (predict_memory(i, settings(i), kernels=SPECX).weights for i in (info, tied))
+    assert packed_tied == packed  # the head's place is taken by a copy of the embedding
+    stock, stock_tied = (predict_memory(i, settings(i), kernels=STOCK).weights for i in (info, tied))
+    assert stock - stock_tied == head.nbytes
+
+
+def test_packed_rows_come_in_groups(full):
+    info = of_type(full, "Q4_0")
+    rows = 16 * 3 + 1
+    odd = replace(info, tensors=tuple(replace(t, shape=(t.shape[0], rows)) for t in info.tensors[-1:]))
+    (tensor,) = odd.tensors
+    assert predict_memory(odd, settings(odd), kernels=SPECX).weights == tensor.nbytes * 64 // rows
+
+
+def test_without_a_mapping_everything_is_the_processs_own(full):
+    read = predict_memory(full, settings(full, mmap=False), kernels=STOCK)
+    assert (read.mapped, read.required) == (0, read.working)
+    assert read.weights >= predict_memory(full, settings(full), kernels=STOCK).weights
+    locked = predict_memory(full, settings(full, mlock=True), kernels=STOCK)
+    assert locked.required == locked.total
+
+
+def test_layers_are_counted_where_they_are(full):
+    def needs(**options):
+        return predict_memory(full, settings(full, **options), kernels=STOCK, gpus=1)
+
+    everything = needs()
+    assert everything == needs(n_gpu_layers=-1) == needs(n_gpu_layers=99)
+    assert everything.kv == 0
+    nothing = needs(n_gpu_layers=0)
+    assert (nothing.gpu, nothing) == (0, predict_memory(full, settings(full), kernels=STOCK))
+    head, two = needs(n_gpu_layers=1), needs(n_gpu_layers=2)
+    (output,) = (t for t in full.tensors if t.name == "output.weight")
+    (norm,) = (t for t in full.tensors if t.name == "output_norm.weight")
+    assert (head.gpu_weights, head.gpu_kv) == (output.nbytes + norm.nbytes, 0)
+    assert two.gpu_kv == nothing.kv // 3
+    assert two.gpu_kv + two.kv == nothing.kv
+    assert needs(offload=(("GPU0", 2),)) == two
+    assert predict_memory(full, settings(full), gpus=0).gpu == 0
+
+
+def test_a_draft_model_comes_with_a_cache_of_its_own(full):
+    alone = predict_memory(full, settings(full), kernels=STOCK)
+    both = predict_memory(full, settings(full), kernels=STOCK, draft=full)
+    its = predict_memory(full, settings(full, drafter="none"), kernels=STOCK)
+    assert both.draft > its.weights + its.kv + its.compute
+    assert both.working == alone.working + both.draft
+    assert both.draft < its.working  # there is one process
+    quantized = settings(full, draft_type_k="q8_0", draft_type_v="q8_0")
+    assert predict_memory(full, quantized, kernels=STOCK, draft=full).draft < both.draft
+
+
+def test_an_unknown_type_of_cache_is_refused(full):
+    with pytest.raises(ModelError, match="q9") as caught:
+        predict_memory(full, settings(full, type_v="q9"))
+    assert "q8_0" in caught.value.hint
+
+
+def test_all_parts_of_a_split_model_are_counted(full, tmp_path):
+    parts = tuple(tmp_path / f"{i}.gguf" for i in range(2))
+    split = replace(full, parts=parts, size=3 * full.size)
+    one, more = (predict_memory(i, settings(i), kernels=STOCK, repacked={"F32"}) for i in (full, split))
+    assert more.total - one.total == 2 * full.size
+
+
+def test_which_types_llama_cpp_repacks():
+    assert repacked_types("CPU : SSE3 = 1 | LLAMAFILE = 1") == set()
+    assert repacked_types("CPU : AVX2 = 1 | REPACK = 1") >= {"Q4_0", "Q4_K"}
+    assert "Q8_0" not in repacked_types("CPU : AVX2 = 1 | REPACK = 1")
+    assert "Q8_0" in repacked_types("CPU : AMX_INT8 = 1")
+    assert "Q8_0" in repacked_types("CPU : NEON = 1 | DOTPROD = 1 | REPACK = 1")
+
+
+def test_what_is_packed_here_is_what_the_kernels_pack():
+    from specx.kernels.matmul_reference import TYPES
+
+    assert {name for name, *_ in TYPES.values()} == PACKED
+
+
+def reported(loaded: LoadSettings, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes of the compute buffer that llama.cpp reports."""
+    monkeypatch.setattr(libllama, "_log", deque())  # all of it: usually only the end is kept
+    LlamaBackend(loaded, repack=False).close()
+    lines = libllama.recent_log("compute buffer size")
+    return round(max(float(re.search(r"([\d.]+) MiB", line)[1]) for line in lines) * MIB)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_ctx": 512},
+        {"n_ctx": 8192},
+        {"n_ctx": 8192, "n_ubatch": 64},
+        {"n_ctx": 8192, "n_ubatch": 2048},
+        {"n_ctx": 8192, "flash_attn": "off"},
+    ],
+)
+@pytest.mark.parametrize("model", ["smollm2", "gemma3"])
+def test_the_compute_buffer_is_what_llama_cpp_reports(request, monkeypatch, model, options):
+    info = read_gguf(request.getfixturevalue(model))
+    loaded = settings(info, **options)
+    assert predict_memory(info, loaded).compute == pytest.approx(reported(loaded, monkeypatch), rel=0.06)
+
+
+def peak(path: Path, *options: str, n_ctx: int, folder: Path) -> int:
+    """Bytes of a `specx complete` of its own whose prompt nearly fills the context."""
+    prompt = folder / "prompt.txt"
+    text = TEXT.read_text(encoding="utf-8")
+    prompt.write_text(text[: int((n_ctx - 64) * CHARACTERS)], encoding="utf-8")
+    arguments = ["complete", str(path), "-f", str(prompt), "-c", str(n_ctx), "-n", "8", "--temp", "0"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", RUN, *arguments, "--no-cache", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = re.search(r"^peak (\d+)$", done.stderr, re.MULTILINE)
+    assert found, done.stderr[-2000:]
+    return int(found[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident pages are counted on Linux")
+@pytest.mark.parametrize(
+    ("model", "n_ctx", "cache", "kernels"),
+    [
+        ("smollm2", 512, "q8_0", "specx"),
+        ("smollm2", 4096, "f16", "stock"),
+        ("smollm2", 8192, "f16", "specx"),
+        ("smollm2", 8192, "q8_0", "stock"),
+        ("gemma3", 512, "f16", "stock"),
+        ("gemma3", 4096, "q8_0", "specx"),
+    ],
+)
+def test_a_real_run_takes_what_was_predicted(request, tmp_path, model, n_ctx, cache, kernels):
+    path = request.getfixturevalue(model)
+    if kernels == "specx" and (reason := unavailable()):
+        pytest.skip(reason)
+    info = read_gguf(path)
+    asked = settings(info, n_ctx=n_ctx, type_k=cache, type_v=cache, kernels=kernels, store=False)
+    predicted = predict_memory(info, asked, repacked=repacked_types(system_info())).total
+    taken = peak(path, "-ctk", cache, "-ctv", cache, "--kernels", kernels, n_ctx=n_ctx, folder=tmp_path)
+    assert predicted == pytest.approx(taken, rel=0.1)
