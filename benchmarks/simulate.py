@@ -4,9 +4,10 @@
 
 Traces come from record_traces.py, step times from staircases.json: milliseconds by width at measured depths,
 as the store keeps them. The plan knows the staircase; what it must find out is which guesses come true.
-Reported per category: speed over plain decoding (geometric mean), and the part of the rate of an oracle
-that knows the text and verifies the best prefix of the same drafts. Nothing is random: equal code, equal
-figures.
+Reported per category: speed over plain decoding (geometric mean); the part of the rate of an oracle that
+knows the text and verifies the best prefix of the same drafts; and the speed relative to always verifying
+drafts of the one width that turns out best for the category, or for all of them. Nothing is random: equal
+code, equal figures.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +29,7 @@ from replay import Setup, Trace, accepted_nodes, learn, load
 from specx.backends.base import Backend
 from specx.drafters.base import Draft, Drafter
 from specx.drafters.calibration import Calibration
-from specx.engine.plan import Plan
+from specx.engine.plan import Decision, Plan
 from specx.engine.staircase import Staircase
 from specx.kernels._native import FreeTrie
 
@@ -35,6 +37,7 @@ STAIRCASES = Path(__file__).with_name("staircases.json")
 MAX_WIDTH, MAX_LEAVES = 64, 8
 HOST_MS = 0.15  # of a step with drafts; of a plain decoder's step a third of it
 SWITCH_MS = 1.2  # what a single token costs more after a wider step
+FIXED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # widths; 1 is plain decoding
 PROMPT_ROWS = 64  # rows of the prompt that are recycled: those of the last piece
 
 
@@ -45,8 +48,13 @@ class Outcome:
     plain: float = 0.0
     plan: float = 0.0
     oracle: float = 0.0
+    fixed: dict[int, float] = field(default_factory=dict)
     promised: float = 0.0
     accepted: int = 0
+
+    def speed(self, width: int | None = None) -> float:
+        """Times that of plain decoding; of a fixed width, if one is given."""
+        return self.plain / (self.plan if width is None else self.fixed[width])
 
 
 @dataclass
@@ -64,13 +72,33 @@ class World:
         return float(self.cache[length][n]) + (self.switch_ms if n == 1 < before else 0.0)
 
 
+class FixedWidth:
+    """Instead of a plan: everything that is proposed, up to one width."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def begin(self) -> None:
+        """A generation starts."""
+
+    def choose(self, drafter: Drafter, backend: Backend) -> Decision:
+        """As much of the draft as the width takes."""
+        draft = drafter.propose(self.width - 1, backend.max_leaves)
+        return Decision(draft, 0, 1.0, 1.0)
+
+    def observe(self, *_step: object) -> None:
+        """Nothing is learned."""
+
+
 def staircase(data: dict[str, dict[str, float]]) -> Staircase:
     made = Staircase(MAX_WIDTH)
     made.load_json(data)
     return made
 
 
-def run(trie: FreeTrie, trace: Trace, world: World, chain: bool, plan: Plan | None, out: Outcome) -> float:
+def run(
+    trie: FreeTrie, trace: Trace, world: World, chain: bool, plan: Plan | FixedWidth | None, out: Outcome
+) -> float:
     """Milliseconds to decode one trace, by `plan` or, without one, by the oracle."""
     prompt, output = len(trace.prompt), trace.output.tolist()
     trie.begin(trace.prompt)
@@ -97,9 +125,10 @@ def run(trie: FreeTrie, trace: Trace, world: World, chain: bool, plan: Plan | No
         emitted = min(accepted + 1, len(output) - at)
         n = len(draft) + 1
         forward = world.time(n, length, before)
-        if plan is not None:
+        if isinstance(plan, Plan):
             out.promised += float(draft.probs.sum())
             out.accepted += accepted
+        if plan is not None:
             plan.observe(decision, accepted, length, forward, HOST_MS)
         total, before = total + forward + HOST_MS, n
         trie.observe(trace.output[at : at + emitted])
@@ -129,15 +158,17 @@ def simulate(
     setup = Setup(("suffix", "recycle"), warm, prompt_rows=True)
     world = World(staircase(data))
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
-    tries = [setup.trie(vocab_size, Calibration()) for _ in range(2)]
+    tries: list[FreeTrie] = []
     for trace in traces:
-        if not warm:
-            tries = [setup.trie(vocab_size, Calibration()) for _ in range(2)]
+        if not warm or not tries:
+            tries = [setup.trie(vocab_size, Calibration()) for _ in (None, None, *FIXED)]
         out = Outcome()
         for i in range(1, len(trace.output)):
             out.plain += world.time(1, len(trace.prompt) + i, 1) + HOST_MS / 3
         out.plan = run(tries[0], trace, world, chain, Plan(staircase(data)), out)
         out.oracle = run(tries[1], trace, world, chain, None, out)
+        for width, trie in zip(FIXED, tries[2:], strict=True):
+            out.fixed[width] = run(trie, trace, world, chain, FixedWidth(width), out)
         outcomes[trace.category].append(out)
     return outcomes
 
@@ -146,21 +177,39 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
+def best_width(group: list[Outcome]) -> int:
+    """The one width that would have been the fastest for all of `group`."""
+    return max(FIXED, key=lambda width: geometric_mean([out.speed(width) for out in group]))
+
+
 def report(name: str, outcomes: dict[str, list[Outcome]]) -> dict[str, float]:
     """Print one line a category; returns the figures of all of them."""
-    print(f"{name:<22}{'speed':>8}{'slowest':>9}{'of oracle':>11}{'promised/accepted':>19}")
+    print(
+        f"{name:<20}{'speed':>7}{'median':>8}{'slowest':>9}{'of oracle':>11}{'best width':>12}{'of it':>7}"
+        f"{'promised/accepted':>19}"
+    )
     everything = [out for group in outcomes.values() for out in group]
-    rows = [*sorted(outcomes.items()), ("all", everything)]
-    for category, group in rows:
-        speeds = [out.plain / out.plan for out in group]
+    means, medians, of_fixed = {}, {}, {}
+    for category, group in [*sorted(outcomes.items()), ("all", everything)]:
+        speeds = [out.speed() for out in group]
         share = geometric_mean([out.oracle / out.plan for out in group])
+        width = best_width(group)
+        of_fixed[category] = geometric_mean([out.fixed[width] / out.plan for out in group])
         ratio = sum(out.promised for out in group) / max(sum(out.accepted for out in group), 1)
-        print(f"{category:<22}{geometric_mean(speeds):8.3f}{min(speeds):9.3f}{share:11.3f}{ratio:19.2f}")
-    means = {c: geometric_mean([out.plain / out.plan for out in group]) for c, group in rows}
-    worst = min(value for category, value in means.items() if category != "all")
-    slowest = min(out.plain / out.plan for out in everything)
-    share = geometric_mean([out.oracle / out.plan for out in everything])
-    return {"speed": means["all"], "worst_category": worst, "slowest": slowest, "of_oracle": share}
+        means[category], medians[category] = geometric_mean(speeds), statistics.median(speeds)
+        print(
+            f"{category:<20}{means[category]:7.3f}{medians[category]:8.3f}{min(speeds):9.3f}{share:11.3f}"
+            f"{width:12}{of_fixed[category]:7.3f}{ratio:19.2f}"
+        )
+    return {
+        "speed": means.pop("all"),
+        "of_best_fixed": of_fixed.pop("all"),
+        "worst_category": min(means.values()),
+        "worst_median": min(value for category, value in medians.items() if category != "all"),
+        "worst_of_its_best_fixed": min(of_fixed.values()),
+        "slowest": min(out.speed() for out in everything),
+        "of_oracle": geometric_mean([out.oracle / out.plan for out in everything]),
+    }
 
 
 def main() -> None:
