@@ -27,7 +27,8 @@ TOKEN_BYTES, MERGED_TOKEN_BYTES = 165, 350
 ROW_BYTES, CONTEXT_BYTES, TEXT_BYTES = 65, 72 << 16, 100
 """The drafter's tables: recycled continuations of a token, those of pairs, and a token of searched text."""
 HISTORY_TOKENS = 1 << 16  # of earlier answers, if they are kept
-LOOKUP_BYTES = 64 << 10  # made resident by looking up one row of the embedding: pages around it come along
+LOOKUP_BYTES = 32 << 10
+"""Resident after the first look at a row of the embedding: 64 KiB around it, shared by neighbours."""
 PACKED_ROWS = 16  # specx's kernels keep rows in groups of so many
 PACKED = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"})
 COPIED = frozenset({"F16", "BF16"})  # by specx's kernels, as they are, if they are not weights of experts
@@ -212,8 +213,8 @@ class _Weights:
     def repack(self, need: MemoryNeed) -> int:
         """Pages of the file beyond the ones in use, for good or while it is loaded.
 
-        llama.cpp makes the whole file resident at first, and keeps it so unless specx's kernels give back what
-        they have copied.
+        llama.cpp makes the whole file resident at first, and keeps it so, but for what specx's kernels give
+        back once they have copied it.
         """
         if not self.in_file:
             return max(0, need.base + self.working + self.largest - need.working)
@@ -223,31 +224,25 @@ class _Weights:
 
     def _add_multiplied(self, tensor: Tensor, *, offloaded: bool) -> bool:
         """Count a matrix; whether it is used where it lies in the file."""
-        copied = self._copied_bytes(tensor)
+        ours = self._is_ours(tensor)
         if offloaded:
             self.gpu += tensor.nbytes
-        elif copied:
-            self.working += copied
+        elif ours:
+            self.working += _packed_bytes(tensor)
+        elif tensor.type in self.repacked and len(tensor.shape) > 1:
+            self.working += tensor.nbytes
+            self.cold += tensor.nbytes
         else:
             self._add_in_place(tensor.nbytes)
             return True
         self.largest = max(self.largest, tensor.nbytes)
         return False
 
-    def _copied_bytes(self, tensor: Tensor) -> int:
-        """Bytes of a matrix in another place or layout than in the file; 0 if it is used as it is."""
+    def _is_ours(self, tensor: Tensor) -> bool:
+        """Whether specx's kernels keep it in a buffer of their own."""
         dimensions = len(tensor.shape)
-        if dimensions < 2:
-            return 0
-        if self.ours and tensor.type in PACKED:
-            rows = tensor.shape[1]
-            return tensor.nbytes * (-(-rows // PACKED_ROWS) * PACKED_ROWS) // rows
-        if self.ours and tensor.type in COPIED and dimensions == 2:
-            return tensor.nbytes
-        if tensor.type in self.repacked:
-            self.cold += tensor.nbytes
-            return tensor.nbytes
-        return 0
+        packed = tensor.type in PACKED and dimensions > 1
+        return self.ours and (packed or (tensor.type in COPIED and dimensions == 2))
 
     def _add_looked_up(self, tensor: Tensor, n_ctx: int) -> None:
         """Rows of the tokens that occur: 8 n^0.58 different ones in n of text or code, by Heaps' law."""
@@ -258,6 +253,13 @@ class _Weights:
         self.working += nbytes
         if self.in_file:
             self.mapped += nbytes
+
+
+def _packed_bytes(tensor: Tensor) -> int:
+    if tensor.type not in PACKED:
+        return tensor.nbytes
+    rows = tensor.shape[1]
+    return tensor.nbytes * (-(-rows // PACKED_ROWS) * PACKED_ROWS) // rows
 
 
 def _layer(tensor: Tensor, info: GGUFInfo) -> int:

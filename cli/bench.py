@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 INTERRUPTED = 130
+SHOWN_LEFT_OUT = 3
 
 
 def register(app: typer.Typer) -> None:
@@ -125,8 +126,10 @@ def _fill(opened: Opened, bench: Bench, *, streamed: bool) -> SpecxError | None:
     run = opened.run
     expected = bench.warm_up()
     run.left_out = bench.left_out
-    for reason in bench.left_out:
+    for reason in bench.left_out[:SHOWN_LEFT_OUT]:
         notice(f"left out: {reason}")
+    if len(bench.left_out) > SHOWN_LEFT_OUT:
+        notice(f"left out: {len(bench.left_out) - SHOWN_LEFT_OUT} more")
     if expected is None:
         raise UsageError("no prompt fits the context", "give it more room with -c, or take another --suite")
     notice(f"{bench.total} answers by {len(opened.arms)} arms: about {duration(expected)}")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from specx.cli.bench_tables import estimate_text, heading, identity_lines, steadiness_line
+from specx.cli.bench_tables import estimate_text, heading, identity_lines, steadiness_lines
 from specx.engine.bench_compare import Comparison
 from specx.engine.bench_records import Run
 from specx.engine.bench_report import Report, Row
@@ -87,7 +87,10 @@ def as_markdown(run: Run, report: Report) -> str:
             "|---" * 10 + "|",
         ]
         lines += ["| " + " | ".join(_markdown_cells(row)) + " |" for row in report.rows[arm.name]]
-    lines += ["", *(f"- {line.strip()}" for line in (*identity_lines(run, report), steadiness_line(report)))]
+    lines += [
+        "",
+        *(f"- {line.strip()}" for line in (*identity_lines(run, report), *steadiness_lines(report))),
+    ]
     if run.partial:
         lines.append("- PARTIAL: the run was interrupted")
     return "\n".join(lines) + "\n"

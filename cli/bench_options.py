@@ -36,7 +36,7 @@ __all__ = [
 
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 PICTURES = (".png", ".svg", ".pdf")
-PROMPTS_PER_CATEGORY = 2  # by default: a small model on two cores then takes some five minutes
+PROMPTS_PER_CATEGORY = 5  # by default: a small model on two cores then takes some minutes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,9 @@ __all__ = ["draw_bench"]
 GREY = "#777777"
 COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#000000")  # of arms
 MARKERS = "osD^vP*"
-SOURCE_COLOURS = ("#E69F00", "#009E73", "#56B4E9", "#F0E442")
-FEW = 5  # drafted tokens say little
+SOURCE_COLOURS = {"target": GREY, "suffix": "#009E73", "recycle": "#E69F00", "model": "#56B4E9"}
+OTHER_SOURCE = "#F0E442"
+FEW = 5  # drafted tokens, or steps, say little
 NOTHING = "nothing was drafted"
 
 
@@ -44,8 +45,8 @@ def draw_bench(run: Run, report: Report, path: Path) -> None:
         depth, source, tokens = bottom.subplots(1, 3, width_ratios=(1, 0.8, 1.35))
         _draw_speedups(upper[0], run, report, looks)
         _draw_steps(upper[1], run, report, looks)
-        _draw_depths(depth, run, report, looks)
-        _draw_sources(source, run, report)
+        _draw_depths(depth, report, looks)
+        _draw_sources(source, report)
         _draw_tokens(tokens, run)
         figure.suptitle(_title(run), fontsize=11)
         figure.savefig(path, dpi=150)
@@ -115,14 +116,15 @@ def _draw_steps(axes: Any, run: Run, report: Report, looks: Mapping[str, tuple[s
             axes.plot(xs, [steps[str(n)] for n in xs], style, color=colour, linewidth=1.2, label=label)
             widest = max(widest, *xs)
     for name, detail in report.details.items():
-        total = sum(count for count, _ in detail.widths.values())
+        taken = {n: steps for n, steps in detail.widths.items() if steps[0] >= FEW}
+        total = sum(count for count, _ in taken.values())
         if name not in looks or not total or not detail.by_source:
             continue
         colour, marker = looks[name]
-        sizes = [14 + 260 * count / total for count, _ in detail.widths.values()]
-        times = [ms for _, ms in detail.widths.values()]
+        sizes = [14 + 260 * count / total for count, _ in taken.values()]
+        times = [ms for _, ms in taken.values()]
         axes.scatter(
-            list(detail.widths),
+            list(taken),
             times,
             sizes,
             color=colour,
@@ -130,7 +132,7 @@ def _draw_steps(axes: Any, run: Run, report: Report, looks: Mapping[str, tuple[s
             alpha=0.6,
             label=f"steps of {name}",
         )
-        widest = max(widest, *detail.widths)
+        widest = max(widest, *taken)
     axes.set_xscale("log", base=2)
     ticks = [1 << i for i in range(8) if 1 << i <= widest]
     axes.set_xticks(ticks, [str(n) for n in ticks])
@@ -143,14 +145,14 @@ def _draw_steps(axes: Any, run: Run, report: Report, looks: Mapping[str, tuple[s
     _legend(axes, loc="upper left", markerscale=0.5)
 
 
-def _draw_depths(axes: Any, run: Run, report: Report, looks: Mapping[str, tuple[str, str]]) -> None:
+def _draw_depths(axes: Any, report: Report, looks: Mapping[str, tuple[str, str]]) -> None:
     deepest = 0
     for name, detail in report.details.items():
         seen = [(i + 1, b / a) for i, (a, b) in enumerate(detail.by_depth) if a >= FEW]
         if name in looks and seen:
             colour, marker = looks[name]
             xs, ys = zip(*seen, strict=True)
-            axes.plot(xs, ys, marker + "-", color=colour, markersize=4, linewidth=1.2, label=name)
+            axes.plot(xs, ys, marker + "-", color=colour, markersize=3, linewidth=1.2, label=name)
             deepest = max(deepest, *xs)
     axes.set_title("Drafted tokens that were right")
     axes.set_xlabel("tokens ahead")
@@ -158,7 +160,7 @@ def _draw_depths(axes: Any, run: Run, report: Report, looks: Mapping[str, tuple[
     axes.grid(alpha=0.3)
     if deepest:
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _legend(axes, loc="upper right")
+        _legend(axes, loc="best")
     else:
         _say(axes, NOTHING)
 
@@ -167,44 +169,33 @@ def _shares(axis: Any, set_limits: Any) -> None:
     from matplotlib.ticker import PercentFormatter
 
     axis.set_major_formatter(PercentFormatter(1.0))
-    set_limits(0, 1.02)
+    set_limits(0, 1.05)
 
 
 def _say(axes: Any, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
-def _draw_sources(axes: Any, run: Run, report: Report) -> None:
+def _draw_sources(axes: Any, report: Report) -> None:
     """A bar for each source of each arm."""
     bars = [
         (f"{source}\n({name})" if len(report.details) > 2 else source, source, drafted, accepted)
         for name, detail in report.details.items()
         for source, (drafted, accepted) in sorted(detail.by_source.items())
     ]
-    colours = _source_colours(run)
     for place, (_, source, drafted, accepted) in enumerate(bars):
         share = accepted / max(drafted, 1)
-        axes.barh(place, share, color=colours[source], height=0.6)
+        axes.barh(place, share, color=SOURCE_COLOURS.get(source, OTHER_SOURCE), height=0.6)
         inside = share > 0.6
-        axes.text(
-            share + (-0.02 if inside else 0.02),
-            place,
-            f"{share:.0%} of {drafted}",
-            va="center",
-            ha="right" if inside else "left",
-            color="white" if inside else "black",
-        )
+        text = f"{share:.0%} of {drafted}"
+        at = share + (-0.02 if inside else 0.02)
+        axes.text(at, place, text, va="center", ha="right" if inside else "left")
     axes.set_yticks(range(len(bars)), [label for label, *_ in bars])
-    axes.set_ylim(len(bars) - 0.4, -0.6)
-    axes.set_title("by where they came from")
+    axes.set_ylim(max(len(bars), 3) - 0.4, -0.6)
+    axes.set_title("by source")
     _shares(axes.xaxis, axes.set_xlim)
     if not bars:
         _say(axes, NOTHING)
-
-
-def _source_colours(run: Run) -> dict[str, str]:
-    names = sorted({name for answer in run.answers for name in answer.by_source})
-    return {"target": GREY, **{name: SOURCE_COLOURS[i % len(SOURCE_COLOURS)] for i, name in enumerate(names)}}
 
 
 def _draw_tokens(axes: Any, run: Run) -> None:
@@ -221,13 +212,18 @@ def _draw_tokens(axes: Any, run: Run) -> None:
     if plain is not None and plain.step_ms:
         times, counts = _progress(plain)
         axes.plot([0, *times], [0, *counts], color="black", linewidth=1, label=plain.arm)
-    colours = _source_colours(run)
     times, _ = _progress(answer)
     moments = [t for t, n in zip(times, answer.step_tokens, strict=True) for _ in range(n)]
     for source in sorted(set(answer.sources), key=lambda name: (name != "target", name)):
         own = [i for i, name in enumerate(answer.sources) if name == source]
         label = f"{answer.arm}: {'the model itself' if source == 'target' else source}"
-        axes.scatter([moments[i] for i in own], [i + 1 for i in own], 9, color=colours[source], label=label)
+        axes.scatter(
+            [moments[i] for i in own],
+            [i + 1 for i in own],
+            9,
+            color=SOURCE_COLOURS.get(source, OTHER_SOURCE),
+            label=label,
+        )
     axes.set_xlabel("seconds since the prompt was read")
     axes.set_ylabel("tokens written")
     axes.set_xlim(left=0)

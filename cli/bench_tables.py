@@ -19,7 +19,7 @@ __all__ = [
     "identity_lines",
     "show_comparison",
     "show_report",
-    "steadiness_line",
+    "steadiness_lines",
 ]
 
 NARROWEST, WIDEST = 60, 100  # columns of a picture
@@ -44,7 +44,7 @@ def show_report(run: Run, report: Report) -> None:
     for arm in run.specx_arms:
         _show_detail(run, arm, report.details[arm.name])
     out()
-    for line in [*identity_lines(run, report), steadiness_line(report), *_notes(run)]:
+    for line in [*identity_lines(run, report), *steadiness_lines(report), *_notes(run)]:
         out(line)
 
 
@@ -52,7 +52,7 @@ def heading(run: Run) -> Iterator[str]:
     """What was measured, where and how."""
     model, settings = run.model, run.settings
     loads = ", ".join(f"{arm.load_s:.1f} s" for arm in run.arms if arm.load_s)
-    yield f"model    {model['name']} ({model['file']}, {model['type']}), loaded in {loads}"
+    yield f"model    {model['name']} ({model['file']}, {model['type']}), loaded in {loads or '0 s'}"
     yield f"machine  {run.machine['cpu'] or run.machine['system']}"
     cases = {answer.case for answer in run.answers}
     categories = {answer.category for answer in run.answers}
@@ -169,8 +169,8 @@ def _show_speedups(run: Run, arm: ArmInfo, rows: Sequence[Row]) -> None:
         stdout().print(line, style="bold" if category == found[-1][0] and len(found) > 1 else None)
     last = found[-1][1]
     stdout().print(
-        f"median of the prompts {last.median:.2f}x, slowest {last.least:.2f}x ({last.least_case}), "
-        f"fastest {last.most:.2f}x",
+        f"of single prompts: median {last.median:.2f}x, fastest {last.most:.2f}x, "
+        f"slowest {last.least:.2f}x\n({last.least_case})",
         style="dim",
     )
     if any(speedup.basis == "repeats" for _, speedup in found):
@@ -202,7 +202,8 @@ def _show_detail(run: Run, arm: ArmInfo, detail: Detail) -> None:
         letters = source_letters(answer.sources)
         legend = ", ".join(f"{letter} {name}" for name, letter in letters.items())
         title = f"{arm.name}: where the tokens of {answer.case} came from"
-        out(Text.assemble((title, "bold"), f" ({legend}; | begins a step of several)"))
+        out(Text(title, "bold"))
+        out(f"{legend}; | begins a step of several", style="dim")
         for line in token_line(answer.sources, answer.step_tokens, width - 1):
             out(line)
 
@@ -213,9 +214,10 @@ def identity_lines(run: Run, report: Report) -> Iterator[str]:
         row = report.rows[arm.name][-1]
         if not row.compared:
             continue
-        against = "itself, repeated" if arm.name == arm.plain else f"{arm.plain}, token by token"
+        against = "its first ones" if arm.name == arm.plain else f"{arm.plain}, token by token"
         if row.identical == row.compared:
-            yield f"{arm.name}: all {row.compared} answers identical to {against}"
+            what = "repeated answers" if arm.name == arm.plain else "answers"
+            yield f"{arm.name}: all {row.compared} {what} identical to {against}"
             continue
         parted = [parting for parting in run.partings if parting.arm == arm.name]
         ties = f", {row.near_ties} of them at near-ties" if row.near_ties else ""
@@ -231,18 +233,18 @@ def identity_lines(run: Run, report: Report) -> Iterator[str]:
             yield f"  {where}, {margin}{noise}"
 
 
-def steadiness_line(report: Report) -> str:
+def steadiness_lines(report: Report) -> Iterator[str]:
     """Whether the machine stayed the same."""
     steady = report.steadiness
     if steady.drift is None:
-        text = "machine: too few plain answers to tell whether it stayed the same"
+        yield "machine: too few plain answers to tell whether it stayed the same"
     else:
         change = f"{abs(steady.drift.change):.1%} {'slower' if steady.drift.change > 0 else 'faster'}"
-        known = f"plain steps became {change}, p = {steady.drift.p:.2g}"
-        text = f"machine: {'DRIFTED, ' if steady.drifted else 'steady, '}{known}"
-    if steady.load_average:
-        text += ", load " + " to ".join(f"{load:.1f}" for load in steady.load_average)
-    return f"{text}, {steady.disturbed:.1%} of {steady.plain_steps} plain steps held up"
+        verdict = "DRIFTED" if steady.drifted else "BUSY, numbers are uncertain" if steady.busy else "steady"
+        yield f"machine: {verdict}, plain steps became {change} (p = {steady.drift.p:.2g})"
+    load = " to ".join(f"{load:.1f}" for load in steady.load_average)
+    held_up = f"{steady.disturbed:.1%} of {steady.plain_steps} plain steps held up"
+    yield "         " + (f"load {load}, {held_up}" if load else held_up)
 
 
 def _notes(run: Run) -> Iterator[str]:

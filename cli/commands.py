@@ -10,7 +10,7 @@ import typer
 import typer.main
 
 from specx.backends.errors import UsageError
-from specx.cli import bench, cache, chat, complete, probe, pull, show, verify
+from specx.cli import bench, cache, chat, complete, plan, probe, pull, show, verify
 from specx.cli.config import config_path, option_defaults
 from specx.cli.help import GroupedCommand
 
@@ -55,7 +55,7 @@ def root(
         ctx.default_map = option_defaults(commands.commands)
 
 
-for module in (chat, complete, bench, verify, probe, show, pull, cache):
+for module in (chat, complete, plan, bench, verify, probe, show, pull, cache):
     module.register(app)
 for command in app.registered_commands:
     command.cls = GroupedCommand

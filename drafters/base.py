@@ -72,7 +72,8 @@ class Offer:
 
     Attributes:
         forecast: the draft as it would be after so many further tokens of the source, with the probabilities
-            that are expected before it is asked; these tokens are not known, and -1.
+            that are expected before it is asked; these tokens are not known, and -1. Where only chains are
+            possible, it is the source's chain.
         take: ask for the next token; returns the draft with it. Like a forecast it may have a leaf more than
             `propose` was allowed: where only chains are possible, it is two that share their beginning, and
             `Draft.chains` tells them apart.

@@ -8,7 +8,6 @@ of tokens before a false alarm is at least exp(threshold) (Lorden 1971).
 from __future__ import annotations
 
 import math
-from collections import deque
 
 __all__ = ["FALSE_ALARM_TOKENS", "Collapse"]
 
@@ -17,16 +16,15 @@ FALSE_ALARM_TOKENS = 100_000
 
 THRESHOLD = math.log(FALSE_ALARM_TOKENS)
 SHARE = 0.5  # of the expected rate: the collapse that is found the fastest
-SURE = 0.98  # no expectation is held to be surer
-RECENT = 64  # scored tokens that an alarm describes
+SURE = 0.95  # no expectation is held to be surer: a few misses in a row are no collapse
 
 
 class Collapse:
     """Watches one source of drafts."""
 
     def __init__(self) -> None:
-        self._sum = 0.0
-        self._recent: deque[tuple[float, bool]] = deque(maxlen=RECENT)
+        self._sum = self._expected = 0.0
+        self._tokens = self._right = 0
 
     @property
     def alarm(self) -> bool:
@@ -35,18 +33,24 @@ class Collapse:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Expected and observed share of right tokens among the last ones."""
-        n = max(len(self._recent), 1)
-        return sum(h for h, _ in self._recent) / n, sum(right for _, right in self._recent) / n
+        """Expected and observed share of right tokens since it began to look that way."""
+        n = max(self._tokens, 1)
+        return self._expected / n, self._right / n
 
     def observe(self, expected: float, right: bool) -> None:
         """A token that was `expected` to be right with this probability was right or not."""
         expected = min(expected, SURE)
-        self._recent.append((expected, right))
         ratio = SHARE if right else (1 - SHARE * expected) / (1 - expected)
-        self._sum = max(0.0, self._sum + math.log(ratio))
+        total = self._sum + math.log(ratio)
+        if total <= 0:
+            self.restart()
+            return
+        self._sum = total
+        self._tokens += 1
+        self._expected += expected
+        self._right += right
 
     def restart(self) -> None:
         """Begin anew."""
-        self._sum = 0.0
-        self._recent.clear()
+        self._sum = self._expected = 0.0
+        self._tokens = self._right = 0

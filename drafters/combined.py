@@ -40,7 +40,7 @@ class CombinedDrafter:
         self._truncation = NO_TRUNCATION
         self._emitted = False  # whether this generation has given a token
         self._draft = EMPTY_DRAFT  # of the free drafter, in this step
-        self._limit = 0
+        self._limit, self._chains = 0, False
         self._chain: list[int] = []  # of the model, in this step
         self._hazards: list[float] = []  # of its tokens
         self._cells: list[tuple[Cell, Place]] = []  # of its tokens
@@ -81,7 +81,7 @@ class CombinedDrafter:
         """The free draft, with room for a leaf of the model's."""
         asked = self.model is not None and self.model.usable
         self._draft = self.free.propose(limit, leaves - 1 if asked and leaves > 1 else leaves)
-        self._limit = limit
+        self._limit, self._chains = limit, leaves == 1
         self._chain, self._hazards, self._cells = [], [], []
         best = float(self._draft.probs[0]) if len(self._draft) else 0.0
         if self.model is not None:
@@ -136,7 +136,12 @@ class CombinedDrafter:
         calibration = self.model.calibration
         later = calibration.later(self.model.noisy)
         expected = [calibration.forecast(self._place), *[later] * (further - 1)]
-        return self._merged([*self._chain, *[UNKNOWN] * further], [*self._hazards, *expected])
+        tokens, hazards = [*self._chain, *[UNKNOWN] * further], [*self._hazards, *expected]
+        if not self._chains:
+            return self._merged(tokens, hazards)
+        row = np.arange(len(tokens), dtype=np.int32)
+        sources = np.full(len(tokens), len(self.source_names) - 1, np.uint8)
+        return Draft(np.array(tokens, np.int32), row - 1, np.cumprod(hazards, dtype=np.float32), sources)
 
     def _take(self) -> Draft:
         model = self.model

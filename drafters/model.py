@@ -147,6 +147,11 @@ class ModelDrafter:
         return not self._failed and not self._foreign
 
     @property
+    def failed(self) -> bool:
+        """Whether it turned out to be of no use to anybody."""
+        return self._failed
+
+    @property
     def loaded(self) -> bool:
         """Whether it takes memory."""
         return self._backend is not None

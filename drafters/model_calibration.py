@@ -39,13 +39,12 @@ SHAPE = (ORDERS, len(MARGINS) + 1, len(DEPTHS) + 1, 3)
 FORECAST_SHAPE = (ORDERS, len(SURE) + 1 + len(MARGINS) + 1)
 PRIOR_TRIALS = 8.0  # weight of what a cell leans on
 KEEP = 0.99  # what a trial leaves of those before it, as in kernels/src/calibration.hpp
-FORECAST_KEEP = 0.95  # what comes next changes faster with the text than what a margin means
+PLACE_TRIALS, PLACE_KEEP = 4.0, 0.98  # of one place of the forecast, which leans on all of them
 
 # Guesses before anything is seen: log odds that grow with the margin, by what the free drafters say.
 INTERCEPT, SLOPE = -0.2, 0.8
 AGREEMENT = (0.0, -0.4, 1.2)
-LATER = 0.7
-FIRST = (0.65, 0.6, 0.7, 0.85)  # forecasts by how sure the free drafters are
+RIGHT = 0.7  # of all tokens
 
 
 class ModelCalibration:
@@ -53,7 +52,9 @@ class ModelCalibration:
 
     Attributes:
         counts: (*SHAPE, 2) float64 hits and trials, decayed.
-        forecasts: (*FORECAST_SHAPE, 2) the same of the forecast.
+        margins: (ORDERS, buckets, 2) the same of all cells of a margin.
+        forecasts: (*FORECAST_SHAPE, 2) the same of the places of the forecast.
+        all: (ORDERS, 2) the same of all of them.
         tokens: scored tokens in all, and how many of them were right; not decayed.
     """
 
@@ -61,6 +62,7 @@ class ModelCalibration:
         self.counts: NDArray[np.float64] = np.zeros((*SHAPE, 2))
         self.margins: NDArray[np.float64] = np.zeros((ORDERS, SHAPE[1], 2))  # over depths and agreement
         self.forecasts: NDArray[np.float64] = np.zeros((*FORECAST_SHAPE, 2))
+        self.all: NDArray[np.float64] = np.zeros((ORDERS, 2))
         self.tokens: NDArray[np.float64] = np.zeros(2)
 
     @property
@@ -97,21 +99,19 @@ class ModelCalibration:
 
     def forecast(self, at: Place) -> float:
         """Probability that the next token will be right, before it is known."""
-        index = at[1]
-        prior = FIRST[index] if index < len(FIRST) else 0.5 + 0.4 * (index - len(FIRST)) / len(MARGINS)
-        return _mean(self.forecasts[at], prior)
+        return _mean(self.forecasts[at], self.later(bool(at[0])), PLACE_TRIALS)
 
     def later(self, noisy: bool) -> float:
         """Probability that a token further on will be right if those before it are."""
-        hits, trials = self.forecasts[int(noisy), len(FIRST) :].sum(axis=0).tolist()
-        return float((PRIOR_TRIALS * LATER + hits) / (PRIOR_TRIALS + trials))
+        return _mean(self.all[int(noisy)], RIGHT)
 
     def score(self, cell: Cell, at: Place, right: bool) -> None:
         """A token of `cell`, forecast from `at`, was `right` or not."""
         self.tokens += (right, 1)
         _count(self.counts[cell], right, KEEP)
         _count(self.margins[cell[:2]], right, KEEP)
-        _count(self.forecasts[at], right, FORECAST_KEEP)
+        _count(self.forecasts[at], right, PLACE_KEEP)
+        _count(self.all[at[0]], right, KEEP)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """What `from_arrays` needs; copies."""
@@ -136,7 +136,7 @@ class ModelCalibration:
         return made
 
 
-_FIELDS = ("counts", "margins", "forecasts", "tokens")
+_FIELDS = ("counts", "margins", "forecasts", "all", "tokens")
 
 
 def _count(counts: NDArray[np.float64], right: bool, keep: float) -> None:
@@ -144,9 +144,9 @@ def _count(counts: NDArray[np.float64], right: bool, keep: float) -> None:
     counts += (right, 1)
 
 
-def _mean(counts: NDArray[np.float64], prior: float) -> float:
+def _mean(counts: NDArray[np.float64], prior: float, weight: float = PRIOR_TRIALS) -> float:
     hits, trials = counts.tolist()
-    return float((PRIOR_TRIALS * prior + hits) / (PRIOR_TRIALS + trials))
+    return float((weight * prior + hits) / (weight + trials))
 
 
 def _prior(margin: int) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from specx.backends.errors import SpecxError
@@ -17,25 +18,17 @@ __all__ = ["compared", "explain_partings", "find_partings"]
 
 def find_partings(answers: Sequence[Answer], arms: Sequence[ArmInfo]) -> list[Parting]:
     """Every answer whose tokens are not those of its plain arm's first answer to the same prompt."""
-    plain = {arm.name: arm.plain for arm in arms}
-    said = _said_plainly(answers, arms)
     partings = []
-    for answer in answers:
-        expected = said.get((answer.case, answer.prompt, plain[answer.arm]))
-        if expected is not None and answer.tokens != expected:
-            index = _first_difference(expected, answer.tokens)
+    for answer, expected in _pairs(answers, arms):
+        if answer.tokens != expected.tokens:
+            index = _first_difference(expected.tokens, answer.tokens)
             partings.append(Parting(case=answer.case, arm=answer.arm, round=answer.round, index=index))
     return partings
 
 
-def compared(answers: Sequence[Answer], arms: Sequence[ArmInfo]) -> dict[str, int]:
-    """Arm -> how many of its answers can be compared with its plain arm's."""
-    plain = {arm.name: arm.plain for arm in arms}
-    said = _said_plainly(answers, arms)
-    count = dict.fromkeys(plain, 0)
-    for answer in answers:
-        count[answer.arm] += (answer.case, answer.prompt, plain[answer.arm]) in said
-    return count
+def compared(answers: Sequence[Answer], arms: Sequence[ArmInfo]) -> Counter[str]:
+    """Arm -> how many of its answers can be compared with its plain arm's first one."""
+    return Counter(answer.arm for answer, _ in _pairs(answers, arms))
 
 
 def explain_partings(
@@ -74,16 +67,16 @@ def explain_partings(
     return explained
 
 
-def _said_plainly(
-    answers: Sequence[Answer], arms: Sequence[ArmInfo]
-) -> dict[tuple[str, str, str], list[int]]:
-    """(case, digest of its prompt, plain arm) -> the tokens of its first answer."""
-    references = {arm.plain for arm in arms}
-    said: dict[tuple[str, str, str], list[int]] = {}
+def _pairs(answers: Sequence[Answer], arms: Sequence[ArmInfo]) -> Iterator[tuple[Answer, Answer]]:
+    """Answers, each with what plain decoding said first, where it was asked the same."""
+    plain = {arm.name: arm.plain for arm in arms}
+    first: dict[tuple[str, str, str], Answer] = {}
     for answer in answers:
-        if answer.arm in references:
-            said.setdefault((answer.case, answer.prompt, answer.arm), answer.tokens)
-    return said
+        first.setdefault((answer.case, answer.prompt, answer.arm), answer)
+    for answer in answers:
+        expected = first.get((answer.case, answer.prompt, plain[answer.arm]))
+        if expected is not None and expected is not answer:
+            yield answer, expected
 
 
 def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:

@@ -34,6 +34,7 @@ __all__ = [
 ALL = "all"
 ENOUGH = 3  # prompts whose spread tells that of others
 DISTURBED = 2.0  # times the median of its answer: a single token that takes longer was held up
+BUSY = 0.05  # of the plain steps disturbed; on an idle machine it is one in a hundred
 NOTABLE_DRIFT = 0.02  # of a step's time; less is not worth a word
 
 
@@ -74,7 +75,8 @@ class Row:
         host_ms: milliseconds outside the model for each step.
         gb_per_s: weights read once per step, a lower bound of what the memory gave.
         joules_per_token: energy of the packages for each token written, reading the prompt included.
-        identical, compared: answers that are those of the plain arm, of how many.
+        identical, compared: answers that are those of the plain arm, of how many; later answers of the plain
+            arm are compared with its first ones.
         near_ties: answers that part from it where noise can overturn the margin.
     """
 
@@ -125,6 +127,11 @@ class Steadiness:
     disturbed: float
     plain_steps: int
     load_average: list[float]
+
+    @property
+    def busy(self) -> bool:
+        """Whether something else took so much of it that the numbers are to be doubted."""
+        return self.disturbed > BUSY
 
     @property
     def drifted(self) -> bool:

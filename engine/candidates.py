@@ -219,7 +219,7 @@ def _finding(model: FoundModel, data: dict[str, Any]) -> Candidate | Unfit | Non
     """What `_plain` was made of; None if `data` is damaged."""
     try:
         if "reason" in data:
-            return Unfit(model.path, model.name, str(data["reason"]))
+            return Unfit(model.path, model.name, str(data["reason"]), data.get("difference"))
         numbers = (int(data[key]) for key in ("shared", "step_bytes", "size"))
         return Candidate(Path(data["path"]), model.name, str(data["fingerprint"]), *numbers)
     except (KeyError, TypeError, ValueError):

@@ -65,6 +65,7 @@ class _Trial:
     saved_ms: float = 0.0  # by the steps that asked it, against the same tokens without it
     recent_ms: float = 0.0  # the same, with forgetting
     passed: bool = False
+    alarmed: bool = False
 
 
 def forecast(
@@ -255,12 +256,12 @@ class DraftModels:
     def _verdict(self, model: ModelDrafter) -> str | None:
         """Why the model is to be dropped now, if it is."""
         trial, acceptance = self._trial, model.calibration.acceptance or 0.0
-        if model.failure:
-            return f"it failed: {model.failure}"
+        if model.failed:
+            return model.failure or "it cannot be loaded"
         if model.loaded and model.collapse.alarm:
             self._tell_collapse(model)
             if trial.recent_ms <= 0 and self.forced is None:
-                return "it no longer pays"
+                return "it does not pay now"
         if trial.passed or trial.tokens < TRIAL_TOKENS:
             return None
         trial.passed = True
@@ -276,7 +277,10 @@ class DraftModels:
         if self._quantized_cache:
             cause = "its quantized KV cache (-ctkd f16 -ctvd f16 avoids that)"
         name = self.candidate.name if self.candidate else ""
-        self._notice(
+        unexpected = self.forced is not None or self._trial.passed
+        tell = self._notice if unexpected and not self._trial.alarmed else self._explain
+        self._trial.alarmed = True
+        tell(
             f"the draft model {name} is right far less often than expected ({seen:.0%} of its last tokens, "
             f"not {expected:.0%}): probably because of {cause}"
         )
@@ -285,11 +289,10 @@ class DraftModels:
     def _drop(self, reason: str) -> None:
         assert self.model is not None
         self._remember(self.model)
-        failed = bool(self.model.failure)
+        tell = self._notice if self.model.failure else self._explain  # that it cannot be loaded was told
         self.model.close()
         self.model = None
         name = self.candidate.name if self.candidate else ""
-        tell = self._notice if failed else self._explain
         tell(f"the draft model {name} is dropped: {reason}")
 
     def _remember(self, model: ModelDrafter) -> None:

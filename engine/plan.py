@@ -138,8 +138,7 @@ class Plan:
         self._budget = ALLOWANCE
         self._plain_ms = 1.0  # a step of plain decoding at the present length
         self._credit_ms = 0.0  # what the next investment would have gained so far
-        self._total_ms = 0.0  # of all steps
-        self._explored_ms = 0.0
+        self._exploring_ms = 0.0  # that may be spent without being expected to pay
         self._forbidden: NDArray[np.float64] | None = None
         if widths is not None:
             allowed = [n in widths for n in range(staircase.max_width + 1)]
@@ -215,13 +214,14 @@ class Plan:
         self, offer: Offer, best: Decision, costs: NDArray[np.float64], leaves: int, spent_ms: float
     ) -> _Reason | None:
         """Why the next token on offer is worth its time, or None if it is not."""
-        at_once_ms = spent_ms + offer.invest_ms
-        if any(gain > 0 for gain in self._gains(offer, best, costs, leaves, at_once_ms)):
-            return _Reason.GAIN
-        if offer.invest_ms > 0:
-            self._credit_ms += max(self._gains(offer, best, costs, leaves, spent_ms), default=0.0)
-            if self._credit_ms >= offer.invest_ms:
-                return _Reason.INVESTMENT
+        most = 0.0
+        for gain in self._gains(offer, best, costs, leaves, spent_ms):
+            if gain > offer.invest_ms and self._covers(spent_ms + offer.invest_ms + offer.token_ms):
+                return _Reason.GAIN
+            most = max(most, gain)
+        self._credit_ms += most
+        if most > 0 and self._credit_ms >= offer.invest_ms:
+            return _Reason.INVESTMENT
         if spent_ms == 0 and offer.explorable and self._may_explore(offer, best, costs):
             return _Reason.EXPLORATION
         return None
@@ -241,8 +241,9 @@ class Plan:
     def _may_explore(self, offer: Offer, best: Decision, costs: NDArray[np.float64]) -> bool:
         """Whether a token may be asked for that is not expected to pay: rarely, and where it might."""
         time_ms = offer.invest_ms + offer.token_ms
-        if self._explored_ms + time_ms > INTEREST * self._total_ms or not self._covers(time_ms):
+        if self._exploring_ms < time_ms or not self._covers(time_ms):
             return False
+        self._exploring_ms = min(self._exploring_ms, 2 * time_ms)  # and not often in a row
         sure = (_sure(n) for n in AHEAD if n <= offer.most)
         return any(
             self._best(draft, costs, 1, len(draft) * offer.token_ms).rate > best.rate for draft in sure
@@ -264,8 +265,8 @@ class Plan:
         lost = (cost + excess) / self._plain_ms - 1 - accepted if n > 1 or switched else 0.0
         if decision.asked is not None:
             lost += (decision.asked.ms - decision.asked.invested_ms) / self._plain_ms
-            self._explored_ms += decision.asked.explored_ms
-        self._total_ms += forward_ms + host_ms + decision.asked_ms
+            self._exploring_ms -= decision.asked.explored_ms
+        self._exploring_ms += INTEREST * (forward_ms + host_ms + decision.asked_ms)
         self._budget = min(max(self._budget + INTEREST * (accepted + 1) - lost, 0.0), MOST)
         if decision.leaves:
             self._leaf_ms += TIME_RATE * (max(excess / decision.leaves, 0.0) - self._leaf_ms)

@@ -76,7 +76,9 @@ def test_every_folder_of_the_package_has_an_init_file():
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["complete", "--help"], ["chat", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["complete", "--help"], ["chat", "--help"], ["bench", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     script = (
         "import sys\nfrom specx.cli.app import run\ncode = run(sys.argv[1:])\n"

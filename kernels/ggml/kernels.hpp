@@ -13,11 +13,16 @@ namespace specx {
 //
 //   int8 x[n][32];  float d[n];  int32 or float extra[n] (Q6_K: [2][n])
 //
-// with x = round(activation / d). `extra` is -zero * sum(x), where a dot product with the quants as they are stored
-// starts from (one for each 16 weights in Q6_K), or d * sum(x) for types with a minimum.
+// with x = round(activation / d). `extra` is kFloatBits - zero * sum(x), where a dot product with the quants as they
+// are stored starts from (one for each 16 weights in Q6_K), or d * sum(x) for types with a minimum.
 SPECX_INLINE constexpr size_t activation_bytes(const Format& f) {
     return static_cast<size_t>(kBlock) + 4 + (f.scale == Scale::d_int8 ? 8 : 4);
 }
+
+// 1.5 * 2^23, where neighbouring floats are 1 apart: kFloatBits + i, for |i| < 2^22, are the bits of the float
+// kFloat + i. A dot product that starts from kFloatBits (it stays below 2^20) is a float without being converted.
+constexpr int kFloatBits = 0x4b400000;
+constexpr float kFloat = 12582912.0f;
 
 // The results of one group of 16 rows for one tile: out[t * stride + row], stride in floats.
 using TileKernel = void (*)(const uint8_t* group, int64_t k, const uint8_t* activations, float* out, size_t stride);

@@ -8,7 +8,7 @@ namespace specx {
 namespace {
 
 struct Avx2 : Avx2Base {
-        static constexpr int kTogether = 8;
+    static constexpr int kTogether = 8;
     static constexpr bool kOffsetSigned = false;
     static SPECX_INLINE Bytes offset(Bytes w) { return w; }
 

@@ -64,8 +64,9 @@ struct Generic {
     static Floats splat(float x) {
         return each_float([=](int) { return x; });
     }
-    static Floats to_floats(Ints x) {
-        return each_float([&](int i) { return static_cast<float>(x.at[i]); });
+    static Floats as_floats(Ints x) { return load_as<Floats>(&x); }
+    static Floats add(Floats a, Floats b) {
+        return each_float([&](int i) { return a.at[i] + b.at[i]; });
     }
     static Floats mul(Floats a, Floats b) {
         return each_float([&](int i) { return a.at[i] * b.at[i]; });

@@ -83,7 +83,8 @@ struct Neon {
     static SPECX_INLINE Floats zero() { return vdupq_n_f32(0); }
     static SPECX_INLINE Floats load_floats(const float* p) { return vld1q_f32(p); }
     static SPECX_INLINE Floats splat(float x) { return vdupq_n_f32(x); }
-    static SPECX_INLINE Floats to_floats(Ints x) { return vcvtq_f32_s32(x); }
+    static SPECX_INLINE Floats as_floats(Ints x) { return vreinterpretq_f32_s32(x); }
+    static SPECX_INLINE Floats add(Floats a, Floats b) { return vaddq_f32(a, b); }
     static SPECX_INLINE Floats mul(Floats a, Floats b) { return vmulq_f32(a, b); }
     static SPECX_INLINE Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
     static SPECX_INLINE void store(float* p, Floats x) { vst1q_f32(p, x); }

@@ -43,14 +43,14 @@ void quantize_tile(const uint8_t* x, size_t row_stride_bytes, int n, int64_t fir
             std::memcpy(scales + 4 * t, &d, 4);
             uint8_t* extra = scales + 4 * (n + t);
             if constexpr (f.scale == Scale::d_int8) {
-                const int32_t starts[2] = {-zero * sums[0], -zero * sums[1]};
+                const int32_t starts[2] = {kFloatBits - zero * sums[0], kFloatBits - zero * sums[1]};
                 std::memcpy(extra, &starts[0], 4);
                 std::memcpy(extra + 4 * n, &starts[1], 4);
             } else if constexpr (f.has_minimum()) {
                 const float sum = d * static_cast<float>(sums[0] + sums[1]);
                 std::memcpy(extra, &sum, 4);
             } else {
-                const int32_t start = -zero * (sums[0] + sums[1]);
+                const int32_t start = kFloatBits - zero * (sums[0] + sums[1]);
                 std::memcpy(extra, &start, 4);
             }
         }

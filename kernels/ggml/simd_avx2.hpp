@@ -67,7 +67,8 @@ struct Avx2Base {
     static SPECX_INLINE Floats zero() { return _mm256_setzero_ps(); }
     static SPECX_INLINE Floats load_floats(const float* p) { return _mm256_load_ps(p); }
     static SPECX_INLINE Floats splat(float x) { return _mm256_set1_ps(x); }
-    static SPECX_INLINE Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
+    static SPECX_INLINE Floats as_floats(Ints x) { return _mm256_castsi256_ps(x); }
+    static SPECX_INLINE Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
     static SPECX_INLINE Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
     static SPECX_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
     static SPECX_INLINE void store(float* p, Floats x) { _mm256_storeu_ps(p, x); }

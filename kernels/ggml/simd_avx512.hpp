@@ -10,7 +10,7 @@ namespace {
 
 struct Avx512 {
     static constexpr int kLanes = 16;
-        static constexpr int kTogether = 4;
+    static constexpr int kTogether = 4;
     static constexpr bool kOffsetSigned = true;
     using Bytes = __m512i;
     using Ints = __m512i;
@@ -82,7 +82,8 @@ struct Avx512 {
     static SPECX_INLINE Floats zero() { return _mm512_setzero_ps(); }
     static SPECX_INLINE Floats load_floats(const float* p) { return _mm512_load_ps(p); }
     static SPECX_INLINE Floats splat(float x) { return _mm512_set1_ps(x); }
-    static SPECX_INLINE Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
+    static SPECX_INLINE Floats as_floats(Ints x) { return _mm512_castsi512_ps(x); }
+    static SPECX_INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
     static SPECX_INLINE Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
     static SPECX_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
     static SPECX_INLINE void store(float* p, Floats x) { _mm512_storeu_ps(p, x); }

@@ -8,7 +8,7 @@
 //   load, nibbles<shift>, bits<column>, pairs<column>, lookup, offset    quants from planes (formats.hpp)
 //   dot<largest, first, columns, tokens>(w, x, s)    s[t] += the sum over some columns of w times what is at
 //                          x + t * kBlock; `largest` is the largest quant
-//   splat_int, zero, load_floats, splat, to_floats, mul, fma, store, half_to_float
+//   splat_int, zero, load_floats, splat, as_floats, add, mul, fma, store, half_to_float
 //   quantize               see quantize.hpp
 //
 // Everything lies in an anonymous namespace: two instruction sets must never share an instance of a template.
@@ -164,7 +164,6 @@ template <class Simd, int format, int n, int tokens, class Weights>
 SPECX_INLINE void accumulate(typename Simd::Floats* sum, const Weights& w, const Scales<format>& scales, int block,
                              int lane, const uint8_t* x, int t) {
     constexpr Format f = *kFormats[format];
-    constexpr bool starts_at_zero = f.has_minimum() || (f.is_signed && !Simd::kOffsetSigned);
     constexpr int halves = f.scale == Scale::d_int8 ? 2 : 1;
     const int8_t* q = reinterpret_cast<const int8_t*>(x) + t * kBlock;
     const uint8_t* d = x + n * kBlock + 4 * t;
@@ -174,16 +173,20 @@ SPECX_INLINE void accumulate(typename Simd::Floats* sum, const Weights& w, const
     for (int h = 0; h < halves; ++h) {
         SPECX_UNROLL
         for (int i = 0; i < tokens; ++i)
-            dot[h][i] = Simd::splat_int(starts_at_zero ? 0 : load_as<int>(extra + 4 * (h * n + i)));
+            dot[h][i] = Simd::splat_int(f.has_minimum() ? kFloatBits : load_as<int>(extra + 4 * (h * n + i)));
     }
     constexpr int columns = kColumns / halves;
     Simd::template dot<f.largest, 0, columns, tokens>(w, q, dot[0]);
     if constexpr (halves == 2) Simd::template dot<f.largest, columns, columns, tokens>(w, q, dot[1]);
+    // (dot + kFloat) * scale - kFloat * scale: the second product is exact, so that this is dot * scale, rounded once.
+    const auto scale = Simd::load_floats(scales.d[halves * block] + lane);
+    const auto less = Simd::mul(scale, Simd::splat(-kFloat));
     SPECX_UNROLL
     for (int i = 0; i < tokens; ++i) {
-        auto scaled = Simd::mul(Simd::to_floats(dot[0][i]), Simd::load_floats(scales.d[halves * block] + lane));
+        auto scaled = Simd::fma(Simd::as_floats(dot[0][i]), scale, less);
         if constexpr (halves == 2)
-            scaled = Simd::fma(Simd::to_floats(dot[1][i]), Simd::load_floats(scales.d[2 * block + 1] + lane), scaled);
+            scaled = Simd::fma(Simd::add(Simd::as_floats(dot[1][i]), Simd::splat(-kFloat)),
+                               Simd::load_floats(scales.d[2 * block + 1] + lane), scaled);
         auto& to = sum[i];
         to = Simd::fma(scaled, Simd::splat(load_as<float>(d + 4 * i)), to);
         if constexpr (f.has_minimum())
@@ -220,9 +223,14 @@ void multiply_tile(const uint8_t* group, int64_t k, const uint8_t* activations, 
             prefetch<format>(quants);
             SPECX_NO_UNROLL  // the sums of several parts would not fit into the registers
             for (int p = 0; p < parts; ++p) {
-                // Hides that every part reads the same activations: kept for the next one they would not fit, either.
+                // Hides that every part reads the same activations: kept for the next one they would not fit, either. GCC
+                // sees through all but `volatile`, and keeps them on the stack: good for one or two tokens, which wait
+                // for memory, and a third slower for more.
                 const uint8_t* x = activations;
-                __asm__("" : "+r"(x));
+                if constexpr (parts > 1 && n > 2)
+                    __asm__ volatile("" : "+r"(x));
+                else
+                    __asm__("" : "+r"(x));
                 const Columns<Simd, format, (n > Simd::kTogether)> w(quants + p * Simd::kLanes * 4);
                 accumulate_all<Simd, format, n, 0>(sum[p], w, scales, block, p * Simd::kLanes, x);
             }

@@ -20,14 +20,27 @@ from specx.backends.settings import LoadSettings
 
 MIB = 1 << 20
 TEXT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
-CHARACTERS = 1.5  # of that text for each token, fewer than there are
 RUN = """
 import sys
+from pathlib import Path
 from specx.backends.peak_memory import peak_memory
+from specx.backends.settings import LoadSettings
 from specx.cli.app import run
-code = run(sys.argv[1:])
-print("peak", peak_memory(), file=sys.stderr)
-sys.exit(code)
+from specx.engine.session import Session
+from specx.engine.settings import SamplingSettings
+
+model, n_ctx, cache, kernels, text = sys.argv[1:]
+run(["complete", "--help"])  # what a command imports belongs to it
+settings = LoadSettings(
+    Path(model), n_ctx=int(n_ctx), type_k=cache, type_v=cache, kernels=kernels, store=False
+)
+with Session.open(settings) as session:
+    prompt = session.tokenize(Path(text).read_text(), add_special=True, parse_special=False)
+    prompt = prompt[: settings.n_ctx - 64]  # it ends in a piece long enough for all the logits there can be
+    assert len(prompt) == settings.n_ctx - 64
+    for _ in session.generate(prompt, SamplingSettings(temperature=0), n_predict=8):
+        pass
+print("peak", peak_memory())
 """
 
 
@@ -99,6 +112,27 @@ def test_repacked_weights_are_counted_once_in_ours_and_with_their_pages_in_llama
     assert theirs.repack == info.size - theirs.mapped
     assert in_place.mapped == in_place.weights > theirs.mapped
     assert predict_memory(info, settings(info), kernels=ATTENTION).weights == in_place.weights
+
+
+def test_what_llama_cpp_repacks_beside_our_kernels_keeps_its_pages(full):
+    small = of_type(full, "Q4_0")
+    (head,) = (t for t in small.tensors if t.name == "output.weight")
+    size = 1 << 30
+    mixed = replace(
+        small,
+        size=small.size + size,
+        tensors=(*(t for t in small.tensors if t != head), replace(head, type="IQ4_XS", nbytes=size)),
+    )
+    assert predict_memory(mixed, settings(mixed), kernels=SPECX, repacked={"IQ4_XS"}).repack == size
+    in_place = predict_memory(mixed, settings(mixed), kernels=SPECX)
+    assert in_place.mapped > size > in_place.repack
+
+
+def test_matrices_of_16_bits_are_copied_by_our_kernels(full):
+    info = of_type(full, "BF16")
+    ours, theirs = (predict_memory(info, settings(info), kernels=k) for k in (SPECX, STOCK))
+    assert ours.working >= theirs.working
+    assert ours.required > theirs.required
 
 
 def test_a_tied_embedding_is_there_twice_where_it_is_packed(full):
@@ -209,22 +243,14 @@ def test_the_compute_buffer_is_what_llama_cpp_reports(request, monkeypatch, mode
     assert predict_memory(info, loaded).compute == pytest.approx(reported(loaded, monkeypatch), rel=0.06)
 
 
-def peak(path: Path, *options: str, n_ctx: int, folder: Path) -> int:
-    """Bytes of a `specx complete` of its own whose prompt nearly fills the context."""
-    prompt = folder / "prompt.txt"
-    text = TEXT.read_text(encoding="utf-8")
-    prompt.write_text(text[: int((n_ctx - 64) * CHARACTERS)], encoding="utf-8")
-    arguments = ["complete", str(path), "-f", str(prompt), "-c", str(n_ctx), "-n", "8", "--temp", "0"]
+def peak(asked: LoadSettings) -> int:
+    """Bytes of a process of its own that reads a prompt as long as the context, and writes a little."""
+    arguments = [str(asked.model), str(asked.n_ctx), asked.type_k, asked.kernels, str(TEXT)]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", RUN, *arguments, "--no-cache", *options],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-P", "-c", RUN, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = re.search(r"^peak (\d+)$", done.stderr, re.MULTILINE)
-    assert found, done.stderr[-2000:]
-    return int(found[1])
+    return int(done.stdout.rsplit("peak ", 1)[1])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident pages are counted on Linux")
@@ -239,12 +265,10 @@ def peak(path: Path, *options: str, n_ctx: int, folder: Path) -> int:
         ("gemma3", 4096, "q8_0", "specx"),
     ],
 )
-def test_a_real_run_takes_what_was_predicted(request, tmp_path, model, n_ctx, cache, kernels):
-    path = request.getfixturevalue(model)
+def test_a_real_run_takes_what_was_predicted(request, model, n_ctx, cache, kernels):
     if kernels == "specx" and (reason := unavailable()):
         pytest.skip(reason)
-    info = read_gguf(path)
+    info = read_gguf(request.getfixturevalue(model))
     asked = settings(info, n_ctx=n_ctx, type_k=cache, type_v=cache, kernels=kernels, store=False)
     predicted = predict_memory(info, asked, repacked=repacked_types(system_info())).total
-    taken = peak(path, "-ctk", cache, "-ctv", cache, "--kernels", kernels, n_ctx=n_ctx, folder=tmp_path)
-    assert predicted == pytest.approx(taken, rel=0.1)
+    assert predicted == pytest.approx(peak(asked), rel=0.1)

@@ -63,7 +63,9 @@ def test_chains_of_a_draft():
     assert sorted(chains) == [[5, 6, 7], [5, 9]]
     for chain in apart.chains():
         assert chain.parents.tolist() == list(range(-1, len(chain) - 1))
-        assert all(paths(apart)[tuple(chain.tokens[: i + 1].tolist())] == p for i, p in enumerate(chain.probs))
+        assert all(
+            paths(apart)[tuple(chain.tokens[: i + 1].tolist())] == p for i, p in enumerate(chain.probs)
+        )
 
 
 def test_nodes_by_their_path():

@@ -38,7 +38,9 @@ class Source:
         if self.asked >= self.limit:
             return None
         invest = 0.0 if self.invested or self.asked else self.invest_ms
-        return Offer(self.forecast, self.take, self.limit - self.asked, self.token_ms, invest, self.explorable)
+        return Offer(
+            self.forecast, self.take, self.limit - self.asked, self.token_ms, invest, self.explorable
+        )
 
     def chain(self, n, hazards):
         return merge(self.free, list(range(100, 100 + n)), hazards[:n], 1)

@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specx.backends.errors import UsageError
 from specx.backends.scripted import ScriptedBackend, ScriptedVocab
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.engine import decode
-from specx.engine.certificate import PROMPTS, Comparison, compare_drafters, parting
+from specx.engine.certificate import PROMPTS, Comparison, compare_drafters, examine, parting
 from specx.engine.identity import DEPTHS, SPAN, WIDTHS, Identity, identity_text, measure_identity
 from specx.engine.learned import Learned
 from specx.engine.session import Result, Session
+from specx.engine.settings import SamplingSettings
 
 V = 64
 SCRIPT = [int(token) for token in np.random.default_rng(7).integers(1, 42, 40)]
@@ -261,3 +263,15 @@ def test_noise_is_measured_by_reading_the_context_again(leaves):
     apart = [c for c in compare(backend, temperatures=(0.0, 0.7)) if c.first_difference is not None]
     assert apart
     assert all((0.1 < c.noise <= 0.25) == (leaves > 1) for c in apart)
+
+
+@pytest.mark.parametrize(("added", "tie"), [(0.0, False), (0.05, False), (3.0, True)])
+def test_how_firmly_plain_decoding_stands_by_a_token(added, tie):
+    session = session_of(Shaped(lambda width, _length: added * (width > 1)))
+    greedy = SamplingSettings(seed=1, temperature=0.0)
+    margin, noise, near_tie = examine(session, SCRIPT[:10], greedy, 4)
+    assert margin > 0.5  # the script goes on with probability 0.6, the runner-up has far less
+    assert (noise == 0.0) == (added == 0.0)
+    assert near_tie == tie
+    with pytest.raises(UsageError, match="ends before"):
+        examine(session_of(Shaped(n_ctx=16)), SCRIPT[:10], greedy, 40)

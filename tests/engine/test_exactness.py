@@ -16,7 +16,7 @@ import pytest
 from specx.backends import ggml_device
 from specx.backends.settings import LoadSettings
 from specx.engine.certificate import PROMPTS, compare_drafters
-from specx.engine.plan import Plan
+from specx.engine.plan import Plan, _Reason
 from specx.engine.session import Session
 from specx.engine.settings import SamplingSettings
 from specx.engine.template import ChatTemplate
@@ -134,3 +134,34 @@ def test_nothing_is_kept_without_a_store(smollm2, tmp_path, monkeypatch):
         tokens = encoded(session, PROMPTS[:1])[0]
         list(session.generate(tokens, SamplingSettings(seed=1, temperature=0.0), n_predict=4))
     assert not (tmp_path / "cache").exists()
+
+
+class Curious(Plan):
+    """Asks the draft model a random number of times, whatever that costs, and verifies what pays."""
+
+    def __init__(self, plan):
+        super().__init__(plan.staircase, max_nodes=plan.max_nodes)
+        self.rng = np.random.default_rng(9)
+
+    def _why_ask(self, *_args):
+        return _Reason.GAIN if self.rng.random() < 0.7 else None
+
+
+@pytest.mark.usefixtures("ours")
+def test_a_draft_model_changes_nothing(smollm2, smollm2_q4_0):
+    with opened(smollm2, kernels="specx", draft_model=smollm2_q4_0, draft_threads=1) as session:
+        session.plan = Curious(session.plan)
+        for prompt in encoded(session, PROMPTS[:3]):
+            for sampling in (SamplingSettings(seed=3, temperature=0.0), SamplingSettings(seed=4)):
+                texts, sources = [], []
+                for drafter in ("none", "auto", "model"):
+                    session.set_drafter(drafter)
+                    session.forget_conversation()
+                    generation = session.generate(prompt, sampling, n_predict=24)
+                    sources += [source for chunk in generation for source in chunk.sources]
+                    texts.append(generation.result.tokens)
+                assert texts[0] == texts[1] == texts[2]
+                assert "model" in sources
+        calibration = session.draft_models.model.calibration
+        assert calibration.trials > 50
+        assert calibration.acceptance > 0.5  # the same model, quantized otherwise, which knows the noise

@@ -1,0 +1,98 @@
+"""Predicted and measured times of a model's steps, for several divisions of its layers among two devices.
+
+The second device is another process of this machine (`rpc_device.py`). The devices are timed as `-ngl auto`
+does, then the model is loaded once for each division and the same widths are timed.
+
+    sh scripts/rpc_device.sh
+    python benchmarks/placement.py MODEL.gguf [--threads 1] [--device-threads 1] [--layers 0,8,16,24,31]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import rpc_device
+
+from specx.backends.ggml_device import KERNELS
+from specx.backends.gguf_file import read_gguf
+from specx.backends.llama import LlamaBackend
+from specx.backends.settings import LoadSettings
+from specx.engine.device_costs import measure_devices
+from specx.engine.layers import Division, model_layers
+from specx.engine.offloading import FREE_DRAFTS, usable_devices
+from specx.engine.placement import Placed, place
+from specx.engine.staircase import Staircase
+
+WIDTHS = (1, 4, 8)
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    settings = LoadSettings(
+        arguments.model, n_ctx=1024, threads=arguments.threads, kernels=arguments.kernels, store=False
+    )
+    with rpc_device.served(arguments.device_threads) as endpoint:
+        rpc_device.register(endpoint)
+        _compare(settings, arguments.layers, repack=arguments.repack)
+    return 0
+
+
+def _compare(settings: LoadSettings, layers: Sequence[int], *, repack: bool) -> None:
+    target = model_layers(read_gguf(settings.model), settings)
+    devices = usable_devices()
+
+    def load(division: Division) -> LlamaBackend:
+        offload = tuple((name, count) for name, count in division if name != devices[0].name)
+        count = sum(count for _, count in offload)
+        chosen = KERNELS[settings.kernels]
+        placed = replace(settings, offload=offload, n_gpu_layers=count)
+        return LlamaBackend(placed, kernels=chosen, repack=repack)
+
+    costs, disturbed = measure_devices(target, devices, load, host_rate=lambda: 1e10)
+    host, other = costs
+    print(f"{other.name}: {other.handing_over_ms:.3f} ms to hand over a row, {other.transfer / 1e9:.2f} GB/s")
+    print("layers there  " + "".join(f"{f'{n} predicted':>14}{'measured':>10}{'off':>7}" for n in WIDTHS))
+    for count in layers:
+        divided = ((host.name, len(target) - count), (other.name, count))
+        backend = load(tuple((name, n) for name, n in divided if n))
+        staircase = Staircase(max(WIDTHS))
+        staircase.measure(backend)
+        backend.close()
+        line = f"{count:<14}"
+        for n in WIDTHS:
+            share = sum(target.read[len(target) - count :])
+            predicted = host.reading_ms(n, sum(target.read) - share) + other.reading_ms(n, share)
+            predicted += other.handing_ms(n, target.row_bytes) if count else 0.0
+            measured = staircase.steps(0)[n]
+            line += f"{predicted:14.2f}{measured:10.2f}{predicted / measured - 1:7.0%}"
+        print(line + (" (disturbed)" if staircase.disturbed else ""), flush=True)
+    _show(place(target, [FREE_DRAFTS], costs))
+    if disturbed:
+        print("something else kept the machine busy when the devices were timed", file=sys.stderr)
+
+
+def _show(placed: Placed) -> None:
+    print()
+    for option in placed.alternatives:
+        print(f"{option.described()}: {option.rate:.1f} tokens/s {placed.reason(option)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device-threads", type=int, default=1)
+    parser.add_argument("--no-repack", dest="repack", action="store_false", help="make the host slower")
+    parser.add_argument("--kernels", default="stock", choices=list(KERNELS))
+    parser.add_argument(
+        "--layers", type=lambda text: [int(n) for n in text.split(",")], default=[0, 8, 16, 24]
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What `specx plan` predicts, beside what then happens: one row for each model and source of drafts.
+
+Every prompt is answered plainly and with drafts, in turns, in one session that starts from an empty cache and
+knows of no draft model but the one that is named.
+
+    python benchmarks/predictions.py MODEL.gguf [MODEL.gguf:DRAFT.gguf ...] [--suite default] [--limit 1]
+
+`assumed` is predicted before anything was drafted, `promised` what the plan expected step by step, `recorded`
+what the steps took against what the staircase says of single tokens, and `measured` the ratio of the two
+answers' times. All are times plain decoding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from specx.backends.settings import LoadSettings
+from specx.engine.plan_report import DraftOption, make_plan
+from specx.engine.session import Session
+from specx.engine.settings import SamplingSettings
+from specx.engine.suites import Prompt, load_suite
+from specx.engine.template import ChatTemplate
+
+GREEDY = SamplingSettings(seed=1, temperature=0.0)
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    prompts = load_suite(arguments.suite, limit=arguments.limit)
+    print(
+        f"{'model':<28}{'drafts':<18}{'assumed':>9}{'promised':>9}{'recorded':>9}{'measured':>9}{'tokens':>8}"
+    )
+    for pair in arguments.models:
+        model, _, draft = pair.partition(":")
+        with tempfile.TemporaryDirectory() as cache:
+            os.environ |= {"SPECX_CACHE": cache, "HOME": cache}
+            alone = Path(cache, Path(model).name)  # models beside the target are found, too
+            alone.symlink_to(Path(model).resolve())
+            drafter = "model" if draft else "auto"
+            settings = LoadSettings(alone, drafter=drafter, draft_model=Path(draft) if draft else None)
+            _row(settings, prompts, arguments.n_predict)
+    return 0
+
+
+def _row(settings: LoadSettings, prompts: Sequence[Prompt], n_predict: int) -> None:
+    """Predict, answer everything, and print what came of it."""
+    draft = settings.draft_model
+    wanted = draft.stem if draft else "free drafts"
+    assumed = _option(make_plan(settings).options, wanted)
+    drafted_ms = plain_ms = 0.0
+    with Session.open(settings, notice=lambda text: print(text, file=sys.stderr)) as session:
+        for prompt in prompts:
+            tokens = _encode(session, prompt)
+            if len(tokens) + n_predict > session.n_ctx:
+                print(f"{prompt.id} does not fit the context", file=sys.stderr)
+                continue
+            for drafter in ("none", settings.drafter):
+                ms = _answer(session, tokens, drafter, n_predict)
+                drafted_ms += ms if drafter != "none" else 0.0
+                plain_ms += ms if drafter == "none" else 0.0
+        records = session.learned.records.all()
+    name = next(name for name in records if name != "none" and ((draft is None) == ("model" not in name)))
+    record = records[name]
+    cells = (assumed.predicted or 0.0, record.promised_speedup, record.speedup, plain_ms / drafted_ms)
+    figures = "".join(f"{value:9.2f}" for value in cells)
+    print(f"{settings.model.stem:<28}{wanted:<18}{figures}{record.tokens:8.0f}", flush=True)
+
+
+def _option(options: Sequence[DraftOption], wanted: str) -> DraftOption:
+    return next(option for option in options if option.name == wanted)
+
+
+def _encode(session: Session, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt."""
+    template = ChatTemplate(session.chat_template, bos=session.bos_text, eos=session.eos_text)
+    if prompt.text:
+        return session.tokenize(prompt.text, add_special=True, parse_special=True)
+    text = template.render(prompt.conversation(), tools=prompt.tools or None)
+    return template.tokenize(text, session.tokenize)
+
+
+def _answer(session: Session, tokens: Sequence[int], drafter: str, n_predict: int) -> float:
+    """Milliseconds of decoding an answer."""
+    session.set_drafter(drafter)
+    session.forget_conversation()
+    generation = session.generate(tokens, GREEDY, n_predict=n_predict, ignore_eos=True)
+    list(generation)
+    return generation.result.timings.predicted_ms
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", metavar="MODEL[:DRAFT]")
+    parser.add_argument("--suite", default="default")
+    parser.add_argument("--limit", type=int, default=1, help="prompts of each category")
+    parser.add_argument("-n", "--n-predict", type=int, default=96)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

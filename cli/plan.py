@@ -1,0 +1,158 @@
+"""`specx plan`: what would be decided for a model on this machine, and why, with the numbers."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from specx.cli.console import Progress, notice, show_table, stdout, write
+from specx.cli.options import DraftOptions, ModelOptions, load_settings, with_options
+from specx.engine.explain import gibibytes
+
+if TYPE_CHECKING:
+    from specx.engine.placement import Placement
+    from specx.engine.plan_report import DraftOption, PlanReport
+
+__all__ = ["register"]
+
+MOST_PLACEMENTS = 12
+MOST_WIDTHS = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(plan)
+
+
+@with_options
+def plan(
+    model: ModelOptions,
+    draft: DraftOptions,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure/--no-measure", help="Load the model and measure what was never measured."),
+    ] = True,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Time its steps anew.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+) -> None:
+    """Say what would be decided for a model here, and why: memory, placement, kernels, drafts."""
+    from specx.backends.errors import UsageError
+    from specx.engine.plan_report import make_plan
+
+    if refresh and not measure:
+        raise UsageError("--refresh and --no-measure contradict each other", "leave one of them out")
+    settings = load_settings(model, draft)
+    with Progress(f"loading {settings.model.name}") as progress:
+        found = make_plan(settings, measure=measure, refresh=refresh, progress=progress.update, notice=notice)
+    if json:
+        write(json_module.dumps(found.to_json()) + "\n")
+    else:
+        _show(found)
+
+
+def _show(found: PlanReport) -> None:
+    show_table(
+        (found.name, f"context {found.need.n_ctx}"),
+        [*_memory(found), *(("", change) for change in found.changes), *_machine(found)],
+    )
+    if found.placed is not None and len(found.placed.alternatives) > 1:
+        _show_placements(found)
+    if found.steps:
+        _show_steps(found.steps)
+    stdout().print()
+    show_table(
+        ("drafts from", "predicted", "measured", "the prediction rests on"),
+        [_draft_option(option) for option in found.options],
+    )
+    stdout().print()
+    for line in _conclusion(found):
+        stdout().print(line)
+
+
+def _memory(found: PlanReport) -> list[tuple[str, str]]:
+    """Rows about memory: how much, and what for."""
+    need = found.need
+    parts = (
+        (need.weights, "weights"),
+        (need.kv, "cache"),
+        (need.compute + need.logits, "computing"),
+        (need.draft, "draft model"),
+        (need.drafter + need.base, "the rest"),
+    )
+    listed = ", ".join(f"{what} {gibibytes(nbytes)}" for nbytes, what in parts if nbytes)
+    gpu = f", and {gibibytes(need.gpu)} on GPUs" if need.gpu else ""
+    of = ""
+    if found.available is not None:
+        fits = "it fits" if need.working <= found.available else "it does not fit"
+        of = f" of {gibibytes(found.available)} available: {fits}"
+    return [("memory", f"{gibibytes(need.working)}{of}"), ("", f"{listed}{gpu}")]
+
+
+def _machine(found: PlanReport) -> list[tuple[str, str]]:
+    """Rows about threads, kernels and placement."""
+    threads = "as measured" if found.threads_measured else "by rule; `specx probe MODEL` measures"
+    rows = [("threads", f"{found.threads}, {threads}")]
+    rows.append(("kernels", found.kernels or "not compared yet"))
+    if len(found.devices) < 2:
+        rows.append(("placement", f"everything on {found.devices[0].name}: there is no GPU"))
+    elif found.placed is None:
+        names = ", ".join(device.name for device in found.devices)
+        rows.append(("placement", f"not decided: {names} were not timed with this model"))
+    elif found.placed.best is None:
+        rows.append(("placement", "no way fits"))
+    else:
+        rows.append(("placement", found.placed.best.described()))
+    return rows
+
+
+def _show_placements(found: PlanReport) -> None:
+    assert found.placed is not None
+    stdout().print()
+    rows = [
+        (option.described(), f"{option.rate:.1f}", _sizes(option), found.placed.reason(option) or "best")
+        for option in found.placed.alternatives[:MOST_PLACEMENTS]
+    ]
+    show_table(("placement", "tokens/s", "memory", ""), rows)
+
+
+def _sizes(option: Placement) -> str:
+    return ", ".join(f"{name} {gibibytes(nbytes)}" for name, nbytes in option.memory.items())
+
+
+def _show_steps(steps: dict[int, float]) -> None:
+    """Milliseconds by width, and how many times those of a single token."""
+    widths = sorted(steps)
+    shown = widths if len(widths) <= MOST_WIDTHS else [n for n in widths if n & (n - 1) == 0]
+    stdout().print()
+    show_table(
+        ("tokens of a step", *(str(n) for n in shown)),
+        [
+            ("milliseconds", *(f"{steps[n]:.1f}" for n in shown)),
+            ("times one token", *(f"{steps[n] / steps[1]:.2f}" for n in shown)),
+        ],
+    )
+
+
+def _draft_option(option: DraftOption) -> tuple[str, str, str, str]:
+    predicted = "-" if option.predicted is None else f"{option.predicted:.2f}x"
+    measured = "-" if option.measured is None else f"{option.measured:.2f}x over {option.tokens:,} tokens"
+    return option.name, predicted, measured, option.basis
+
+
+def _conclusion(found: PlanReport) -> list[str]:
+    """What is best, and what would help most."""
+    best = found.options[0]
+    if not found.steps:
+        return ["nothing was measured yet: leave --no-measure out to know more"]
+    plain = 1e3 / found.steps[1]
+    what = (
+        "plain decoding is best" if best.name == "none" else f"{best.name}: {best.value:.2f}x plain decoding"
+    )
+    lines = [f"{what}, about {plain * best.value:.0f} tokens/s in a short context (plain: {plain:.0f})"]
+    for i, advice in enumerate(found.advice):
+        gain = f" ({advice.factor:.1f}x of now)" if advice.factor > 1 else ""
+        command = f": {advice.command}" if advice.command else ""
+        lines.append(f"{'what would help most' if i == 0 else 'also'}: {advice.text}{gain}{command}")
+    return lines

@@ -1,0 +1,134 @@
+"""`specx plan` as a person meets it; what it says is tested with the engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from specx.backends.devices import Device
+from specx.backends.memory import MemoryNeed
+from specx.engine import plan_report
+from specx.engine.device_costs import DeviceCost
+from specx.engine.layers import Layers
+from specx.engine.placement import DraftSource, place
+from specx.engine.plan_advice import Advice
+from specx.engine.plan_report import DraftOption, PlanReport
+
+GIB = 1 << 30
+CPU = Device("CPU", "a CPU", "CPU", 8 * GIB, 16 * GIB, unified=True)
+GPU = Device("GPU0", "a GPU", "GPU", 2 * GIB, 4 * GIB, unified=False)
+NEED = MemoryNeed(4096, 3 * GIB, GIB, GIB // 4, 0, 0, 0, GIB // 8, 0)
+STEPS = {1: 20.0, 2: 21.0, 4: 23.0, 8: 26.0}
+
+
+def report(**changes):
+    fields = {
+        "model": Path("model.gguf"),
+        "name": "A model",
+        "need": NEED,
+        "available": 6 * GIB,
+        "changes": (),
+        "devices": (CPU,),
+        "placed": None,
+        "threads": 2,
+        "threads_measured": False,
+        "kernels": "specx",
+        "steps": STEPS,
+        "options": (
+            DraftOption("small", 2.5, "70% right, assumed", path=Path("small.gguf")),
+            DraftOption("free drafts", 1.9, "promised over 3000 tokens", 1.71, 3000),
+            DraftOption("none", 1.0, "plain decoding"),
+        ),
+        "unfit": (),
+        "advice": (Advice("another draft model would give 3.0x", 1.2, "specx pull a/b"),),
+    }
+    return PlanReport(**{**fields, **changes})
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Lets `specx plan` find a report; returns the calls."""
+    calls = []
+
+    def arrange(found):
+        def make_plan(settings, **options):
+            calls.append((settings, options))
+            return found
+
+        monkeypatch.setattr(plan_report, "make_plan", make_plan)
+        return calls
+
+    return arrange
+
+
+def test_the_tables(specx, planned):
+    planned(report())
+    outcome = specx("plan", specx.model)
+    assert outcome.code == 0
+    for text in (
+        "4.4 GiB of 6.0 GiB available: it fits",
+        "weights 3.0 GiB, cache 1.0 GiB, computing 256 MiB, the rest 128 MiB",
+        "everything on CPU: there is no GPU",
+        "small        2.50x",
+        "1.71x over 3,000 tokens",
+        "small: 2.50x plain decoding, about 125 tokens/s in a short context (plain: 50)",
+        "what would help most: another draft model would give 3.0x (1.2x of now): specx pull a/b",
+    ):
+        assert text in outcome.out
+
+
+def test_placements_with_reasons(specx, planned):
+    layers = Layers((GIB // 4,) * 12, (GIB // 4,) * 12, (0,) * 12)
+    costs = [
+        DeviceCost("CPU", 8 * GIB, {1: 60.0, 4: 80.0}, 3 * GIB),
+        DeviceCost("GPU0", 2 * GIB, {1: 6.0, 4: 7.0}, 3 * GIB),
+    ]
+    planned(report(devices=(CPU, GPU), placed=place(layers, [DraftSource("free drafts", 0.7)], costs)))
+    outcome = specx("plan", specx.model)
+    assert "4 of 12 layers on CPU, 8 of 12 layers on GPU0" in outcome.out
+    assert "does not fit by 1.0 GiB" in outcome.out and "best" in outcome.out
+    assert "0.39x" in outcome.out
+
+
+def test_devices_that_were_not_timed(specx, planned):
+    planned(report(devices=(CPU, GPU)))
+    assert "not decided: CPU, GPU0 were not timed with this model" in specx("plan", specx.model).out
+
+
+def test_nothing_measured(specx, planned):
+    calls = planned(report(steps={}, kernels=None, advice=()))
+    outcome = specx("plan", specx.model, "--no-measure")
+    assert outcome.code == 0 and "nothing was measured yet" in outcome.out
+    assert "not compared yet" in outcome.out
+    assert calls[0][1]["measure"] is False
+
+
+def test_json_holds_everything(specx, planned):
+    planned(report())
+    outcome = specx("plan", specx.model, "--json")
+    found = json.loads(outcome.out)
+    assert found["staircase"] == {"1": 20.0, "2": 21.0, "4": 23.0, "8": 26.0}
+    assert [option["name"] for option in found["drafters"]] == ["small", "free drafts", "none"]
+    assert found["drafters"][1]["measured"] == 1.71 and found["drafters"][0]["path"] == "small.gguf"
+    assert found["memory"]["working"] == NEED.working and found["memory"]["available"] == 6 * GIB
+    assert found["advice"][0]["command"] == "specx pull a/b"
+
+
+def test_options_reach_the_plan(specx, planned):
+    calls = planned(report())
+    assert specx("plan", specx.model, "-c", "8192", "-ctk", "q8_0", "--refresh").code == 0
+    settings, options = calls[0]
+    assert (settings.n_ctx, settings.type_k, settings.n_gpu_layers) == (8192, "q8_0", None)
+    assert options["refresh"] is True and options["measure"] is True
+
+
+def test_contradictions(specx):
+    outcome = specx("plan", specx.model, "--refresh", "--no-measure")
+    assert outcome.code == 2 and "contradict" in outcome.err
+
+
+def test_a_file_that_is_no_model(specx):
+    outcome = specx("plan", specx.model)
+    assert outcome.code == 1 and outcome.err.startswith("error: ") and outcome.out == ""
