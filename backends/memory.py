@@ -7,8 +7,9 @@ are computed in, logits. How they come together at the peak was measured; tests 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from specx.backends.cache_size import cells, layer_cache_bytes, window_cells, windowed_layers
@@ -17,7 +18,7 @@ from specx.backends.gguf_file import GGUFInfo, Tensor
 from specx.backends.llama import MAX_WIDTH, PROMPT_ROWS, check_cache_type, wanted_context
 from specx.backends.settings import LoadSettings
 
-__all__ = ["MemoryNeed", "predict_memory", "repacked_types"]
+__all__ = ["NOTHING", "MemoryNeed", "predict_memory", "repacked_types"]
 
 MIB = 1 << 20
 PROCESS_BYTES = 66 * MIB
@@ -32,10 +33,22 @@ LOOKUP_BYTES = 32 << 10
 PACKED_ROWS = 16  # specx's kernels keep rows in groups of so many
 PACKED = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"})
 COPIED = frozenset({"F16", "BF16"})  # by specx's kernels, as they are, if they are not weights of experts
+AMX_TYPES = {
+    "Q4_0": 1.0,
+    "Q4_1": 1.0,
+    "Q8_0": 38 / 34,
+    "Q4_K": 148 / 144,
+    "Q5_K": 180 / 176,
+    "Q6_K": 1.0,
+    "IQ4_XS": 138 / 136,
+    "F16": 1.0,
+}
+"""What llama.cpp's AMX kernels rearrange: bytes of a block there by those in the file."""
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 LOOKED_UP = frozenset(
     {EMBEDDING, "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight"}
 )
+NOTHING: Mapping[str, float] = MappingProxyType({})
 LAYER = re.compile(r"blk\.(\d+)\.")
 
 
@@ -106,7 +119,7 @@ def predict_memory(
     settings: LoadSettings,
     *,
     kernels: Kernels | None = None,
-    repacked: Collection[str] = (),
+    repacked: Mapping[str, float] = NOTHING,
     gpus: int = 0,
     draft: GGUFInfo | None = None,
 ) -> MemoryNeed:
@@ -116,7 +129,7 @@ def predict_memory(
         info: the header of the model.
         settings: how it is loaded; the file they name is not looked at.
         kernels: what multiplies; by default what the settings say, and specx's for "auto".
-        repacked: types of weights that llama.cpp rearranges itself (`repacked_types`).
+        repacked: what llama.cpp rearranges itself (`repacked_types`).
         gpus: how many GPUs with memory of their own layers go to.
         draft: a second model that drafts.
 
@@ -127,7 +140,7 @@ def predict_memory(
     n_ctx = wanted_context(settings, info.context_length)
     n_ubatch = max(1, min(n_ctx, settings.n_batch, settings.n_ubatch))
     first = _first_offloaded(info, settings) if gpus else info.blocks + 1
-    weights = _Weights(info, settings, kernels, frozenset(repacked), n_ctx, first)
+    weights = _Weights(info, settings, kernels, repacked, n_ctx, first)
     cache = _cache_bytes(info, settings, n_ctx, n_ubatch)
     compute = _compute_bytes(info, settings, n_ctx, n_ubatch)
     drafting = settings.drafter != "none" and info.plain_reason is None
@@ -155,23 +168,21 @@ def predict_memory(
     return _with_draft(need, predict_memory(draft, its, kernels=kernels, repacked=repacked, gpus=gpus))
 
 
-def repacked_types(system_info: str) -> frozenset[str]:
-    """Types of weights that llama.cpp rearranges for this CPU when it loads them.
+def repacked_types(system_info: str) -> dict[str, float]:
+    """Types of weights that llama.cpp rearranges for this CPU, and how many times as large it makes them.
 
     Args:
         system_info: llama.cpp's line about itself ("CPU : AVX2 = 1 | ...").
     """
-    found: set[str] = set()
-    if "AMX_INT8 = 1" in system_info:
-        found |= {"Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "F16"}
+    found: dict[str, float] = {}
     if "REPACK = 1" in system_info:
         if "AVX2 = 1" in system_info:
-            found |= {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}
+            found |= dict.fromkeys(("Q4_0", "Q4_K", "IQ4_NL", "MXFP4"), 1.0)
         if "AVX512 = 1" in system_info:
-            found |= {"Q2_K"}
+            found |= {"Q2_K": 1.0}
         if "DOTPROD = 1" in system_info or "MATMUL_INT8 = 1" in system_info:
-            found |= {"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4"}
-    return frozenset(found)
+            found |= dict.fromkeys(("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4"), 1.0)
+    return found | AMX_TYPES if "AMX_INT8 = 1" in system_info else found
 
 
 class _Weights:
@@ -190,7 +201,7 @@ class _Weights:
         info: GGUFInfo,
         settings: LoadSettings,
         kernels: Kernels,
-        repacked: frozenset[str],
+        repacked: Mapping[str, float],
         n_ctx: int,
         first: int,
     ) -> None:
@@ -230,7 +241,7 @@ class _Weights:
         elif ours:
             self.working += _packed_bytes(tensor)
         elif tensor.type in self.repacked and len(tensor.shape) > 1:
-            self.working += tensor.nbytes
+            self.working += round(tensor.nbytes * self.repacked[tensor.type])
             self.cold += tensor.nbytes
         else:
             self._add_in_place(tensor.nbytes)

@@ -64,8 +64,7 @@ def _row(settings: LoadSettings, prompts: Sequence[Prompt], n_predict: int) -> N
                 drafted_ms += ms if drafter != "none" else 0.0
                 plain_ms += ms if drafter == "none" else 0.0
         records = session.learned.records.all()
-    name = next(name for name in records if name != "none" and ((draft is None) == ("model" not in name)))
-    record = records[name]
+    record = records[f"model, model {wanted}" if draft else settings.drafter]
     cells = (assumed.predicted or 0.0, record.promised_speedup, record.speedup, plain_ms / drafted_ms)
     figures = "".join(f"{value:9.2f}" for value in cells)
     print(f"{settings.model.stem:<28}{wanted:<18}{figures}{record.tokens:8.0f}", flush=True)

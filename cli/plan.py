@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,7 @@ __all__ = ["register"]
 
 MOST_PLACEMENTS = 12
 MOST_WIDTHS = 10
+MOST_OPTIONS = 8
 
 
 def register(app: typer.Typer) -> None:
@@ -64,8 +66,10 @@ def _show(found: PlanReport) -> None:
     stdout().print()
     show_table(
         ("drafts from", "predicted", "measured", "the prediction rests on"),
-        [_draft_option(option) for option in found.options],
+        [_draft_option(option) for option in _shown(found.options)],
     )
+    if left_out := len(found.options) - len(_shown(found.options)):
+        stdout().print(f"and {left_out} more draft models, which promise less (--json lists them)")
     stdout().print()
     for line in _conclusion(found):
         stdout().print(line)
@@ -133,6 +137,11 @@ def _show_steps(steps: dict[int, float]) -> None:
             ("times one token", *(f"{steps[n] / steps[1]:.2f}" for n in shown)),
         ],
     )
+
+
+def _shown(options: Sequence[DraftOption]) -> list[DraftOption]:
+    """The best ones, and those that are no draft models."""
+    return [option for i, option in enumerate(options) if i < MOST_OPTIONS or option.path is None]
 
 
 def _draft_option(option: DraftOption) -> tuple[str, str, str, str]:

@@ -28,7 +28,7 @@ from specx.engine.session import Chunk, Session
 from specx.engine.settings import SamplingSettings
 from specx.engine.suites import Prompt, Workload
 
-__all__ = ["Arm", "Bench", "PeerArm", "SpecxArm", "schedule", "server_sampling"]
+__all__ = ["Arm", "Bench", "PeerArm", "SpecxArm", "nothing_learned", "schedule", "server_sampling"]
 
 WARM_UP_TOKENS = 24
 DIGITS = 4  # of milliseconds that are kept: tenths of a microsecond
@@ -78,7 +78,7 @@ class SpecxArm:
         self._sampling = sampling
         self._warm = warm
         self._energy = energy or EnergyMeter()
-        self._learned = _blank()
+        self._learned = nothing_learned()
         self._ready: set[str] = set()
 
     @property
@@ -88,8 +88,8 @@ class SpecxArm:
 
     def warm_up(self, case: Case) -> Answer:
         """An answer that is not learned from, once everything it needs has been measured."""
-        self._generate(case, _blank())
-        return self._generate(case, _blank())
+        self._generate(case, nothing_learned())
+        return self._generate(case, nothing_learned())
 
     def answer(self, case: Case) -> Answer:
         """Continue the prompt. Times are taken from outside, so making text of tokens counts too.
@@ -100,7 +100,7 @@ class SpecxArm:
         if case.id not in self._ready:
             self._ready.add(case.id)
             if self._would_measure(case):
-                self._generate(case, _blank())
+                self._generate(case, nothing_learned())
         if not self._warm:
             self._learned.forget()
         return self._generate(case, self._learned)
@@ -359,8 +359,8 @@ def server_sampling(sampling: SamplingSettings) -> dict[str, Any]:
     }
 
 
-def _blank() -> Learned:
-    """Nothing learned, and nothing kept."""
+def nothing_learned() -> Learned:
+    """What drafts are made of, at first: nothing, and nothing of it is kept."""
     return Learned(Store(None), model_key="", cost_key="")
 
 

@@ -19,7 +19,7 @@ from specx.backends.gguf_file import GGUFInfo, read_gguf
 from specx.backends.llama_server import LlamaServer, speculation_arguments
 from specx.backends.machine import machine_fingerprint, read_conditions, read_memory, this_cpu
 from specx.backends.settings import LoadSettings
-from specx.engine.bench import Arm, PeerArm, SpecxArm, server_sampling
+from specx.engine.bench import Arm, PeerArm, SpecxArm, nothing_learned, server_sampling
 from specx.engine.bench_records import ArmInfo, Run
 from specx.engine.session import Session
 from specx.engine.settings import SamplingSettings
@@ -197,7 +197,9 @@ def _open_session(
     if arm.threads is not None:
         load = replace(load, threads=arm.threads)
     session = stack.enter_context(Session.open(load, progress=progress, notice=notice))
-    stack.callback(session.learned.forget)  # nothing a benchmark writes is kept as what this user read
+    # What a benchmark writes is not what this user reads; what it measures of the machine is kept.
+    stack.callback(setattr, session, "learned", session.learned)
+    session.learned = nothing_learned()
     return session
 
 

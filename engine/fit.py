@@ -8,7 +8,7 @@ the memory of the machine; in between, other programs hold the memory, and a per
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from specx.backends.cache_size import CELLS
@@ -18,7 +18,7 @@ from specx.backends.ggml_device import KERNELS, SPECX, STOCK, library
 from specx.backends.gguf_file import GGUFInfo
 from specx.backends.libllama import system_info
 from specx.backends.machine import Memory, read_memory
-from specx.backends.memory import MemoryNeed, predict_memory, repacked_types
+from specx.backends.memory import NOTHING, MemoryNeed, predict_memory, repacked_types
 from specx.backends.settings import LoadSettings
 from specx.engine.explain import Explain, gibibytes, silent
 
@@ -129,7 +129,7 @@ def fit(
     room: Room,
     *,
     draft: GGUFInfo | None = None,
-    repacked: Collection[str] = (),
+    repacked: Mapping[str, float] = NOTHING,
 ) -> Fit:
     """The settings nearest to `settings` with which the model fits into `room`.
 
@@ -138,12 +138,12 @@ def fit(
         settings: how it is to be loaded.
         room: what there is.
         draft: a second model that drafts.
-        repacked: types of weights that llama.cpp rearranges itself.
+        repacked: what llama.cpp rearranges itself (`repacked_types`).
 
     Raises:
         DoesNotFitError: there are none.
     """
-    search = _Search(info, draft, len(room.gpus), frozenset(repacked))
+    search = _Search(info, draft, len(room.gpus), repacked)
     for ways, enough in (
         (search.ways(settings, room, room.is_enough), room.is_enough),
         (search.ways(settings, room, room.is_bearable), room.is_bearable),
@@ -162,7 +162,9 @@ def fit(
 class _Search:
     """The ways to load one model, and what each takes."""
 
-    def __init__(self, info: GGUFInfo, draft: GGUFInfo | None, gpus: int, repacked: frozenset[str]) -> None:
+    def __init__(
+        self, info: GGUFInfo, draft: GGUFInfo | None, gpus: int, repacked: Mapping[str, float]
+    ) -> None:
         self.info = info
         self.draft = draft
         self._gpus = gpus

@@ -290,7 +290,7 @@ def _options(
         if isinstance(candidate, Candidate):
             promised = forecast(candidate, learned, costs, target_bytes)
             known = f"counted on {promised.remembered} tokens" if promised.remembered else "assumed"
-            basis = f"{promised.acceptance:.0%} right, {known}; {promised.token_ms:.1f} ms a token"
+            basis = f"alone, {promised.acceptance:.0%} right, {known}; {promised.token_ms:.1f} ms a token"
             forecasts[candidate.path.resolve()] = DraftOption(
                 candidate.name, promised.rate / promised.plain_rate, basis, path=candidate.path
             )

@@ -105,12 +105,24 @@ def test_what_was_learned_from_one_recording_serves_the_next(modules):
     }
     assert times[False][0] == times[False][1] == times[True][0]
     assert times[True][1] < 0.5 * times[True][0]
-    assert simulate.report("flat", {"code": [simulate.Outcome(10, 5, 4, 3, 2)]}) == {
-        "speed": pytest.approx(2),
-        "worst_category": pytest.approx(2),
-        "slowest": pytest.approx(2),
-        "of_oracle": pytest.approx(0.8),
+
+
+def test_the_simulation_reports_shares_of_the_oracle_and_of_the_best_fixed_width(modules):
+    simulate = modules["simulate"]
+    plain = dict.fromkeys(simulate.FIXED, 10.0)
+    code = simulate.Outcome(10, 5, 4, {**plain, 8: 4.0, 4: 6.0}, 3, 2)
+    chat = simulate.Outcome(10, 10, 8, {**plain, 8: 40.0, 4: 8.0}, 3, 2)
+    found = simulate.report("flat", {"code": [code], "chat": [chat]})
+    expected = {
+        "speed": 2**0.5,
+        "of_best_fixed": (48 / 50) ** 0.5,  # 4 is the best for both, 8 for code alone
+        "worst_category": 1,
+        "worst_median": 1,
+        "worst_of_its_best_fixed": 0.8,
+        "slowest": 1,
+        "of_oracle": 0.8,
     }
+    assert found == {name: pytest.approx(value) for name, value in expected.items()}
 
 
 def test_distances_of_logits_are_those_of_the_definition(modules):

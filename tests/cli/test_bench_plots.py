@@ -22,7 +22,8 @@ PLAIN = Answer(
 DRAFTED = replace(
     PLAIN, arm="auto", decode_ms=80.0, steps=5, step_ms=[16.0] * 5, step_width=[4, 4, 4, 4, 9],
     step_tokens=[4] * 5, sources=["suffix", "recycle", "odd", "target"] * 5, draft_n=20, draft_n_accepted=15,
-    by_source={"suffix": [10, 5], "recycle": [5, 5], "odd": [5, 5]}, by_depth=[[5, 5], [5, 5], [5, 4], [1, 0]],
+    by_source={"suffix": [10, 5], "recycle": [5, 5], "odd": [5, 5]},
+    by_depth=[[5, 5], [5, 5], [5, 4], [1, 0]],
 )  # fmt: skip
 
 

@@ -132,3 +132,12 @@ def test_contradictions(specx):
 def test_a_file_that_is_no_model(specx):
     outcome = specx("plan", specx.model)
     assert outcome.code == 1 and outcome.err.startswith("error: ") and outcome.out == ""
+
+
+def test_of_many_draft_models_the_best_are_shown(specx, planned):
+    models = [DraftOption(f"model {i}", 3 - i / 10, "alone", path=Path(f"{i}.gguf")) for i in range(12)]
+    planned(report(options=(*models, DraftOption("none", 1.0, "plain decoding"))))
+    outcome = specx("plan", specx.model)
+    assert "model 7" in outcome.out and "model 8" not in outcome.out and "none  " in outcome.out
+    assert "and 4 more draft models, which promise less" in outcome.out
+    assert len(json.loads(specx("plan", specx.model, "--json").out)["drafters"]) == 13

@@ -81,10 +81,10 @@ def free_drafts(draw):
     tokens, parents, probs, rest = [], [], [], {-1: 1.0}
     for i in range(draw(st.integers(0, 9))):
         parent = draw(st.integers(-1, i - 1))
-        taken = [t for t, p in zip(tokens, parents, strict=True) if p == parent]
-        token = draw(st.integers(0, 4).filter(lambda t: t not in taken)) if len(taken) < 5 else None
-        if token is None:
+        taken = {t for t, p in zip(tokens, parents, strict=True) if p == parent}
+        if len(taken) == 5:
             break
+        token = draw(st.sampled_from(sorted({0, 1, 2, 3, 4} - taken)))
         prob = rest[parent] * draw(st.floats(0.05, 0.95))
         rest[parent] -= prob
         rest[i] = prob

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -172,11 +170,9 @@ def test_an_investment_is_made_once_its_gains_sum_up_to_its_price():
         source = Source(clock, [0.9] * 8, token_ms=1.0, invest_ms=invest_ms)
         without = plan_of(clock)
         free = Source(clock, [0.9] * 8, token_ms=1.0)
-        gain = 0.0
-        for n in count(1):
-            decision, _ = step(plan, source, 8, backend)
-            if decision.asked:
-                break
+        gain, n = 0.0, 1
+        while not (decision := step(plan, source, 8, backend)[0]).asked:
+            n += 1
             assert len(decision.draft) == 0
             better, _ = step(without, free, 8, backend)
             gain = better.expected * 10.0 - better.cost_ms  # against one token in 10 ms

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 
@@ -16,32 +15,11 @@ from specx.engine import candidates
 from specx.engine.candidates import Candidate, Finder, Forecast, Unfit, examine, step_bytes
 
 WORDS = [f"word{i}" for i in range(64)]
-LAYER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-
-
-def write(path, width, *, tokens=WORDS, layers=1, architecture="llama", recurrent=False):
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(layers)
-    writer.add_context_length(128)
-    writer.add_embedding_length(width)
-    writer.add_head_count(1)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
-    writer.add_tensor("token_embd.weight", np.zeros((len(tokens), width), np.float32))
-    writer.add_tensor("output.weight", np.zeros((len(tokens), width), np.float32))
-    for i in range(layers):
-        for name in ("ssm_in", "ssm_out") if recurrent else LAYER:
-            writer.add_tensor(f"blk.{i}.{name}.weight", np.zeros((width, width), np.float32))
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-        step()
-    writer.close()
-    return path
 
 
 @pytest.fixture
-def target(tmp_path):
-    return read_gguf(write(tmp_path / "target.gguf", 64, layers=4))
+def target(tmp_path, write_model):
+    return read_gguf(write_model(tmp_path / "target.gguf", 64, layers=4))
 
 
 def listed(*paths):
@@ -56,15 +34,15 @@ def test_bytes_that_a_token_reads(target):
     assert step_bytes(target) == 4 * (64 * 64 + 4 * 7 * 64 * 64)  # the head and the layers, not the embedding
 
 
-def test_what_lies_beside_the_target_and_in_the_places_known(target, tmp_path):
+def test_what_lies_beside_the_target_and_in_the_places_known(target, tmp_path, write_model):
     (tmp_path / "elsewhere").mkdir()
-    write(tmp_path / "small.gguf", 16)
-    write(tmp_path / "elsewhere" / "tiny.gguf", 8)
+    write_model(tmp_path / "small.gguf", 16)
+    write_model(tmp_path / "elsewhere" / "tiny.gguf", 8)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF and no more")
-    write(tmp_path / "foreign.gguf", 16, tokens=["x", *WORDS[1:]])
-    write(tmp_path / "large.gguf", 60, layers=3)
-    write(tmp_path / "recurrent.gguf", 16, architecture="mamba", recurrent=True)
-    write(tmp_path / "huge.gguf", 96, layers=4)
+    write_model(tmp_path / "foreign.gguf", 16, tokens=["x", *WORDS[1:]])
+    write_model(tmp_path / "large.gguf", 60, layers=3)
+    write_model(tmp_path / "recurrent.gguf", 16, architecture="mamba", recurrent=True)
+    write_model(tmp_path / "huge.gguf", 96, layers=4)
     known = listed(tmp_path / "elsewhere" / "tiny.gguf", tmp_path / "small.gguf", target.path)
     found = search(target, models=known)
     assert sorted(c.name for c in found if isinstance(c, Candidate)) == ["small", "tiny"]
@@ -75,7 +53,7 @@ def test_what_lies_beside_the_target_and_in_the_places_known(target, tmp_path):
     assert "recurrent" in reasons["recurrent"]
 
 
-def test_a_file_is_examined_once(target, tmp_path, monkeypatch):
+def test_a_file_is_examined_once(target, tmp_path, monkeypatch, write_model):
     opened = []
 
     def counted(target, path, name=None):
@@ -84,12 +62,15 @@ def test_a_file_is_examined_once(target, tmp_path, monkeypatch):
 
     monkeypatch.setattr(candidates, "examine", counted)
     store = Store(tmp_path / "store")
-    small, foreign = write(tmp_path / "small.gguf", 16), write(tmp_path / "f.gguf", 16, tokens=["x"] * 64)
+    small, foreign = (
+        write_model(tmp_path / "small.gguf", 16),
+        write_model(tmp_path / "f.gguf", 16, tokens=["x"] * 64),
+    )
     first = search(target, store)
     assert sorted(opened) == ["f.gguf", "small.gguf"]
     assert search(target, store) == first
     assert len(opened) == 2
-    write(small, 8, layers=2)  # another file of that name
+    write_model(small, 8, layers=2)  # another file of that name
     assert search(target, store) != first
     assert opened[2:] == ["small.gguf"]
     foreign.unlink()
@@ -99,9 +80,9 @@ def test_a_file_is_examined_once(target, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("data", [{"files": 3}, {"files": {"x": 4}}, {"files": {}}, {}])
-def test_a_damaged_memory_is_no_harm(target, tmp_path, data):
+def test_a_damaged_memory_is_no_harm(target, tmp_path, data, write_model):
     store = Store(tmp_path / "store")
-    path = write(tmp_path / "small.gguf", 16)
+    path = write_model(tmp_path / "small.gguf", 16)
     status = path.stat()
     stamp = [status.st_size, status.st_mtime_ns]
     store.save_json("candidates", target.fingerprint, data)
@@ -110,11 +91,11 @@ def test_a_damaged_memory_is_no_harm(target, tmp_path, data):
     assert [c.name for c in search(target, store)] == ["small"]
 
 
-def test_not_too_many_files_in_one_session(target, tmp_path, monkeypatch):
+def test_not_too_many_files_in_one_session(target, tmp_path, monkeypatch, write_model):
     monkeypatch.setattr(candidates, "EXAMINED", 2)
     store = Store(tmp_path / "store")
     for i in range(5):
-        write(tmp_path / f"small{i}.gguf", 8)
+        write_model(tmp_path / f"small{i}.gguf", 8)
     assert [len(search(target, store)) for _ in range(4)] == [2, 4, 5, 5]
 
 

@@ -267,7 +267,7 @@ def test_noise_is_measured_by_reading_the_context_again(leaves):
 
 @pytest.mark.parametrize(("added", "tie"), [(0.0, False), (0.05, False), (3.0, True)])
 def test_how_firmly_plain_decoding_stands_by_a_token(added, tie):
-    session = session_of(Shaped(lambda width, _length: added * (width > 1)))
+    session = session_of(Shaped(branch=added))
     greedy = SamplingSettings(seed=1, temperature=0.0)
     margin, noise, near_tie = examine(session, SCRIPT[:10], greedy, 4)
     assert margin > 0.5  # the script goes on with probability 0.6, the runner-up has far less

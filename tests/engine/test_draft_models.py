@@ -160,7 +160,7 @@ def test_the_most_promising_is_tried_first_and_losers_are_closed():
     sizes = [60, 10, 11, 12, 13]
     world = World(
         found=[candidate(name, size) for name, size in zip(names, sizes, strict=True)],
-        laws={name: LAWS["useless"] for name in names},
+        laws=dict.fromkeys(names, LAWS["useless"]),
     )
     session = session_of(world)
     for seed in range(12):
@@ -294,10 +294,8 @@ def test_names():
     assert "no draft model for this model is on this machine" in session.draft_models._notice.__self__[0]
     named = session_of(World(), forced=candidate("good"))
     assert "model" in named.drafters
-    bare = Session(
-        ScriptedBackend(V), LoadSettings(Path("x"), store=False), Learned(Store(None), model_key="", cost_key=""),
-        name="x",
-    )  # fmt: skip
+    learned = Learned(Store(None), model_key="", cost_key="")
+    bare = Session(ScriptedBackend(V), LoadSettings(Path("x"), store=False), learned, name="x")
     with pytest.raises(UsageError, match="no draft model"):
         bare.set_drafter("model")
 

@@ -32,10 +32,11 @@ from specx.engine.session import Session
 
 def answer(**settings):
     told = []
-    with Session.open(LoadSettings(Path(sys.argv[2]), n_ctx=512, drafter="none", **settings), notice=told.append) as session:
+    wanted = LoadSettings(Path(sys.argv[2]), n_ctx=512, drafter="none", **settings)
+    with Session.open(wanted, notice=told.append) as session:
         buffers = [line for line in recent_log("compute buffer size") if "RPC0" in line]
         prompt = session.tokenize("Once upon a time", add_special=True, parse_special=False)
-        generation = session.generate(prompt, SamplingSettings(temperature=0), n_predict=24)
+        generation = session.generate(prompt, SamplingSettings(temperature=0), n_predict=8)
         list(generation)
         found = session.settings
         return {"tokens": generation.result.tokens, "offload": found.offload, "layers": found.n_gpu_layers,
@@ -72,7 +73,7 @@ def test_it_is_listed_as_a_gpu_and_takes_data(found):
 def test_layers_go_where_they_are_sent(found):
     assert found["host"]["buffers"] == 0
     assert found["part"]["buffers"] == found["all"]["buffers"] == 1
-    assert all(len(found[arm]["tokens"]) == 24 for arm in ("host", "part", "all"))  # ties fall as they may
+    assert all(len(found[arm]["tokens"]) == 8 for arm in ("host", "part", "all"))  # ties fall as they may
 
 
 def test_auto_measures_once_and_places_the_layers(found):
