@@ -20,7 +20,7 @@ from specx.engine.staircase import Staircase
 
 __all__ = ["DeviceCost", "measure_devices", "unmixed"]
 
-WIDTHS = (1, 2, 4, 8, 16, 32)  # at least these are tried, as far as the time for it reaches
+WIDTHS = (1, 2, 4, 8, 16, 32)  # tokens of a step that placements are compared by
 LEAST_SHARE = 0.01  # of a mixture's time: what is left for a device is never less, whatever the noise says
 
 
@@ -164,7 +164,8 @@ def _time_steps(backend: Backend, clock: Callable[[], float]) -> tuple[dict[int,
         staircase.measure(backend, clock=clock)
     finally:
         backend.close()
-    return dict(staircase.steps(0)), staircase.disturbed
+    steps = staircase.steps(0)
+    return {n: steps[n] for n in WIDTHS if n in steps}, staircase.disturbed
 
 
 def _free(device: Device) -> int:

@@ -32,7 +32,8 @@ from specx.engine.session import Session
 
 def answer(**settings):
     told = []
-    wanted = LoadSettings(Path(sys.argv[2]), n_ctx=512, drafter="none", **settings)
+    # One thread: with such a device registered, llama.cpp's OpenMP threads wait seconds for each other.
+    wanted = LoadSettings(Path(sys.argv[2]), n_ctx=512, drafter="none", threads=1, **settings)
     with Session.open(wanted, notice=told.append) as session:
         buffers = [line for line in recent_log("compute buffer size") if "RPC0" in line]
         prompt = session.tokenize("Once upon a time", add_special=True, parse_special=False)

@@ -155,8 +155,8 @@ def plainly(sampling=GREEDY, *args, **options):
 class RandomPlan(Plan):
     """Any prefix of what is proposed, and now and then a random tree of random tokens."""
 
-    def __init__(self, staircase, seed):
-        super().__init__(staircase)
+    def __init__(self, session, seed):
+        super().__init__(session.staircase, clock=session.clock)
         self.rng = np.random.default_rng(seed)
 
     def choose(self, drafter, backend):
@@ -245,7 +245,7 @@ def test_random_plans_do_not_change_the_answer(limits, seed):
     session = session_of(max_width=width, max_leaves=leaves, draft={"peak": 0.6})
     for name, sampling in SETTINGS.items():
         session.set_drafter(["auto", "none", "model"][seed])
-        session.plan = RandomPlan(session.staircase, seed)
+        session.plan = RandomPlan(session, seed)
         result, plain = run(session, sampling, ignore_eos=True), plainly(sampling, ignore_eos=True)
         assert result.tokens == plain.tokens, name
 
@@ -457,7 +457,7 @@ def test_a_shifted_context_goes_on_the_same_way(drafter, name):
     plain = run(plain_session, SETTINGS[name], **asked)
     session = session_of(drafter="auto" if drafter == "random" else drafter, **options)
     if drafter == "random":
-        session.plan = RandomPlan(session.staircase, 3)
+        session.plan = RandomPlan(session, 3)
     result = run(session, SETTINGS[name], **asked)
     assert len(result.tokens) == 150
     assert result.finish_reason == "length"
