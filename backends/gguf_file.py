@@ -42,8 +42,8 @@ class GGUFInfo:
         sliding_window: tokens a windowed layer looks back, 0 without one.
         state: what a sequence is kept in: a KV cache, a recurrent state, or both.
         fingerprint: hex digest of the headers, the sizes and a sample of the weights.
-        token_span, token_type_span: where in the first part the texts of the tokens lie, each behind its length
-            (8 bytes), and their types (4 bytes each); (0, 0) where there are none.
+        token_span, token_type_span: where in the first part the texts of the tokens lie, each behind its
+            length (8 bytes), and their types (4 bytes each); (0, 0) where there are none.
     """
 
     path: Path

@@ -27,8 +27,8 @@ class LoadSettings:
         swa_full: keep the whole history of sliding-window layers.
         drafter: "auto", "none", "suffix", "recycle" or "model".
         draft_model: the draft model, if it is named.
-        draft_threads, draft_threads_batch, draft_gpu_layers, draft_type_k, draft_type_v: of the draft model, as
-            for the model.
+        draft_threads, draft_threads_batch, draft_gpu_layers, draft_type_k, draft_type_v: of the draft model,
+            as for the model.
         kernels: "auto" (whichever is measured to be the fastest), "specx", "attention" (of specx's only that)
             or "stock".
         draft_max: most drafted tokens per step; None means the staircase decides.
