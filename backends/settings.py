@@ -25,7 +25,7 @@ class LoadSettings:
         type_k, type_v: KV cache types by ggml name ("f16", "q8_0", ...).
         mmap, mlock: as in llama.cpp.
         swa_full: keep the whole history of sliding-window layers.
-        drafter: "auto", "none", "suffix", "recycle" or "model".
+        drafter: "auto", "none", "free" (the two that follow), "suffix", "recycle" or "model".
         draft_model: the draft model, if it is named.
         draft_threads, draft_threads_batch, draft_gpu_layers, draft_type_k, draft_type_v: of the draft model,
             as for the model.

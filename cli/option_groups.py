@@ -25,7 +25,7 @@ __all__ = [
     "SamplingOptions",
 ]
 
-DRAFTERS = ("auto", "none", "suffix", "recycle", "model")
+DRAFTERS = ("auto", "none", "free", "suffix", "recycle", "model")
 KERNELS = ("auto", "specx", "attention", "stock")
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 

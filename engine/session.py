@@ -33,6 +33,7 @@ __all__ = ["DRAFTERS", "Chunk", "Generation", "Result", "Session", "Timings"]
 DRAFTERS: dict[str, tuple[str, ...]] = {
     "auto": ("suffix", "recycle"),
     "none": (),
+    "free": ("suffix", "recycle"),
     "suffix": ("suffix",),
     "recycle": ("recycle",),
     "model": (),

@@ -154,7 +154,7 @@ def test_a_draft_model_that_is_not_there(specx):
         (("-fa", "maybe"), "allowed are on, off, auto"),
         (("-ctk", "q3_k"), "allowed are f32, f16"),
         (("-ngl", "most"), "a number of layers, auto or all"),
-        (("--drafter", "magic"), "allowed are auto, none, suffix, recycle, model"),
+        (("--drafter", "magic"), "allowed are auto, none, free, suffix, recycle, model"),
         (("-ngld", "most"), "a number of layers, auto or all"),
         (("-ctkd", "q3_k"), "allowed are f32, f16"),
         (("--draft-max", "-1"), "at least 0"),
