@@ -14,6 +14,7 @@ import pytest
 from specx.backends.errors import PeerError
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.backends.store import Store
+from specx.cli import console
 from specx.engine import bench_setup
 from specx.engine.bench import SpecxArm
 from specx.engine.bench_records import ArmInfo, Run
@@ -105,8 +106,17 @@ def bench(specx, scripted, suite):
     return run
 
 
-def test_the_table_says_what_was_found_and_fits_a_terminal(bench, monkeypatch):
+@pytest.fixture
+def narrow(monkeypatch):
+    """A terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
+    console.stdout.cache_clear()  # it knows the width since it was made
+    yield
+    console.stdout.cache_clear()
+
+
+@pytest.mark.usefixtures("narrow")
+def test_the_table_says_what_was_found_and_fits_a_terminal(bench):
     outcome = bench("--drafter", "suffix")
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
