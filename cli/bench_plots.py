@@ -92,7 +92,8 @@ def _draw_speedups(axes: Any, run: Run, report: Report, looks: Mapping[str, tupl
     axes.set_xlabel("speed (geometric mean over prompts, 95% interval)")
     axes.set_title(f"Speed relative to {run.baseline}")
     axes.grid(axis="x", alpha=0.3)
-    _legend(axes, loc="best")
+    # Below the axis: intervals may be anywhere. The distance is in font sizes, whatever the height.
+    _legend(axes, loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=4.0, ncols=3)
 
 
 def _legend(axes: Any, **place: Any) -> None:

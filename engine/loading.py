@@ -15,10 +15,10 @@ from specx.backends.llama import LlamaBackend, decode_threads
 from specx.backends.machine import machine_fingerprint
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, cache_dir
-from specx.engine.candidates import step_bytes
+from specx.engine.candidates import Candidate, step_bytes
 from specx.engine.draft_files import DraftFiles, named_draft
 from specx.engine.draft_models import WITH_MODEL, DraftModels
-from specx.engine.explain import explainer
+from specx.engine.explain import Explain, explainer
 from specx.engine.fit import Fit, fit_here
 from specx.engine.kernel_choice import Chosen, choose_kernels
 from specx.engine.learned import Learned
@@ -78,28 +78,13 @@ def open_session(
     if named and draft is None:  # there is not enough memory for it, which was told
         wanted, settings = False, replace(settings, drafter="auto")
 
+    def load_draft(of: LoadSettings) -> LlamaBackend:
+        placed = with_placed_draft(of, store, devices_key)
+        return loader(placed, store, None, notice)(chosen.kernels)
+
     def draft_models(session: Session) -> DraftModels:
-        return DraftModels(
-            DraftFiles(
-                info,
-                settings,
-                chosen.kernels,
-                session.n_ctx,
-                store,
-                lambda of: loader(with_placed_draft(of, store, devices_key), store, None, notice)(
-                    chosen.kernels
-                ),
-            ),
-            session.learned,
-            session.staircase,
-            step_bytes=step_bytes(info),
-            n_ctx=session.n_ctx,
-            forced=draft,
-            quantized_cache=not {settings.draft_type_k, settings.draft_type_v} <= FLOAT_CACHES,
-            notice=notice,
-            explain=explain,
-            clock=session.clock,
-        )
+        files = DraftFiles(info, settings, chosen.kernels, session.n_ctx, store, load_draft)
+        return _draft_models(session, info, files, draft, notice, explain)
 
     return kind(
         chosen.backend,
@@ -109,6 +94,29 @@ def open_session(
         chat_template=info.chat_template,
         notice=notice,
         draft_models=draft_models if wanted else None,
+    )
+
+
+def _draft_models(
+    session: Session,
+    info: GGUFInfo,
+    files: DraftFiles,
+    forced: Candidate | None,
+    notice: Callable[[str], None],
+    explain: Explain,
+) -> DraftModels:
+    settings = session.settings
+    return DraftModels(
+        files,
+        session.learned,
+        session.staircase,
+        step_bytes=step_bytes(info),
+        n_ctx=session.n_ctx,
+        forced=forced,
+        quantized_cache=not {settings.draft_type_k, settings.draft_type_v} <= FLOAT_CACHES,
+        notice=notice,
+        explain=explain,
+        clock=session.clock,
     )
 
 
