@@ -20,6 +20,7 @@ __all__ = ["build_fingerprint", "forget_log", "lib", "recent_log", "runs_here", 
 
 _LOG_LINES = 200
 SELFTEST_S = 300.0  # loading a large model from a slow disk takes minutes
+SPINS = "1000"  # of a thread that waits, before it sleeps; 10,000 are too many beside another process
 _log: deque[str] = deque(maxlen=_LOG_LINES)
 _copy_to_stderr = False
 _keep_alive: list[Any] = []  # a collected log callback is a segmentation fault in the next log line
@@ -28,6 +29,10 @@ _keep_alive: list[Any] = []  # a collected log callback is a segmentation fault 
 @functools.cache
 def lib() -> Any:
     """The `llama_cpp` module with the backend initialised and the log captured."""
+    # Threads wait for each other hundreds of times a token. Beside another busy process GNU's OpenMP would
+    # spin through its share of the processors each time. It reads this when it is loaded, and loses nothing
+    # by it when it is alone.
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     import llama_cpp
 
     def on_log(_level: int, text: bytes, _data: Any) -> None:
