@@ -18,7 +18,7 @@ from specx.backends.gguf_file import GGUFInfo, Tensor
 from specx.backends.llama import MAX_WIDTH, PROMPT_ROWS, check_cache_type, wanted_context
 from specx.backends.settings import LoadSettings
 
-__all__ = ["NOTHING", "MemoryNeed", "predict_memory", "repacked_types"]
+__all__ = ["NOTHING", "MemoryNeed", "cache_bytes", "predict_memory", "repacked_types"]
 
 MIB = 1 << 20
 PROCESS_BYTES = 66 * MIB
@@ -138,10 +138,10 @@ def predict_memory(
     """
     kernels = kernels or KERNELS.get(settings.kernels) or (SPECX if library() else STOCK)
     n_ctx = wanted_context(settings, info.context_length)
-    n_ubatch = max(1, min(n_ctx, settings.n_batch, settings.n_ubatch))
+    n_ubatch = _ubatch(settings, n_ctx)
     first = _first_offloaded(info, settings) if gpus else info.blocks + 1
     weights = _Weights(info, settings, kernels, repacked, n_ctx, first)
-    cache = _cache_bytes(info, settings, n_ctx, n_ubatch)
+    cache = cache_bytes(info, settings)
     compute = _compute_bytes(info, settings, n_ctx, n_ubatch)
     drafting = settings.drafter != "none" and info.plain_reason is None
     rows = max(PROMPT_ROWS, MAX_WIDTH) if drafting else 1
@@ -290,7 +290,17 @@ def _first_offloaded(info: GGUFInfo, settings: LoadSettings) -> int:
     return max(0, info.blocks + 1 - wanted)
 
 
-def _cache_bytes(info: GGUFInfo, settings: LoadSettings, n_ctx: int, n_ubatch: int) -> tuple[int, ...]:
+def _ubatch(settings: LoadSettings, n_ctx: int) -> int:
+    return max(1, min(n_ctx, settings.n_batch, settings.n_ubatch))
+
+
+def cache_bytes(info: GGUFInfo, settings: LoadSettings) -> tuple[int, ...]:
+    """Bytes (layers,) of the cache that `info` has when it is loaded with `settings`.
+
+    Raises:
+        ModelError: the settings name a type that a cache cannot have.
+    """
+    n_ctx = wanted_context(settings, info.context_length)
     for name in (settings.type_k, settings.type_v):
         check_cache_type(name)
     return layer_cache_bytes(
@@ -298,7 +308,7 @@ def _cache_bytes(info: GGUFInfo, settings: LoadSettings, n_ctx: int, n_ubatch: i
         n_ctx,
         type_k=settings.type_k,
         type_v=settings.type_v,
-        n_ubatch=n_ubatch,
+        n_ubatch=_ubatch(settings, n_ctx),
         swa_full=settings.swa_full,
         flash_attn=settings.flash_attn != "off",
     )

@@ -273,10 +273,11 @@ def _excess(need: MemoryNeed, room: Room) -> str:
 
 
 def _warnings(info: GGUFInfo, need: MemoryNeed, room: Room) -> Iterator[str]:
-    if not _within(need.working, room.available):
+    if not room.is_enough(need):
+        how = "may" if _within(need.working, room.available) else "will"
         yield (
             f"{_name(info)} needs {gibibytes(need.working)}, and {gibibytes(room.available or 0)} are "
-            "available: it will be slow unless other programs are closed"
+            f"available: it {how} be slow unless other programs are closed"
         )
 
 

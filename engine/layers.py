@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from specx.backends.cache_size import layer_cache_bytes
 from specx.backends.gguf_file import GGUFInfo, Tensor
-from specx.backends.llama import wanted_context
-from specx.backends.memory import predict_memory
+from specx.backends.memory import cache_bytes, predict_memory
 from specx.backends.settings import LoadSettings
 
 __all__ = ["Division", "Layers", "model_layers"]
@@ -67,17 +65,7 @@ def model_layers(info: GGUFInfo, settings: LoadSettings) -> Layers:
         if layer is not None:
             weights[layer] += tensor.nbytes
             read[layer] += round(tensor.nbytes * (used if "_exps." in tensor.name else 1.0))
-    n_ctx = wanted_context(settings, info.context_length)
-    n_ubatch = max(1, min(n_ctx, settings.n_batch, settings.n_ubatch))
-    cache = layer_cache_bytes(
-        info,
-        n_ctx,
-        type_k=settings.type_k,
-        type_v=settings.type_v,
-        n_ubatch=n_ubatch,
-        swa_full=settings.swa_full,
-        flash_attn=settings.flash_attn != "off",
-    )
+    cache = cache_bytes(info, settings)
     elsewhere = predict_memory(info, replace(settings, n_gpu_layers=blocks + 1), gpus=1)
     return Layers(
         weights=tuple(weights),

@@ -16,6 +16,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The checks try the same on every machine, however slow; `pytest --hypothesis-profile=explore` what nobody has tried.
+settings.register_profile(
+    "checks", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", settings.get_profile("checks"), derandomize=False, print_blob=True)
+settings.load_profile("checks")
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = ROOT / "build" / "models"

@@ -184,7 +184,7 @@ def test_cut_anywhere(tiny, tmp_path):
             assert f"{length:,} of {len(data):,} bytes" in error.message
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_damage_never_surprises(tmp_path_factory, data):
     """Whatever bytes are overwritten, the file is read or refused with a ModelError."""

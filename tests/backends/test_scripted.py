@@ -114,7 +114,7 @@ class AgainstAList(RuleBasedStateMachine):
 
 
 TestAgainstAList = AgainstAList.TestCase
-TestAgainstAList.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
+TestAgainstAList.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 def test_logits_are_a_function_of_the_last_tokens():

@@ -94,13 +94,13 @@ def test_streaming_never_shows_a_broken_character(vocab, name):
     assert shown.endswith(TEXTS[name])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(CHARACTERS, max_size=60))
 def test_any_text_comes_back(vocab, text):
     assert b"".join(map(vocab.piece, tokens_of(vocab, text))).decode() in (text, " " + text)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=40))
 def test_bytes_that_are_no_text_do_not_crash(vocab, data):
     tokens = vocab.tokenize(data, add_special=True, parse_special=True)

@@ -89,7 +89,7 @@ def best_rate(plan, hazards, token_ms):
     return max([1 / wide[0], *(gains[n - 1] / (n * token_ms + wide[n]) for n in range(1, len(hazards) + 1))])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.floats(0.05, 0.99), min_size=1, max_size=8), st.floats(0.1, 12))
 def test_with_true_forecasts_the_rate_is_that_of_the_best_number(hazards, token_ms):
     # It may stop before a number that is not weighed at once (1, 2, 4, 8), never far from the best.
@@ -147,7 +147,7 @@ def test_where_only_chains_are_possible_the_better_of_the_two_is_verified():
     assert {1, 100} <= set(tree.draft.tokens.tolist())  # both, where branches are possible
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     promised=st.lists(st.floats(0.3, 0.99), min_size=1, max_size=20),
     token_ms=st.floats(0.5, 30),

@@ -272,7 +272,7 @@ def draft_sources(draw):
     return sources
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(models(), draft_sources(), machines())
 def test_it_is_the_best_of_all_placements(target, drafts, devices):
     best, wanted = place(target, drafts, devices).best, exhaustive(target, drafts, devices)
@@ -286,7 +286,7 @@ def test_it_is_the_best_of_all_placements(target, drafts, devices):
     assert sum(count for _, count in best.target) == len(target)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(models(), draft_sources(), machines(), st.integers(0, 2), st.integers(0, 100))
 def test_more_memory_never_lowers_the_rate(target, drafts, devices, which, more):
     before = place(target, drafts, devices).best
@@ -297,7 +297,7 @@ def test_more_memory_never_lowers_the_rate(target, drafts, devices, which, more)
     assert before is None or after.rate >= before.rate * (1 - 1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(models(), draft_sources(), machines())
 def test_the_answer_is_always_the_same(target, drafts, devices):
     assert place(target, drafts, devices) == place(target, drafts, devices)

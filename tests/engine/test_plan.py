@@ -269,7 +269,7 @@ def test_it_follows_a_machine_on_which_wide_steps_become_dear_and_cheap_again(de
     assert share(300, 1) > 0.8
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     prices=st.lists(st.floats(1.0, 12.0), min_size=7, max_size=7),
     probs=st.lists(st.lists(st.floats(0.05, 1.0), max_size=7), min_size=1, max_size=20),

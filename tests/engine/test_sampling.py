@@ -59,7 +59,7 @@ def penalised(logits, window, chosen):
     st.sampled_from([0.0, 0.4, -0.5]),
     st.sampled_from([0.0, 0.7]),
 )
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_penalties_against_brute_force(context, emitted, last_n, repeat, frequency, presence):
     chosen = plain(
         temperature=0.0,

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from specx.backends.scripted import ScriptedBackend
@@ -198,7 +198,6 @@ def test_a_measurement_that_is_stopped_leaves_nothing(calls):
     assert (fresh.depths, backend.length) == ([], 0)
 
 
-@settings(deadline=None)
 @given(
     budget=st.floats(0.001, 2),
     rise=st.floats(0, 1),

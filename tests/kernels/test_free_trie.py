@@ -37,7 +37,7 @@ STEP = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     use=st.sampled_from([(True, True), (True, False), (False, True)]),
     history=st.lists(st.integers(-1, 3), max_size=10),

@@ -215,7 +215,7 @@ def test_other_types_are_not_supported(library, kind):
     assert not library.size("supported", kind, 256, 16)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(sorted(NAMES)),
     rows=st.integers(1, 70),

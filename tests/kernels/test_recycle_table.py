@@ -15,7 +15,7 @@ def ints(values):
     return np.array(values, np.int32)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.integers(1, 40),
     st.integers(1, 8),

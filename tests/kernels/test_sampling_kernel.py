@@ -138,7 +138,7 @@ def test_scanning_a_row_finds_the_best_of_many_seeds():
     st.sampled_from([0.0, 0.01, 1.0, 100.0]),
     st.integers(1, 100),
 )
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 def test_any_logits(values, top_k, top_p, min_p, temperature, count):
     logits = np.array(values, np.float32)
     arguments = (1, 2, temperature, top_k, top_p, min_p, 1.0, count)

@@ -19,7 +19,7 @@ def ints(values):
 TEXTS = st.lists(st.integers(SEPARATOR, 3), max_size=28)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXTS, st.integers(0, 6))
 def test_matches_brute_force_after_every_token(text, count):
     native, reference = SuffixAutomaton(), SuffixText()
