@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# The checks try the same on every machine, however slow; `pytest --hypothesis-profile=explore` what nobody has tried.
+# The checks try the same everywhere, however slow; `pytest --hypothesis-profile=explore` tries what is new.
 settings.register_profile(
     "checks", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
