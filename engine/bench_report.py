@@ -65,7 +65,7 @@ class Row:
 
     Attributes:
         arm, category: which.
-        answers: how many.
+        answers: how many; in all categories, those that write, if any does.
         speedup: against the baseline; None for the baseline itself or without common prompts.
         tokens_per_s: median over prompts, of tokens written (or read, where that is what counts).
         first_token_ms: median.
@@ -178,9 +178,10 @@ class Pairs:
             do not count.
     """
 
-    def __init__(self, ours: Iterable[Answer], theirs: Iterable[Answer]) -> None:
+    def __init__(self, ours: Sequence[Answer], theirs: Sequence[Answer]) -> None:
         fast, slow = _times(ours), _times(theirs)
         self._category = {(a.case, a.prompt): a.category for a in ours}
+        self._overall = _overall(ours)
         common = [case for case in fast if case in slow]
         self._logs = {case: _log_ratio(fast[case].values(), slow[case].values()) for case in common}
         self._rounds = {case: _by_round(fast[case], slow[case]) for case in common}
@@ -188,7 +189,8 @@ class Pairs:
 
     def speedup(self, category: str = ALL) -> Speedup | None:
         """How many times as fast `ours` are as `theirs`; None without a common prompt."""
-        logs = {c: log for c, log in self._logs.items() if category in (ALL, self._category[c])}
+        within = self._overall if category == ALL else {c for c, n in self._category.items() if n == category}
+        logs = {case: log for case, log in self._logs.items() if case in within}
         if not logs:
             return None
         if len(logs) >= ENOUGH:
@@ -217,6 +219,15 @@ def sample_answer(answers: Sequence[Answer]) -> Answer | None:
     return ranked[len(ranked) // 2] if ranked else None
 
 
+def _overall(answers: Sequence[Answer]) -> set[tuple[str, str]]:
+    """(case, digest of its prompt) of what counts for all categories together.
+
+    Tokens read and tokens written have no common speed: where there are both, those written count.
+    """
+    written = {(answer.case, answer.prompt) for answer in answers if not answer.reading}
+    return written or {(answer.case, answer.prompt) for answer in answers}
+
+
 def _log_ratio(fast: Iterable[float], slow: Iterable[float]) -> float:
     """Logarithm of how many times as long the median of `slow` is as that of `fast`."""
     return math.log(statistics.median(slow) / statistics.median(fast))
@@ -238,14 +249,18 @@ def _by_round(fast: Mapping[int, float], slow: Mapping[int, float]) -> list[floa
 
 def _row(run: Run, arm: ArmInfo, category: str, speedup: Speedup | None) -> Row:
     answers = [answer for answer in run.answers if category in (ALL, answer.category)]
+    cases = {answer.case for answer in answers}
     own = [answer for answer in answers if answer.arm == arm.name]
+    if category == ALL:
+        within = _overall(own)
+        own = [answer for answer in own if (answer.case, answer.prompt) in within]
     steps = sum(answer.steps for answer in own)
     drafted = sum(answer.draft_n for answer in own)
     predicted = sum(answer.predicted_n for answer in own)
     host = [answer.host_ms for answer in own if answer.host_ms is not None]
     joules = [answer.joules for answer in own if answer.joules is not None]
     seconds = sum(answer.decode_ms for answer in own) / 1e3
-    parted = [p for p in run.partings if p.arm == arm.name and p.case in {a.case for a in own}]
+    parted = [p for p in run.partings if p.arm == arm.name and p.case in cases]
     rates = [1e3 / statistics.median(by_round.values()) for by_round in _times(own).values()]
     pairs = compared(answers, run.arms)[arm.name]
     read = arm.weight_bytes * steps / 1e9

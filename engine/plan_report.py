@@ -41,6 +41,7 @@ MAX_WIDTH = 32  # of the steps that are shown and reckoned with
 SURE_TOKENS = 256  # from which on a remembered speedup counts for more than a predicted one
 AUTO = "auto"
 SMALL_CACHE = "q8_0"
+DISTURBED = "not predicted: the machine was busy while steps were timed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,8 @@ def draft_options(
     costs = staircase.costs(0)
     _, gain, ms = best_chain(ACCEPTANCE, costs, 0.0)
     free = DraftOption("free drafts", gain / ms * float(costs[1]), f"{ACCEPTANCE:.0%} of them right, assumed")
+    if staircase.disturbed:  # one slow single token would promise the moon
+        free, *forecasts = (replace(o, predicted=None, basis=DISTURBED) for o in (free, *forecasts))
     options = [DraftOption("none", 1.0, "plain decoding")]
     options.append(_recorded(free, records.get(AUTO)))
     for option in forecasts:
@@ -309,7 +312,7 @@ def _advice(
 ) -> tuple[Advice, ...]:
     """What would help, most first."""
     found: list[Advice | None] = []
-    if staircase.depths and not info.plain_reason:
+    if staircase.depths and not staircase.disturbed and not info.plain_reason:
         found.append(draft_advice(info, staircase, max(option.value for option in options)))
     if kernels is not None:
         stairs = {

@@ -135,6 +135,22 @@ def test_ratios_are_paired_by_prompt_over_the_median_of_rounds():
     assert Pairs(others, []).speedup() is None
 
 
+def test_reading_and_writing_have_no_common_speed():
+    def arm(name, times):
+        return [
+            answer("tg#0", name, category="tg", decode_ms=1000.0 / times),
+            answer("pp#0", name, category="pp", decode_ms=10.0, reading=True),
+        ]
+
+    rows = make_report(a_run([*arm("none", 1.0), *arm("auto", 2.0)])).rows["auto"]
+    written, everything = (next(row for row in rows if row.category == name) for name in ("tg", ALL))
+    assert everything.speedup.ratio.value == written.speedup.ratio.value == pytest.approx(2.0)
+    assert everything.tokens_per_s == written.tokens_per_s
+    assert (everything.answers, everything.compared) == (1, 2)
+    read = make_report(a_run([a for a in arm("none", 1.0) + arm("auto", 1.0) if a.reading]))
+    assert read.rows["auto"][-1].speedup.prompts == 1
+
+
 def test_short_answers_tell_no_speed():
     short = [answer(arm=arm, predicted_n=SHORT - 1) for arm in ("none", "auto")]
     row = make_report(a_run(short)).rows["auto"][-1]

@@ -119,6 +119,24 @@ def test_the_options_without_a_past():
     assert free.predicted == pytest.approx(best, rel=1e-3) and free.measured is None
 
 
+def test_nothing_is_predicted_from_times_of_a_busy_machine():
+    """One single token that was held up, and every draft would seem to pay."""
+    clock, rng = SimulatedClock(), np.random.default_rng(0)
+
+    class Busy(ScriptedBackend):
+        def forward(self, tokens, parents):
+            clock.sleep(10 ** (2 * rng.random()) / 1e3)
+            return super().forward(tokens, parents)
+
+    staircase = Staircase(32)
+    staircase.measure_first(Busy(V, step_costs=STEPS, clock=clock), clock=clock)
+    assert staircase.disturbed
+    record = TrackRecord(1000, 1000.0, 1500.0, 2000, 1000.0)
+    options = draft_options(staircase, {"auto": record}, [DraftOption("small", 2.0, "assumed")])
+    assert [(o.name, o.value) for o in options[:2]] == [("free drafts", 1.5), ("none", 1.0)]
+    assert options[-1].predicted is None and "busy" in options[-1].basis
+
+
 def test_where_drafts_cost_too_much_plain_decoding_comes_first():
     steep = {n: 20.0 * n for n in STEPS}
     assert draft_options(staircase_of(steep), {})[0].value == pytest.approx(1.0)
