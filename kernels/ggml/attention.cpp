@@ -1,5 +1,6 @@
 #include "attention.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -114,11 +115,32 @@ void flush(const Plan& plan, const Rows& rows, int cells, float* scratch, Batch*
     batch->n = 0;
 }
 
+// How many of the first cells of a tile any of the rows sees: what comes after them need not be read. The last tile is
+// on average half empty, and llama.cpp pads the cells of short contexts up to a multiple of four tiles.
+int cells_seen(const Plan& plan, const Rows& rows, int64_t cell) {
+    const Attention& op = plan.op;
+    int cells = static_cast<int>(op.cells - cell < kTileCells ? op.cells - cell : kTileCells);
+    if (op.mask == nullptr) return cells;
+    int seen = 0;
+    for (int64_t token = rows.end - 1; token >= rows.first && seen < cells; --token) {  // the last sees most
+        for (int64_t g = 0; g < (op.mask_heads > 1 ? plan.group : 1); ++g) {
+            const uint16_t* mask = mask_of(op, rows.stream, rows.kv_head * plan.group + g, token) + cell;
+            seen = std::max(seen, plan.kernels.visible_cells(mask, cells));
+        }
+    }
+    return seen;
+}
+
 // One tile for all the rows that see any of its cells.
 void compute_tile(const Plan& plan, const Rows& rows, int64_t tile, float* scratch) {
     const Attention& op = plan.op;
     int64_t cell = tile * kTileCells;
-    int cells = static_cast<int>(op.cells - cell < kTileCells ? op.cells - cell : kTileCells);
+    int cells = cells_seen(plan, rows, cell);
+    if (cells == 0) {
+        for (int64_t row = 0; plan.split && row < (rows.end - rows.first) * plan.group; ++row)
+            rows.states[row].maximum = kMinusInfinity;
+        return;
+    }
     bool loaded = false, blind = false;
     const uint16_t* mask = nullptr;
     Batch batch;
@@ -128,7 +150,7 @@ void compute_tile(const Plan& plan, const Rows& rows, int64_t tile, float* scrat
             int64_t row = (token - rows.first) * plan.group + g;
             if (op.mask != nullptr && (g == 0 || op.mask_heads > 1)) {
                 mask = mask_of(op, rows.stream, head, token) + cell;
-                blind = plan.kernels.all_masked(mask, cells);
+                blind = plan.kernels.visible_cells(mask, cells) == 0;
             }
             if (blind) {
                 if (plan.split) rows.states[row].maximum = kMinusInfinity;
@@ -166,11 +188,13 @@ void attention_by_tiles(const Plan& plan, float* partial, float* scratch, Team* 
     int64_t heads = op.streams * op.kv_heads;
     auto* states = reinterpret_cast<RowState*>(partial);
     float* values = partial + aligned(2 * heads * plan.tiles * per_tile);
-    for (int64_t item = member; item < heads * plan.tiles; item += size) {
-        int64_t head = item / plan.tiles;
+    // In turns by tile, then head: the last tiles of every head may be empty or nearly so, and everybody gets his share.
+    for (int64_t turn = member; turn < heads * plan.tiles; turn += size) {
+        int64_t head = turn % heads, tile = turn / heads;
+        int64_t item = head * plan.tiles + tile;
         Rows rows = {head / op.kv_heads, head % op.kv_heads, 0, op.rows, states + item * per_tile,
                      values + item * per_tile * op.v_size};
-        compute_tile(plan, rows, item % plan.tiles, scratch);
+        compute_tile(plan, rows, tile, scratch);
     }
     team_barrier(team);
     float* value = scratch + plan.running_at;

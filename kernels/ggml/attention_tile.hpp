@@ -24,16 +24,17 @@ struct Logits {
 };
 
 struct AttentionKernels {
-    // Convert `cells` (<= 64) cells to floats, the rest of the tile to zeros: `keys` [k_size][64] transposed,
-    // `values` [64][v_size]. `rows` is scratch for 16 * k_size floats.
+    // Convert `cells` (<= 64) cells to floats: `keys` [k_size][64] transposed, with zeros up to the next multiple
+    // of 16 cells, and `values` [64][v_size]. `rows` is scratch for 16 * k_size floats.
     void (*load_keys)(int64_t type, const char* source, int64_t stride, int cells, int64_t k_size, float* rows,
                       float* keys);
     void (*load_values)(int64_t type, const char* source, int64_t stride, int cells, int64_t v_size, float* values);
 
-    // Whether all of the `cells` float16 values are -infinity.
-    bool (*all_masked)(const uint16_t* mask, int cells);
+    // How many of the `cells` float16 values are left without the last ones that are -infinity.
+    int (*visible_cells)(const uint16_t* mask, int cells);
 
-    // Attention of `n` (<= 6) rows over one loaded tile. q[i]: k_size floats; mask[i]: `cells` float16 values or
+    // Attention of `n` (<= 6) rows over the first `cells` of one loaded tile: cells that a row does not see do not
+    // change its result, whether they are computed or not. q[i]: k_size floats; mask[i]: `cells` float16 values or
     // null; slope[i] multiplies them; value[i]: v_size floats, set with state[i].
     void (*rows)(int n, const float* const* q, const float* keys, const float* values, int64_t k_size,
                  int64_t v_size, int cells, const uint16_t* const* mask, const float* slope, Logits logits,
