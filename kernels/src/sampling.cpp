@@ -237,7 +237,7 @@ Kept scan_from(const Token& last) { return {{}, false, last}; }
 Kept list_of(std::vector<Token> tokens) { return {std::move(tokens), true, kNoLimit}; }
 
 // Top-p of a whole row.
-Kept keep_top_p_of_row(const BlockedRow& row, const float* x, int n, float max, double p) {
+Kept keep_top_p_of_row(const ColumnRow& row, const float* x, int n, float max, double p) {
     std::vector<double> sums(kBuckets, 0.0);
     add_weights(x, n, max, sums.data());
     double total = 0.0, before;
@@ -260,7 +260,7 @@ Kept keep_top_p_of_row(const BlockedRow& row, const float* x, int n, float max, 
 }
 
 // Top-k, typical-p, top-p, min-p, in llama.cpp's order, each on the softmax of what the one before kept.
-Kept truncate(const BlockedRow& row, const float* x, int n, float max, const Truncation& by) {
+Kept truncate(const ColumnRow& row, const float* x, int n, float max, const Truncation& by) {
     const bool typical = by.typical_p < 1.0, top_p = by.top_p < 1.0, min_p = by.min_p > 0.0;
     std::vector<Token> tokens;
     if (std::isinf(max)) {  // +inf: a softmax with nothing else in it
@@ -368,7 +368,7 @@ static uint32_t contenders(const float* x, float max, float slope, float offset,
 
 // Ranks the tokens of a row that are not less likely than `last`. The most likely ones are scored first;
 // after that hardly any other can still win, and only those that can are scored.
-std::vector<Scored> rank_row(const BlockedRow& row, const float* x, int n, float max, const Token& last,
+std::vector<Scored> rank_row(const ColumnRow& row, const float* x, int n, float max, const Token& last,
                              const Noise& noise, double temperature, size_t count) {
     constexpr double kLog2E = 1.4426950408889634, kSlack = 0.01, kMaxOffset = 1e4;
     const size_t first_look = std::max<size_t>(2 * count, 32);
@@ -411,7 +411,7 @@ std::vector<Scored> rank_row(const BlockedRow& row, const float* x, int n, float
 std::vector<Scored> rank(const float* x, int n, const Noise& noise, double temperature, const Truncation& by,
                          size_t count) {
     if (count == 0) throw std::invalid_argument("count must be at least 1");
-    const BlockedRow row(x, n, block_width(n, by.top_k > 0 ? by.top_k : 64));
+    const ColumnRow row(x, n, column_depth(n, by.top_k > 0 ? by.top_k : 64));
     const float max = row.max();
     if (!(max > kNoLimit.logit)) throw std::invalid_argument("no token has a logit above -inf");
     const Kept kept = truncate(row, x, n, max, by);

@@ -1,8 +1,9 @@
 // The largest entries of a row of logits, without sorting the row.
 //
-// A first pass keeps the maximum of every block of the row, which the compiler turns into vector code. The
-// k-th largest block maximum is then a lower bound of the k-th largest entry, so only the few blocks that
-// reach it are looked at again.
+// The row is read as rows of 16 lanes. A first pass keeps the maximum of every *column*: one lane of some
+// consecutive vectors, so that a pass is one vector operation for each vector and nothing is reduced across
+// lanes. The k-th largest maximum is then a lower bound of the k-th largest entry, so only the few columns
+// that reach it are looked at again.
 #pragma once
 
 #include <algorithm>
@@ -36,38 +37,37 @@ inline bool more_likely(const Token& a, const Token& b) {
 constexpr int kLanes = 16;
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
-// Maxima of the blocks of `width` entries (a multiple of kLanes) of x (n,); the last block may be short.
-// NaN counts as -inf. `maxima` holds (n + width - 1) / width entries.
+// Maxima of the columns of x (n,): lane j of `depth` vectors from vector i * depth on goes to
+// maxima[i * kLanes + j]. The last column may be short, or empty (-inf). NaN counts as -inf.
 SPECX_VECTOR_CLONES
-static void block_maxima(const float* x, int n, int width, float* maxima) {
+static void column_maxima(const float* x, int n, int depth, float* maxima) {
     const float lowest = -std::numeric_limits<float>::infinity();
-    const int full = n / width;
-    for (int block = 0; block < full; ++block, x += width) {
-        Lanes best = lowest - Lanes{};
-        for (int i = 0; i < width; i += kLanes) {
-            Lanes next;
+    for (int begin = 0; begin < n; begin += depth * kLanes, maxima += kLanes) {
+        const int end = std::min(n, begin + depth * kLanes);
+        // Two running maxima, since each waits for the one before; four were not faster.
+        Lanes even = lowest - Lanes{}, odd = even, next;
+        int i = begin;
+        for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
             std::memcpy(&next, x + i, sizeof next);
-            best = next > best ? next : best;
+            even = next > even ? next : even;
+            std::memcpy(&next, x + i + kLanes, sizeof next);
+            odd = next > odd ? next : odd;
         }
-        float lane[kLanes];
-        std::memcpy(lane, &best, sizeof lane);
-        for (int half = kLanes / 2; half > 0; half /= 2)
-            for (int j = 0; j < half; ++j) lane[j] = lane[j + half] > lane[j] ? lane[j + half] : lane[j];
-        maxima[block] = lane[0];
-    }
-    if (full * width < n) {
-        float best = lowest;
-        for (int i = 0; i < n - full * width; ++i) best = x[i] > best ? x[i] : best;
-        maxima[full] = best;
+        even = odd > even ? odd : even;
+        std::memcpy(maxima, &even, sizeof even);
+        for (; i < end; ++i) {
+            float& best = maxima[(i - begin) % kLanes];
+            best = x[i] > best ? x[i] : best;
+        }
     }
 }
 
-// A row of logits with its block maxima. Entries that are NaN or -inf do not exist for it.
-class BlockedRow {
+// A row of logits with the maxima of its columns. Entries that are NaN or -inf do not exist for it.
+class ColumnRow {
   public:
-    BlockedRow(const float* x, int n, int width)
-        : x_(x), n_(n), width_(width), maxima_((static_cast<size_t>(n) + width - 1) / width) {
-        block_maxima(x, n, width, maxima_.data());
+    ColumnRow(const float* x, int n, int depth)
+        : x_(x), n_(n), depth_(depth), maxima_((size_t(n) + depth * kLanes - 1) / (depth * kLanes) * kLanes) {
+        column_maxima(x, n, depth, maxima_.data());
     }
 
     float max() const {
@@ -81,12 +81,17 @@ class BlockedRow {
         // -inf itself must not pass, so the smallest finite float is the lowest threshold there is.
         const float floor = std::max(threshold, std::numeric_limits<float>::lowest());
         std::vector<Token> found;
-        for (size_t block = 0; block < maxima_.size(); ++block) {
-            if (!(maxima_[block] >= floor)) continue;
-            const int begin = static_cast<int>(block) * width_;
-            const int end = std::min(n_, begin + width_);
-            for (int i = begin; i < end; ++i)
-                if (x_[i] >= floor) found.push_back({x_[i], i});
+        for (size_t first = 0; first < maxima_.size(); first += kLanes) {
+            int lanes[kLanes], count = 0;
+            for (int j = 0; j < kLanes; ++j) {
+                lanes[count] = j;
+                count += maxima_[first + j] >= floor;
+            }
+            if (count == 0) continue;
+            const int begin = static_cast<int>(first) * depth_, end = std::min(n_, begin + depth_ * kLanes);
+            for (int i = begin; i < end; i += kLanes)
+                for (int j = 0; j < count && i + lanes[j] < end; ++j)
+                    if (x_[i + lanes[j]] >= floor) found.push_back({x_[i + lanes[j]], i + lanes[j]});
         }
         return found;
     }
@@ -103,7 +108,7 @@ class BlockedRow {
     }
 
   private:
-    // The k-th largest block maximum, -inf if there are fewer blocks.
+    // The k-th largest maximum, -inf if there are fewer columns.
     float kth_maximum(size_t k) const {
         if (k > maxima_.size()) return -std::numeric_limits<float>::infinity();
         if (k <= 128) {
@@ -118,17 +123,17 @@ class BlockedRow {
     }
 
     const float* x_;
-    int n_, width_;
+    int n_, depth_;
     std::vector<float> maxima_;
 };
 
-// Blocks narrow enough that there are several times k of them, and wide enough to be few.
-inline int block_width(int n, int k) { return static_cast<int64_t>(k) * 256 <= n ? 64 : 16; }
+// Columns short enough that there are several times k of them, and long enough to be few.
+inline int column_depth(int n, int k) { return static_cast<int64_t>(k) * 256 <= n ? 64 : 16; }
 
 // The k largest of x (n,) into ids and values (k,), by decreasing value, ties to the lower id. Entries that
 // are NaN or -inf are never among them. Returns how many there are, at most k.
 inline int topk(const float* x, int n, int k, int32_t* ids, float* values) {
-    const std::vector<Token> found = BlockedRow(x, n, block_width(n, k)).top(k);
+    const std::vector<Token> found = ColumnRow(x, n, column_depth(n, k)).top(k);
     for (size_t i = 0; i < found.size(); ++i) {
         ids[i] = found[i].id;
         values[i] = found[i].logit;
