@@ -45,20 +45,15 @@ class Draft:
         """The best tree of `n` nodes."""
         return Draft(self.tokens[:n], self.parents[:n], self.probs[:n], self.sources[:n])
 
-    def chains(self) -> tuple[Draft, ...]:
-        """Every path from the root to a leaf, as a draft; the draft itself if it is one."""
+    def chain(self, leaf: int) -> Draft:
+        """The path from the root to the node `leaf`, as a draft."""
         parents = self.parents.tolist()
-        if parents == list(range(-1, len(parents) - 1)):
-            return (self,)
-        paths = []
-        for leaf in sorted(set(range(len(parents))) - set(parents)):
-            path = [leaf]
-            while (above := parents[path[-1]]) >= 0:
-                path.append(above)
-            nodes = np.array(path[::-1])
-            row = np.arange(-1, len(path) - 1, dtype=np.int32)
-            paths.append(Draft(self.tokens[nodes], row, self.probs[nodes], self.sources[nodes]))
-        return tuple(paths)
+        path = [leaf]
+        while (above := parents[path[-1]]) >= 0:
+            path.append(above)
+        nodes = np.array(path[::-1])
+        row = np.arange(-1, len(path) - 1, dtype=np.int32)
+        return Draft(self.tokens[nodes], row, self.probs[nodes], self.sources[nodes])
 
 
 EMPTY_DRAFT = Draft(
@@ -75,8 +70,8 @@ class Offer:
             that are expected before it is asked; these tokens are not known, and -1. Where only chains are
             possible, it is the source's chain.
         take: ask for the next token; returns the draft with it. Like a forecast it may have a leaf more than
-            `propose` was allowed: where only chains are possible, it is two that share their beginning, and
-            `Draft.chains` tells them apart.
+            `propose` was allowed: where only chains are possible, it is two that share their beginning, of
+            which one is taken.
         most: most further tokens that can be had.
         token_ms: expected milliseconds of each.
         invest_ms: expected milliseconds before the first of them, of work that serves later steps as well:

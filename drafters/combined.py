@@ -7,13 +7,14 @@ free draft become one tree, in which tokens that both propose are one node, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.base import Output
 from specx.drafters.base import EMPTY_DRAFT, NO_TRUNCATION, Draft, Drafter, Offer, Truncation
-from specx.drafters.merge import merge, node_of_path
+from specx.drafters.merge import best_after, merge
 from specx.drafters.model import ModelDrafter
 from specx.drafters.model_calibration import AGREES, OTHER, SILENT, Cell, Place
 
@@ -34,6 +35,7 @@ class CombinedDrafter:
         self.free = free
         self.model: ModelDrafter | None = None
         self.source_names = (*free.source_names, "model")
+        self._source = len(free.source_names)  # the model's index
         self._text: list[int] = []
         self._position = self._seed = 0
         self._temperature = 0.0
@@ -98,7 +100,11 @@ class CombinedDrafter:
         invest_ms = 0.0
         if not self._chain:
             invest_ms = costs.reading(model.unread(())) + (0.0 if model.loaded else costs.open_ms)
-        return Offer(self._forecast, self._take, most, costs.token_ms, invest_ms, model.loaded)
+        calibration = model.calibration
+        expected = calibration.forecast(self._place), calibration.later(model.noisy)
+        return Offer(
+            partial(self._forecast, *expected), self._take, most, costs.token_ms, invest_ms, model.loaded
+        )
 
     def observe_rows(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """Logits (n, V) that followed each of `tokens` (n,), which are consecutive tokens of a prompt."""
@@ -131,17 +137,11 @@ class CombinedDrafter:
             truncation=self._truncation,
         )
 
-    def _forecast(self, further: int) -> Draft:
-        assert self.model is not None
-        calibration = self.model.calibration
-        later = calibration.later(self.model.noisy)
-        expected = [calibration.forecast(self._place), *[later] * (further - 1)]
-        tokens, hazards = [*self._chain, *[UNKNOWN] * further], [*self._hazards, *expected]
-        if not self._chains:
-            return self._merged(tokens, hazards)
-        row = np.arange(len(tokens), dtype=np.int32)
-        sources = np.full(len(tokens), len(self.source_names) - 1, np.uint8)
-        return Draft(np.array(tokens, np.int32), row - 1, np.cumprod(hazards, dtype=np.float32), sources)
+    def _forecast(self, first: float, later: float, further: int) -> Draft:
+        """The draft with `further` tokens of the model, the first of them right with probability `first`."""
+        tokens = [*self._chain, *[UNKNOWN] * further]
+        hazards = [*self._hazards, first, *[later] * (further - 1)]
+        return merge(EMPTY_DRAFT if self._chains else self._draft, tokens, hazards, self._source)
 
     def _take(self) -> Draft:
         model = self.model
@@ -154,15 +154,11 @@ class CombinedDrafter:
             self._hazards.append(calibration.hazard(cell))
             self._cells.append((cell, self._place))
             self._place = calibration.following(model.noisy, proposal.margin)
-        return self._merged(self._chain, self._hazards)
+        return merge(self._draft, self._chain, self._hazards, self._source)
 
     def _agreement(self, token: int) -> int:
         """What the free draft says at the place of the chain's next token, which is `token`."""
-        node = node_of_path(self._draft, self._chain)
-        below = np.flatnonzero(self._draft.parents == (len(self._draft) if node is None else node))
-        if not len(below):
+        best = best_after(self._draft, self._chain)
+        if best is None:
             return SILENT
-        return AGREES if self._draft.tokens[below[0]] == token else OTHER
-
-    def _merged(self, chain: Sequence[int], hazards: Sequence[float]) -> Draft:
-        return merge(self._draft, chain, hazards, len(self.source_names) - 1)
+        return AGREES if best == token else OTHER

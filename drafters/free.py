@@ -124,7 +124,7 @@ class FreeDrafter:
             rows = output.logits[: len(draft) + 1]
             self._trie.update_tree(self._previous, self._last, draft.tokens, draft.parents, rows)
         self._position += len(emitted)
-        self._previous, self._last = [self._previous, self._last, *emitted[-2:].tolist()][-2:]
+        self._previous, self._last = [self._previous, self._last, *tokens[-2:]][-2:]
         self._choose_order()
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
@@ -145,8 +145,11 @@ class FreeDrafter:
             raise ValueError(f"the saved rows do not fit: {error}") from error
 
     def _choose_order(self) -> None:
-        plain, coupled = self._trie.order_scores
-        self._coupled = self._temperature > 0 and coupled >= plain
+        if self._temperature > 0:
+            plain, coupled = self._trie.order_scores
+            self._coupled = coupled >= plain
+        else:
+            self._coupled = False
 
     def _make_room(self, coming: int) -> None:
         """Drop the older half of the text when `coming` more tokens would be too many."""

@@ -107,7 +107,7 @@ class ModelCalibration:
 
     def score(self, cell: Cell, at: Place, right: bool) -> None:
         """A token of `cell`, forecast from `at`, was `right` or not."""
-        self.tokens += (right, 1)
+        _count(self.tokens, right, 1.0)
         _count(self.counts[cell], right, KEEP)
         _count(self.margins[cell[:2]], right, KEEP)
         _count(self.forecasts[at], right, PLACE_KEEP)
@@ -140,8 +140,8 @@ _FIELDS = ("counts", "margins", "forecasts", "all", "tokens")
 
 
 def _count(counts: NDArray[np.float64], right: bool, keep: float) -> None:
-    counts *= keep
-    counts += (right, 1)
+    hits, trials = counts.tolist()  # plain numbers: NumPy takes longer to begin than they to be added up
+    counts[0], counts[1] = keep * hits + right, keep * trials + 1
 
 
 def _mean(counts: NDArray[np.float64], prior: float, weight: float = PRIOR_TRIALS) -> float:

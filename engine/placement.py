@@ -324,5 +324,5 @@ def best_chain(acceptance: float, costs: NDArray[np.float64], draft_ms: float) -
     probs = (acceptance ** np.arange(1, count + 1)).astype(np.float32)
     drafting = draft_ms * np.maximum(np.arange(len(costs)) - 1, 0)
     parents = np.arange(-1, count - 1, dtype=np.int32)
-    nodes, _, _, gain, ms = best_prefix(probs, parents, costs + drafting, 0.0, 0.0)
+    _, nodes, _, _, gain, ms = best_prefix(probs, parents, costs + drafting, 0.0, 0.0)
     return nodes, gain, ms

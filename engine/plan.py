@@ -166,25 +166,32 @@ class Plan:
         costs = self._costs(length)[: max(1, min(backend.max_width, room)) + 1]
         if self._forbidden is not None and room >= self.narrowest:
             costs = costs + self._forbidden[: len(costs)]
-        self._plain_ms = costs.min()
+        self._plain_ms = float(costs.min())
         leaves = 1 if self.widths else backend.max_leaves
-        if limit <= 0 or not np.isfinite(self._affordable(costs)[2:]).any():
+        if limit <= 0 or not (costs[2:] <= self._affordable()).any():
             return self._best(EMPTY_DRAFT, costs, leaves)
         best = self._best(drafter.propose(limit, leaves), costs, leaves)
         return self._ask(drafter, best, costs, leaves)
 
     def _best(self, draft: Draft, costs: NDArray[np.float64], leaves: int, spent_ms: float = 0.0) -> Decision:
         """The prefix of `draft` of the highest rate: of one of its chains, if there may be one leaf only."""
-        costs = self._affordable(costs, spent_ms)
-        best: Decision | None = None
-        for part in draft.chains() if leaves == 1 else (draft,):
-            nodes, width, branches, gain, cost = best_prefix(
-                part.probs, part.parents, costs, self._host_ms + spent_ms, self._leaf_ms
-            )
-            if best is None or gain / cost > best.rate:
-                best = Decision(_padded(part.head(nodes), width - 1), branches, gain, cost)
-        assert best is not None  # every draft has a chain, if an empty one
-        return best
+        leaf, nodes, width, branches, gain, cost = self._scan(draft, costs, leaves, spent_ms)
+        part = draft if leaf < 0 else draft.chain(leaf)
+        return Decision(_padded(part.head(nodes), width - 1), branches, gain, cost)
+
+    def _scan(
+        self, draft: Draft, costs: NDArray[np.float64], leaves: int, spent_ms: float
+    ) -> tuple[int, int, int, int, float, float]:
+        """What `best_prefix` gives for the widths that the budget covers beside `spent_ms`."""
+        return best_prefix(
+            draft.probs,
+            draft.parents,
+            costs,
+            self._host_ms + spent_ms,
+            self._leaf_ms,
+            self._affordable(spent_ms),
+            leaves == 1,
+        )
 
     def _ask(self, drafter: Drafter, free: Decision, costs: NDArray[np.float64], leaves: int) -> Decision:
         """`free`, or what is better once a source that costs time was asked as often as that pays."""
@@ -235,8 +242,8 @@ class Plan:
             time_ms = spent_ms + further * offer.token_ms
             if further > offer.most or not self._covers(time_ms):
                 return
-            then = self._best(offer.forecast(further), costs, leaves, time_ms)
-            yield max(then.expected / best.rate - then.cost_ms, 0.0)
+            *_, expected, cost_ms = self._scan(offer.forecast(further), costs, leaves, time_ms)
+            yield max(expected / best.rate - cost_ms, 0.0)
 
     def _may_explore(self, offer: Offer, best: Decision, costs: NDArray[np.float64]) -> bool:
         """Whether a token may be asked for that is not expected to pay: rarely, and where it might."""
@@ -244,10 +251,13 @@ class Plan:
         if self._exploring_ms < time_ms or not self._covers(time_ms):
             return False
         self._exploring_ms = min(self._exploring_ms, 2 * time_ms)  # and not often in a row
-        sure = (_sure(n) for n in AHEAD if n <= offer.most)
-        return any(
-            self._best(draft, costs, 1, len(draft) * offer.token_ms).rate > best.rate for draft in sure
-        )
+        for n in AHEAD:
+            if n > offer.most:
+                break
+            *_, expected, cost_ms = self._scan(_sure(n), costs, 1, n * offer.token_ms)
+            if expected / cost_ms > best.rate:
+                return True
+        return False
 
     def _covers(self, spent_ms: float) -> bool:
         """Whether the budget covers so much time in a step."""
@@ -260,7 +270,7 @@ class Plan:
         self._host_ms += TIME_RATE * (host_ms - self._host_ms)
         n = len(decision.draft) + 1
         switched, self._before = n != self._before, n
-        cost = float(self.staircase.costs(length)[n])
+        cost = self.staircase.cost(n, length)
         excess = min(forward_ms, CLIP * cost) - cost
         lost = (cost + excess) / self._plain_ms - 1 - accepted if n > 1 or switched else 0.0
         if decision.asked is not None:
@@ -280,11 +290,10 @@ class Plan:
             saved = self._switch_ms if n > 1 and not switched else 0.0
             self.staircase.observe(n, length, forward_ms + saved)
 
-    def _affordable(self, costs: NDArray[np.float64], spent_ms: float = 0.0) -> NDArray[np.float64]:
-        """`costs` without the widths whose loss, if nothing drafted comes true, the budget does not cover
+    def _affordable(self, spent_ms: float = 0.0) -> float:
+        """Milliseconds of the dearest width whose loss, if nothing drafted comes true, the budget covers
         beside `spent_ms`."""
-        most = self._plain_ms * (1 + self._budget) - spent_ms
-        return np.where(costs <= max(most, self._plain_ms), costs, np.inf)
+        return max(self._plain_ms * (1 + self._budget) - spent_ms, self._plain_ms)
 
     def _costs(self, length: int) -> NDArray[np.float64]:
         """(max_width + 1,) milliseconds by width, after a step of the width before.

@@ -345,7 +345,7 @@ class Session:
     def take_stock(self, step: Step) -> None:
         """Let the choice of a draft model follow from what `step` gave, and put it on record."""
         if self.staircase.depths:
-            plain_ms = float(self.staircase.costs(self.backend.length)[1])
+            plain_ms = self.staircase.cost(1, self.backend.length)
             self.learned.records.add(self.drafter_label, step, plain_ms)
         if self.draft_models is not None and isinstance(self.drafter, CombinedDrafter):
             self.draft_models.after(self.drafter, step, self.backend.length)

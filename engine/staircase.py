@@ -114,6 +114,10 @@ class Staircase:
         costs[INTERPOLATED + 1 : -1] = np.inf
         return costs
 
+    def cost(self, n: int, length: int) -> float:
+        """Milliseconds of a call of `n` tokens, as in `costs`; of widths that are not used, too."""
+        return self._expected(n, length) if self._depths else float(n)
+
     def measure_first(
         self, backend: Backend, *, clock: Clock = time.perf_counter, stopped: Stopped = _never
     ) -> float:

@@ -1,5 +1,7 @@
 """What the native module exports. The NumPy references beside it say in full what each function does."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -155,12 +157,35 @@ def best_prefix(
     costs: NDArray[np.float64],
     host_ms: float,
     leaf_ms: float,
-) -> tuple[int, int, int, float, float]:
-    """Nodes, width, extra leaves, gain and milliseconds of the prefix with the highest expected rate.
+    most_ms: float = ...,
+    one_leaf: bool = False,
+) -> tuple[int, int, int, int, float, float]:
+    """Leaf, nodes, width, extra leaves, gain and milliseconds of the prefix with the highest expected rate.
+
+    Widths that cost more than `most_ms` are left out. With `one_leaf` it is a prefix of one of the draft's
+    chains: of the one that ends at node `leaf`, or of the draft itself, which is a chain then, if that is -1.
 
     Raises:
         ValueError: no width has a finite cost, or the arrays are no draft.
     """
+
+def merge_chain(
+    tokens: NDArray[np.int32],
+    parents: NDArray[np.int32],
+    probs: NDArray[np.float32],
+    sources: NDArray[np.uint8],
+    chain: Sequence[int],
+    hazards: Sequence[float],
+    source: int,
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
+    """The tree of a draft and a chain of another source, as `specx.drafters.merge` describes it.
+
+    Raises:
+        ValueError: the arrays are no draft, or chain and hazards differ in length.
+    """
+
+def token_after(tokens: NDArray[np.int32], parents: NDArray[np.int32], path: Sequence[int]) -> int:
+    """The most promising token of a draft after the tokens of `path`; -1 if there is none."""
 
 def read_bandwidth(bytes: int, threads: int, repeats: int) -> float:
     """Bytes per second that `threads` threads read from fresh memory of `bytes` bytes; the best of `repeats`.

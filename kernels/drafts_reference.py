@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE
 
-__all__ = ["FreeTrieReference", "RecycleTableReference", "SuffixText"]
+__all__ = ["FreeTrieReference", "RecycleTableReference", "SuffixText", "merge_chain", "token_after"]
 
 SEPARATOR = -1
 ROW_WIDTH = 8
@@ -32,6 +32,8 @@ MARGIN_EDGES = (0.25, 0.75, 1.5, 3.0, 5.0)
 CLEAR_MARGIN = 1.0
 
 String = tuple[int, ...]
+Node = tuple[int, int, float, int]
+"""Token, parent, path probability and source of a node of a draft."""
 Noise = Callable[[int, int, int], float]
 """Gumbel noise of (seed, position, token)."""
 
@@ -293,3 +295,52 @@ class FreeTrieReference:
                 return nodes
             nodes.append((token, parent, -prob, source))
             paths.append((*paths[parent + 1], token))
+
+
+def merge_chain(
+    draft: Sequence[Node], tokens: Sequence[int], hazards: Sequence[float], source: int
+) -> list[Node]:
+    """The tree of a draft and of a chain from below its root, best first, by the paths of both.
+
+    At each node of the chain its token has the given hazard, and the other children share what is left in the
+    proportions that they had.
+    """
+    paths: list[String] = []
+    for token, parent, _, _ in draft:
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    before = {path: node[2] for path, node in zip(paths, draft, strict=True)} | {(): 1.0}
+    sources = {path: node[3] for path, node in zip(paths, draft, strict=True)}
+    own = len(paths)
+    chain = tuple(tokens)
+    now: dict[String, float] = {(): 1.0}
+    for depth, hazard in enumerate(hazards):
+        path = chain[: depth + 1]
+        now[path] = now[path[:-1]] * hazard
+        if path not in sources:
+            paths.append(path)
+            sources[path] = source
+    for path in paths[:own]:
+        if path in now:
+            continue
+        above = path[:-1]
+        share = before[path] / max(before[above], 1e-9)  # of what was right below the node above
+        if above == chain[: len(above)] and len(above) < len(chain):  # the chain says something else here
+            same = before.get(chain[: len(above) + 1], 0.0) / max(before[above], 1e-9)
+            share *= (1 - hazards[len(above)]) / max(1 - same, 1e-6)
+        now[path] = now[above] * share
+    for path in paths:
+        now[path] = min(now[path], now[path[:-1]])
+    order = sorted(paths, key=lambda path: -now[path])
+    place = {path: i for i, path in enumerate(order)} | {(): -1}
+    return [(path[-1], place[path[:-1]], now[path], sources[path]) for path in order]
+
+
+def token_after(draft: Sequence[Node], path: Sequence[int]) -> int:
+    """The token of the first child of the node that the tokens `path` lead to, -1 if there is none."""
+    at = -1
+    for token in path:
+        found = [i for i, node in enumerate(draft) if node[1] == at and node[0] == token]
+        if not found:
+            return -1
+        at = found[0]
+    return next((token for token, parent, _, _ in draft if parent == at), -1)

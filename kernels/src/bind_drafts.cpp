@@ -2,12 +2,14 @@
 // copied on the way in; what comes out is the caller's own.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <stdexcept>
 #include <vector>
 
 #include "free_trie.hpp"
+#include "merge.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -135,9 +137,7 @@ void update_tree(BoundTrie& self, int32_t previous, int32_t token, const Ints& t
     self.trie.update_tree(previous, token, tokens.data(), parents.data(), logits.data(), static_cast<int64_t>(n));
 }
 
-nb::tuple grow(BoundTrie& self, int limit, int leaves, uint64_t seed, int64_t position, double temperature,
-               bool coupled) {
-    const auto& nodes = self.trie.grow(limit, leaves, {seed, temperature, coupled}, position);
+nb::tuple draft_arrays(const DraftNodes& nodes) {
     const size_t n = nodes.size();
     const auto column = [&](auto member, auto zero) {
         using T = decltype(zero);
@@ -147,6 +147,36 @@ nb::tuple grow(BoundTrie& self, int limit, int leaves, uint64_t seed, int64_t po
     };
     return nb::make_tuple(column(&FreeTrie::Node::token, int32_t{}), column(&FreeTrie::Node::parent, int32_t{}),
                           column(&FreeTrie::Node::prob, float{}), column(&FreeTrie::Node::source, uint8_t{}));
+}
+
+nb::tuple grow(BoundTrie& self, int limit, int leaves, uint64_t seed, int64_t position, double temperature,
+               bool coupled) {
+    return draft_arrays(self.trie.grow(limit, leaves, {seed, temperature, coupled}, position));
+}
+
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+DraftNodes nodes_of(const Ints& tokens, const Ints& parents, const Floats* probs, const Bytes* sources) {
+    const size_t n = tokens.shape(0);
+    require(parents.shape(0) == n && (!probs || probs->shape(0) == n) && (!sources || sources->shape(0) == n),
+            "the arrays of a draft differ in length");
+    DraftNodes nodes(n);
+    for (size_t i = 0; i < n; ++i) {
+        const int32_t parent = parents.data()[i];
+        require(parent >= -1 && parent < static_cast<int32_t>(i), "parents come first");
+        nodes[i] = {tokens.data()[i], parent, probs ? probs->data()[i] : 0.0f, sources ? sources->data()[i] : uint8_t{0}};
+    }
+    return nodes;
+}
+
+nb::tuple merged(const Ints& tokens, const Ints& parents, const Floats& probs, const Bytes& sources,
+                 const std::vector<int32_t>& chain, const std::vector<double>& hazards, uint8_t source) {
+    return draft_arrays(merge_chain(nodes_of(tokens, parents, &probs, &sources), chain, hazards, source));
+}
+
+int32_t after(const Ints& tokens, const Ints& parents, const std::vector<int32_t>& path) {
+    return token_after(nodes_of(tokens, parents, nullptr, nullptr), path);
 }
 
 template <size_t N>
@@ -219,4 +249,7 @@ void bind_drafts(nb::module_& m) {
     bind_automaton(m);
     bind_table(m);
     bind_trie(m);
+    m.def("merge_chain", &merged, "tokens"_a, "parents"_a, "probs"_a, "sources"_a, "chain"_a, "hazards"_a,
+          "source"_a);
+    m.def("token_after", &after, "tokens"_a, "parents"_a, "path"_a);
 }

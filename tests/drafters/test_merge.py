@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specx.drafters.base import EMPTY_DRAFT, Draft
-from specx.drafters.merge import merge, node_of_path
+from specx.drafters.merge import best_after, merge
+from specx.kernels import drafts_reference as reference
 
 
 def tree(tokens, parents, probs):
@@ -55,24 +56,24 @@ def test_what_the_chain_contradicts_shares_what_is_left():
 
 def test_chains_of_a_draft():
     free = tree([5, 6, 7], [-1, 0, 1], [0.5, 0.4, 0.2])
-    (same,) = free.chains()
-    assert same is free
-    assert EMPTY_DRAFT.chains() == (EMPTY_DRAFT,)
+    assert free.chain(2).tokens.tolist() == [5, 6, 7]
     apart = merge(free, [5, 9], [0.9, 0.5], 3)
-    chains = [chain.tokens.tolist() for chain in apart.chains()]
-    assert sorted(chains) == [[5, 6, 7], [5, 9]]
-    for chain in apart.chains():
+    leaves = sorted(set(range(len(apart))) - set(apart.parents.tolist()))
+    chains = [apart.chain(leaf) for leaf in leaves]
+    assert sorted(chain.tokens.tolist() for chain in chains) == [[5, 6, 7], [5, 9]]
+    for chain in chains:
         assert chain.parents.tolist() == list(range(-1, len(chain) - 1))
         assert all(
             paths(apart)[tuple(chain.tokens[: i + 1].tolist())] == p for i, p in enumerate(chain.probs)
         )
 
 
-def test_nodes_by_their_path():
-    free = tree([5, 8, 6, 6], [-1, -1, 0, 1], [0.6, 0.2, 0.2, 0.1])
-    assert [node_of_path(free, path) for path in ([], [5], [8], [5, 6], [8, 6], [6], [5, 8])] == [
-        -1, 0, 1, 2, 3, None, None,
+def test_the_best_token_after_a_path():
+    free = tree([5, 8, 6, 7, 9], [-1, -1, 0, 1, 0], [0.6, 0.2, 0.2, 0.1, 0.1])
+    assert [best_after(free, path) for path in ([], [5], [8], [5, 6], [6], [5, 8])] == [
+        5, 6, 7, None, None, None,
     ]  # fmt: skip
+    assert best_after(EMPTY_DRAFT, []) is None
 
 
 @st.composite
@@ -94,10 +95,38 @@ def free_drafts(draw):
     return merge(tree(tokens, parents, probs), [], [], 1)  # in order
 
 
-@given(
-    free_drafts(),
-    st.lists(st.tuples(st.integers(-1, 4), st.floats(0.01, 0.99)), max_size=6),
-)
+CHAINS = st.lists(st.tuples(st.integers(-1, 4), st.floats(0.01, 0.99)), max_size=6)
+
+
+@given(free_drafts(), CHAINS)
+def test_native_equals_reference(free, chain):
+    tokens, hazards = [token for token, _ in chain], [hazard for _, hazard in chain]
+    columns = free.tokens, free.parents, free.probs, free.sources
+    nodes = list(zip(*(column.tolist() for column in columns), strict=True))
+    draft = merge(free, tokens, hazards, 1)
+    expected = reference.merge_chain(nodes, tokens, hazards, 1)
+    found = zip(draft.probs.tolist(), draft.sources.tolist(), strict=True)
+    merged = dict(zip(paths(draft), found, strict=True))
+    strings: list[tuple[int, ...]] = []
+    for token, parent, prob, source in expected:
+        strings.append((*(strings[parent] if parent >= 0 else ()), token))
+        assert merged[strings[-1]] == (pytest.approx(prob, rel=1e-5), source)
+    assert len(merged) == len(expected)
+    for path in ([], *strings):
+        token = reference.token_after(nodes, path)
+        assert best_after(free, path) == (token if token >= 0 else None)
+
+
+def test_arrays_that_are_no_draft_are_refused():
+    with pytest.raises(ValueError, match="parents"):
+        merge(tree([5, 6], [1, -1], [0.5, 0.5]), [5], [0.5], 1)
+    with pytest.raises(ValueError, match="length"):
+        merge(tree([5, 6], [-1], [0.5, 0.5]), [5], [0.5], 1)
+    with pytest.raises(ValueError, match="length"):
+        merge(EMPTY_DRAFT, [5, 6], [0.5], 1)
+
+
+@given(free_drafts(), CHAINS)
 def test_the_contract_of_drafts_is_kept(free, chain):
     tokens, hazards = [token for token, _ in chain], [hazard for _, hazard in chain]
     draft = merge(free, tokens, hazards, 1)

@@ -1,0 +1,18 @@
+// One tree from a draft and the chain of another source; reference: specx/kernels/drafts_reference.py.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "free_trie.hpp"
+
+using DraftNodes = std::vector<FreeTrie::Node>;  // parents first
+
+// `draft` and the chain `tokens` (n,) from below its root, as one tree, best first. hazards (n,) are the
+// probabilities that a token is right if those before it are; `source` is that of nodes that are new.
+DraftNodes merge_chain(const DraftNodes& draft, const std::vector<int32_t>& tokens,
+                       const std::vector<double>& hazards, uint8_t source);
+
+// The first child of the node that the tokens `path` lead to, which is its most promising one: its token, -1 if
+// there is none.
+int32_t token_after(const DraftNodes& draft, const std::vector<int32_t>& path);
