@@ -7,11 +7,13 @@ call. `LlamaBackend` runs GGUF files; `ScriptedBackend` is a tiny language model
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from specx.kernels._native import LogitRows
 
 __all__ = ["Backend", "Output", "Progress", "RowSink", "Vocab"]
 
@@ -29,10 +31,15 @@ class Output:
     Attributes:
         logits: (n, V) float32, row i follows token i of the call. Borrowed: valid until the next call.
         hidden: (n, d) float32 hidden states, if the backend was asked for them.
+        rows: `logits` with what is known of them: each is read through once, whoever asks first.
     """
 
     logits: NDArray[np.float32]
     hidden: NDArray[np.float32] | None = None
+    rows: LogitRows = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", LogitRows(self.logits))
 
 
 class Vocab(Protocol):

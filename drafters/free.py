@@ -121,8 +121,7 @@ class FreeDrafter:
         # Scoring comes first: the rows already tell what was emitted.
         self._trie.observe(emitted, self._seed, self._position, self._temperature)
         if self._recycles and self._last >= 0:
-            rows = output.logits[: len(draft) + 1]
-            self._trie.update_tree(self._previous, self._last, draft.tokens, draft.parents, rows)
+            self._trie.update_tree(self._previous, self._last, draft.tokens, draft.parents, output.rows)
         self._position += len(emitted)
         self._previous, self._last = [self._previous, self._last, *tokens[-2:]][-2:]
         self._choose_order()

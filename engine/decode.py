@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Backend
+from specx.backends.base import Backend, Output
 from specx.drafters.base import Draft, Drafter
 from specx.engine.plan import Asked, Plan
 from specx.engine.sampling import Sampler
@@ -102,7 +102,7 @@ def decode(
         output = target.forward(tokens, parents)
         answered = clock()
         try:
-            emitted, rows, evidence = _verify(draft, output.logits, sampler, position, stops)
+            emitted, rows, evidence = _verify(draft, output, sampler, position, stops)
         except BaseException:
             target.keep([0])  # the root is right in any case, and the target takes no other call before
             raise
@@ -122,7 +122,7 @@ def decode(
 
 
 def _verify(
-    draft: Draft, logits: NDArray[np.float32], sampler: Sampler, position: int, stops: frozenset[int]
+    draft: Draft, output: Output, sampler: Sampler, position: int, stops: frozenset[int]
 ) -> tuple[list[int], list[int], list[Evidence]]:
     """Descend the tree as long as it holds the token the target chooses.
 
@@ -135,12 +135,12 @@ def _verify(
     evidence: list[Evidence] = []
     row = 0
     while True:
-        token = sampler.sample(logits[row], position + len(emitted))
+        token = sampler.sample_row(output, row, position + len(emitted))
         sampler.accept(token)
         emitted.append(token)
         rows.append(row)
         if sampler.margins:
-            evidence.append(_evidence(sampler.last_margin, logits[row]))
+            evidence.append(_evidence(sampler.last_margin, output.logits[row]))
         child = children.get((row, token))
         if child is None or token in stops:
             return emitted, rows, evidence

@@ -20,9 +20,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from specx.backends.base import Output
 from specx.backends.errors import GrammarError, ModelError, UsageError
 from specx.engine.settings import SamplingSettings
-from specx.kernels._native import rank_tokens
 
 __all__ = ["Constraint", "Sampler"]
 
@@ -78,6 +78,7 @@ class Sampler:
                     f"token ids go from 0 to {vocab_size - 1}",
                 )
         self._penalties = _Penalties(settings)
+        self._adjusts = bool(settings.logit_bias) or self._penalties.active
         self._scratch = np.empty(vocab_size, np.float32)
 
     def begin(self, context: Sequence[int]) -> None:
@@ -95,14 +96,17 @@ class Sampler:
             ModelError: no token has a logit above -inf.
             GrammarError: the constraint allows no token at all.
         """
-        row = self._adjusted(logits)
-        if self._argmax:
-            token = int(np.argmax(row))
-            if row[token] > -np.inf:  # not so if a logit is NaN, which the ranking knows how to treat
-                return token
+        return self.sample_row(Output(logits[None]), 0, position)
+
+    def sample_row(self, output: Output, row: int, position: int) -> int:
+        """The same from row `row` of what a forward call gave."""
+        if self._adjusts:
+            output, row = Output(self._adjusted(output.logits[row])[None]), 0
+        if self._argmax and (token := output.rows.argmax(row)) >= 0:
+            return token
         if self._constraint is not None:
-            return self._sample_allowed(row, position, self._constraint)
-        ids, scores = self._rank(row, position, 2 if self.margins else 1)
+            return self._sample_allowed(output, row, position, self._constraint)
+        ids, scores = self._rank(output, row, position, 2 if self.margins else 1)
         return self._winner(ids, scores)
 
     def accept(self, token: int) -> None:
@@ -112,9 +116,7 @@ class Sampler:
             self._constraint.accept(token)
 
     def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`logits` with bias and penalties: the row itself if there are none, else the scratch row."""
-        if not len(self._bias) and not self._penalties.active:
-            return logits
+        """`logits` with bias and penalties, in the scratch row."""
         row = self._scratch
         np.copyto(row, logits)
         row[self._bias_ids] += self._bias
@@ -122,10 +124,10 @@ class Sampler:
         return row
 
     def _rank(
-        self, row: NDArray[np.float32], position: int, count: int
+        self, output: Output, row: int, position: int, count: int
     ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         try:
-            return rank_tokens(row, self._seed, position, self._temperature, *self._truncation, count)
+            return output.rows.rank(row, self._seed, position, self._temperature, *self._truncation, count)
         except ValueError as problem:
             raise ModelError(
                 "there is no token to choose: every logit is -inf or NaN",
@@ -137,24 +139,25 @@ class Sampler:
             self.last_margin = float(scores[0] - scores[1]) if len(ids) > 1 else float("inf")
         return int(ids[0])
 
-    def _sample_allowed(self, row: NDArray[np.float32], position: int, constraint: Constraint) -> int:
+    def _sample_allowed(self, output: Output, row: int, position: int, constraint: Constraint) -> int:
         """The best allowed token, asking the constraint about as few tokens as will do."""
         wanted = 2 if self.margins else 1
-        for count in (wanted, _FEW, len(row)):
-            ids, scores = self._rank(row, position, count)
+        logits = output.logits[row]
+        for count in (wanted, _FEW, len(logits)):
+            ids, scores = self._rank(output, row, position, count)
             allowed = constraint.allowed(ids)
             # The tokens not asked about yet can only follow, so `wanted` allowed ones settle it.
             if np.count_nonzero(allowed) >= wanted or len(ids) < count:
                 break
         if not allowed.any():
-            everything = np.arange(len(row), dtype=np.int32)
-            masked = np.where(constraint.allowed(everything), row, np.float32(-np.inf))
+            everything = np.arange(len(logits), dtype=np.int32)
+            masked = np.where(constraint.allowed(everything), logits, np.float32(-np.inf))
             if not (masked > -np.inf).any():
                 raise GrammarError(
                     "the grammar allows none of the model's tokens here",
                     "check that the grammar can be completed with the text so far",
                 )
-            ids, scores = self._rank(masked, position, wanted)
+            ids, scores = self._rank(Output(masked[None]), 0, position, wanted)
             return self._winner(ids, scores)
         return self._winner(ids[allowed], scores[allowed])
 

@@ -25,6 +25,27 @@ def rank_tokens(
         ValueError: no logit is above -inf, or count is below 1.
     """
 
+class LogitRows:
+    """The logits (n, V) of one call, borrowed; what is found out about a row is kept."""
+
+    def __init__(self, logits: NDArray[np.float32]) -> None: ...
+    def argmax(self, row: int) -> int:
+        """The token of the largest logit, ties to the lower id; -1 if there is none above -inf."""
+
+    def rank(
+        self,
+        row: int,
+        seed: int,
+        position: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        typical_p: float,
+        count: int,
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """`rank_tokens` of a row."""
+
 SUFFIX_SHAPE: tuple[int, ...]
 RECYCLE_SHAPE: tuple[int, ...]
 
@@ -136,7 +157,7 @@ class FreeTrie:
         token: int,
         tokens: NDArray[np.int32],
         parents: NDArray[np.int32],
-        logits: NDArray[np.float32],
+        logits: LogitRows,
     ) -> None:
         """Rows (1 + n, V) of a verified tree of n nodes; its root is `token`, which came after `previous`."""
 

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "bound_rows.hpp"
 #include "free_trie.hpp"
 #include "merge.hpp"
 
@@ -52,8 +53,9 @@ void update(RecycleTable& table, const Ints& previous, const Ints& tokens, const
     const size_t n = tokens.shape(0);
     require(previous.shape(0) == n && logits.shape(0) == n, "previous, tokens and logits differ in length");
     require(logits.shape(1) == static_cast<size_t>(table.vocab_size()), "logits are not of this vocabulary");
+    LogitRows rows(logits.data(), n, table.vocab_size());
     for (size_t i = 0; i < n; ++i)
-        table.update(previous.data()[i], tokens.data()[i], logits.data() + i * logits.shape(1));
+        table.update(previous.data()[i], tokens.data()[i], rows[i]);
 }
 
 // Rows from elsewhere may end early with -1.
@@ -128,13 +130,12 @@ void observe(BoundTrie& self, const Ints& tokens, uint64_t seed, int64_t positio
 }
 
 void update_tree(BoundTrie& self, int32_t previous, int32_t token, const Ints& tokens, const Ints& parents,
-                 const FloatRows& logits) {
+                 BoundRows& logits) {
     const size_t n = tokens.shape(0);
     require(parents.shape(0) == n, "tokens and parents differ in length");
-    require(logits.shape(0) == n + 1, "logits need one row for the root and one for each node");
-    require(logits.shape(1) == static_cast<size_t>(self.trie.table().vocab_size()),
-            "logits are not of this vocabulary");
-    self.trie.update_tree(previous, token, tokens.data(), parents.data(), logits.data(), static_cast<int64_t>(n));
+    require(logits.rows.size() >= n + 1, "logits need one row for the root and one for each node");
+    require(logits.rows.vocab_size() == self.trie.table().vocab_size(), "logits are not of this vocabulary");
+    self.trie.update_tree(previous, token, tokens.data(), parents.data(), logits.rows, static_cast<int64_t>(n));
 }
 
 nb::tuple draft_arrays(const DraftNodes& nodes) {

@@ -45,14 +45,14 @@ void FreeTrie::preload(const int32_t* tokens, int64_t n) {
 }
 
 void FreeTrie::update_tree(int32_t previous, int32_t token, const int32_t* tokens, const int32_t* parents,
-                           const float* logits, int64_t nodes) {
+                           LogitRows& logits, int64_t nodes) {
     // Backwards: where two nodes have the same context, the more probable path has the last word.
     for (int64_t i = nodes - 1; i >= 0; --i) {
         if (parents[i] < -1 || parents[i] >= i) throw std::invalid_argument("a parent comes after its child");
         const int32_t before = parents[i] < 0 ? token : tokens[parents[i]];
-        table_.update(before, tokens[i], logits + (i + 1) * table_.vocab_size());
+        table_.update(before, tokens[i], logits[static_cast<size_t>(i + 1)]);
     }
-    table_.update(previous, token, logits);
+    table_.update(previous, token, logits[0]);
 }
 
 FreeTrie::Context FreeTrie::end_of_text() const {

@@ -49,8 +49,9 @@ class FreeTrie {
     void clear_text();  // forgets conversation and history, not the table
     // Scores the candidates of the present context against `token`, the token at `position`, and appends it.
     void observe(int32_t token, const Sampling& sampling, int64_t position);
+    // logits: of the root, then of each of `nodes` nodes.
     void update_tree(int32_t previous, int32_t token, const int32_t* tokens, const int32_t* parents,
-                     const float* logits, int64_t nodes);
+                     LogitRows& logits, int64_t nodes);
     // The best tree, valid until the next call.
     const std::vector<Node>& grow(int limit, int leaves, const Sampling& sampling, int64_t position);
 

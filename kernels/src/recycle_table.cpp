@@ -4,8 +4,6 @@
 #include <new>
 #include <stdexcept>
 
-#include "topk.hpp"
-
 namespace {
 
 constexpr int kMaxK = 64;
@@ -74,10 +72,10 @@ void RecycleTable::update(int32_t previous, int32_t token, const int32_t* ids, c
     write(&ids2_[context * k], &logits2_[context * k], ids, logits, n);
 }
 
-void RecycleTable::update(int32_t previous, int32_t token, const float* logits) {
+void RecycleTable::update(int32_t previous, int32_t token, const ColumnRow& logits) {
     int32_t ids[kMaxK];
     float values[kMaxK];
-    update(previous, token, ids, values, topk(logits, vocab_size_, k_, ids, values));
+    update(previous, token, ids, values, topk(logits, k_, ids, values));
 }
 
 RecycleTable::Row RecycleTable::first_order(int32_t token) const {

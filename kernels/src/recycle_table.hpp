@@ -8,6 +8,8 @@
 #include <memory>
 #include <vector>
 
+#include "topk.hpp"
+
 class RecycleTable {
   public:
     struct Row {
@@ -21,8 +23,8 @@ class RecycleTable {
     int k() const { return k_; }
     int32_t vocab_size() const { return vocab_size_; }
 
-    // The best k of `logits` (V,) follow `token`; `previous` is the token before it, or -1.
-    void update(int32_t previous, int32_t token, const float* logits);
+    // The best k of a row of V logits follow `token`; `previous` is the token before it, or -1.
+    void update(int32_t previous, int32_t token, const ColumnRow& logits);
     // The same with the best n known already, by decreasing logit.
     void update(int32_t previous, int32_t token, const int32_t* ids, const float* logits, int n);
 

@@ -5,12 +5,14 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <vector>
 
+#include "bound_rows.hpp"
 #include "noise.hpp"
 #include "topk.hpp"
 
@@ -408,10 +410,10 @@ std::vector<Scored> rank_row(const ColumnRow& row, const float* x, int n, float 
     return std::move(leaders).sorted();
 }
 
-std::vector<Scored> rank(const float* x, int n, const Noise& noise, double temperature, const Truncation& by,
-                         size_t count) {
+// `row` has the maxima of x (n,).
+std::vector<Scored> rank(const ColumnRow& row, const float* x, int n, const Noise& noise, double temperature,
+                         const Truncation& by, size_t count) {
     if (count == 0) throw std::invalid_argument("count must be at least 1");
-    const ColumnRow row(x, n, column_depth(n, by.top_k > 0 ? by.top_k : 64));
     const float max = row.max();
     if (!(max > kNoLimit.logit)) throw std::invalid_argument("no token has a logit above -inf");
     const Kept kept = truncate(row, x, n, max, by);
@@ -440,14 +442,7 @@ nb::ndarray<nb::numpy, double, nb::ndim<1>> gumbel(uint64_t seed, uint64_t posit
     return result;
 }
 
-nb::tuple rank_tokens(const Row& logits, uint64_t seed, uint64_t position, double temperature, int top_k,
-                      double top_p, double min_p, double typical_p, size_t count) {
-    std::vector<Scored> best;
-    {
-        const nb::gil_scoped_release released;
-        best = rank(logits.data(), int(logits.shape(0)), {seed, position}, temperature,
-                    {top_k, top_p, min_p, typical_p}, count);
-    }
+nb::tuple ranked(const std::vector<Scored>& best) {
     int32_t* ids;
     double* scores;
     auto id_array = array_of<int32_t>(best.size(), ids);
@@ -459,6 +454,41 @@ nb::tuple rank_tokens(const Row& logits, uint64_t seed, uint64_t position, doubl
     return nb::make_tuple(id_array, score_array);
 }
 
+nb::tuple rank_tokens(const Row& logits, uint64_t seed, uint64_t position, double temperature, int top_k,
+                      double top_p, double min_p, double typical_p, size_t count) {
+    std::vector<Scored> best;
+    {
+        const nb::gil_scoped_release released;
+        const int n = static_cast<int>(logits.shape(0));
+        const ColumnRow row(logits.data(), n, column_depth(n, top_k > 0 ? top_k : LogitRows::kUsual));
+        best = rank(row, logits.data(), n, {seed, position}, temperature, {top_k, top_p, min_p, typical_p}, count);
+    }
+    return ranked(best);
+}
+
+const ColumnRow& row_of(BoundRows& self, size_t i) {
+    if (i >= self.rows.size()) throw std::out_of_range("there are not so many rows");
+    return self.rows[i];
+}
+
+int32_t argmax(BoundRows& self, size_t i) {
+    const ColumnRow& row = row_of(self, i);
+    const std::vector<Token> best = row.at_least(row.max());
+    return best.empty() ? -1 : best.front().id;
+}
+
+nb::tuple rank_row_of(BoundRows& self, size_t i, uint64_t seed, uint64_t position, double temperature, int top_k,
+                      double top_p, double min_p, double typical_p, size_t count) {
+    const ColumnRow& usual = row_of(self, i);
+    const float* x = self.rows.data(i);
+    const int n = self.rows.vocab_size();
+    const Truncation by{top_k, top_p, min_p, typical_p};
+    const int depth = column_depth(n, std::max(top_k, LogitRows::kUsual));
+    if (depth == column_depth(n, LogitRows::kUsual))
+        return ranked(rank(usual, x, n, {seed, position}, temperature, by, count));
+    return ranked(rank(ColumnRow(x, n, depth), x, n, {seed, position}, temperature, by, count));
+}
+
 }  // namespace
 
 void bind_sampling(nb::module_& m) {
@@ -468,4 +498,9 @@ void bind_sampling(nb::module_& m) {
     m.def("rank_tokens", &rank_tokens, "logits"_a.noconvert(), "seed"_a, "position"_a, "temperature"_a,
           "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a, "count"_a,
           "The best `count` kept tokens, (m,) int32 ids and (m,) float64 scores, by decreasing score.");
+    nb::class_<BoundRows>(m, "LogitRows")
+        .def(nb::init<BoundRows::Array>(), nb::arg("logits").noconvert())
+        .def("argmax", &argmax, "row"_a)
+        .def("rank", &rank_row_of, "row"_a, "seed"_a, "position"_a, "temperature"_a, "top_k"_a, "top_p"_a,
+             "min_p"_a, "typical_p"_a, "count"_a);
 }

@@ -8,9 +8,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <functional>
 #include <limits>
+#include <optional>
 #include <vector>
 
 // One binary for every x86-64: the loader picks the variant. All of them compute the same bits, because
@@ -21,8 +21,6 @@
 #else
 #define SPECX_VECTOR_CLONES
 #endif
-
-namespace {
 
 struct Token {
     float logit;
@@ -35,32 +33,10 @@ inline bool more_likely(const Token& a, const Token& b) {
 }
 
 constexpr int kLanes = 16;
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
 // Maxima of the columns of x (n,): lane j of `depth` vectors from vector i * depth on goes to
 // maxima[i * kLanes + j]. The last column may be short, or empty (-inf). NaN counts as -inf.
-SPECX_VECTOR_CLONES
-static void column_maxima(const float* x, int n, int depth, float* maxima) {
-    const float lowest = -std::numeric_limits<float>::infinity();
-    for (int begin = 0; begin < n; begin += depth * kLanes, maxima += kLanes) {
-        const int end = std::min(n, begin + depth * kLanes);
-        // Two running maxima, since each waits for the one before; four were not faster.
-        Lanes even = lowest - Lanes{}, odd = even, next;
-        int i = begin;
-        for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
-            std::memcpy(&next, x + i, sizeof next);
-            even = next > even ? next : even;
-            std::memcpy(&next, x + i + kLanes, sizeof next);
-            odd = next > odd ? next : odd;
-        }
-        even = odd > even ? odd : even;
-        std::memcpy(maxima, &even, sizeof even);
-        for (; i < end; ++i) {
-            float& best = maxima[(i - begin) % kLanes];
-            best = x[i] > best ? x[i] : best;
-        }
-    }
-}
+void column_maxima(const float* x, int n, int depth, float* maxima);
 
 // A row of logits with the maxima of its columns. Entries that are NaN or -inf do not exist for it.
 class ColumnRow {
@@ -130,10 +106,10 @@ class ColumnRow {
 // Columns short enough that there are several times k of them, and long enough to be few.
 inline int column_depth(int n, int k) { return static_cast<int64_t>(k) * 256 <= n ? 64 : 16; }
 
-// The k largest of x (n,) into ids and values (k,), by decreasing value, ties to the lower id. Entries that
-// are NaN or -inf are never among them. Returns how many there are, at most k.
-inline int topk(const float* x, int n, int k, int32_t* ids, float* values) {
-    const std::vector<Token> found = ColumnRow(x, n, column_depth(n, k)).top(k);
+// The k largest of a row into ids and values (k,), by decreasing value, ties to the lower id. Entries that are
+// NaN or -inf are never among them. Returns how many there are, at most k.
+inline int topk(const ColumnRow& row, int k, int32_t* ids, float* values) {
+    const std::vector<Token> found = row.top(k);
     for (size_t i = 0; i < found.size(); ++i) {
         ids[i] = found[i].id;
         values[i] = found[i].logit;
@@ -141,4 +117,26 @@ inline int topk(const float* x, int n, int k, int32_t* ids, float* values) {
     return static_cast<int>(found.size());
 }
 
-}  // namespace
+// The rows of one forward call, (rows, n). The maxima of a row are computed when it is first asked for: choosing
+// a token and keeping the best continuations read the row once between them, and most of the time that takes
+// is that of fetching it.
+class LogitRows {
+  public:
+    static constexpr int kUsual = 64;  // most tokens that are usually asked for
+
+    LogitRows(const float* x, size_t rows, int n) : x_(x), n_(n), rows_(rows) {}
+
+    size_t size() const { return rows_.size(); }
+    int vocab_size() const { return n_; }
+    const float* data(size_t i) const { return x_ + i * static_cast<size_t>(n_); }
+
+    const ColumnRow& operator[](size_t i) {
+        if (!rows_[i]) rows_[i].emplace(data(i), n_, column_depth(n_, kUsual));
+        return *rows_[i];
+    }
+
+  private:
+    const float* x_;
+    int n_;
+    std::vector<std::optional<ColumnRow>> rows_;
+};

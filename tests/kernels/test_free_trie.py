@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, FreeTrie, gumbel
+from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, FreeTrie, LogitRows, gumbel
 from specx.kernels.drafts_reference import FreeTrieReference
 
 CELLS = math.prod(SUFFIX_SHAPE) + math.prod(RECYCLE_SHAPE)
@@ -111,12 +111,14 @@ def test_calibration_is_shared_not_copied():
 
 def test_update_tree_learns_every_node_under_its_parent():
     trie, _ = new_trie()
-    logits = np.eye(VOCAB, dtype=np.float32)[:4]
+    logits = LogitRows(np.eye(VOCAB, dtype=np.float32)[:4])
     trie.update_tree(8, 9, ints([5, 6, 7]), ints([-1, 0, -1]), logits)
     best = {pair: int(trie.table.lookup(*pair)[0][0]) for pair in [(8, 9), (9, 5), (5, 6), (9, 7)]}
     assert best == {(8, 9): 0, (9, 5): 1, (5, 6): 2, (9, 7): 3}
     with pytest.raises(ValueError, match="parent"):
-        trie.update_tree(8, 9, ints([5, 6]), ints([1, -1]), logits[:3])
+        trie.update_tree(8, 9, ints([5, 6]), ints([1, -1]), logits)
+    with pytest.raises(ValueError, match="one row"):
+        trie.update_tree(8, 9, ints([5, 6, 7, 8]), ints([-1, 0, 1, 2]), logits)
 
 
 def test_tokens_outside_the_vocabulary_are_refused():
