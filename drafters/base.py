@@ -43,6 +43,8 @@ class Draft:
 
     def head(self, n: int) -> Draft:
         """The best tree of `n` nodes."""
+        if n == len(self.tokens):
+            return self
         return Draft(self.tokens[:n], self.parents[:n], self.probs[:n], self.sources[:n])
 
     def chain(self, leaf: int) -> Draft:

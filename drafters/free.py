@@ -117,12 +117,11 @@ class FreeDrafter:
 
     def observe(self, tokens: Sequence[int], draft: Draft, output: Output) -> None:
         """Score every source on the emitted tokens, then learn the rows of the whole verified tree."""
-        emitted = np.asarray(tokens, np.int32)
         # Scoring comes first: the rows already tell what was emitted.
-        self._trie.observe(emitted, self._seed, self._position, self._temperature)
+        self._trie.observe(tokens, self._seed, self._position, self._temperature)
         if self._recycles and self._last >= 0:
             self._trie.update_tree(self._previous, self._last, draft.tokens, draft.parents, output.rows)
-        self._position += len(emitted)
+        self._position += len(tokens)
         self._previous, self._last = [self._previous, self._last, *tokens[-2:]][-2:]
         self._choose_order()
 

@@ -166,9 +166,11 @@ class Plan:
         costs = self._costs(length)[: max(1, min(backend.max_width, room)) + 1]
         if self._forbidden is not None and room >= self.narrowest:
             costs = costs + self._forbidden[: len(costs)]
-        self._plain_ms = float(costs.min())
+        listed = costs.tolist()  # NumPy takes longer to begin than a few dozen numbers to be looked at
+        self._plain_ms = min(listed)
         leaves = 1 if self.widths else backend.max_leaves
-        if limit <= 0 or not (costs[2:] <= self._affordable()).any():
+        most = self._affordable()
+        if limit <= 0 or not any(cost <= most for cost in listed[2:]):
             return self._best(EMPTY_DRAFT, costs, leaves)
         best = self._best(drafter.propose(limit, leaves), costs, leaves)
         return self._ask(drafter, best, costs, leaves)

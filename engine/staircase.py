@@ -46,10 +46,12 @@ REGIME_RATE = 0.1  # weight of one real step in the estimate of the machine's pr
 SPEED_LEAK = 0.003  # per step: what one width says of all others is forgotten, so that they are tried again
 DEAR_RATE = 0.3  # weight of one wide step that is cheaper than thought in what makes wide steps dear
 FADE = 0.001  # per step: what was learned of a width is forgotten, too, unless the width is seen again
+FADE_EVERY = 16  # steps are faded at once: NumPy took half of the time that a step is observed in
 CLIP = 2.0  # a step more than this many times off is a hiccup
 SURE = 3  # unless it was as many in a row
 
 Steps = dict[int, float]
+Weights = tuple[tuple[int, float], tuple[int, float]]
 Clock = Callable[[], float]
 Stopped = Callable[[], bool]
 
@@ -75,6 +77,8 @@ class Staircase:
         self._disturbed: set[int] = set()  # depths
         self._off: dict[int, list[float]] = {}  # by width, its latest steps if all were far off to one side
         self._plain = max_width  # the narrowest width that steps have had
+        self._observed = 0  # steps
+        self._weighed: tuple[int, Weights] | None = None  # `_weights` of a length, since the last step
         self._apart: set[int] = set()  # widths that turned out far off since single tokens last did
         self._dear = np.ones(max_width + 1)  # by width: present time of wide steps, beyond that of all
         self._strays: list[tuple[int, float]] = []  # the latest wide steps, if all were far too dear
@@ -108,7 +112,9 @@ class Staircase:
             costs = np.arange(self.max_width + 1, dtype=np.float64)
         else:
             (low, below), (high, above) = self._weights(length)
-            costs = self._filled[low] * (below * self._speed) + self._filled[high] * (above * self._speed)
+            costs = self._filled[low] * (below * self._speed)
+            if above:
+                costs += self._filled[high] * (above * self._speed)
             costs *= self._dear
         costs[0] = np.inf
         costs[INTERPOLATED + 1 : -1] = np.inf
@@ -184,11 +190,9 @@ class Staircase:
         if not self._depths:
             return
         self._plain = min(self._plain, n)
+        self._fade(length)
         expected = self._expected(n, length)
         ratio = max(ms, 1e-6) / expected
-        for depth, weight in self._weights(length):
-            if weight > 0:
-                self._filled[depth] *= (self._measured[depth] / self._filled[depth]) ** FADE
         if 1 / CLIP <= ratio <= CLIP:
             self._off.pop(n, None)
             for depth, weight in self._weights(length):
@@ -196,7 +200,8 @@ class Staircase:
             self._speed *= ratio**REGIME_RATE
             if n != self._plain:
                 self._strays.clear()
-                self._dear = np.maximum(self._dear * min(ratio, 1.0) ** DEAR_RATE, 1.0)
+                if ratio < 1:
+                    self._dear = np.maximum(self._dear * ratio**DEAR_RATE, 1.0)
         else:
             off = [r for r in self._off.get(n, []) if (r > 1) == (ratio > 1)] + [ratio]
             self._off[n] = off
@@ -206,7 +211,18 @@ class Staircase:
             elif n != self._plain:
                 self._stray(n, ratio)
         self._speed **= 1 - SPEED_LEAK
-        self._dear **= 1 - SPEED_LEAK
+        self._weighed = None
+
+    def _fade(self, length: int) -> None:
+        """Forget a little of what steps told; several steps' worth now and then, which takes less time."""
+        self._observed += 1
+        if self._observed % FADE_EVERY:
+            return
+        for depth, weight in self._weights(length):
+            if weight > 0:
+                change = self._measured[depth] / self._filled[depth]
+                self._filled[depth] *= change ** (1 - (1 - FADE) ** FADE_EVERY)
+        self._dear **= (1 - SPEED_LEAK) ** FADE_EVERY
 
     def _stray(self, n: int, ratio: float) -> None:
         """A step of `n` tokens took `ratio` times as long as expected: after a few, wide steps are dear now.
@@ -320,8 +336,13 @@ class Staircase:
         self._dear.fill(1.0)
         self._restart()
 
-    def _weights(self, length: int) -> tuple[tuple[int, float], tuple[int, float]]:
+    def _weights(self, length: int) -> Weights:
         """The two measured depths that speak for `length`, and how much each does."""
+        if self._weighed is None or self._weighed[0] != length:  # a step asks several times
+            self._weighed = length, self._weigh(length)
+        return self._weighed[1]
+
+    def _weigh(self, length: int) -> Weights:
         depths = self._sorted
         i = min(bisect_right(depths, length), len(depths) - 1)
         low, high = depths[max(i - 1, 0)], depths[i]
@@ -339,6 +360,7 @@ class Staircase:
         which keeps the shape of the steps.
         """
         self._sorted = sorted(self._depths)
+        self._weighed = None
         if not self._depths:
             return
         base = max(self._sorted, key=lambda d: (len(self._depths[d]), -d))

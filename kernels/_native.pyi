@@ -139,7 +139,7 @@ class FreeTrie:
         """Add a token without scoring."""
 
     def observe(
-        self, tokens: NDArray[np.int32], seed: int = 0, position: int = 0, temperature: float = 0.0
+        self, tokens: Sequence[int], seed: int = 0, position: int = 0, temperature: float = 0.0
     ) -> None:
         """Score the candidates before each of `tokens`, the first of which is at `position`; then add it."""
 

@@ -124,9 +124,10 @@ struct BoundTrie {
     FreeTrie trie;
 };
 
-void observe(BoundTrie& self, const Ints& tokens, uint64_t seed, int64_t position, double temperature) {
-    for (size_t i = 0; i < tokens.shape(0); ++i)
-        self.trie.observe(tokens.data()[i], {seed, temperature, false}, position + static_cast<int64_t>(i));
+void observe(BoundTrie& self, const std::vector<int32_t>& tokens, uint64_t seed, int64_t position,
+             double temperature) {
+    for (size_t i = 0; i < tokens.size(); ++i)
+        self.trie.observe(tokens[i], {seed, temperature, false}, position + static_cast<int64_t>(i));
 }
 
 void update_tree(BoundTrie& self, int32_t previous, int32_t token, const Ints& tokens, const Ints& parents,

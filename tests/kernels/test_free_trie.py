@@ -68,7 +68,7 @@ def test_native_equals_reference(use, history, context, temperature, steps, prio
         nodes = list(zip(*(column.tolist() for column in columns), strict=True))
         assert [(t, p, s) for t, p, _, s in nodes] == [(t, p, s) for t, p, _, s in expected]
         np.testing.assert_allclose(columns[2], [p for _, _, p, _ in expected], rtol=1e-6)
-        native.observe(ints(step["emitted"]), 5, position, temperature)
+        native.observe(step["emitted"], 5, position, temperature)
         reference.observe(step["emitted"], 5, position, temperature)
         np.testing.assert_array_equal(counts, counts_reference)
         position += len(step["emitted"])
@@ -103,7 +103,7 @@ def test_history_is_a_source_of_its_own():
 def test_calibration_is_shared_not_copied():
     trie, counts = new_trie()
     trie.begin(ints([1, 2, 1]))
-    trie.observe(ints([2]))
+    trie.observe([2])
     assert counts.sum() == 2  # one hit, one trial
     with pytest.raises(TypeError):
         FreeTrie(VOCAB, np.zeros((CELLS, 2)), np.zeros(CELLS, np.float32))
