@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from specx.backends.store import Store
@@ -51,8 +51,13 @@ class TrackRecord:
         return (self.promised / self.promised_ms) * (self.plain_ms / self.tokens)
 
     def __add__(self, other: TrackRecord) -> TrackRecord:
-        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        total = TrackRecord(**sums)
+        total = TrackRecord(  # field by field: this is done at every step
+            self.tokens + other.tokens,
+            self.ms + other.ms,
+            self.plain_ms + other.plain_ms,
+            self.promised + other.promised,
+            self.promised_ms + other.promised_ms,
+        )
         return total * 0.5 if total.tokens > MOST_TOKENS else total
 
     def __mul__(self, factor: float) -> TrackRecord:
@@ -87,10 +92,10 @@ class TrackRecords:
     def add(self, drafter: str, step: Step, plain_ms: float) -> None:
         """`drafter` brought `step`, where a single token takes `plain_ms` milliseconds."""
         count = len(step.tokens)
-        taken = TrackRecord(
-            count, step.seconds * 1e3, count * plain_ms, step.promised, max(step.promised_ms, 1e-6)
-        )
-        self._new[drafter] = self._new.get(drafter, TrackRecord()) + replace(taken, ms=max(taken.ms, 1e-6))
+        ms, promised_ms = max(step.seconds * 1e3, 1e-6), max(step.promised_ms, 1e-6)
+        taken = TrackRecord(count, ms, count * plain_ms, step.promised, promised_ms)
+        before = self._new.get(drafter)
+        self._new[drafter] = taken if before is None else before + taken
 
     def all(self) -> dict[str, TrackRecord]:
         """Every drafter's record, what this process added included."""
