@@ -21,6 +21,7 @@ from specx.drafters.model_calibration import AGREES, OTHER, SILENT, Cell, Place
 __all__ = ["CombinedDrafter"]
 
 UNKNOWN = -1  # a token that is not known yet
+FORESEEN = 16  # further tokens that a chain is forecast with at once: as many as the plan weighs
 
 
 class CombinedDrafter:
@@ -47,6 +48,7 @@ class CombinedDrafter:
         self._hazards: list[float] = []  # of its tokens
         self._cells: list[tuple[Cell, Place]] = []  # of its tokens
         self._place: Place = (0, 0)  # where the next token is forecast from
+        self._foreseen = EMPTY_DRAFT  # the chain with tokens to come, since the last offer
 
     @property
     def cost_ms(self) -> float:
@@ -102,6 +104,7 @@ class CombinedDrafter:
             invest_ms = costs.reading(model.unread(())) + (0.0 if model.loaded else costs.open_ms)
         calibration = model.calibration
         expected = calibration.forecast(self._place), calibration.later(model.noisy)
+        self._foreseen = EMPTY_DRAFT
         return Offer(
             partial(self._forecast, *expected), self._take, most, costs.token_ms, invest_ms, model.loaded
         )
@@ -139,9 +142,16 @@ class CombinedDrafter:
 
     def _forecast(self, first: float, later: float, further: int) -> Draft:
         """The draft with `further` tokens of the model, the first of them right with probability `first`."""
+        if not self._chains:
+            return self._with_unknown(self._draft, first, later, further)
+        if len(self._foreseen) < len(self._chain) + further:  # shorter chains are its beginnings
+            self._foreseen = self._with_unknown(EMPTY_DRAFT, first, later, max(further, FORESEEN))
+        return self._foreseen.head(len(self._chain) + further)
+
+    def _with_unknown(self, draft: Draft, first: float, later: float, further: int) -> Draft:
         tokens = [*self._chain, *[UNKNOWN] * further]
         hazards = [*self._hazards, first, *[later] * (further - 1)]
-        return merge(EMPTY_DRAFT if self._chains else self._draft, tokens, hazards, self._source)
+        return merge(draft, tokens, hazards, self._source)
 
     def _take(self) -> Draft:
         model = self.model

@@ -167,7 +167,8 @@ DraftNodes nodes_of(const Ints& tokens, const Ints& parents, const Floats* probs
     for (size_t i = 0; i < n; ++i) {
         const int32_t parent = parents.data()[i];
         require(parent >= -1 && parent < static_cast<int32_t>(i), "parents come first");
-        nodes[i] = {tokens.data()[i], parent, probs ? probs->data()[i] : 0.0f, sources ? sources->data()[i] : uint8_t{0}};
+        nodes[i] = {tokens.data()[i], parent, probs ? probs->data()[i] : 0.0f,
+                    sources ? sources->data()[i] : uint8_t{0}};
     }
     return nodes;
 }
