@@ -5,13 +5,22 @@
 namespace specx {
 namespace {
 
-// The quants of one row of a block of 32, a byte each: word c is column c. What follows works on the four bytes
-// of a (little-endian) word at once.
+// The quants of one row of a block of 32, a byte each: word c % 4 of part c / 4 is column c. Everything works on the bytes
+// of four (little-endian) words at once, in the 128 bits that every processor has: packing waits for memory with those.
+using Words = uint32_t __attribute__((vector_size(16)));
 struct Quants {
-    uint32_t column[kColumns];
+    Words part[2];
 };
 
 constexpr uint32_t kNibbles = 0x0f0f0f0f, kPairs = 0x03030303, kBits = 0x01010101;
+
+Words load_words(const uint8_t* p) {
+    Words words;
+    std::memcpy(&words, p, sizeof words);
+    return words;
+}
+
+void store_words(uint8_t* p, Words words) { std::memcpy(p, &words, sizeof words); }
 
 uint32_t load_word(const uint8_t* p) {
     uint32_t word;
@@ -19,7 +28,19 @@ uint32_t load_word(const uint8_t* p) {
     return word;
 }
 
-void store_word(uint8_t* p, uint32_t word) { std::memcpy(p, &word, sizeof word); }
+#ifdef __clang__
+#define SPECX_CHOOSE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SPECX_CHOOSE(a, b, ...) __builtin_shuffle(a, b, Words{__VA_ARGS__})
+#endif
+
+// Word j of word[i] becomes word i of word[j].
+void transpose(Words (&word)[4]) {
+    const Words a = SPECX_CHOOSE(word[0], word[1], 0, 4, 1, 5), b = SPECX_CHOOSE(word[0], word[1], 2, 6, 3, 7);
+    const Words c = SPECX_CHOOSE(word[2], word[3], 0, 4, 1, 5), d = SPECX_CHOOSE(word[2], word[3], 2, 6, 3, 7);
+    word[0] = SPECX_CHOOSE(a, c, 0, 1, 4, 5), word[1] = SPECX_CHOOSE(a, c, 2, 3, 6, 7);
+    word[2] = SPECX_CHOOSE(b, d, 0, 1, 4, 5), word[3] = SPECX_CHOOSE(b, d, 2, 3, 6, 7);
+}
 
 // Where the parts of a source block are. Offsets in bytes; what a type lacks is unused.
 struct Source {
@@ -40,46 +61,45 @@ constexpr Source source_of(int type) {
     }
 }
 
-// Bit 4 of the 32 quants of a Q5_0 or Q5_1 block: bit i of one little-endian word is that of quant i. Spread to
+// Bit 4 of the quants of a Q5_0 or Q5_1 block: bit i of one little-endian word is that of quant i. Spread to
 // one byte each, and gathered again.
-uint32_t spread_bits(const uint8_t* bits, int column) {
-    const uint32_t four = bits[column / 2] >> (4 * (column % 2));
-    return (four & 1) << 4 | (four & 2) << 11 | (four & 4) << 18 | (four & 8) << 25;
+Words spread_bits(const uint8_t* bits, int part) {
+    const uint32_t half = bits[2 * part] | static_cast<uint32_t>(bits[2 * part + 1]) << 8;
+    const Words four = Words{half, half >> 4, half >> 8, half >> 12} & 0xf;
+    return ((four | four << 7 | four << 14 | four << 21) & kBits) << 4;
 }
 
 uint32_t gather_bits(uint32_t word) {
     return (word >> 4 & 1) | (word >> 11 & 2) | (word >> 18 & 4) | (word >> 25 & 8);
 }
 
-// The source's order of nibbles: which word of the low part, and which half of its bytes, column c of block j
-// is in; likewise for the pairs and bits above them.
+// The source's order of nibbles: at which byte of the low part the 16 bytes for a part of block j begin, and in which
+// half of each they are.
 struct Place {
-    int word, shift;
+    int byte, shift;
 };
 
 template <int type>
-Place low_place(int j, int c) {
-    if constexpr (type == kQ4_K.type || type == kQ5_K.type) return {j / 2 * 8 + c, j % 2 * 4};
-    if constexpr (type == kQ6_K.type) return {j / 4 * 16 + j % 2 * 8 + c, j % 4 / 2 * 4};
-    return {c % 4, c / 4 * 4};
+Place low_place(int j, int part) {
+    if constexpr (type == kQ8_0.type) return {16 * part, 0};
+    if constexpr (type == kQ4_K.type || type == kQ5_K.type) return {j / 2 * 32 + 16 * part, j % 2 * 4};
+    if constexpr (type == kQ6_K.type) return {j / 4 * 64 + j % 2 * 32 + 16 * part, j % 4 / 2 * 4};
+    return {0, 4 * part};
 }
 
 template <int type>
 Quants read_quants(const uint8_t* block, int j) {
     constexpr Source at = source_of(type);
     Quants q;
-    for (int c = 0; c < kColumns; ++c) {
-        if constexpr (type == kQ8_0.type) {
-            q.column[c] = load_word(block + at.low + 4 * c);
-            continue;
-        }
-        const Place low = low_place<type>(j, c);
-        q.column[c] = load_word(block + at.low + 4 * low.word) >> low.shift & kNibbles;
-        if constexpr (type == kQ5_0.type || type == kQ5_1.type)
-            q.column[c] |= spread_bits(block + at.high, c);
-        if constexpr (type == kQ5_K.type) q.column[c] |= (load_word(block + at.high + 4 * c) >> j & kBits) << 4;
+    for (int part = 0; part < 2; ++part) {
+        const Place low = low_place<type>(j, part);
+        const uint8_t* high = block + at.high + 16 * part;
+        q.part[part] = load_words(block + at.low + low.byte);
+        if constexpr (type != kQ8_0.type) q.part[part] = q.part[part] >> low.shift & kNibbles;
+        if constexpr (type == kQ5_0.type || type == kQ5_1.type) q.part[part] |= spread_bits(block + at.high, part);
+        if constexpr (type == kQ5_K.type) q.part[part] |= (load_words(high) >> j & kBits) << 4;
         if constexpr (type == kQ6_K.type)
-            q.column[c] |= (load_word(block + at.high + j / 4 * 32 + 4 * c) >> j % 4 * 2 & kPairs) << 4;
+            q.part[part] |= (load_words(high + j / 4 * 32) >> j % 4 * 2 & kPairs) << 4;
     }
     return q;
 }
@@ -88,62 +108,62 @@ Quants read_quants(const uint8_t* block, int j) {
 template <int type>
 void write_quants(const Quants& q, uint8_t* block, int j) {
     constexpr Source at = source_of(type);
-    const auto add = [](uint8_t* p, uint32_t bits) { store_word(p, load_word(p) | bits); };
-    for (int c = 0; c < kColumns; ++c) {
-        if constexpr (type == kQ8_0.type) {
-            store_word(block + at.low + 4 * c, q.column[c]);
-            continue;
-        }
-        const Place low = low_place<type>(j, c);
-        add(block + at.low + 4 * low.word, (q.column[c] & kNibbles) << low.shift);
+    const auto add = [](uint8_t* p, Words bits) { store_words(p, load_words(p) | bits); };
+    for (int part = 0; part < 2; ++part) {
+        const Place low = low_place<type>(j, part);
+        const Words words = q.part[part];
+        uint8_t* high = block + at.high + 16 * part;
+        add(block + at.low + low.byte, type == kQ8_0.type ? words : (words & kNibbles) << low.shift);
         if constexpr (type == kQ5_0.type || type == kQ5_1.type)
-            block[at.high + c / 2] |= static_cast<uint8_t>(gather_bits(q.column[c]) << (4 * (c % 2)));
-        if constexpr (type == kQ5_K.type) add(block + at.high + 4 * c, (q.column[c] >> 4 & kBits) << j);
-        if constexpr (type == kQ6_K.type)
-            add(block + at.high + j / 4 * 32 + 4 * c, (q.column[c] >> 4 & kPairs) << j % 4 * 2);
-    }
-}
-
-// One row of one plane, to and from the planes of a packed block. `plane` points to the row's first word.
-void write_plane(Plane plane, const Quants& q, uint8_t* p) {
-    const uint32_t* w = q.column;
-    uint32_t word[2] = {0, 0};
-    switch (plane) {
-        case Plane::bytes:
-            for (int c = 0; c < 8; ++c) store_word(p + c * kColumnBytes, w[c]);
-            break;
-        case Plane::nibbles:
             for (int c = 0; c < 4; ++c)
-                store_word(p + c * kColumnBytes, (w[c] & kNibbles) | (w[c + 4] & kNibbles) << 4);
-            break;
-        case Plane::pairs:
-            for (int c = 0; c < 8; ++c) word[c / 4] |= (w[c] >> 4 & kPairs) << c % 4 * 2;
-            for (int i = 0; i < 2; ++i) store_word(p + i * kColumnBytes, word[i]);
-            break;
-        case Plane::bits:
-            for (int c = 0; c < 8; ++c) word[0] |= (w[c] >> 4 & kBits) << c;
-            store_word(p, word[0]);
-            break;
-        case Plane::none: break;
+                block[at.high + 2 * part + c / 2] |= static_cast<uint8_t>(gather_bits(words[c]) << (4 * (c % 2)));
+        if constexpr (type == kQ5_K.type) add(high, (words >> 4 & kBits) << j);
+        if constexpr (type == kQ6_K.type) add(high + j / 4 * 32, (words >> 4 & kPairs) << j % 4 * 2);
     }
 }
 
+// Four rows of one plane, whose first row's first word is at `p`.
+void write_plane(Plane plane, const Quants (&q)[4], uint8_t* p) {
+    for (int part = 0; part < 2; ++part) {
+        Words column[4];
+        for (int row = 0; row < 4; ++row) {
+            const Words words = q[row].part[part], others = q[row].part[1];
+            column[row] = plane == Plane::bytes     ? words
+                          : plane == Plane::nibbles ? (words & kNibbles) | (others & kNibbles) << 4
+                          : plane == Plane::pairs   ? words >> 4 & kPairs
+                                                    : (words >> 4 & kBits) | (others & kBits << 4);
+        }
+        transpose(column);
+        switch (plane) {
+            case Plane::bytes:
+                for (int c = 0; c < 4; ++c) store_words(p + (4 * part + c) * kColumnBytes, column[c]);
+                break;
+            case Plane::nibbles:
+                for (int c = 0; c < 4; ++c) store_words(p + c * kColumnBytes, column[c]);
+                return;
+            case Plane::pairs:
+                store_words(p + part * kColumnBytes, column[0] | column[1] << 2 | column[2] << 4 | column[3] << 6);
+                break;
+            case Plane::bits:
+                store_words(p, column[0] | column[1] << 1 | column[2] << 2 | column[3] << 3);
+                return;
+            case Plane::none: return;
+        }
+    }
+}
+
+// One row of one plane, added to quants that were zeros.
 void read_plane(Plane plane, const uint8_t* p, Quants& q) {
-    uint32_t* w = q.column;
-    switch (plane) {
-        case Plane::bytes:
-            for (int c = 0; c < 8; ++c) w[c] = load_word(p + c * kColumnBytes);
-            break;
-        case Plane::nibbles:
-            for (int c = 0; c < 8; ++c) w[c] = load_word(p + c % 4 * kColumnBytes) >> c / 4 * 4 & kNibbles;
-            break;
-        case Plane::pairs:
-            for (int c = 0; c < 8; ++c) w[c] |= (load_word(p + c / 4 * kColumnBytes) >> c % 4 * 2 & kPairs) << 4;
-            break;
-        case Plane::bits:
-            for (int c = 0; c < 8; ++c) w[c] |= (load_word(p) >> c & kBits) << 4;
-            break;
-        case Plane::none: break;
+    for (int c = 0; c < kColumns; ++c) {
+        uint32_t word = 0;
+        switch (plane) {
+            case Plane::bytes: word = load_word(p + c * kColumnBytes); break;
+            case Plane::nibbles: word = load_word(p + c % 4 * kColumnBytes) >> c / 4 * 4 & kNibbles; break;
+            case Plane::pairs: word = (load_word(p + c / 4 * kColumnBytes) >> c % 4 * 2 & kPairs) << 4; break;
+            case Plane::bits: word = (load_word(p) >> c & kBits) << 4; break;
+            case Plane::none: return;
+        }
+        q.part[c / 4][c % 4] |= word;
     }
 }
 
@@ -167,20 +187,24 @@ void read_header(const uint8_t* header, int row, uint8_t* block) {
 template <int type>
 void pack_rows(int64_t k, int rows, const uint8_t* source, uint8_t* group) {
     constexpr Format f = *kFormats[format_index(type)];
+    static constexpr uint8_t kNoRow[f.source_bytes] = {};
     const GroupLayout layout(f, k);
-    if (rows < kRows) std::memset(group, 0, layout.group_bytes);
     const int64_t supers = layout.blocks / f.blocks;
-    for (int64_t s = 0; s < supers; ++s)
-        for (int row = 0; row < rows; ++row) {
-            const uint8_t* block = source + (row * supers + s) * f.source_bytes;
-            write_header<type>(block, row, group + s * f.header_group_bytes());
-            for (int j = 0; j < f.blocks; ++j) {
+    for (int64_t s = 0; s < supers; ++s) {
+        const uint8_t* block[kRows];
+        for (int row = 0; row < kRows; ++row) {
+            block[row] = row < rows ? source + (row * supers + s) * f.source_bytes : kNoRow;
+            write_header<type>(block[row], row, group + s * f.header_group_bytes());
+        }
+        for (int j = 0; j < f.blocks; ++j)
+            for (int row = 0; row < kRows; row += 4) {
                 uint8_t* planes = group + layout.quants + (s * f.blocks + j) * f.block_bytes() + 4 * row;
-                const Quants q = read_quants<type>(block, j);
+                Quants q[4];
+                for (int i = 0; i < 4; ++i) q[i] = read_quants<type>(block[row + i], j);
                 write_plane(f.low, q, planes);
                 write_plane(f.high, q, planes + plane_bytes(f.low));
             }
-        }
+    }
 }
 
 template <int type>
