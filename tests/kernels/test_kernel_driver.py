@@ -1,6 +1,6 @@
-"""The multiplication kernels under sanitizers, and on Arm under emulation.
+"""The kernels and their threads under sanitizers, and on Arm under emulation.
 
-Built by this file's own CMake project, incrementally, under build/matmul_driver. Skipped without the tools.
+Built by this file's own CMake project, incrementally, under build/kernel_driver. Skipped without the tools.
 """
 
 import os
@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).with_name("matmul_driver")
-BUILD = Path(__file__).resolve().parents[2] / "build" / "matmul_driver"
+SOURCE = Path(__file__).with_name("kernel_driver")
+BUILD = Path(__file__).resolve().parents[2] / "build" / "kernel_driver"
 CROSS = "aarch64-linux-gnu-g++"
 EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 
 NATIVE = ("-DCMAKE_CXX_FLAGS=-O1 -g1 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all",)
+THREADS = ("-DCMAKE_CXX_FLAGS=-O1 -g1 -Wall -Wextra -fsanitize=thread",)
 ARM = (
     "-DCMAKE_SYSTEM_NAME=Linux",
     "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
@@ -39,7 +40,7 @@ def driver(name: str, options: tuple[str, ...]) -> str:
     folder = BUILD / name
     run("cmake", "-S", str(SOURCE), "-B", str(folder), "-G", generator, *options)
     run("cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1))
-    return str(folder / "matmul_driver")
+    return str(folder / "kernel_driver")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,15 @@ def native() -> tuple[list[str], str]:
 def test_sanitizers_find_nothing(native):
     names, _ = native
     assert "generic" in names
+
+
+def test_threads_do_not_race(native):
+    program = driver("threads", THREADS)
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=600)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("the thread sanitizer does not know this system's address space")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.splitlines()[1] == native[1]
 
 
 def test_results_on_arm_are_the_same_bits(native):
