@@ -42,6 +42,7 @@ struct Kernels {
     int max_tile;  // <= kMaxTile
     TileKernel tile[kFormatCount][kMaxTile];  // [format][n - 1], n <= max_tile
     QuantizeKernel quantize[kFormatCount];
+    void (*leave)();  // what a thread calls after its last tile, if not null
 };
 
 // Null where the target does not have the instruction set.

@@ -145,6 +145,7 @@ void multiply(Isa isa, int type, int64_t k, int64_t rows, int64_t n, const void*
                            range, static_cast<const uint8_t*>(scratch), out + g * kRows,
                            out_stride_bytes / sizeof(float));
         }
+    if (kernels.leave) kernels.leave();
 }
 
 void quantize_rows(int type, int64_t k, int64_t n, const float* x, size_t row_stride_bytes, void* scratch,
