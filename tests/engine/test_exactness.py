@@ -163,5 +163,5 @@ def test_a_draft_model_changes_nothing(smollm2, smollm2_q4_0):
                 assert texts[0] == texts[1] == texts[2]
                 assert "model" in sources
         calibration = session.draft_models.model.calibration
-        assert calibration.trials > 30
+        assert calibration.trials > 20  # how many depends on what steps took
         assert calibration.acceptance > 0.5  # the same model, quantized otherwise, which knows the noise
