@@ -106,13 +106,13 @@ def replay(trie: FreeTrie, trace: Trace, width: int, leaves: int, prompt_rows: b
     prompt, output = len(trace.prompt), trace.output.tolist()
     trie.begin(trace.prompt)
     learn(trie, trace, 0 if prompt_rows else prompt - 1, prompt)
-    trie.observe(trace.output[:1])  # the prompt gives the first token
+    trie.observe(output[:1])  # the prompt gives the first token
     tally, at = Tally(), 1
     while at < len(output):
         tokens, parents, probs, _ = trie.grow(width - 1, leaves)
         accepted = accepted_nodes(tokens.tolist(), parents.tolist(), output[at:])
         emitted = min(accepted + 1, len(output) - at)
-        trie.observe(trace.output[at : at + emitted])
+        trie.observe(output[at : at + emitted])
         learn(trie, trace, prompt + at - 1, prompt + at - 1 + emitted)
         tally.add(Tally(1, emitted, float(probs.sum()), accepted))
         at += emitted

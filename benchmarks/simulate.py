@@ -103,7 +103,7 @@ def run(
     prompt, output = len(trace.prompt), trace.output.tolist()
     trie.begin(trace.prompt)
     learn(trie, trace, max(0, prompt - PROMPT_ROWS), prompt)
-    trie.observe(trace.output[:1])  # the prompt gives the first token
+    trie.observe(output[:1])  # the prompt gives the first token
     leaves = 1 if chain else MAX_LEAVES
     backend = SimpleNamespace(length=0, n_ctx=1 << 20, max_width=MAX_WIDTH, max_leaves=leaves)
 
@@ -131,7 +131,7 @@ def run(
         if plan is not None:
             plan.observe(decision, accepted, length, forward, HOST_MS)
         total, before = total + forward + HOST_MS, n
-        trie.observe(trace.output[at : at + emitted])
+        trie.observe(output[at : at + emitted])
         learn(trie, trace, prompt + at - 1, prompt + at - 1 + emitted)
         at += emitted
     return total
