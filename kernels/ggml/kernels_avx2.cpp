@@ -8,12 +8,7 @@ namespace specx {
 namespace {
 
 struct Avx2 : Avx2Base {
-    // All of a tile, and each column is decoded once, as they get to it. Where that takes long, as with quants of two
-    // planes, and tokens are many, two by two with the columns of a block held: 6% less time for Q6_K at 8 tokens and 4%
-    // for Q5_0, the same or more for the other types.
-    static constexpr int together(const Format& f, int n) {
-        return n > 4 && f.high != Plane::none && !f.has_minimum() ? 2 : 8;
-    }
+    static constexpr int kTogether = 8;
     static constexpr bool kOffsetSigned = false;
     static SPECX_INLINE Bytes offset(Bytes w) { return w; }
 

@@ -10,7 +10,7 @@ namespace {
 
 struct Generic {
     static constexpr int kLanes = 4;
-    static constexpr int together(const Format&, int) { return 1; }
+    static constexpr int kTogether = 1;
     static constexpr bool kOffsetSigned = false;
     struct Bytes { uint8_t at[16]; };
     struct Ints { int at[kLanes]; };
@@ -97,10 +97,6 @@ struct Generic {
     }
     static void half_to_float(const uint8_t* p, float* out) {
         for (int i = 0; i < kRows; ++i) out[i] = half_to_float(load_as<uint16_t>(p + 2 * i));
-    }
-    template <class Byte>
-    static void scaled(const float* x, const Byte* bytes, float* out) {
-        for (int i = 0; i < kRows; ++i) out[i] = x[i] * static_cast<float>(bytes[i]);
     }
 };
 

@@ -14,7 +14,7 @@ namespace {
 
 struct Neon {
     static constexpr int kLanes = 4;
-    static constexpr int together(const Format&, int) { return 8; }
+    static constexpr int kTogether = 8;
     static constexpr bool kOffsetSigned = false;
     using Bytes = uint8x16_t;
     using Ints = int32x4_t;
@@ -92,10 +92,6 @@ struct Neon {
         const uint16_t* halves = reinterpret_cast<const uint16_t*>(p);
         for (int i = 0; i < kRows; i += 4)
             vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves + i))));
-    }
-    template <class Byte>
-    static SPECX_INLINE void scaled(const float* x, const Byte* bytes, float* out) {
-        for (int i = 0; i < kRows; ++i) out[i] = x[i] * static_cast<float>(bytes[i]);
     }
 };
 

@@ -77,18 +77,6 @@ struct Avx2Base {
         _mm256_store_ps(out, _mm256_cvtph_ps(_mm_load_si128(halves)));
         _mm256_store_ps(out + 8, _mm256_cvtph_ps(_mm_load_si128(halves + 1)));
     }
-    static SPECX_INLINE __m256i widened(const uint8_t* p) {
-        return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-    }
-    static SPECX_INLINE __m256i widened(const int8_t* p) {
-        return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-    }
-    template <class Byte>
-    static SPECX_INLINE void scaled(const float* x, const Byte* bytes, float* out) {
-        SPECX_UNROLL
-        for (int i = 0; i < kRows; i += 8)
-            _mm256_store_ps(out + i, _mm256_mul_ps(_mm256_load_ps(x + i), _mm256_cvtepi32_ps(widened(bytes + i))));
-    }
 };
 
 }  // namespace

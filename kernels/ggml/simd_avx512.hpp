@@ -10,7 +10,7 @@ namespace {
 
 struct Avx512 {
     static constexpr int kLanes = 16;
-    static constexpr int together(const Format&, int) { return 4; }
+    static constexpr int kTogether = 4;
     static constexpr bool kOffsetSigned = true;
     using Bytes = __m512i;
     using Ints = __m512i;
@@ -89,12 +89,6 @@ struct Avx512 {
     static SPECX_INLINE void store(float* p, Floats x) { _mm512_storeu_ps(p, x); }
     static SPECX_INLINE void half_to_float(const uint8_t* p, float* out) {
         _mm512_store_ps(out, _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p))));
-    }
-    static SPECX_INLINE __m512i widened(const uint8_t* p) { return _mm512_cvtepu8_epi32(load_as<__m128i>(p)); }
-    static SPECX_INLINE __m512i widened(const int8_t* p) { return _mm512_cvtepi8_epi32(load_as<__m128i>(p)); }
-    template <class Byte>
-    static SPECX_INLINE void scaled(const float* x, const Byte* bytes, float* out) {
-        _mm512_store_ps(out, _mm512_mul_ps(_mm512_load_ps(x), _mm512_cvtepi32_ps(widened(bytes))));
     }
 };
 

@@ -4,12 +4,11 @@
 //   kLanes                 rows of a group in one register (16, 8 or 4)
 //   Bytes, Ints, Floats    a column of kLanes rows; one int or float a row
 //   kOffsetSigned          dot products want unsigned weights: 128 is added to signed ones, and in `extra`
-//   together(format, n)    how many of n tokens to multiply side by side, so that their chains of additions overlap
+//   kTogether              how many tokens to multiply side by side, so that their chains of additions overlap
 //   load, nibbles<shift>, bits<column>, pairs<column>, lookup, offset    quants from planes (formats.hpp)
 //   dot<largest, first, columns, tokens>(w, x, s)    s[t] += the sum over some columns of w times what is at
 //                          x + t * kBlock; `largest` is the largest quant
 //   splat_int, zero, load_floats, splat, as_floats, add, mul, fma, store, half_to_float
-//   scaled(x, bytes, out)  16 floats times 16 bytes, signed or not
 //   quantize               see quantize.hpp
 //
 // Everything lies in an anonymous namespace: two instruction sets must never share an instance of a template.
@@ -81,12 +80,18 @@ struct Scales {
     }
 
   private:
+    // In loops that compilers turn into vector code: over bytes, or from 16 bytes to 16 floats.
+    template <class Byte>
+    SPECX_INLINE static void scaled(const float* super, const Byte* bytes, float (*out)[kRows], int count) {
+        for (int j = 0; j < count; ++j)
+            for (int r = 0; r < kRows; ++r) out[j][r] = super[r] * static_cast<float>(bytes[j * kRows + r]);
+    }
+
     template <class Simd>
     SPECX_INLINE void read_int8(const uint8_t* header) {
         alignas(64) float super[kRows];
         Simd::half_to_float(header, super);
-        const int8_t* scale = reinterpret_cast<const int8_t*>(header + 2 * kRows);
-        for (int j = 0; j < kCount; ++j) Simd::scaled(super, scale + j * kRows, d[j]);
+        scaled(super, reinterpret_cast<const int8_t*>(header + 2 * kRows), d, kCount);
     }
 
     // Six bits for each scale and minimum: of the blocks 0..3 in the low bits of bytes 0..3 and 4..7, of the
@@ -95,21 +100,21 @@ struct Scales {
     SPECX_INLINE void read_dmin(const uint8_t* header) {
         constexpr int four = 4 * kRows;
         alignas(64) float super[2][kRows];
-        alignas(64) uint8_t scale[2 * four], least[2 * four];
+        alignas(64) uint8_t low[four], high[four], both[four], scale[2 * four], least[2 * four];
         Simd::half_to_float(header, super[0]);
         Simd::half_to_float(header + 2 * kRows, super[1]);
         for (int r = 0; r < kRows; ++r) super[1][r] = -super[1][r];
-        const uint8_t *low = header + four, *high = low + four, *both = high + four;
+        std::memcpy(low, header + four, four);
+        std::memcpy(high, header + 2 * four, four);
+        std::memcpy(both, header + 3 * four, four);
         for (int i = 0; i < four; ++i) {
             scale[i] = low[i] & 63;
             least[i] = high[i] & 63;
             scale[four + i] = static_cast<uint8_t>((both[i] & 15) | (low[i] >> 2 & 0x30));
             least[four + i] = static_cast<uint8_t>(both[i] >> 4 | (high[i] >> 2 & 0x30));
         }
-        for (int j = 0; j < 2 * 4; ++j) {
-            Simd::scaled(super[0], scale + j * kRows, d[j]);
-            Simd::scaled(super[1], least + j * kRows, minimum[j]);
-        }
+        scaled(super[0], scale, d, 2 * 4);
+        scaled(super[1], least, minimum, 2 * 4);
     }
 };
 
@@ -190,11 +195,11 @@ SPECX_INLINE void accumulate(typename Simd::Floats* sum, const Weights& w, const
     }
 }
 
-// All n tokens, some at a time.
+// All n tokens, kTogether at a time.
 template <class Simd, int format, int n, int t, class Weights>
 SPECX_INLINE void accumulate_all(typename Simd::Floats* sum, const Weights& w, const Scales<format>& scales, int block,
                                  int lane, const uint8_t* x) {
-    constexpr int together = Simd::together(*kFormats[format], n), tokens = n - t < together ? n - t : together;
+    constexpr int tokens = n - t < Simd::kTogether ? n - t : Simd::kTogether;
     accumulate<Simd, format, n, tokens>(sum + t, w, scales, block, lane, x, t);
     if constexpr (t + tokens < n) accumulate_all<Simd, format, n, t + tokens>(sum, w, scales, block, lane, x);
 }
@@ -226,7 +231,7 @@ void multiply_tile(const uint8_t* group, int64_t k, const uint8_t* activations, 
                     __asm__ volatile("" : "+r"(x));
                 else
                     __asm__("" : "+r"(x));
-                const Columns<Simd, format, (n > Simd::together(f, n))> w(quants + p * Simd::kLanes * 4);
+                const Columns<Simd, format, (n > Simd::kTogether)> w(quants + p * Simd::kLanes * 4);
                 accumulate_all<Simd, format, n, 0>(sum[p], w, scales, block, p * Simd::kLanes, x);
             }
             quants += f.block_bytes();
