@@ -8,7 +8,12 @@ namespace specx {
 namespace {
 
 struct Avx2 : Avx2Base {
-    static constexpr int kTogether = 8;
+    // All of a tile, and each column is decoded as they get to it. Where that takes long, as with quants of two planes, and
+    // tokens are many, two at a time with the columns of a block held: at 8 tokens, weights in the cache, 6% less time for
+    // Q6_K and 4% for Q5_0. The other types gain nothing, or lose.
+    static constexpr int together(const Format& f, int n) {
+        return n > 4 && f.high != Plane::none && !f.has_minimum() ? 2 : 8;
+    }
     static constexpr bool kOffsetSigned = false;
     static SPECX_INLINE Bytes offset(Bytes w) { return w; }
 

@@ -8,7 +8,7 @@ namespace specx {
 namespace {
 
 struct AvxVnni : Avx2Base {
-    static constexpr int kTogether = 4;
+    static constexpr int together(const Format&, int) { return 4; }
     static constexpr bool kOffsetSigned = true;
     static SPECX_INLINE Bytes offset(Bytes w) { return _mm256_xor_si256(w, _mm256_set1_epi8(-128)); }
 

@@ -10,7 +10,7 @@ namespace {
 
 struct Generic {
     static constexpr int kLanes = 4;
-    static constexpr int kTogether = 1;
+    static constexpr int together(const Format&, int) { return 1; }
     static constexpr bool kOffsetSigned = false;
     struct Bytes { uint8_t at[16]; };
     struct Ints { int at[kLanes]; };

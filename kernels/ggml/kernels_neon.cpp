@@ -14,7 +14,7 @@ namespace {
 
 struct Neon {
     static constexpr int kLanes = 4;
-    static constexpr int kTogether = 8;
+    static constexpr int together(const Format&, int) { return 8; }
     static constexpr bool kOffsetSigned = false;
     using Bytes = uint8x16_t;
     using Ints = int32x4_t;

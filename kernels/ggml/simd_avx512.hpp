@@ -10,7 +10,7 @@ namespace {
 
 struct Avx512 {
     static constexpr int kLanes = 16;
-    static constexpr int kTogether = 4;
+    static constexpr int together(const Format&, int) { return 4; }
     static constexpr bool kOffsetSigned = true;
     using Bytes = __m512i;
     using Ints = __m512i;

@@ -4,7 +4,7 @@
 //   kLanes                 rows of a group in one register (16, 8 or 4)
 //   Bytes, Ints, Floats    a column of kLanes rows; one int or float a row
 //   kOffsetSigned          dot products want unsigned weights: 128 is added to signed ones, and in `extra`
-//   kTogether              how many tokens to multiply side by side, so that their chains of additions overlap
+//   together(format, n)    how many of n tokens to multiply side by side, so that their chains of additions overlap
 //   load, nibbles<shift>, bits<column>, pairs<column>, lookup, offset    quants from planes (formats.hpp)
 //   dot<largest, first, columns, tokens>(w, x, s)    s[t] += the sum over some columns of w times what is at
 //                          x + t * kBlock; `largest` is the largest quant
@@ -195,11 +195,11 @@ SPECX_INLINE void accumulate(typename Simd::Floats* sum, const Weights& w, const
     }
 }
 
-// All n tokens, kTogether at a time.
+// All n tokens, some at a time.
 template <class Simd, int format, int n, int t, class Weights>
 SPECX_INLINE void accumulate_all(typename Simd::Floats* sum, const Weights& w, const Scales<format>& scales, int block,
                                  int lane, const uint8_t* x) {
-    constexpr int tokens = n - t < Simd::kTogether ? n - t : Simd::kTogether;
+    constexpr int together = Simd::together(*kFormats[format], n), tokens = n - t < together ? n - t : together;
     accumulate<Simd, format, n, tokens>(sum + t, w, scales, block, lane, x, t);
     if constexpr (t + tokens < n) accumulate_all<Simd, format, n, t + tokens>(sum, w, scales, block, lane, x);
 }
@@ -231,7 +231,7 @@ void multiply_tile(const uint8_t* group, int64_t k, const uint8_t* activations, 
                     __asm__ volatile("" : "+r"(x));
                 else
                     __asm__("" : "+r"(x));
-                const Columns<Simd, format, (n > Simd::kTogether)> w(quants + p * Simd::kLanes * 4);
+                const Columns<Simd, format, (n > Simd::together(f, n))> w(quants + p * Simd::kLanes * 4);
                 accumulate_all<Simd, format, n, 0>(sum[p], w, scales, block, p * Simd::kLanes, x);
             }
             quants += f.block_bytes();
