@@ -7,6 +7,7 @@ alone. What drafters learn is loaded with the session and saved once, when it cl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -56,14 +57,20 @@ class Learned:
         data = self._store.load_json("staircase", self._cost_key)
         if data is not None:
             try:
-                staircase.load_json(data["steps"])
+                staircase.load_kept(data["steps"])
             except (ValueError, TypeError, AttributeError, KeyError):
                 self._store.set_aside("staircase", self._cost_key)
         return staircase
 
     def save_staircase(self, staircase: Staircase) -> None:
-        """Keep what was measured."""
-        if steps := staircase.to_json():
+        """Keep what was measured, beside what runs that allow wider steps have kept."""
+        steps = staircase.to_json()
+        if not steps:
+            return
+        with self._store.locked():
+            kept = self._store.load_json("staircase", self._cost_key) or {}
+            with suppress(ValueError, TypeError, AttributeError):  # something else, which goes
+                steps = staircase.with_wider(steps, kept.get("steps", {}))
             self._store.save_json("staircase", self._cost_key, {"steps": steps})
 
     def load_identity(self) -> Identity | None:

@@ -570,9 +570,12 @@ class Generation:
 
 
 def describe(staircase: Staircase) -> str:
-    """What a staircase says, in words: the price of one token, and of more at once, in a short context."""
-    costs = staircase.costs(0)
-    wide = [f"{n} cost {costs[n] / costs[1]:.1f}x" for n in (4, 8, 16) if n < len(costs)]
+    """What a staircase says, in words: the price of one token, and of more at once, in a short context.
+
+    Widths that were not timed, as there was no time, are not told.
+    """
+    costs, timed = staircase.costs(0), staircase.steps(staircase.depths[0])
+    wide = [f"{n} cost {costs[n] / costs[1]:.1f}x" for n in (4, 8, 16) if n < len(costs) and n in timed]
     return f"one token {costs[1]:.1f} ms" + "".join(f", {text}" for text in wide)
 
 

@@ -70,6 +70,7 @@ class Staircase:
     def __init__(self, max_width: int) -> None:
         self.max_width = max_width
         self._depths: dict[int, Steps] = {}
+        self._reach: dict[int, int] = {}  # by depth: the widest step that was possible there
         self._speed = 1.0  # present time of a step relative to the recorded one
         self._measured: dict[int, NDArray[np.float64]] = {}  # (max_width + 1,) at each of the depths
         self._filled: dict[int, NDArray[np.float64]] = {}  # the same, corrected by real steps
@@ -82,6 +83,11 @@ class Staircase:
         self._apart: set[int] = set()  # widths that turned out far off since single tokens last did
         self._dear = np.ones(max_width + 1)  # by width: present time of wide steps, beyond that of all
         self._strays: list[tuple[int, float]] = []  # the latest wide steps, if all were far too dear
+
+    @property
+    def _needed(self) -> int:
+        """The widest step that is timed if there is time for it."""
+        return min(self.max_width, max(WIDTHS))
 
     @property
     def disturbed(self) -> bool:
@@ -180,6 +186,7 @@ class Staircase:
         if len(unsettled(times)) > UNSETTLED * len(times):
             self._disturbed.add(length)
         self._depths[length] = steps
+        self._reach[length] = self._needed
         self._fill_all()
         self._dear.fill(1.0)
         self._restart()
@@ -304,10 +311,13 @@ class Staircase:
         """A plain value for the store: the measured times, moved half of the way to what they are now.
 
         Depths whose measurement was disturbed are left out, and a width that is far dearer now, as on a busy
-        machine, counts as little dearer.
+        machine, counts as little dearer. The widest step there could have been is null if it was not timed.
         """
         return {
-            str(depth): {str(n): ms * min(self._change(depth, n), CLIP) ** 0.5 for n, ms in steps.items()}
+            str(depth): {
+                str(self._reach[depth]): None,
+                **{str(n): ms * min(self._change(depth, n), CLIP) ** 0.5 for n, ms in steps.items()},
+            }
             for depth, steps in self._depths.items()
             if depth not in self._disturbed
         }
@@ -323,18 +333,37 @@ class Staircase:
         Raises:
             ValueError, TypeError, AttributeError: it is something else.
         """
-        depths = {int(d): {int(n): float(ms) for n, ms in s.items()} for d, s in data.items()}
+        reach = {int(d): _widest(s) for d, s in data.items()}
+        depths = {
+            int(d): {int(n): float(ms) for n, ms in s.items() if ms is not None} for d, s in data.items()
+        }
         if any(n < 1 or not 0 < ms < float("inf") for s in depths.values() for n, ms in s.items()):
             raise ValueError("a staircase holds positive times of positive widths")
         if any(d < 0 or 1 not in s for d, s in depths.items()):
             raise ValueError("a staircase begins with the time of one token")
-        self._depths = depths
+        self._depths, self._reach = depths, reach
         self._measured.clear()
         self._filled.clear()
         self._disturbed.clear()
         self._fill_all()
         self._dear.fill(1.0)
         self._restart()
+
+    def load_kept(self, data: Mapping[str, Any]) -> None:
+        """`load_json` without the depths that were measured when only narrower steps were possible: they are
+        measured again.
+
+        Raises:
+            ValueError, TypeError, AttributeError: it is something else.
+        """
+        self.load_json({depth: s for depth, s in data.items() if _widest(s) >= self._needed})
+
+    def with_wider(self, steps: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+        """`steps` as `to_json` gave them, and of those `kept` the depths where wider ones were possible.
+
+        A run that allows narrow steps only says nothing about what others measured.
+        """
+        return {**steps, **{depth: s for depth, s in kept.items() if _widest(s) > self._needed}}
 
     def _weights(self, length: int) -> Weights:
         """The two measured depths that speak for `length`, and how much each does."""
@@ -381,6 +410,11 @@ class Staircase:
         slope = (values[-1] - values[-2]) / (known[-1] - known[-2])
         beyond = values[-1] + (widths - known[-1]) * max(slope, 0.0)
         return np.where(widths > known[-1], beyond, np.interp(widths, known, values))
+
+
+def _widest(steps: Mapping[str, Any]) -> int:
+    """The widest step there could have been when a depth was measured, in the form of the store."""
+    return max(int(n) for n in steps)
 
 
 def _order(widths: list[int], times: Mapping[int, Sequence[float]]) -> Iterator[int]:

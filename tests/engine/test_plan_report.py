@@ -230,9 +230,9 @@ def test_a_plan_rests_on_what_is_kept(smollm2, monkeypatch):
     store = Store(plan_report.cache_dir())
     fitted = plan_report.fit_and_place(info, settings, store, None, print).settings
     learned = plan_report._learned(info, fitted, store, "stock")
-    learned.save_staircase(staircase_of())
+    learned.save_staircase(staircase_of(width=64))
     faster = plan_report._learned(info, fitted, store, "specx")
-    faster.save_staircase(staircase_of({n: ms / 3 for n, ms in STEPS.items()}))
+    faster.save_staircase(staircase_of({n: ms / 3 for n, ms in STEPS.items()}, 64))
     monkeypatch.setattr(plan_report.Session, "open", lambda *_args, **_rest: pytest.fail("it was loaded"))
     found = make_plan(settings)
     assert found.kernels == "stock" and found.steps[4] == STEPS[4]

@@ -583,6 +583,19 @@ def test_measuring_is_told_also_when_there_is_a_conversation_already():
     assert [notice[:8] for notice in notices] == ["measured"]
 
 
+def test_a_run_with_narrow_steps_leaves_wider_ones_to_be_measured(tmp_path):
+    notices = []
+    for max_width, told in ((1, []), (3, []), (64, [4, 8, 16]), (1, None), (64, None)):
+        notices.clear()
+        with session_of(tmp_path, notices, load=None, max_width=max_width) as session:
+            run(session, n_predict=3)
+            assert set(range(1, max_width + 1)) & {1, 2, 4, 8, 16, 64} <= set(session.staircase.steps(0))
+        measured = [text for text in notices if text.startswith("measured this model")]
+        assert len(measured) == (told is not None)
+        for n in (4, 8, 16) if measured else ():
+            assert (f", {n} cost " in measured[0]) == (n in told)  # nothing is told that was not timed
+
+
 def test_a_disturbed_measurement_is_told_and_not_kept(tmp_path, monkeypatch):
     with session_of(tmp_path, load=FLAT):
         pass

@@ -469,3 +469,37 @@ def test_beyond_the_interpolated_widths_only_measured_ones_are_used():
     assert np.isinf(costs[33:64]).all()
     assert np.isfinite(costs[1:33]).all()
     assert Staircase(32).costs(0)[32] == 32
+
+
+def kept_and_loaded(staircase, max_width):
+    """What a later run with steps of up to `max_width` makes of what is kept."""
+    loaded = Staircase(max_width)
+    loaded.load_kept(json.loads(json.dumps(staircase.to_json())))
+    return loaded
+
+
+def test_what_a_narrow_run_measured_is_measured_again_where_wider_steps_are_possible():
+    backend = Clocked(lambda n: 3.0 + n)
+    narrow, _ = measured(backend, Staircase(3))
+    assert kept_and_loaded(narrow, 3).depths == [0]
+    wide = kept_and_loaded(narrow, 32)
+    assert (wide.depths, wide.needs_measuring(0)) == ([], True)
+    measured(backend, wide)
+    assert set(wide.steps(0)) == set(NARROW)
+    assert kept_and_loaded(wide, 3).steps(0) == wide.steps(0)  # a narrow run can use it
+    assert kept_and_loaded(wide, 64).depths == []
+    assert kept_and_loaded(kept_and_loaded(wide, 3), 32).steps(0) == wide.steps(0)  # and leaves it as it is
+
+
+def test_widths_that_there_was_no_time_for_are_not_measured_again():
+    slow, _ = measured(Clocked(lambda n: 1000.0 + n))
+    again = kept_and_loaded(slow, 32)
+    assert (set(again.steps(0)), again.needs_measuring(0)) == ({1, 2}, False)
+    assert kept_and_loaded(again, 32).depths == [0]
+
+
+def test_a_narrow_run_replaces_nothing_that_a_wide_one_kept():
+    wide, narrow = (measured(Clocked(lambda n: 3.0 + n), Staircase(n))[0].to_json() for n in (32, 1))
+    beside = Staircase(1).with_wider({**narrow, "300": narrow["0"]}, wide)
+    assert beside == {"0": wide["0"], "300": narrow["0"]}
+    assert Staircase(32).with_wider(wide, narrow) == wide
