@@ -35,6 +35,7 @@ class LoadSettings:
         exact: use only batch widths and orders whose logits are bit-identical.
         context_shift: forget the oldest tokens instead of stopping when the context is full.
         store: keep and use measurements, calibrations and caches under the cache directory.
+        measure: time what was never timed here, on this machine; not worth it where nothing is decoded.
         verbose: show llama.cpp's own messages.
     """
 
@@ -64,4 +65,5 @@ class LoadSettings:
     exact: bool = False
     context_shift: bool = False
     store: bool = True
+    measure: bool = True
     verbose: bool = False

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,10 @@ def open_session(
     Raises:
         SpecxError: the model cannot be found or loaded, or does not have the tokens of the request.
     """
-    with _load(load_settings(model, draft), quiet=quiet) as session:
+    settings = load_settings(model, draft)
+    if request is not None and request.options.n_predict == 0:
+        settings = replace(settings, measure=False)
+    with _load(settings, quiet=quiet) as session:
         if request is not None:
             _check_tokens(session, request.sampling)
         yield session

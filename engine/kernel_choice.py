@@ -19,6 +19,7 @@ from specx.backends.base import Backend
 from specx.backends.ggml_device import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.store import Store
 from specx.engine.explain import Explain, silent
+from specx.engine.patience import PATIENCE, Busy, Patience
 from specx.engine.staircase import UNSETTLED, unsettled
 
 __all__ = [
@@ -35,8 +36,7 @@ __all__ = [
 DEPTH = 256  # tokens of context at which kernels are compared
 WIDTHS = (1, 2, 4, 8, 16)
 BUDGET_S = 1.0  # for each of the kernels
-LEAST, MOST = 3, 8  # visits to each width
-PATIENCE = 3.0  # times the budget, on a busy machine
+LEAST, MOST = 3, 8  # visits to each width; the least may take `PATIENCE` times the budget
 ACCEPTANCE = 0.7  # of each further drafted token, where nothing better is known
 CLEARLY = 1.03  # times as fast: less may be noise
 
@@ -113,8 +113,10 @@ def choose_kernels(
     key: str,
     notice: Callable[[str], None],
     *,
+    measure: bool = True,
     explain: Explain = silent,
     clock: Callable[[], float] = time.perf_counter,
+    busy: Busy | None = None,
 ) -> Chosen:
     """Load a model on the kernels that suit it.
 
@@ -127,8 +129,10 @@ def choose_kernels(
         store: where the choice is kept.
         key: what it depends on.
         notice: told what a person should know.
+        measure: compare them if that was never done.
         explain: told the reasons.
         clock: seconds.
+        busy: whether something else keeps the machine busy, as in `Patience`.
     """
     reason = None if wanted == STOCK.name else ggml_device.unavailable()
     if reason and wanted != "auto":
@@ -140,11 +144,13 @@ def choose_kernels(
     why = "as measured before" if wanted == "auto" else "as asked"
     if kept is None and store.root is None:
         kept, why = SPECX.name, "because nothing is kept that could be compared"
+    elif kept is None and not measure:
+        kept, why = SPECX.name, "because nothing is decoded that would be worth a comparison"
     if kept is not None:
         kernels = ggml_device.KERNELS[kept]
         explain(f"kernels: {kernels.name}, {why}")
         return Chosen(load(kernels), kernels)
-    return _compare_and_choose(load, store, key, notice, clock)
+    return _compare_and_choose(load, store, key, notice, clock, busy)
 
 
 def remembered_choice(store: Store, key: str) -> str | None:
@@ -154,10 +160,15 @@ def remembered_choice(store: Store, key: str) -> str | None:
 
 
 def _compare_and_choose(
-    load: Load, store: Store, key: str, notice: Callable[[str], None], clock: Callable[[], float]
+    load: Load,
+    store: Store,
+    key: str,
+    notice: Callable[[str], None],
+    clock: Callable[[], float],
+    busy: Busy | None,
 ) -> Chosen:
     start = clock()
-    comparison, backend, loaded = compare_kernels(load, clock=clock)
+    comparison, backend, loaded = compare_kernels(load, clock=clock, busy=busy)
     best = SPECX if comparison.disturbed else comparison.best()
     if best != loaded:
         backend.close()
@@ -182,6 +193,7 @@ def compare_kernels(
     widths: Sequence[int] = WIDTHS,
     budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.perf_counter,
+    busy: Busy | None = None,
 ) -> tuple[Comparison, SwitchableBackend, Kernels]:
     """Time a model on each of the kernels.
 
@@ -191,6 +203,8 @@ def compare_kernels(
         widths: tokens of a step.
         budget_s: seconds for each of the kernels and depths, reading the context excluded.
         clock: seconds.
+        busy: whether something else keeps the machine busy, as in `Patience`: then a depth that takes too
+            long to reach is measured in the empty context, and not all widths are.
 
     Returns:
         The times, and the model as it was loaded last, empty, with the kernels it was loaded on.
@@ -203,12 +217,15 @@ def compare_kernels(
         try:
             fitting = [n for n in widths if n <= backend.max_width]
             for depth in [d for d in depths if d + max(fitting) <= backend.n_ctx] or [0]:
+                patience = Patience(budget_s * len(arms), clock, busy)
                 backend.rewind(0)
-                backend.prefill([0] * depth)
-                for name, times in _take_turns(backend, arms, fitting, budget_s, clock).items():
+                if not patience.prefill(backend, depth):
+                    backend.rewind(0)
+                for name, times in _take_turns(backend, arms, fitting, budget_s, clock, patience).items():
                     comparison.disturbed |= len(unsettled(times)) > UNSETTLED * len(times)
                     least = {n: min(taken) for n, taken in times.items()}  # noise only ever adds
-                    comparison.steps.setdefault(name, {})[depth] = least
+                    comparison.steps.setdefault(name, {})[backend.length] = least
+                comparison.disturbed |= patience.ended
             backend.rewind(0)
         except BaseException:
             backend.close()
@@ -224,15 +241,19 @@ def _take_turns(
     widths: Sequence[int],
     budget_s: float,
     clock: Callable[[], float],
+    patience: Patience,
 ) -> dict[str, dict[int, list[float]]]:
-    """Milliseconds of each width on each of the kernels, as often as the budget allows."""
+    """Milliseconds of each width on each of the kernels, as often as the budget allows; the first always."""
     times: dict[str, dict[int, list[float]]] = {kernels.name: {} for kernels in arms}
     start, budget_s = clock(), budget_s * len(arms)
     for visit in range(MOST):
         for kernels in arms:
             backend.kernels = kernels
-            for n in widths:
-                if visit > 0 and clock() - start > budget_s * (1 if visit >= LEAST else PATIENCE):
+            for i, n in enumerate(widths):
+                if i and patience.ended:
+                    break
+                spent = clock() - start
+                if visit > 0 and (patience.ended or spent > budget_s * (1 if visit >= LEAST else PATIENCE)):
                     return times
                 times[kernels.name].setdefault(n, []).append(_time(backend, n, clock))
     return times

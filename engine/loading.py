@@ -172,7 +172,9 @@ def load_on_best_kernels(
     """
     load = loader(settings, store, progress, notice)
     key, explain = kernels_key(info, settings), explainer(settings, notice)
-    return choose_kernels(settings.kernels, load, store, key, notice, explain=explain)
+    return choose_kernels(
+        settings.kernels, load, store, key, notice, measure=settings.measure, explain=explain
+    )
 
 
 def loader(

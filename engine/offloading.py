@@ -98,6 +98,8 @@ def with_measured_placement(
         return replace(settings, n_gpu_layers=0)
     target = model_layers(info, settings)
     measured = load_costs(store, key, devices)
+    if measured is None and not settings.measure:
+        return replace(settings, n_gpu_layers=0)
     if measured is None:
         measured = _measure(target, settings, store, key, load, notice, devices, clock)
     placed = place(target, [FREE_DRAFTS], measured.costs)

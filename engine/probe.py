@@ -30,6 +30,7 @@ from specx.backends.machine import (
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, cache_dir
 from specx.engine.loading import fit_and_place, load_library, load_on_best_kernels, threads_key
+from specx.engine.patience import is_busy
 from specx.engine.staircase import AGREE, UNSETTLED
 from specx.engine.thread_choice import ThreadTimes, candidates, load_threads, measure_threads, save_threads
 from specx.kernels._native import read_bandwidth
@@ -43,7 +44,6 @@ LEAST_BYTES = 1 << 20
 REPEATS = 2  # per visit
 VISITS = 2  # to each number of threads
 BUDGET_S = 12.0  # for reading memory
-BUSY = 0.1  # of the processors' time; what is measured beside so much other work is not kept
 
 Fraction = Callable[[float], None]
 Notice = Callable[[str], None]
@@ -192,7 +192,7 @@ def probe_machine(
     if measured is None:
         cpu, others = this_cpu(), OtherWork(this_cpu().allowed)
         measured = measure_machine(cpu, read_memory(), devices, progress=progress)
-        measured = replace(measured, disturbed=measured.disturbed or _busy(others))
+        measured = replace(measured, disturbed=measured.disturbed or is_busy(others))
         if measured.disturbed:
             notice("something else kept the machine busy: what was measured is shown, but not kept")
         else:
@@ -290,19 +290,13 @@ def probe_model(
     try:
         others = OtherWork(this_cpu().allowed)
         times = measure_threads(backend, candidates(this_cpu()), progress=progress)
-        times = replace(times, disturbed=times.disturbed or _busy(others))
+        times = replace(times, disturbed=times.disturbed or is_busy(others))
     finally:
         backend.close()
     if times.disturbed:
         notice("something else kept the machine busy: the number of threads is not kept")
     save_threads(store, key, times)
     return ModelProbe(str(settings.model), times, from_store=False)
-
-
-def _busy(others: OtherWork) -> bool:
-    """Whether other processes had much of the processors: steady work disturbs without being noisy."""
-    share = others.share()
-    return share is not None and share > BUSY
 
 
 def _machine_key(devices: Sequence[Device]) -> str:

@@ -379,7 +379,7 @@ class Session:
         return identity
 
     def _exact_widths(self) -> frozenset[int] | None:
-        if not self.settings.exact or self.plain_reason:
+        if not (self.settings.exact and self.settings.measure) or self.plain_reason:
             return None
         identity = self.measure_identity()
         if identity.exact_trees:

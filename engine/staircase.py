@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.base import Backend
+from specx.engine.patience import Busy, Patience
 
 __all__ = ["MARKS", "UNSETTLED", "Staircase", "unsettled"]
 
@@ -131,19 +132,26 @@ class Staircase:
         return self._expected(n, length) if self._depths else float(n)
 
     def measure_first(
-        self, backend: Backend, *, clock: Clock = time.perf_counter, stopped: Stopped = _never
+        self,
+        backend: Backend,
+        *,
+        clock: Clock = time.perf_counter,
+        stopped: Stopped = _never,
+        busy: Busy | None = None,
     ) -> float:
         """Time the widths in an empty backend and, if the context is long enough, at `FIRST_DEPTH`.
 
         Returns the seconds it took. The backend is empty afterwards. Nothing is known if it was stopped.
         """
         start = clock()
-        self.measure(backend, clock=clock, stopped=stopped)
-        if backend.n_ctx >= FIRST_DEPTH + max(DEEPER_WIDTHS) and not stopped():
-            backend.prefill([0] * FIRST_DEPTH)
-            self.measure(backend, clock=clock, stopped=stopped)
+        patience = Patience(BUDGET_S + DEEPER_BUDGET_S, clock, busy)
+        self.measure(backend, clock=clock, stopped=stopped, busy=busy)
+        roomy = backend.n_ctx >= FIRST_DEPTH + max(DEEPER_WIDTHS)
+        if roomy and not stopped() and not patience.ended:
+            if patience.prefill(backend, FIRST_DEPTH):
+                self.measure(backend, clock=clock, stopped=stopped, busy=busy)
             backend.rewind(0)
-        if self._disturbed:
+        if self._disturbed or patience.ended:
             self._disturbed.update(self._depths)
         if stopped():
             self.load_json({})
@@ -156,10 +164,12 @@ class Staircase:
         clock: Clock = time.perf_counter,
         budget_s: float | None = None,
         stopped: Stopped = _never,
+        busy: Busy | None = None,
     ) -> float:
         """Time the widths at the backend's present length; returns the seconds it took.
 
         Widths are taken in the order of what they tell, until the budget is spent; at least 1 and 2 are.
+        `busy` says whether something else keeps the machine busy, as in `Patience`.
         The committed sequence is as before afterwards. Near the end of the context not every width fits:
         nothing is measured then. Nor is anything known if `stopped` says so, asked before each call.
         """
@@ -171,19 +181,20 @@ class Staircase:
         if max(widths) > backend.n_ctx - length:
             return 0.0
         expected = self.costs(length)
+        patience = Patience(budget, clock, busy)
         times: dict[int, list[float]] = {}
         steps: Steps = {}
         for i, n in enumerate(_order(widths, times)):
             guess = _guess(steps, n) if first else float(expected[n])
             if i > 2 and clock() - start + guess / 1e3 > budget:
                 continue
-            if stopped():
+            if stopped() or (i > 1 and patience.ended):
                 break
             times.setdefault(n, []).append(_time(backend, n, clock, warm_up=not steps))
             steps[n] = min(times[n])
         if stopped():
             return clock() - start
-        if len(unsettled(times)) > UNSETTLED * len(times):
+        if patience.ended or len(unsettled(times)) > UNSETTLED * len(times):
             self._disturbed.add(length)
         self._depths[length] = steps
         self._reach[length] = self._needed

@@ -20,6 +20,7 @@ from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.engine.explain import Explain, silent
 from specx.engine.kernel_choice import DEPTH
+from specx.engine.patience import PATIENCE
 from specx.engine.staircase import AGREE, UNSETTLED
 
 __all__ = [
@@ -39,8 +40,7 @@ NEAR = 1.03  # times as slow: less may be noise, and leaves cores to others
 HOPELESS = 1.5  # times as slow as the best: not visited again
 LONG_MS = 500.0
 BUDGET_S = 6.0
-PATIENCE = 3.0  # times the budget, until each count was visited `LEAST` times
-LEAST, MOST = 3, 8  # visits to each count
+LEAST, MOST = 3, 8  # visits to each count; the least may take `PATIENCE` times the budget
 
 
 class ThreadedBackend(Backend, Protocol):

@@ -57,10 +57,11 @@ def costs(stock=STEEP, attention=MIDDLE, specx=FLAT):
 def choose(tmp_path):
     notices = []
 
-    def run(world, wanted="auto", key="model-machine"):
+    def run(world, wanted="auto", key="model-machine", *, busy=False, **options):
         notices.clear()
         store = Store(tmp_path, notices.append)
-        return choose_kernels(wanted, world.load, store, key, notices.append, clock=world.clock)
+        options |= {"clock": world.clock, "busy": lambda: busy}
+        return choose_kernels(wanted, world.load, store, key, notices.append, **options)
 
     run.notices = notices
     return run
@@ -158,3 +159,22 @@ def test_the_rate_is_that_of_the_best_width():
     )
     assert comparison.best() == SPECX
     assert comparison.explained(SPECX).startswith("1: 2.0x, 4: 2.0x")
+
+
+def test_a_comparison_on_a_busy_machine_ends(monkeypatch, choose):
+    slow = {n: 1000.0 * n for n in range(1, 65)}
+    world = World(monkeypatch, costs(slow, slow, slow))
+    assert choose(world, busy=True).kernels == SPECX
+    assert world.now < 20
+    assert "the machine was busy" in choose.notices[0]
+    world.now = 0.0
+    choose(world)  # compared again, and it is the model that is slow
+    assert world.now > 100
+    assert "busy" not in choose.notices[0]
+
+
+def test_nothing_is_compared_where_nothing_is_decoded(monkeypatch, choose):
+    world = World(monkeypatch, costs(specx=STEEP))
+    assert (choose(world, measure=False).kernels, world.now, choose.notices) == (SPECX, 0.0, [])
+    choose(world)
+    assert choose(world, measure=False).kernels == ATTENTION  # as compared before

@@ -124,7 +124,7 @@ def quiet(monkeypatch):
         return MEASURED
 
     monkeypatch.setattr(probe_module, "measure_machine", measured)
-    monkeypatch.setattr(probe_module, "_busy", lambda _others: False)
+    monkeypatch.setattr(probe_module, "is_busy", lambda _others: False)
     return made
 
 
@@ -167,7 +167,7 @@ def test_a_damaged_entry_is_set_aside_and_measured_anew(quiet, data):
 
 
 def test_what_was_measured_beside_other_work_is_shown_but_not_kept(quiet, monkeypatch):
-    monkeypatch.setattr(probe_module, "_busy", lambda _others: True)
+    monkeypatch.setattr(probe_module, "is_busy", lambda _others: True)
     notices = []
     found = probe_machine(progress=lambda _f: None, notice=notices.append)
     assert found.measured.bandwidth == MEASURED.bandwidth and found.to_json()["disturbed"]

@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specx.backends.scripted import ScriptedBackend
-from specx.engine.staircase import BUDGET_S, DEEPER_WIDTHS, MARKS, SURE, WIDTHS, Staircase
+from specx.engine.patience import PATIENCE
+from specx.engine.staircase import (
+    BUDGET_S,
+    DEEPER_BUDGET_S,
+    DEEPER_WIDTHS,
+    FIRST_DEPTH,
+    MARKS,
+    SURE,
+    WIDTHS,
+    Staircase,
+)
 
 STAIRS = {1: 7.2, 2: 10.6, 3: 14.1, 4: 14.4, 6: 22.4, 8: 19.1, 12: 25.5, 16: 29.8, 32: 54.7}
 
@@ -34,7 +44,7 @@ class Clocked(ScriptedBackend):
 
 def measured(backend, staircase=None, **options):
     staircase = staircase or Staircase(32)
-    seconds = staircase.measure(backend, clock=backend.clock, **options)
+    seconds = staircase.measure(backend, clock=backend.clock, **{"busy": lambda: False, **options})
     return staircase, seconds
 
 
@@ -82,7 +92,7 @@ def test_each_stretch_between_two_marks_is_measured_once():
 def test_the_first_time_two_depths_are_measured_in_an_empty_backend():
     backend = Clocked(lambda n: n + backend.length / 100)
     staircase = Staircase(32)
-    assert staircase.measure_first(backend, clock=backend.clock) == backend.now
+    assert staircase.measure_first(backend, clock=backend.clock, busy=lambda: False) == backend.now
     assert backend.length == 0
     assert len(staircase.depths) == 2
     low, high = staircase.depths
@@ -166,9 +176,36 @@ def test_a_disturbance_of_the_second_depth_makes_the_first_one_doubtful():
     rng = np.random.default_rng(0)
     backend = Clocked(lambda n: n * (10 ** (2 * rng.random()) if backend.length else 1))
     staircase = Staircase(32)
-    staircase.measure_first(backend, clock=backend.clock)
+    staircase.measure_first(backend, clock=backend.clock, busy=lambda: False)
     assert len(staircase.depths) == 2
     assert kept(staircase) == []
+
+
+def test_a_measurement_on_a_busy_machine_ends():
+    backend = Clocked(lambda n: 1000.0 * n)
+    staircase, seconds = measured(backend, budget_s=0.5, busy=lambda: True)
+    assert (set(staircase.steps(0)), staircase.disturbed, seconds) == ({1, 2}, True, pytest.approx(4.0))
+    unbothered, _ = measured(backend, budget_s=0.5)  # it is the model that is slow
+    assert not unbothered.disturbed
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_reading_on_a_busy_machine_ends(busy):
+    def prefill(tokens, *, progress):
+        for done in range(0, len(tokens), 4):
+            backend.now += 1.0
+            progress(done, len(tokens))
+        ScriptedBackend.prefill(backend, tokens)
+
+    backend = Clocked(float)
+    backend.prefill = prefill
+    staircase = Staircase(32)
+    seconds = staircase.measure_first(backend, clock=backend.clock, busy=lambda: busy)
+    assert backend.length == 0
+    assert staircase.disturbed == busy
+    assert len(staircase.depths) == (1 if busy else 2)
+    assert (seconds < PATIENCE * (BUDGET_S + DEEPER_BUDGET_S) + 1) == busy
+    assert kept(staircase) == ([] if busy else [0, FIRST_DEPTH])
 
 
 def test_a_slow_model_that_leaves_no_time_for_repetitions_is_kept():
