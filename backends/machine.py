@@ -29,6 +29,7 @@ __all__ = [
     "Memory",
     "OtherWork",
     "available_memory",
+    "bytes_to_read",
     "instruction_sets",
     "machine_fingerprint",
     "read_conditions",
@@ -42,6 +43,9 @@ SLOWER_CAPACITY = 0.5  # of the most capable core: below are the small cores of 
 SLOWER_CLOCK = 0.75  # of the fastest clock; cores of one kind differ by a few percent
 PLAUSIBLE_C = (1.0, 125.0)  # a sensor that says anything else is none
 COMMAND_S = 5.0
+MANY_BYTES = 1 << 30  # well beyond the caches of most machines
+MEMORY_SHARE = 8  # at most this part of what is available
+LEAST_BYTES = 1 << 20
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # a second, in /proc/stat
 
 
@@ -203,6 +207,13 @@ class OtherWork:
                 seen += 1
         known = seen == len(self._cpus) > 0
         return (ticks / CLOCK_TICKS - self._own() if known else None), self._clock()
+
+
+def bytes_to_read(memory: Memory, most: int = MANY_BYTES) -> int:
+    """How many bytes the speed of reading memory is measured on: `most`, or fewer where memory is short."""
+    if memory.available is None:
+        return most
+    return max(LEAST_BYTES, min(most, memory.available // MEMORY_SHARE))
 
 
 @functools.cache

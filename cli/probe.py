@@ -56,6 +56,8 @@ def probe(
     What is measured is kept, and used by every other command.
     """
     if staircase:
+        if refresh:
+            raise UsageError("--staircase measures anew each time", "leave --refresh out")
         _probe_staircase(load_settings(model), depth or [DEPTH], plot, json=json)
         return
     for name, given in (("--depth", depth), ("--plot", plot)):
@@ -99,8 +101,13 @@ def _probe_staircase(settings: LoadSettings, depths: list[int], plot: Path | Non
 
     if plot is not None:
         _check_plot(plot)
-    with Progress(f"loading {settings.model.name}") as progress:
-        found = probe_staircases(settings, depths, progress=progress.update, notice=notice)
+    with Progress(f"loading {settings.model.name}") as loading, Progress("timing steps") as timing:
+
+        def timed(fraction: float) -> None:
+            loading.close()  # a terminal shows one bar at a time
+            timing.update(fraction)
+
+        found = probe_staircases(settings, depths, loading=loading.update, progress=timed, notice=notice)
     if plot is not None:
         from specx.cli.plots import draw_staircases
 
@@ -143,4 +150,4 @@ def _show(found: StaircaseProbe) -> None:
             )
         stdout().print()
     stdout().print(f"memory: {found.bandwidth / 1e9:.1f} GB/s with {found.threads} threads")
-    stdout().print(f"--kernels auto takes {found.best}")
+    stdout().print(f"--kernels auto takes {found.auto}")

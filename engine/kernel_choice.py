@@ -27,6 +27,7 @@ __all__ = [
     "DEPTH",
     "Chosen",
     "Comparison",
+    "choice_of_auto",
     "choose_kernels",
     "compare_kernels",
     "reference_rate",
@@ -159,6 +160,15 @@ def remembered_choice(store: Store, key: str) -> str | None:
     return kept if isinstance(kept, str) and kept in ggml_device.KERNELS else None
 
 
+def choice_of_auto(comparison: Comparison, store: Store, key: str) -> Kernels:
+    """The kernels that "auto" takes: those chosen before, or else what `comparison` lets expect."""
+    if ggml_device.unavailable():
+        return STOCK
+    if kept := remembered_choice(store, key):
+        return ggml_device.KERNELS[kept]
+    return SPECX if comparison.disturbed or store.root is None else comparison.best()
+
+
 def _compare_and_choose(
     load: Load,
     store: Store,
@@ -169,7 +179,7 @@ def _compare_and_choose(
 ) -> Chosen:
     start = clock()
     comparison, backend, loaded = compare_kernels(load, clock=clock, busy=busy)
-    best = SPECX if comparison.disturbed else comparison.best()
+    best = choice_of_auto(comparison, store, key)
     if best != loaded:
         backend.close()
         backend = load(best)
@@ -194,6 +204,7 @@ def compare_kernels(
     budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.perf_counter,
     busy: Busy | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> tuple[Comparison, SwitchableBackend, Kernels]:
     """Time a model on each of the kernels.
 
@@ -205,6 +216,7 @@ def compare_kernels(
         clock: seconds.
         busy: whether something else keeps the machine busy, as in `Patience`: then a depth that takes too
             long to reach is measured in the empty context, and not all widths are.
+        progress: called with the fraction done, 0 to 1, reading the context excluded.
 
     Returns:
         The times, and the model as it was loaded last, empty, with the kernels it was loaded on.
@@ -212,16 +224,23 @@ def compare_kernels(
     comparison = Comparison()
     # Stock kernels and specx's attention share the weights, so they take turns on one loaded model.
     ours = not ggml_device.unavailable()
-    for arms in ((STOCK, ATTENTION), (SPECX,)) if ours else ((STOCK,),):
+    groups = ((STOCK, ATTENTION), (SPECX,)) if ours else ((STOCK,),)
+    done = 0.0
+    for arms in groups:
         backend = load(arms[0])
         try:
             fitting = [n for n in widths if n <= backend.max_width]
-            for depth in [d for d in depths if d + max(fitting) <= backend.n_ctx] or [0]:
+            reached = [d for d in depths if d + max(fitting) <= backend.n_ctx] or [0]
+            for depth in reached:
                 patience = Patience(budget_s * len(arms), clock, busy)
                 backend.rewind(0)
                 if not patience.prefill(backend, depth):
                     backend.rewind(0)
-                for name, times in _take_turns(backend, arms, fitting, budget_s, clock, patience).items():
+                share = len(arms) / len(reached) / sum(map(len, groups))
+                told = _part(progress, done, share)
+                done += share
+                turns = _take_turns(backend, arms, fitting, budget_s, clock, patience, told)
+                for name, times in turns.items():
                     comparison.disturbed |= len(unsettled(times)) > UNSETTLED * len(times)
                     least = {n: min(taken) for n, taken in times.items()}  # noise only ever adds
                     comparison.steps.setdefault(name, {})[backend.length] = least
@@ -235,6 +254,11 @@ def compare_kernels(
     return comparison, backend, arms[0]
 
 
+def _part(progress: Callable[[float], None] | None, done: float, share: float) -> Callable[[float], None]:
+    """What is told the fraction of a `share` of the work, which begins when `done` of all of it is."""
+    return lambda fraction: None if progress is None else progress(done + share * fraction)
+
+
 def _take_turns(
     backend: SwitchableBackend,
     arms: Sequence[Kernels],
@@ -242,6 +266,7 @@ def _take_turns(
     budget_s: float,
     clock: Callable[[], float],
     patience: Patience,
+    progress: Callable[[float], None],
 ) -> dict[str, dict[int, list[float]]]:
     """Milliseconds of each width on each of the kernels, as often as the budget allows; the first always."""
     times: dict[str, dict[int, list[float]]] = {kernels.name: {} for kernels in arms}
@@ -256,6 +281,8 @@ def _take_turns(
                 if visit > 0 and (patience.ended or spent > budget_s * (1 if visit >= LEAST else PATIENCE)):
                     return times
                 times[kernels.name].setdefault(n, []).append(_time(backend, n, clock))
+                taken = sum(len(ms) for by in times.values() for ms in by.values()) / len(arms) / len(widths)
+                progress(min(max(taken / MOST, min(spent / budget_s, taken / LEAST)), 1.0))
     return times
 
 

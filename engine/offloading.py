@@ -11,7 +11,7 @@ from specx.backends.base import Backend
 from specx.backends.devices import Device, list_devices
 from specx.backends.gguf_file import GGUFInfo, read_gguf
 from specx.backends.llama import decode_threads
-from specx.backends.machine import available_memory
+from specx.backends.machine import available_memory, bytes_to_read, read_memory
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.engine.device_costs import DeviceCost, measure_devices
@@ -164,7 +164,9 @@ def _measure(
         return chosen.backend
 
     def host_rate() -> float:
-        return read_bandwidth(BANDWIDTH_BYTES, decode_threads(settings), BANDWIDTH_REPEATS)
+        return read_bandwidth(
+            bytes_to_read(read_memory(), BANDWIDTH_BYTES), decode_threads(settings), BANDWIDTH_REPEATS
+        )
 
     start = clock()
     costs, disturbed = measure_devices(target, devices, divided, host_rate=host_rate, clock=clock)

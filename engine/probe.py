@@ -21,6 +21,7 @@ from specx.backends.machine import (
     Conditions,
     Memory,
     OtherWork,
+    bytes_to_read,
     instruction_sets,
     machine_fingerprint,
     read_conditions,
@@ -38,9 +39,6 @@ from specx.kernels._native import read_bandwidth
 __all__ = ["MachineProbe", "Measured", "ModelProbe", "measure_machine", "probe_machine", "probe_model"]
 
 KIND = "machine"  # of the entry in the store
-BANDWIDTH_BYTES = 1 << 30  # well beyond the caches of most machines
-MEMORY_SHARE = 8  # at most this part of what is available
-LEAST_BYTES = 1 << 20
 REPEATS = 2  # per visit
 VISITS = 2  # to each number of threads
 BUDGET_S = 12.0  # for reading memory
@@ -231,9 +229,7 @@ def measure_machine(
         clock: seconds.
     """
     gpus = [device.name for device in devices if device.is_gpu]
-    nbytes = BANDWIDTH_BYTES
-    if memory.available is not None:
-        nbytes = max(LEAST_BYTES, min(nbytes, memory.available // MEMORY_SHARE))
+    nbytes = bytes_to_read(memory)
     counts = _thread_counts(cpu.usable_threads)
     rates: dict[int, list[float]] = {}
     start, done = clock(), 0

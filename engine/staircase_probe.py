@@ -8,10 +8,12 @@ from typing import Any
 
 from specx.backends.gguf_file import GGUFInfo, read_gguf
 from specx.backends.llama import decode_threads
+from specx.backends.machine import OtherWork, bytes_to_read, read_memory, this_cpu
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, cache_dir
-from specx.engine.kernel_choice import Comparison, compare_kernels
-from specx.engine.loading import fit_and_place, loader, threads_key
+from specx.engine.kernel_choice import Comparison, choice_of_auto, compare_kernels
+from specx.engine.loading import fit_and_place, kernels_key, loader, threads_key
+from specx.engine.patience import is_busy
 from specx.engine.thread_choice import with_measured_threads
 from specx.kernels._native import read_bandwidth
 
@@ -19,7 +21,6 @@ __all__ = ["WIDTHS", "StaircaseProbe", "probe_staircases"]
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 BUDGET_S = 6.0  # for each of the kernels and depths
-BANDWIDTH_BYTES = 1 << 30  # well beyond the caches of most machines
 BANDWIDTH_REPEATS = 5
 
 
@@ -32,17 +33,14 @@ class StaircaseProbe:
         weight_bytes: bytes of weights that a step reads, the embedding of the input excluded.
         bandwidth: bytes per second that the memory gives to `threads` threads.
         threads: CPU threads in use.
+        auto: name of the kernels that `--kernels auto` takes.
     """
 
     comparison: Comparison
     weight_bytes: int
     bandwidth: float
     threads: int
-
-    @property
-    def best(self) -> str:
-        """Name of the kernels that `--kernels auto` takes."""
-        return self.comparison.best().name
+    auto: str
 
     def to_json(self) -> dict[str, Any]:
         """What `specx probe --staircase --json` prints; "specx" are the better of its two combinations."""
@@ -59,11 +57,12 @@ class StaircaseProbe:
         return {
             **depths[0],
             "specx_kernels": ours,
-            "kernels": self.best,
+            "kernels": self.auto,
             "depths": depths,
             "threads": self.threads,
             "weight_bytes": self.weight_bytes,
             "bandwidth_bytes_per_s": round(self.bandwidth),
+            "disturbed": self.comparison.disturbed,
         }
 
 
@@ -72,24 +71,39 @@ def probe_staircases(
     depths: Sequence[int],
     *,
     widths: Sequence[int] = WIDTHS,
+    loading: Callable[[float], None] | None = None,
     progress: Callable[[float], None] | None = None,
     notice: Callable[[str], None] = lambda _text: None,
 ) -> StaircaseProbe:
     """Load a model on each of the kernels in turn and time its steps.
+
+    Args:
+        settings: how to load it; the kernels in it do not count.
+        depths: tokens of context.
+        widths: tokens of a step.
+        loading, progress: called with the loaded and the measured fraction, 0 to 1.
+        notice: told what a person should know.
 
     Raises:
         ModelError: it cannot be loaded.
     """
     info = read_gguf(settings.model)
     store = Store(cache_dir() if settings.store else None, notice)
-    settings = fit_and_place(info, settings, store, progress, notice).settings
+    settings = fit_and_place(info, settings, store, loading, notice).settings
     settings = with_measured_threads(settings, store, threads_key(info, settings))
     threads = decode_threads(settings)
-    bandwidth = read_bandwidth(BANDWIDTH_BYTES, threads, BANDWIDTH_REPEATS)
-    load = loader(settings, store, progress, notice)
-    comparison, backend, _ = compare_kernels(load, depths=depths, widths=widths, budget_s=BUDGET_S)
+    others = OtherWork(this_cpu().allowed)
+    bandwidth = read_bandwidth(bytes_to_read(read_memory()), threads, BANDWIDTH_REPEATS)
+    load = loader(settings, store, loading, notice)
+    comparison, backend, _ = compare_kernels(
+        load, depths=depths, widths=widths, budget_s=BUDGET_S, progress=progress, busy=lambda: False
+    )
     backend.close()
-    return StaircaseProbe(comparison, read_per_step(info), bandwidth, threads)
+    comparison.disturbed |= is_busy(others)
+    if comparison.disturbed:
+        notice("something else kept the machine busy: what was measured is shown, but not to be relied on")
+    auto = choice_of_auto(comparison, store, kernels_key(info, settings))
+    return StaircaseProbe(comparison, read_per_step(info), bandwidth, threads, auto.name)
 
 
 def read_per_step(info: GGUFInfo) -> int:

@@ -15,6 +15,7 @@ from specx.backends.machine import (
     Memory,
     OtherWork,
     available_memory,
+    bytes_to_read,
     cpu_of_sysctl,
     instruction_sets,
     machine_fingerprint,
@@ -278,3 +279,11 @@ def test_a_real_mask_is_respected_and_makes_another_machine():
 def test_cores_that_are_not_known_are_one_for_each_thread(cores):
     cpu = CPU("x", (0, 1, 2), (0, 2), cores)
     assert cpu.usable_cores == 2 and cpu.to_json()["usable_threads"] == 2
+
+
+def test_the_speed_of_reading_is_measured_on_a_part_of_what_is_available():
+    assert bytes_to_read(Memory()) == 1 << 30
+    assert bytes_to_read(Memory(available=64 << 30)) == 1 << 30
+    assert bytes_to_read(Memory(available=800 << 20)) == 100 << 20
+    assert bytes_to_read(Memory(available=64 << 30), 1 << 28) == 1 << 28
+    assert bytes_to_read(Memory(available=0)) == 1 << 20

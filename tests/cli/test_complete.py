@@ -250,3 +250,9 @@ def test_a_written_file_keeps_its_mode(specx, tmp_path):
     path.touch(0o600)
     specx("complete", specx.model, "-p", "x", "-o", str(path))
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("arguments", "measure"), [((), True), (("-n", "5"), True), (("-n", "0"), False)])
+def test_nothing_is_measured_where_nothing_is_decoded(specx, arguments, measure):
+    assert specx("complete", specx.model, "-p", "x", *arguments).code == 0
+    assert specx.settings[-1].measure is measure

@@ -267,7 +267,7 @@ def test_the_groups_cover_the_settings():
         "draft_type_k": "cache_type_k_draft",
         "draft_type_v": "cache_type_v_draft",
     }
-    measured = {"offload"}  # comes of `-ngl auto`
+    measured = {"offload", "measure"}  # come of `-ngl auto` and `-n 0`
     assert {renamed.get(name, name) for name in names - measured} <= known
     assert {field.name for field in fields(SamplingSettings)} == {
         field.name for field in fields(SamplingOptions)

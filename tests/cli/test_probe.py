@@ -27,13 +27,16 @@ SPECX = {1: 5.0, 2: 6.0, 8: 8.0}
 def found(monkeypatch):
     asked = []
 
-    def measured(settings, depths, *, progress, notice):
+    def measured(settings, depths, *, loading, progress, notice):
+        loading(1.0)
+        progress(0.5)
         asked.append((settings, depths))
         steps = {
             name: {depth: {n: ms + depth / 1000 for n, ms in by.items()} for depth in depths}
             for name, by in (("stock", STOCK), ("attention", ATTENTION), ("specx", SPECX))
         }
-        return StaircaseProbe(Comparison(steps), weight_bytes=100_000_000, bandwidth=40e9, threads=2)
+        comparison = Comparison(steps, disturbed=True)
+        return StaircaseProbe(comparison, weight_bytes=100_000_000, bandwidth=40e9, threads=2, auto="stock")
 
     monkeypatch.setattr(staircase_probe, "probe_staircases", measured)
     return asked
@@ -48,7 +51,7 @@ def test_the_table_has_times_ratios_and_bandwidth(specx, found):
     assert lines[1].split() == ["tokens", "stock", "attention", "specx"]
     assert lines[4].split() == ["8", "40.0", "(4.00)", "20.0", "(2.50)", "8.0", "(1.60)"]
     assert any("specx" in line and "20.0 GB/s" in line and "50%" in line for line in lines)
-    assert lines[-1] == "--kernels auto takes specx"
+    assert lines[-1] == "--kernels auto takes stock"
 
 
 def test_json_holds_both_staircases_of_every_depth(specx, found):
@@ -61,7 +64,7 @@ def test_json_holds_both_staircases_of_every_depth(specx, found):
     }
     assert [entry["depth"] for entry in record["depths"]] == [256, 1000]
     assert record["depths"][1]["by_kernels"]["attention"]["8"] == 21.0
-    assert record["kernels"] == record["specx_kernels"] == "specx"
+    assert (record["kernels"], record["specx_kernels"], record["disturbed"]) == ("stock", "specx", True)
     assert found[0][1] == [256, 1000]
 
 
@@ -86,6 +89,7 @@ def test_a_picture_is_drawn(specx, found, tmp_path, name):
         (("--staircase", "--plot", "steps.txt"), "neither a PNG nor an SVG"),
         (("--staircase", "--plot", "no/such/folder/steps.png"), "no folder"),
         (("--staircase", "--depth", "-1"), "depth"),
+        (("--staircase", "--refresh"), "--staircase measures anew each time"),
         (("--staircase", "--kernels", "fast"), "--kernels is 'fast'"),
     ],
 )

@@ -8,7 +8,14 @@ from specx.backends import ggml_device
 from specx.backends.ggml_device import ATTENTION, SPECX, STOCK
 from specx.backends.scripted import ScriptedBackend
 from specx.backends.store import Store
-from specx.engine.kernel_choice import DEPTH, Comparison, choose_kernels, compare_kernels, reference_rate
+from specx.engine.kernel_choice import (
+    DEPTH,
+    Comparison,
+    choice_of_auto,
+    choose_kernels,
+    compare_kernels,
+    reference_rate,
+)
 
 FLAT = {n: 10 + 0.1 * n for n in range(1, 65)}
 STEEP = {n: 8.0 * n for n in range(1, 65)}
@@ -178,3 +185,23 @@ def test_nothing_is_compared_where_nothing_is_decoded(monkeypatch, choose):
     assert (choose(world, measure=False).kernels, world.now, choose.notices) == (SPECX, 0.0, [])
     choose(world)
     assert choose(world, measure=False).kernels == ATTENTION  # as compared before
+
+
+def test_what_auto_takes_is_what_was_chosen_before(monkeypatch, choose, tmp_path):
+    world = World(monkeypatch, costs(specx=STEEP))
+    comparison = compare_kernels(world.load, clock=world.clock, busy=lambda: False)[0]
+    store = Store(tmp_path)
+    assert choice_of_auto(comparison, store, "model-machine") == ATTENTION
+    assert choice_of_auto(comparison, Store(None), "model-machine") == SPECX  # nothing is compared there
+    assert choice_of_auto(Comparison(comparison.steps, disturbed=True), store, "model-machine") == SPECX
+    choose(World(monkeypatch, costs()))
+    assert choice_of_auto(comparison, store, "model-machine") == SPECX
+    World(monkeypatch, costs(), missing="they were not built")
+    assert choice_of_auto(comparison, store, "model-machine") == STOCK
+
+
+def test_progress_goes_up_to_the_end(monkeypatch):
+    world, told = World(monkeypatch, costs()), []
+    compare_kernels(world.load, depths=(0, 64), clock=world.clock, busy=lambda: False, progress=told.append)
+    assert told == sorted(told)
+    assert told[0] > 0 and 0.9 < told[-1] <= 1 + 1e-9
