@@ -183,7 +183,7 @@ def test_a_real_group_limits_a_real_process():
         except OSError as error:
             pytest.skip(f"limits cannot be set here: {error}")
         command = [sys.executable, "-P", "-c", SAY, str(folder / "cgroup.procs")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr
         quota, threads = done.stdout.split()
         assert float(quota) == 1.5

@@ -252,7 +252,7 @@ def test_two_processes_write_the_same_entry(tmp_path):
     for worker in workers:
         worker.stdin.write("go\n")
         worker.stdin.flush()
-    errors = [worker.communicate(timeout=60)[1] for worker in workers]
+    errors = [worker.communicate(timeout=240)[1] for worker in workers]
     assert [(worker.returncode, error) for worker, error in zip(workers, errors, strict=True)] == [
         (0, "")
     ] * 2

@@ -112,6 +112,7 @@ def spawn():
         process.communicate()
 
 
+PATIENCE = 240  # seconds that anything may take on a busy machine
 READY = "\x1b[?2004h"  # the line editor switches bracketed paste on when it begins to listen
 
 
@@ -134,7 +135,7 @@ class Terminal:
 
     def until(self, text: str, times: int = 1):
         """Wait until the terminal has been sent `text` so many times."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while self.shown.count(text) < times:
             assert time.monotonic() < deadline, f"{text!r} did not appear in {self.shown!r}"
             if select.select([self.master], [], [], 0.2)[0]:

@@ -695,7 +695,7 @@ def test_two_processes_that_close_at_once_keep_both_histories(tmp_path):
         worker.stdin.write("go\n")
         worker.stdin.flush()
     for worker in workers:
-        worker.communicate(timeout=60)
+        worker.communicate(timeout=240)
     assert [worker.returncode for worker in workers] == [0, 0]
     tokens = Store(tmp_path).load_arrays("history", "model")["tokens"].reshape(-1, 3).tolist()
     assert sorted(tokens) == [[number, turn, -1] for number in (1, 2) for turn in range(20)]
