@@ -16,6 +16,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from specx.backends.callbacks import called_by_c
+
 __all__ = ["build_fingerprint", "forget_log", "lib", "recent_log", "runs_here", "set_verbose", "system_info"]
 
 _LOG_LINES = 200
@@ -35,6 +37,7 @@ def lib() -> Any:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     import llama_cpp
 
+    @called_by_c
     def on_log(_level: int, text: bytes, _data: Any) -> None:
         line = text.decode("utf-8", "replace")
         _log.append(line)

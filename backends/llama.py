@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.base import Output, Progress, RowSink
+from specx.backends.callbacks import called_by_c
 from specx.backends.devices import device_pointer
 from specx.backends.errors import ContextFullError, ModelError, RollbackError
 from specx.backends.ggml_device import STOCK, Kernels, enable
@@ -287,6 +288,7 @@ class LlamaBackend:
             return
         raised: list[BaseException] = []
 
+        @called_by_c
         def on_operation(_data: Any) -> bool:
             try:
                 progress(done, total)
@@ -380,6 +382,7 @@ class LlamaBackend:
     def _load(self, settings: LoadSettings, progress: Callable[[float], None] | None, repack: bool) -> Any:
         raised: list[BaseException] = []
 
+        @called_by_c
         def on_progress(fraction: float, _data: Any) -> bool:
             try:
                 if progress is not None:

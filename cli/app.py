@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from specx.backends.errors import SpecxError
+from specx.cli.interrupts import INTERRUPTED, interruptible
 
 __all__ = ["main", "run"]
 
-INTERRUPTED = 130
 CLOSED_PIPE = 141
 """As a shell reports a program that SIGPIPE ended, which is what `| head -1` does to other tools."""
 
@@ -33,11 +33,12 @@ def run(arguments: Sequence[str]) -> int:
         The exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C, 141 if stdout was closed.
     """
     try:
-        _open_streams()
-        from specx.cli.commands import invoke
+        with interruptible():
+            _open_streams()
+            from specx.cli.commands import invoke
 
-        code = invoke(list(arguments))
-        sys.stdout.flush()
+            code = invoke(list(arguments))
+            sys.stdout.flush()
     except SpecxError as problem:
         code = _report(problem)
     except KeyboardInterrupt:

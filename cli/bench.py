@@ -21,6 +21,7 @@ from specx.cli.bench_options import (
     load_work,
 )
 from specx.cli.console import Progress, notice, write
+from specx.cli.interrupts import INTERRUPTED
 from specx.cli.options import with_options
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-INTERRUPTED = 130
 SHOWN_LEFT_OUT = 3
 
 
@@ -90,7 +90,6 @@ def _measure(
     results: ResultOptions,
 ) -> tuple[Run, SpecxError | None]:
     """The run, and what ended it if something did after the first answer."""
-    from specx.cli.generation import leave, on_interrupt
     from specx.engine.bench import Bench
     from specx.engine.bench_cases import CaseMaker
     from specx.engine.bench_setup import open_bench, open_peers
@@ -99,7 +98,7 @@ def _measure(
     seed = settings.sampling.seed or 0
     items = load_work(work, seed)
     with ExitStack() as stack:
-        with Progress(f"loading {settings.load.model.name}") as progress, on_interrupt(leave):
+        with Progress(f"loading {settings.load.model.name}") as progress:
             opened = stack.enter_context(open_bench(settings, progress=progress.update, notice=notice))
         stack.enter_context(open_peers(settings, opened))
         opened.run.settings["suite"] = work.synthetic or work.suite

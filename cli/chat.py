@@ -14,7 +14,8 @@ import typer
 from specx.backends.errors import ContextFullError, SpecxError, UsageError
 from specx.cli.console import StatusLine, end_line, error, notice, write
 from specx.cli.files import decode, expand_user, read_text, write_atomically
-from specx.cli.generation import Request, generate, on_interrupt, open_session, requested, statistics, summary
+from specx.cli.generation import Request, generate, open_session, requested, statistics, summary
+from specx.cli.interrupts import on_interrupt
 from specx.cli.lines import Editor, PlainLines, Reader, history_file
 from specx.cli.options import (
     DraftOptions,

@@ -14,6 +14,7 @@ from specx.backends.errors import UsageError
 from specx.cli.console import end_line, notice, write
 from specx.cli.files import read_stdin, read_text, stdin_is_piped, write_atomically
 from specx.cli.generation import generate, open_session, requested, statistics
+from specx.cli.interrupts import INTERRUPTED
 from specx.cli.options import (
     DraftOptions,
     GenerationOptions,
@@ -110,7 +111,7 @@ def complete(
         result = generate(session, tokens, request, show=writer.chunk, stops=stops, keep=keep)
         writer.finish(result)
     if result.finish_reason == "cancelled":
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
 
 
 def _checked(output: OutputOptions) -> OutputOptions:

@@ -3,19 +3,15 @@ progress, Ctrl-C and statistics."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from specx.backends.errors import UsageError
 from specx.cli.console import Progress, notice
 from specx.cli.files import read_text
+from specx.cli.interrupts import on_interrupt
 from specx.cli.options import (
     DraftOptions,
     GenerationOptions,
@@ -33,8 +29,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Request",
     "generate",
-    "leave",
-    "on_interrupt",
     "open_session",
     "requested",
     "statistics",
@@ -85,41 +79,14 @@ def open_session(
 
 
 def _load(settings: LoadSettings, *, quiet: bool) -> Session:
-    """Ctrl-C meanwhile ends specx with exit code 130."""
     from specx.engine.session import Session
 
-    with Progress(f"loading {settings.model.name}") as progress, on_interrupt(leave):
+    with Progress(f"loading {settings.model.name}") as progress:
         return Session.open(settings, progress=progress.update, notice=_ignore if quiet else notice)
 
 
 def _ignore(_text: str) -> None:
     pass
-
-
-def leave() -> None:
-    """End specx at once, with exit code 130: for Ctrl-C while a model is loaded."""
-    # An exception would be lost: libllama calls back into Python, and ctypes swallows what is raised there.
-    if sys.stderr.isatty():
-        os.write(2, b"\r\x1b[2K\x1b[?25h")
-    os._exit(130)
-
-
-@contextmanager
-def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C inside runs `action`, a second one raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        action()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _grammar_text(options: GenerationOptions) -> str | None:
