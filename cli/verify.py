@@ -60,7 +60,9 @@ def verify(
     with open_session(model, draft) as session:
         identity = session.measure_identity()
         encoded = [_encode(session, prompt) for prompt in chosen]
-        drafters = [name for name in session.drafters if name != "none"]
+        # Without a draft model `free` is `auto` once more.
+        left_out = ("none",) if "model" in session.drafters else ("none", "free")
+        drafters = [name for name in session.drafters if name not in left_out]
         total = len(encoded) * 3 * len(drafters)
         seen: list[Comparison] = []
         with Progress("comparing") as progress:
@@ -109,7 +111,7 @@ def _report(
         "model": session.model_name,
         "verdict": verdict,
         "identical_widths": [list(members) for members in identity.classes],
-        "branches_identical": identity.branches,
+        "branches_identical": identity.branches if session.backend.max_leaves > 1 else None,
         "depths": list(identity.depths),
         "logit_difference": identity.difference,
         "held_to_widths": sorted(session.plan.widths) if session.plan.widths is not None else None,
@@ -128,7 +130,8 @@ def _print(report: dict[str, Any], identity: Identity, seen: Sequence[Comparison
     classes = "; ".join(", ".join(map(str, members)) for members in identity.classes)
     console.print(f"model: {report['model']}")
     console.print(f"batch widths with bit-identical logits: {classes}")
-    console.print(f"accepting a branch leaves logits bit-identical: {'yes' if identity.branches else 'no'}")
+    branches = {True: "yes", False: "no", None: "branches are not used"}[report["branches_identical"]]
+    console.print(f"accepting a branch leaves logits bit-identical: {branches}")
     console.print(f"largest difference of a logit between shapes: {identity.difference:.3g}")
     table = Table(
         "drafter", "temperature", "texts", "identical", "first differences (token: logits, margin)", box=None

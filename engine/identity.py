@@ -32,7 +32,7 @@ class Identity:
     Attributes:
         classes: disjoint classes of widths whose logits are bit-identical at every depth, largest first.
         branches: whether the logits after an accepted branch equal those after the same chain, bit for bit
-            (a branch leaves the cells of the cache in another order).
+            (a branch leaves the cells of the cache in another order); true where there are no branches.
         difference: largest absolute difference of a logit between any two shapes.
         depths: context depths at which it was measured, in tokens.
     """
