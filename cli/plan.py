@@ -21,6 +21,7 @@ __all__ = ["register"]
 MOST_PLACEMENTS = 12
 MOST_WIDTHS = 10
 MOST_OPTIONS = 8
+MOST_UNFIT = 4
 
 
 def register(app: typer.Typer) -> None:
@@ -70,6 +71,10 @@ def _show(found: PlanReport) -> None:
     )
     if left_out := len(found.options) - len(_shown(found.options)):
         stdout().print(f"and {left_out} more draft models, which promise less (--json lists them)")
+    for unfit in found.unfit[:MOST_UNFIT]:
+        stdout().print(f"{unfit.name} cannot draft: {unfit.reason}")
+    if len(found.unfit) > MOST_UNFIT:
+        stdout().print(f"nor can {len(found.unfit) - MOST_UNFIT} more models (--json lists them)")
     stdout().print()
     for line in _conclusion(found):
         stdout().print(line)

@@ -19,7 +19,8 @@ from specx.backends.machine import available_memory
 from specx.backends.memory import MemoryNeed, predict_memory
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, cache_dir
-from specx.engine.candidates import Candidate, Finder, Unfit, examine, step_bytes
+from specx.engine.candidates import Candidate, Finder, Unfit, step_bytes
+from specx.engine.draft_files import NamedDraft, named_draft
 from specx.engine.draft_models import forecast
 from specx.engine.explain import gibibytes
 from specx.engine.fit import Fit, fit_here
@@ -153,9 +154,10 @@ def make_plan(
 
     Raises:
         DoesNotFitError: there is not enough memory for it.
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or the draft model that was named cannot draft for it.
     """
     info = read_gguf(settings.model)
+    named = named_draft(info, settings)
     store = Store(cache_dir() if settings.store else None, notice)
     load_library()
     devices_key = threads_key(info, settings)
@@ -166,7 +168,7 @@ def make_plan(
         session = _measured_session(settings, refresh, progress, notice)
         learned, staircase = session.learned, session.staircase
         kernels = session.backend.kernels.name if hasattr(session.backend, "kernels") else kernels
-    options, unfit = _options(info, settings, store, learned, staircase)
+    options, unfit = _options(info, named, store, learned, staircase)
     return PlanReport(
         model=settings.model,
         name=info.name or settings.model.stem,
@@ -279,14 +281,14 @@ def _placements(
 
 
 def _options(
-    info: GGUFInfo, settings: LoadSettings, store: Store, learned: Learned, staircase: Staircase
+    info: GGUFInfo, named: NamedDraft | None, store: Store, learned: Learned, staircase: Staircase
 ) -> tuple[tuple[DraftOption, ...], tuple[Unfit, ...]]:
     """Sources of drafts with what they promise, and models that cannot draft."""
     if not staircase.depths or info.plain_reason:
         return (DraftOption("none", 1.0, info.plain_reason or "plain decoding"),), ()
     found: list[Candidate | Unfit | None] = list(Finder(info, store).search())
-    if settings.draft_model is not None:
-        found.append(examine(info, settings.draft_model))
+    if named is not None:
+        found.append(named.candidate)
     costs, target_bytes = staircase.costs(0), step_bytes(info)
     forecasts = {}
     for candidate in found:

@@ -10,6 +10,7 @@ import pytest
 from specx.backends.devices import Device
 from specx.backends.memory import MemoryNeed
 from specx.engine import plan_report
+from specx.engine.candidates import Unfit
 from specx.engine.device_costs import DeviceCost
 from specx.engine.layers import Layers
 from specx.engine.placement import DraftSource, place
@@ -132,6 +133,16 @@ def test_contradictions(specx):
 def test_a_file_that_is_no_model(specx):
     outcome = specx("plan", specx.model)
     assert outcome.code == 1 and outcome.err.startswith("error: ") and outcome.out == ""
+
+
+def test_models_that_cannot_draft_are_named(specx, planned):
+    unfit = tuple(Unfit(Path(f"{i}.gguf"), f"model {i}", "it is too large") for i in range(6))
+    planned(report(unfit=unfit))
+    outcome = specx("plan", specx.model)
+    assert "model 0 cannot draft: it is too large\n" in outcome.out and "model 4" not in outcome.out
+    assert "nor can 2 more models" in outcome.out
+    planned(report(unfit=unfit[:1]))
+    assert "nor can" not in specx("plan", specx.model).out
 
 
 def test_of_many_draft_models_the_best_are_shown(specx, planned):

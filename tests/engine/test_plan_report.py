@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from specx.backends.errors import ModelError
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
@@ -240,3 +241,11 @@ def test_a_plan_rests_on_what_is_kept(smollm2, monkeypatch):
     assert found.advice[0].command == "--kernels specx"
     assert found.advice[0].factor == pytest.approx(3.0, rel=0.01)
     assert make_plan(replace(settings, kernels="specx")).steps[4] == pytest.approx(STEPS[4] / 3)
+
+
+@pytest.mark.parametrize("measure", [False, True])
+def test_a_named_draft_model_that_cannot_draft(smollm2, gemma3, monkeypatch, measure):
+    """It is an error whether steps were measured or not, before anything is loaded."""
+    monkeypatch.setattr(plan_report.Session, "open", lambda *_args, **_rest: pytest.fail("it was loaded"))
+    with pytest.raises(ModelError, match="share a vocabulary"):
+        make_plan(LoadSettings(smollm2, draft_model=gemma3), measure=measure)
