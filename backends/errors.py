@@ -63,6 +63,23 @@ class DoesNotFitError(ModelError):
 class ContextFullError(SpecxError):
     """The prompt or the conversation no longer fits the context."""
 
+    @classmethod
+    def of_prompt(cls, tokens: int, n_ctx: int, trained: int = 0) -> ContextFullError:
+        """A prompt of so many `tokens` is too long for a context of `n_ctx`.
+
+        Args:
+            trained: the largest context that the model was trained for; 0 if that is unknown.
+        """
+        room = -(-(tokens + 256) // 1024) * 1024
+        if trained:
+            room = min(room, trained)
+        return cls(
+            f"the prompt has {tokens} tokens and the context holds {n_ctx}",
+            f"give it more room with -c {room}"
+            if room > tokens
+            else f"shorten it: the model was trained for {trained} tokens of context",
+        )
+
 
 class RollbackError(SpecxError):
     """The KV cache could not be brought back to an earlier length."""

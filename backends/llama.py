@@ -137,10 +137,7 @@ class LlamaBackend:
         everything = np.asarray(tokens, np.int32)
         total = len(everything)
         if self._length + total > self.n_ctx:
-            raise ContextFullError(
-                f"the prompt has {self._length + total} tokens and the context holds {self.n_ctx}",
-                f"give it more room with -c {_round_up(self._length + total + 256)}",
-            )
+            raise ContextFullError.of_prompt(self._length + total, self.n_ctx, self.n_ctx_train)
         done = 0
         while done < total:
             piece = everything[done : done + self._piece]
@@ -624,7 +621,3 @@ def _not_a_decoder(settings: LoadSettings) -> ModelError:
         f"{settings.model.name} is not a decoder-only language model",
         "specx runs models that continue text; encoders, embedding and diffusion models are not supported",
     )
-
-
-def _round_up(n: int) -> int:
-    return -(-n // 1024) * 1024

@@ -118,6 +118,11 @@ def fit_here(
     found = fit(info, settings, room, draft=draft, repacked=repacked_types(system_info()))
     for change in found.changes:
         notice(change)
+    if 0 < info.context_length < (settings.n_ctx or 0):
+        notice(
+            f"{_name(info)} was trained for {info.context_length} tokens of context: what it writes beyond "
+            "them may make no sense"
+        )
     if room.available is not None:
         explain(f"memory: {_parts(found.need)}; {gibibytes(room.available)} are available")
     return found
@@ -238,7 +243,9 @@ class _Search:
             yield f"{changed.n_gpu_layers} layers are on the GPU: otherwise {excess} (-ngl sets it)"
 
     def hint(self, settings: LoadSettings, room: Room) -> str:
-        """What to type so that it fits."""
+        """What to type so that it fits; no context beyond what the model was trained for."""
+        if 0 < self.info.context_length < (settings.n_ctx or 0):
+            settings = replace(settings, n_ctx=self.info.context_length)
         for enough in (room.is_enough, room.is_bearable):
             if context := self.most_context(settings, enough):
                 return f"ask for a smaller context: -c {context}"

@@ -270,10 +270,8 @@ class Session:
         if not prompt:
             raise UsageError("the prompt is empty", "give some text with -p, -f or on standard input")
         if len(prompt) >= self.n_ctx:
-            raise ContextFullError(
-                f"the prompt has {len(prompt)} tokens and the context holds {self.n_ctx}",
-                f"give it more room with -c {-(-(len(prompt) + 256) // 1024) * 1024}",
-            )
+            trained = getattr(self.backend, "n_ctx_train", 0)
+            raise ContextFullError.of_prompt(len(prompt), self.n_ctx, trained)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(32))
         return Generation(

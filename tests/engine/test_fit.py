@@ -132,6 +132,9 @@ def test_the_hint_is_what_would_fit():
     with pytest.raises(DoesNotFitError, match="is all there is") as caught:
         fit(INFO, asked, enough)
     assert caught.value.hint.endswith("-c 8192")
+    with pytest.raises(DoesNotFitError) as caught:  # not more than the model was trained for
+        fit(INFO, replace(asked, n_ctx=10**8), room(just(need(n_ctx=10**6))))
+    assert caught.value.hint.endswith(f"-c {INFO.context_length}")
     assert fit(INFO, replace(asked, n_ctx=8192), enough).changes == ()
     # The cache alone is 62.5 KiB a token; half of that where even the least context is too much.
     little = room(just(need(n_ctx=512, type_k="q8_0", type_v="q8_0")))
@@ -240,6 +243,12 @@ def test_on_this_machine_changes_are_told_and_the_rest_explained(monkeypatch):
     found = fit_here(INFO, ASKED, told.append, explained.append)
     assert told == list(found.changes)
     assert len(told) == 1
+    beyond = []
+    monkeypatch.setattr(fit_module, "read_room", lambda: room(UNLIMITED))
+    fit_here(INFO, replace(ASKED, n_ctx=INFO.context_length), beyond.append)
+    assert not any("trained" in text for text in beyond)
+    fit_here(INFO, replace(ASKED, n_ctx=INFO.context_length + 1), beyond.append)
+    assert sum("trained for 32768 tokens" in text for text in beyond) == 1
     (text,) = explained
     assert text.startswith("memory: 4.1 GiB (weights 3.9 GiB, cache for a context of 2048 125 MiB, ")
 

@@ -507,6 +507,16 @@ def test_prompts_that_cannot_be_read():
         session.generate([], GREEDY)
     with pytest.raises(ContextFullError, match="30 tokens and the context holds 30"):
         session.generate([1] * 30, GREEDY)
+    for tokens, trained, hint in (
+        (30, 0, "-c 1024"),
+        (800, 8192, "-c 2048"),
+        (8000, 8192, "-c 8192"),
+        (8192, 8192, "shorten it: the model was trained for 8192"),
+    ):
+        session.backend.n_ctx_train = trained
+        with pytest.raises(ContextFullError) as caught:
+            session.generate([1] * tokens, GREEDY)
+        assert hint in caught.value.hint
     assert len(run(session, prompt=[1] * 29, n_predict=5).tokens) == 2
     with pytest.raises(UsageError, match="telepathy"):
         session.set_drafter("telepathy")
