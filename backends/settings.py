@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LoadSettings"]
+__all__ = ["MAX_THREADS", "LoadSettings"]
+
+MAX_THREADS = 512  # of llama.cpp: its GGML_MAX_N_THREADS
 
 
 @dataclass(frozen=True, slots=True)

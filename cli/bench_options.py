@@ -15,6 +15,7 @@ from specx.cli.options import (
     DraftOptions,
     ModelOptions,
     SamplingOptions,
+    check_threads,
     load_settings,
     sampling_settings,
 )
@@ -256,6 +257,7 @@ def _thread_counts(text: str | None) -> list[int | None]:
         counts = [0]
     if min(counts) < 1:
         raise UsageError(f"-t/--threads is {text!r}", "give a number, or several with commas: 1,2,4")
+    check_threads("-t/--threads", max(counts))
     return [*counts]
 
 

@@ -24,6 +24,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from specx.backends.errors import DownloadError, UsageError
+from specx.backends.settings import MAX_THREADS
 from specx.cli.files import expand_user
 from specx.cli.option_groups import (
     CACHE_TYPES,
@@ -44,6 +45,7 @@ __all__ = [
     "PromptOptions",
     "SamplingOptions",
     "check_generation",
+    "check_threads",
     "load_settings",
     "prompt_text",
     "sampling_settings",
@@ -245,7 +247,20 @@ def _at_least(name: str, value: int, lowest: int) -> int:
 
 def _threads(name: str, count: int | None) -> int | None:
     # -1 is llama.cpp's way to leave it open
-    return None if count in (None, -1) else _at_least(name, count, 1)
+    if count in (None, -1):
+        return None
+    check_threads(name, _at_least(name, count, 1))
+    return count
+
+
+def check_threads(name: str, count: int) -> None:
+    """Refuse more threads than llama.cpp can have.
+
+    Raises:
+        UsageError: there are too many.
+    """
+    if count > MAX_THREADS:
+        raise UsageError(f"{name} is {count}", f"llama.cpp takes at most {MAX_THREADS} threads")
 
 
 def _gpu_layers(value: str, name: str = "-ngl/--gpu-layers") -> int | None:

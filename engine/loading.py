@@ -23,7 +23,7 @@ from specx.engine.fit import Fit, fit_here
 from specx.engine.kernel_choice import Chosen, choose_kernels
 from specx.engine.learned import Learned
 from specx.engine.offloading import with_measured_placement, with_placed_draft
-from specx.engine.thread_choice import with_measured_threads
+from specx.engine.thread_choice import warn_of_threads, with_measured_threads
 
 if TYPE_CHECKING:
     from specx.engine.session import Session
@@ -66,6 +66,7 @@ def open_session(
     info = read_gguf(settings.model)
     store = Store(cache_dir() if settings.store else None, notice)
     explain = explainer(settings, notice)
+    warn_of_threads(settings, notice)
     devices_key = threads_key(info, settings)
     named = named_draft(info, settings)
     header = named.header if named else None

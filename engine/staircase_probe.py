@@ -14,7 +14,7 @@ from specx.backends.store import Store, cache_dir
 from specx.engine.kernel_choice import Comparison, choice_of_auto, compare_kernels
 from specx.engine.loading import fit_and_place, kernels_key, loader, threads_key
 from specx.engine.patience import is_busy
-from specx.engine.thread_choice import with_measured_threads
+from specx.engine.thread_choice import warn_of_threads, with_measured_threads
 from specx.kernels._native import read_bandwidth
 
 __all__ = ["WIDTHS", "StaircaseProbe", "probe_staircases"]
@@ -89,6 +89,7 @@ def probe_staircases(
     """
     info = read_gguf(settings.model)
     store = Store(cache_dir() if settings.store else None, notice)
+    warn_of_threads(settings, notice)
     settings = fit_and_place(info, settings, store, loading, notice).settings
     settings = with_measured_threads(settings, store, threads_key(info, settings))
     threads = decode_threads(settings)

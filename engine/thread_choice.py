@@ -15,7 +15,7 @@ import numpy as np
 
 from specx.backends.base import Backend
 from specx.backends.llama import decode_threads
-from specx.backends.machine import CPU
+from specx.backends.machine import CPU, this_cpu
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.engine.explain import Explain, silent
@@ -29,6 +29,7 @@ __all__ = [
     "load_threads",
     "measure_threads",
     "save_threads",
+    "warn_of_threads",
     "with_measured_threads",
 ]
 
@@ -165,6 +166,21 @@ def with_measured_threads(
         return settings
     explain(f"threads: {kept.decode} for one token, {kept.batch} for more, the fastest as measured")
     return replace(settings, threads=kept.decode, threads_batch=settings.threads_batch or kept.batch)
+
+
+def warn_of_threads(settings: LoadSettings, notice: Callable[[str], None], cpu: CPU | None = None) -> None:
+    """Tell of more threads than there are processors: at every operation some wait for others to run at all.
+
+    Args:
+        settings: what was asked for.
+        notice: told what a person should know.
+        cpu: the processors; by default those of this machine.
+    """
+    usable = (cpu or this_cpu()).usable_threads
+    asked = (settings.threads, settings.threads_batch, settings.draft_threads, settings.draft_threads_batch)
+    most = max(count or 0 for count in asked)
+    if most > usable:
+        notice(f"{most} threads share {usable} usable CPUs: slower than with {usable}")
 
 
 def load_threads(store: Store, key: str) -> ThreadTimes | None:

@@ -275,6 +275,7 @@ def test_synthetic_work_is_measured(specx, scripted):
         (("--kernels", "fast"), "--kernels is 'fast'"),
         (("-t", "two"), "-t/--threads is 'two'"),
         (("-t", "0"), "-t/--threads is '0'"),
+        (("-t", "1,1000"), "at most 512 threads"),
         (("-r", "0"), "-r/--repeats is 0"),
         (("-n", "0"), "-n/--n-predict is 0"),
         (("--limit", "-1"), "--limit is -1"),

@@ -172,6 +172,8 @@ def test_a_draft_model_that_is_not_there(specx):
         (("-l", "15"), "15043+1"),
         (("-l", "x+1"), "15043+1"),
         (("-n", "many"), "--help"),
+        (("-t", "513"), "at most 512 threads"),
+        (("-tb", "1000"), "at most 512 threads"),
         (("-n", "-7"), "-2"),
         (("-r", ""), "leave it out"),
     ],

@@ -18,6 +18,7 @@ from specx.engine.thread_choice import (
     load_threads,
     measure_threads,
     save_threads,
+    warn_of_threads,
     with_measured_threads,
 )
 
@@ -61,6 +62,16 @@ def measure(cost, counts, **options):
 def saturated(n, threads):
     """Memory is saturated by 4 threads, arithmetic is not."""
     return max(40.0 / threads, 10.0) if n == 1 else 20.0 * n / threads
+
+
+def test_more_threads_than_processors_are_told():
+    told, cpu = [], CPU("x", (0, 1), (0, 1))
+    for asked in ({}, {"threads": 2, "threads_batch": 2}):
+        warn_of_threads(LoadSettings(Path("model.gguf"), **asked), told.append, cpu)
+    assert told == []
+    for asked in ({"threads": 8}, {"threads_batch": 8}, {"draft_threads": 8}):
+        warn_of_threads(LoadSettings(Path("model.gguf"), **asked), told.append, cpu)
+    assert told == ["8 threads share 2 usable CPUs: slower than with 2"] * 3
 
 
 @pytest.mark.parametrize("most", [1, 2, 8])
