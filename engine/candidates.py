@@ -23,11 +23,7 @@ from specx.backends.vocab_match import match_vocabularies
 from specx.engine.layers import model_layers
 from specx.engine.placement import best_chain
 
-__all__ = ["ACCEPTANCE", "Candidate", "Finder", "Forecast", "Unfit", "examine", "step_bytes"]
-
-ACCEPTANCE = 0.7
-"""Probability that a further token of a draft model never tried for this target is right: between what pairs
-of one family are reported to reach on prose (0.6) and on code (0.8)."""
+__all__ = ["Candidate", "Finder", "Forecast", "Unfit", "examine", "step_bytes"]
 
 MOST_BYTES = 0.5  # of those the target reads for a token
 EXAMINED = 64  # files that are opened in one session; the others' turn comes in later ones

@@ -22,10 +22,11 @@ from specx.backends.base import Backend
 from specx.backends.errors import SpecxError
 from specx.drafters.combined import CombinedDrafter
 from specx.drafters.model import DraftCosts, ModelDrafter
-from specx.engine.candidates import ACCEPTANCE, Candidate, Forecast, Unfit
+from specx.engine.candidates import Candidate, Forecast, Unfit
 from specx.engine.decode import Step
 from specx.engine.explain import Explain, silent
 from specx.engine.learned import Learned
+from specx.engine.placement import ACCEPTANCE
 from specx.engine.staircase import Staircase
 
 __all__ = ["WITH_MODEL", "DraftModels", "DraftSource", "forecast"]

@@ -20,10 +20,10 @@ from specx.backends.ggml_device import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.store import Store
 from specx.engine.explain import Explain, silent
 from specx.engine.patience import PATIENCE, Busy, Patience
+from specx.engine.placement import ACCEPTANCE
 from specx.engine.staircase import UNSETTLED, unsettled
 
 __all__ = [
-    "ACCEPTANCE",
     "DEPTH",
     "Chosen",
     "Comparison",
@@ -38,7 +38,6 @@ DEPTH = 256  # tokens of context at which kernels are compared
 WIDTHS = (1, 2, 4, 8, 16)
 BUDGET_S = 1.0  # for each of the kernels
 LEAST, MOST = 3, 8  # visits to each width; the least may take `PATIENCE` times the budget
-ACCEPTANCE = 0.7  # of each further drafted token, where nothing better is known
 CLEARLY = 1.03  # times as fast: less may be noise
 
 

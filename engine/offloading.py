@@ -17,9 +17,9 @@ from specx.backends.store import Store
 from specx.engine.device_costs import DeviceCost, measure_devices
 from specx.engine.explain import Explain, silent
 from specx.engine.fit import GPU_MARGIN
-from specx.engine.kernel_choice import ACCEPTANCE, Chosen
+from specx.engine.kernel_choice import Chosen
 from specx.engine.layers import Division, Layers, model_layers
-from specx.engine.placement import DraftSource, Placed, fastest_device, place
+from specx.engine.placement import ACCEPTANCE, DraftSource, Placed, fastest_device, place
 from specx.kernels._native import read_bandwidth
 
 __all__ = [

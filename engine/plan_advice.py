@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from specx.backends.gguf_file import GGUFInfo
-from specx.engine.candidates import ACCEPTANCE
 from specx.engine.kernel_choice import reference_rate
-from specx.engine.placement import best_chain
+from specx.engine.placement import ACCEPTANCE, best_chain
 from specx.engine.staircase import Staircase
 
 __all__ = ["Advice", "Sibling", "draft_advice", "kernels_advice", "sibling_of"]

@@ -24,12 +24,12 @@ from specx.engine.draft_files import NamedDraft, named_draft
 from specx.engine.draft_models import forecast
 from specx.engine.explain import gibibytes
 from specx.engine.fit import Fit, fit_here
-from specx.engine.kernel_choice import ACCEPTANCE, remembered_choice
+from specx.engine.kernel_choice import remembered_choice
 from specx.engine.layers import model_layers
 from specx.engine.learned import Learned
 from specx.engine.loading import cost_key, fit_and_place, kernels_key, load_library, threads_key
 from specx.engine.offloading import FREE_DRAFTS, load_costs, usable_devices
-from specx.engine.placement import Placed, best_chain, place
+from specx.engine.placement import ACCEPTANCE, Placed, best_chain, place
 from specx.engine.plan_advice import Advice, draft_advice, kernels_advice
 from specx.engine.session import Session
 from specx.engine.staircase import Staircase
