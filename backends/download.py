@@ -70,7 +70,7 @@ def pull(
         hub: what answers instead of huggingface.co.
 
     Raises:
-        UsageError: `spec`, `file` and `quant` contradict each other.
+        UsageError: `spec` names no model, or `file` and `quant` contradict it or each other.
         DownloadError: nothing fits, several files do, or it cannot be fetched.
     """
     name = _wanted(spec, file, quant, revision)
@@ -132,7 +132,7 @@ def _hugging_face(token: str | None) -> Hub:
 def _wanted(spec: str, file: str | None, quant: str | None, revision: str | None) -> HubName:
     name = parse_hub_name(spec)
     if name is None:
-        raise DownloadError(
+        raise UsageError(
             f"{spec!r} does not name a model on Hugging Face",
             "write ORG/REPO, ORG/REPO:QUANT, ORG/REPO/FILE.gguf or the https address of a file there",
         )

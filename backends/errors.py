@@ -2,13 +2,14 @@
 
 SpecxError
 |- UsageError        the command line asks for something that makes no sense (exit code 2)
+|  `- GrammarError     a grammar or JSON schema cannot be used
+|- FileError         a file that was named cannot be read
 |- ModelError        a model file cannot be found, read or run
 |  `- DoesNotFitError  it takes more memory than there is
 |- ContextFullError  the prompt or the conversation no longer fits the context
 |- RollbackError     the KV cache could not be brought back to an earlier length
 |- DownloadError     a model could not be fetched
 |- TemplateError     the model's chat template cannot be used
-|- GrammarError      a grammar or JSON schema cannot be used
 |- PeerError         another program, which specx is compared with, cannot be run
 `- StoreError        the store under the cache directory cannot be used (never fatal to decoding)
 """
@@ -19,6 +20,7 @@ __all__ = [
     "ContextFullError",
     "DoesNotFitError",
     "DownloadError",
+    "FileError",
     "GrammarError",
     "ModelError",
     "PeerError",
@@ -50,6 +52,14 @@ class UsageError(SpecxError):
     """The command line asks for something that makes no sense."""
 
     exit_code = 2
+
+
+class GrammarError(UsageError):
+    """A grammar or JSON schema cannot be used."""
+
+
+class FileError(SpecxError):
+    """A file that was named, other than a model, is missing or cannot be read."""
 
 
 class ModelError(SpecxError):
@@ -91,10 +101,6 @@ class DownloadError(SpecxError):
 
 class TemplateError(SpecxError):
     """The model's chat template is missing or cannot be rendered."""
-
-
-class GrammarError(SpecxError):
-    """A grammar or JSON schema cannot be used."""
 
 
 class PeerError(SpecxError):

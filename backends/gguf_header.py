@@ -26,6 +26,7 @@ _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), ("<" + c for c in "BbH
 """Forms of the numbers among GGUF's value types, for `struct`."""
 _STRING, _ARRAY = 8, 9
 _ARRAY_HEAD = 16  # bytes before the elements of an array: two types and a count
+_LONGEST = 1 << 30  # bytes or items; a vocabulary takes a few million
 _KEPT_ARRAY = 1024
 """Longest array of numbers kept in `metadata`; per-layer values are kept, vocabularies only counted."""
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
@@ -92,17 +93,21 @@ class _Cursor:
         return self.data[self.at - length : self.at].decode("utf-8", "replace")
 
     def skip(self, nbytes: int) -> None:
+        _check_length(nbytes)
         if nbytes > len(self.data) - self.at:
             raise _CutError
         self.at += nbytes
 
     def skip_strings(self, count: int) -> None:
         """Pass over `count` strings; the loop that a vocabulary is long for."""
-        read, data, at = struct.Struct("<Q").unpack_from, self.data, self.at
+        _check_length(count)
+        read, data, at, length = struct.Struct("<Q").unpack_from, self.data, self.at, 0
         try:
             for _ in range(count):
-                at += 8 + read(data, at)[0]
+                (length,) = read(data, at)
+                at += 8 + length
         except (struct.error, OverflowError):
+            _check_length(length)
             raise _CutError from None
         self.at = at
         self.skip(0)
@@ -123,6 +128,12 @@ class _Cursor:
             self.skip(count * struct.calcsize(form))
             return None, count
         return tuple(self.number(form) for _ in range(count)), count
+
+
+def _check_length(length: int) -> None:
+    """Raises ValueError if nothing in a header is that long: damage, whatever the file's size."""
+    if length > _LONGEST:
+        raise ValueError(f"something in its header is {length:,} long")
 
 
 def _scalar_form(kind: int) -> str:
@@ -175,10 +186,10 @@ class Part:
         except ValueError as error:
             raise ModelError(f"{self.path} is damaged: {error}", download_again(self.path)) from None
         start = -(-cursor.at // alignment) * alignment
-        self.tensors = self._sized(rows, start)
+        self.tensors = self._sized(rows, start, alignment)
         self.digest = _digest(data, cursor.at, start)
 
-    def _sized(self, rows: list[_Row], start: int) -> list[Tensor]:
+    def _sized(self, rows: list[_Row], start: int, alignment: int) -> list[Tensor]:
         """Give every tensor its bytes and check that the file holds them all."""
         offsets = sorted({row.offset for row in rows})
         after = dict(zip(offsets, [*offsets[1:], self.size - start], strict=False))
@@ -190,6 +201,7 @@ class Part:
             tensors.append(Tensor(row.name, row.shape, name, nbytes))
             end = max(end, start + row.offset + nbytes)
         if rows and end > self.size:
+            _check_layout(rows, tensors, alignment, self.path)
             raise ModelError(
                 f"{self.path} is cut short: it has {self.size:,} of {end:,} bytes "
                 f"({100 * self.size // end}%)",
@@ -219,6 +231,17 @@ class _Row:
     shape: tuple[int, ...]
     type: int
     offset: int
+
+
+def _check_layout(rows: list[_Row], tensors: list[Tensor], alignment: int, path: Path) -> None:
+    """Raises ModelError if tensors do not lie one behind the other: then no end of the file is to be had."""
+    at = 0
+    for row, tensor in sorted(zip(rows, tensors, strict=True), key=lambda pair: pair[0].offset):
+        if row.offset != at:
+            raise ModelError(
+                f"{path} is damaged: its tensors do not lie one behind the other", download_again(path)
+            )
+        at += -(-tensor.nbytes // alignment) * alignment
 
 
 def _tensor_row(cursor: _Cursor) -> _Row:

@@ -24,7 +24,7 @@ from specx.backends.errors import ContextFullError, ModelError, RollbackError
 from specx.backends.ggml_device import STOCK, Kernels, enable
 from specx.backends.libllama import forget_log, lib, recent_log, set_verbose
 from specx.backends.machine import this_cpu
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import ALL_LAYERS, CACHE_TYPES, LoadSettings
 from specx.backends.vocab import LlamaVocab
 
 __all__ = ["LlamaBackend", "check_cache_type", "decode_threads", "wanted_context"]
@@ -36,9 +36,7 @@ MAX_LEAVES = 8
 WATCHED = 64  # tokens per call; below, asking after every operation costs more than it is worth
 PROMPT_ROWS = 64  # at most this many prompt rows have their logits computed
 DEFAULT_CTX = 4096
-ALL_LAYERS = -1
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
-CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
 class LlamaBackend:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from specx.backends.errors import ModelError
+from specx.backends.errors import ModelError, UsageError
 from specx.backends.gguf_file import shard_paths
 from specx.backends.model_names import HubName, choose, first_parts, parse_hub_name
 
@@ -39,9 +39,10 @@ def find_model(name: str | None) -> Path:
 
     Raises:
         ModelError: nothing fits, or several do.
+        UsageError: the name is empty.
     """
     if name == "":  # an empty shell variable must not mean the model that no name means
-        raise ModelError("the name of the model is empty", "leave it out, or take one of: specx show --list")
+        raise UsageError("the name of the model is empty", "leave it out, or take one of: specx show --list")
     if name is not None:
         return _by_path(name) or _by_name(name)
     if wanted := os.environ.get("SPECX_MODEL"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MAX_THREADS", "LoadSettings"]
+__all__ = ["ALL_LAYERS", "CACHE_TYPES", "MAX_THREADS", "LoadSettings"]
 
+ALL_LAYERS = -1
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 MAX_THREADS = 512  # of llama.cpp: its GGML_MAX_N_THREADS
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from specx.backends.errors import SpecxError, UsageError
+from specx.backends.errors import FileError, SpecxError, UsageError
 from specx.cli.files import read_text, write_atomically
 from specx.engine.bench_records import Answer, Run
 
@@ -47,13 +47,14 @@ def read_run(name: str) -> Run:
     """The run of a name or a file: what `save_run`, `-o json` or `-o jsonl` wrote, the last cut short or not.
 
     Raises:
-        UsageError: there is none, or it is something else.
+        FileError: there is none.
+        UsageError: it is something else.
     """
     path = result_path(name)
     if not path.is_file():
         kept = sorted(each.stem for each in _folder().glob("*.json"))
         hint = f"there are {', '.join(kept)}" if kept else "specx bench --save NAME keeps one"
-        raise UsageError(f"there is no result {name}", hint)
+        raise FileError(f"there is no result {name}", hint)
     text = read_text(path)
     try:
         run = Run.from_json(_lines(text) if '"header"' in text.partition("\n")[0] else json.loads(text))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specx.backends.errors import UsageError
+from specx.backends.errors import FileError, UsageError
+from specx.cli.files import check_plot
 from specx.cli.option_groups import DRAFTERS, KERNELS
 from specx.cli.options import (
     DraftOptions,
@@ -181,18 +182,10 @@ class ResultOptions:
 
 def check_results(options: ResultOptions) -> None:
     """Raises UsageError if what is wanted of the result is impossible, before anything is measured."""
-    from importlib.util import find_spec
-
     if options.output not in FORMATS:
         raise UsageError(f"-o/--output is {options.output!r}", f"formats are {', '.join(FORMATS)}")
-    if options.plot is None:
-        return
-    if options.plot.suffix.lower() not in PICTURES:
-        raise UsageError(f"{options.plot.name} is no picture", f"give --plot a name in {', '.join(PICTURES)}")
-    if not options.plot.absolute().parent.is_dir():
-        raise UsageError(f"{options.plot.parent} is no folder", "name a file in one that exists")
-    if find_spec("matplotlib") is None:
-        raise UsageError("plots need matplotlib", "pip install 'specx[plot]', or leave --plot out")
+    if options.plot is not None:
+        check_plot(options.plot, PICTURES)
 
 
 def bench_settings(
@@ -279,7 +272,7 @@ def _peer(work: WorkOptions) -> dict[str, Any]:
         raise UsageError(f"--peer is {work.peer!r}", "write --peer llama-server=/path/to/llama-server")
     program = Path(path).expanduser()
     if shutil.which(program) is None:
-        raise UsageError(f"{path} is no program that can be run", "name the llama-server binary")
+        raise FileError(f"{path} is no program that can be run", "name the llama-server binary")
     try:
         arguments = shlex.split(work.peer_args)
     except ValueError as problem:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specx.backends.errors import ContextFullError, SpecxError, UsageError
+from specx.backends.errors import ContextFullError, FileError, SpecxError, UsageError
 from specx.cli.console import StatusLine, end_line, error, notice, write
 from specx.cli.files import decode, expand_user, read_text, write_atomically
 from specx.cli.generation import Request, generate, open_session, requested, statistics, summary
@@ -142,12 +142,13 @@ class Conversation:
         """Take over the messages of a file that `save` wrote, or that another tool wrote in that form.
 
         Raises:
+            FileError: it cannot be read.
             UsageError: it holds no such messages; the present ones stay.
         """
         try:
             messages = json.loads(decode(path.read_bytes(), str(path)))
         except OSError as problem:
-            raise UsageError(f"cannot read {path}: {problem.strerror}", "check its name") from problem
+            raise FileError(f"cannot read {path}: {problem.strerror}", "check its name") from problem
         except ValueError as problem:
             raise UsageError(f"{path} is not valid JSON: {problem}", MESSAGES_HINT) from problem
         if not isinstance(messages, list) or not all(map(_is_message, messages)):

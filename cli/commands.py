@@ -50,9 +50,9 @@ def root(
         typer.echo(f"specx {__version__}")
     elif ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
-    elif config_path().is_file():
+    elif (path := config_path()) is not None:
         commands: Any = ctx.command
-        ctx.default_map = option_defaults(commands.commands)
+        ctx.default_map = option_defaults(path, commands.commands)
 
 
 for module in (chat, complete, plan, bench, verify, probe, show, pull, cache):

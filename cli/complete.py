@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specx.backends.errors import UsageError
+from specx.backends.errors import FileError, UsageError
 from specx.cli.console import end_line, notice, write
 from specx.cli.files import read_stdin, read_text, stdin_is_piped, write_atomically
 from specx.cli.generation import generate, open_session, requested, statistics
@@ -120,7 +120,7 @@ def _checked(output: OutputOptions) -> OutputOptions:
     if output.output in STDOUT:  # as a path it would name the file that stdout goes to, and empty it
         return replace(output, output=None)
     if output.output is not None and not output.output.absolute().parent.is_dir():
-        raise UsageError(f"there is no folder {output.output.absolute().parent}", "create it first")
+        raise FileError(f"there is no folder {output.output.absolute().parent}", "create it first")
     if output.output is not None and output.output.is_dir():
         raise UsageError(f"{output.output} is a folder", "give the name of a file")
     return output

@@ -14,31 +14,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specx.backends.errors import UsageError
+from specx.backends.errors import FileError, UsageError
 from specx.cli.files import expand_user
 
 __all__ = ["config_path", "option_defaults"]
 
 
-def config_path() -> Path:
-    """Where the file is looked for: SPECX_CONFIG, or config.toml in the user's configuration directory."""
+def config_path() -> Path | None:
+    """The file: SPECX_CONFIG, or config.toml in the user's configuration directory if there is one."""
     if named := os.environ.get("SPECX_CONFIG"):
         return expand_user(Path(named))
     import platformdirs
 
-    return Path(platformdirs.user_config_dir("specx", appauthor=False)) / "config.toml"
+    usual = Path(platformdirs.user_config_dir("specx", appauthor=False)) / "config.toml"
+    return usual if usual.is_file() else None
 
 
-def option_defaults(commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def option_defaults(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What the file sets, as command -> parameter -> value.
 
     Args:
+        path: the file.
         commands: the click commands by name.
 
     Raises:
-        UsageError: the file cannot be read, or names an option or a command that does not exist.
+        FileError: the file cannot be read.
+        UsageError: it is no TOML, or names an option or a command that does not exist.
     """
-    path = config_path()
     content = _read(path)
     options = {name: _options(command) for name, command in commands.items()}
     defaults: dict[str, dict[str, Any]] = {name: {} for name in commands}
@@ -66,11 +68,10 @@ def _read(path: Path) -> dict[str, Any]:
 
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
     except OSError as problem:
-        raise UsageError(
-            f"cannot read {path}: {problem.strerror}", "SPECX_CONFIG= names another one"
+        raise FileError(
+            f"cannot read the configuration {path}: {problem.strerror}",
+            "let SPECX_CONFIG name a file that can be, or leave it out",
         ) from problem
     except ValueError as problem:
         raise UsageError(f"{path} is not valid TOML: {problem}", "a line looks like: temp = 0.7") from problem

@@ -6,9 +6,10 @@ import contextlib
 import os
 import stat
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from specx.backends.errors import SpecxError, UsageError
+from specx.backends.errors import FileError, SpecxError, UsageError
 
 __all__ = ["decode", "expand_user", "read_stdin", "read_text", "stdin_is_piped", "write_atomically"]
 
@@ -41,14 +42,32 @@ def read_text(path: Path) -> str:
     """The text of a file; `-` is standard input.
 
     Raises:
-        UsageError: the file cannot be read or is not UTF-8.
+        FileError: the file cannot be read.
+        UsageError: it is not UTF-8.
     """
     if str(path) == "-":
         return read_stdin()
     try:
         return decode(path.read_bytes(), str(path))
     except OSError as problem:
-        raise UsageError(f"cannot read {path}: {problem.strerror}", "check its name") from problem
+        raise FileError(f"cannot read {path}: {problem.strerror}", "check its name") from problem
+
+
+def check_plot(path: Path, endings: Sequence[str]) -> None:
+    """Before anything is measured: whether a picture can be drawn into `path`.
+
+    Raises:
+        UsageError: its ending is none of `endings`, or matplotlib is missing.
+        FileError: its folder is missing.
+    """
+    from importlib.util import find_spec
+
+    if path.suffix.lower() not in endings:
+        raise UsageError(f"{path.name} is no picture", f"give --plot a name in {', '.join(endings)}")
+    if not path.absolute().parent.is_dir():
+        raise FileError(f"there is no folder {path.absolute().parent}", "create it first")
+    if find_spec("matplotlib") is None:
+        raise UsageError("plots need matplotlib", "pip install 'specx[plot]', or leave --plot out")
 
 
 def read_stdin() -> str:

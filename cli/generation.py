@@ -154,7 +154,7 @@ def generate(
         generation = session.generate(
             prompt,
             request.sampling,
-            n_predict=max(options.n_predict, -1),
+            n_predict=options.n_predict,
             stop=(*(options.stop or ()), *stops),
             ignore_eos=options.ignore_eos,
             constraint=None if grammar is None else session.grammar(grammar),

@@ -13,10 +13,10 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
+from specx.backends.settings import CACHE_TYPES
 from specx.engine.settings import LoadSettings, SamplingSettings
 
 __all__ = [
-    "CACHE_TYPES",
     "DRAFTERS",
     "DraftOptions",
     "GenerationOptions",
@@ -27,7 +27,6 @@ __all__ = [
 
 DRAFTERS = ("auto", "none", "free", "suffix", "recycle", "model")
 KERNELS = ("auto", "specx", "attention", "stock")
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 LOAD = LoadSettings(Path())
 SAMPLING = SamplingSettings()

@@ -24,10 +24,9 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from specx.backends.errors import DownloadError, UsageError
-from specx.backends.settings import MAX_THREADS
+from specx.backends.settings import ALL_LAYERS, CACHE_TYPES, MAX_THREADS
 from specx.cli.files import expand_user
 from specx.cli.option_groups import (
-    CACHE_TYPES,
     DRAFTERS,
     KERNELS,
     DraftOptions,
@@ -62,7 +61,6 @@ FLASH_ATTENTION = {
 }
 METAVARS = {int: "N", float: "X", Path: "FILE"}
 MAX_SEED = 2**63 - 1
-ALL_LAYERS = -1
 LOGIT_BIAS = re.compile(r"(\d+)([+-](?:inf|\d+\.?\d*|\.\d+))")
 
 
@@ -319,7 +317,7 @@ def sampling_settings(options: SamplingOptions) -> SamplingSettings:
 
 def check_generation(options: GenerationOptions) -> None:
     """Raises UsageError if a limit or a stop string makes no sense."""
-    _at_least("-n/--n-predict", options.n_predict, -2)
+    _at_least("-n/--n-predict", options.n_predict, -1)
     _at_least("--keep", options.keep or 0, -1)
     if "" in (options.stop or ()):
         raise UsageError("-r/--stop is empty", "leave it out, or give some text")

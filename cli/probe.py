@@ -10,6 +10,7 @@ import typer
 
 from specx.backends.errors import UsageError
 from specx.cli.console import Progress, notice, show_table, stdout, write
+from specx.cli.files import check_plot
 from specx.cli.options import ModelOptions, load_settings, with_options
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 DEPTH = 256
+PICTURES = (".png", ".svg")
 
 
 def register(app: typer.Typer) -> None:
@@ -100,7 +102,7 @@ def _probe_staircase(settings: LoadSettings, depths: list[int], plot: Path | Non
     from specx.engine.staircase_probe import probe_staircases
 
     if plot is not None:
-        _check_plot(plot)
+        check_plot(plot, PICTURES)
     with Progress(f"loading {settings.model.name}") as loading, Progress("timing steps") as timing:
 
         def timed(fraction: float) -> None:
@@ -116,19 +118,6 @@ def _probe_staircase(settings: LoadSettings, depths: list[int], plot: Path | Non
         write(json_module.dumps(found.to_json()) + "\n")
     else:
         _show(found)
-
-
-def _check_plot(path: Path) -> None:
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise UsageError(
-            f"{path.name} is neither a PNG nor an SVG file", "give --plot a name with that ending"
-        )
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path.parent} is no folder", "name a file in one that exists")
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise UsageError("plots need matplotlib", "pip install 'specx[plot]', or leave --plot out")
 
 
 def _show(found: StaircaseProbe) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specx.backends.errors import ModelError, UsageError
+from specx.backends.settings import CACHE_TYPES
 from specx.cli.console import show_table, stdout, write
-from specx.cli.option_groups import CACHE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

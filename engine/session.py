@@ -197,7 +197,7 @@ class Session:
             UsageError: there is no such drafter.
         """
         if name not in DRAFTERS:
-            raise UsageError(f"unknown drafter {name!r}", f"choose one of {', '.join(DRAFTERS)}")
+            raise UsageError(f"unknown drafter {name!r}", f"choose one of {', '.join(self.drafters)}")
         if name == "model" and self.draft_models is None and not self.plain_reason:
             raise UsageError("there is no draft model", "name one when specx starts: -md FILE")
         self.drafter_name = "none" if self.plain_reason else name

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from specx.backends.errors import UsageError
+from specx.backends.errors import FileError, UsageError
 
 __all__ = ["Prompt", "Workload", "load_suite", "parse_synthetic", "sample", "suite_names"]
 
@@ -114,7 +114,8 @@ def load_suite(
         seed: decides which ones; a higher limit keeps those of a lower one.
 
     Raises:
-        UsageError: there is no such suite, file or category, or the file holds something that is no prompt.
+        FileError: there is no such suite or file.
+        UsageError: there is no such category, or the file holds something that is no prompt.
     """
     name = str(name_or_path)
     if isinstance(name_or_path, str) and name in (names := suite_names()):
@@ -180,12 +181,12 @@ def _read_file(path: Path) -> list[Prompt]:
     try:
         data = path.read_bytes()
     except FileNotFoundError as problem:
-        raise UsageError(
+        raise FileError(
             f"there is no suite and no file {path}", f"the suites are {', '.join(suite_names())}"
         ) from problem
     except (OSError, ValueError) as problem:  # ValueError: a name with a NUL character
         reason = getattr(problem, "strerror", None) or problem
-        raise UsageError(f"cannot read {path}: {reason}", "check its name") from problem
+        raise FileError(f"cannot read {path}: {reason}", "check its name") from problem
     return _parse_file(data, str(path), path.stem, path.suffix.lower())
 
 

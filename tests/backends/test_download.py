@@ -182,14 +182,19 @@ def test_offline_takes_what_is_there(hub, server, monkeypatch):
         ("org/m:Q2_K", {}, "no Q2_K", "Q4_K_M, Q5_0, Q6_K, Q8_0"),
         ("org/m/absent.gguf", {}, "no file absent.gguf", "m-Q8_0.gguf"),
         ("org/partial:Q6_K", {}, "lacks 1 of the 2 parts", "m-Q8_0.gguf"),
-        ("just-a-word", {}, "does not name", "ORG/REPO"),
-        ("https://example.com/a/b/c.gguf", {}, "does not name", "ORG/REPO"),
     ],
 )
 def test_refusals_say_what_to_do(hub, spec, options, message, hint):
     error = refusal(spec, hub=hub, **options)
     assert message in error.message
     assert hint in error.hint
+
+
+@pytest.mark.parametrize("spec", ["just-a-word", "https://example.com/a/b/c.gguf"])
+def test_what_cannot_be_a_name_is_wrong_usage(hub, spec):
+    with pytest.raises(UsageError, match="does not name") as caught:
+        pull(spec, hub=hub)
+    assert "ORG/REPO" in caught.value.hint
 
 
 def test_several_models_of_one_quantization_are_listed(hub, monkeypatch):

@@ -184,6 +184,20 @@ def test_cut_anywhere(tiny, tmp_path):
             assert f"{length:,} of {len(data):,} bytes" in error.message
 
 
+def test_damage_is_not_taken_for_a_cut(tiny, tmp_path):
+    """A length that cannot be in the header, and a tensor that lies where none can."""
+    data = tiny.read_bytes()
+    damaged = tmp_path / "damaged.gguf"
+    key = data.index(b"general.architecture")
+    damaged.write_bytes(data[: key - 8] + struct.pack("<Q", 2**40) + data[key:])
+    assert "is damaged" in refusal(damaged).message
+    row = data.index(b"token_embd.weight") + len("token_embd.weight")
+    dimensions = struct.unpack_from("<I", data, row)[0]
+    offset = row + 4 + 8 * dimensions + 4
+    damaged.write_bytes(data[:offset] + struct.pack("<Q", 2**33) + data[offset + 8 :])
+    assert "is damaged: its tensors" in refusal(damaged).message
+
+
 @settings(max_examples=300)
 @given(st.data())
 def test_damage_never_surprises(tmp_path_factory, data):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from specx.backends import models
-from specx.backends.errors import ModelError
+from specx.backends.errors import ModelError, UsageError
 from specx.backends.model_names import HubName, choose, parse_hub_name, quantization
 from specx.backends.models import FoundModel, cached_files, find_model, hub_cache, list_models
 
@@ -196,7 +196,6 @@ def test_a_near_miss_is_suggested(tmp_path, wrong):
         ("org/repo:Q4_0", "specx pull org/repo:Q4_0"),
         ("folder/file.gguf", "specx show --list"),
         ("word", "specx show --list"),
-        ("", "specx show --list"),
         ("zero\0byte", "specx show --list"),
         ("x" * 5000, "specx show --list"),
         ("~nobody-of-that-name/m.gguf", "specx show --list"),
@@ -206,6 +205,11 @@ def test_what_is_not_there_says_where_to_look(name, hint):
     with pytest.raises(ModelError) as caught:
         find_model(name)
     assert hint in caught.value.hint
+
+
+def test_an_empty_name_is_wrong_usage():
+    with pytest.raises(UsageError, match="empty"):
+        find_model("")
 
 
 def test_no_home_and_forbidden_folders(tmp_path, monkeypatch):

@@ -187,7 +187,7 @@ def test_a_result_is_kept_under_a_name_and_compared_with(bench, specx):
     data = json.loads(specx("bench", "--from", "monday", "--compare", "monday", "-o", "json").out)
     assert data["comparison"]["unmatched"] == 0
     unknown = bench("--compare", "tuesday")
-    assert unknown.code == 2 and "monday" in unknown.err
+    assert unknown.code == 1 and "monday" in unknown.err
 
 
 def test_a_difference_is_told_and_fails_only_if_that_is_wanted(bench, scripted):
@@ -280,19 +280,30 @@ def test_synthetic_work_is_measured(specx, scripted):
         (("-n", "0"), "-n/--n-predict is 0"),
         (("--limit", "-1"), "--limit is -1"),
         (("--plot", "x.txt"), "x.txt is no picture"),
-        (("--plot", "no/such/x.png"), "no folder"),
         (("--save", "../x"), "cannot name a result"),
-        (("--compare", "never"), "there is no result never"),
-        (("--from", "never"), "there is no result never"),
         (("--peer", "vllm=/x"), "--peer is 'vllm=/x'"),
-        (("--peer", "llama-server=/no/such"), "no program"),
         (("--categories", "poetry"), "poetry"),
-        (("--suite", "no-such-suite"), "no-such-suite"),
     ],
 )
 def test_wrong_usage_is_refused_before_anything_is_measured(specx, scripted, arguments, said):
     outcome = specx("bench", specx.model, *arguments)
     assert outcome.code == 2 and said in outcome.err
+    assert scripted.count == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--plot", "no/such/x.png"), "no folder"),
+        (("--compare", "never"), "there is no result never"),
+        (("--from", "never"), "there is no result never"),
+        (("--peer", "llama-server=/no/such"), "no program"),
+        (("--suite", "no-such-suite"), "no-such-suite"),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_measured(specx, scripted, arguments, said):
+    outcome = specx("bench", specx.model, *arguments)
+    assert outcome.code == 1 and said in outcome.err
     assert scripted.count == 0
 
 

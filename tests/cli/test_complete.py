@@ -109,8 +109,6 @@ def test_stops_and_limits_reach_the_session(specx):
     assert request["stop"] == ("how", "zz") and request["ignore_eos"] and request["n_predict"] == -1
     limited = specx("complete", specx.model, "-p", "x", "-n", "2", "--json")
     assert json.loads(limited.out)["finish_reason"] == "length"
-    specx("complete", specx.model, "-p", "x", "-n", "-2")
-    assert specx.session.requests[-1]["n_predict"] == -1
 
 
 def test_a_grammar_from_a_file_or_a_schema(specx, tmp_path):
@@ -119,10 +117,10 @@ def test_a_grammar_from_a_file_or_a_schema(specx, tmp_path):
     assert specx("complete", specx.model, "-p", "x", "--grammar-file", str(file)).code == 0
     assert specx.session.requests[-1]["constraint"] == 'root ::= "x"'
     bad = specx("complete", specx.model, "-p", "x", "-j", "[1]")
-    assert bad.code == 1 and "error: the JSON schema is not a JSON object" in bad.err
+    assert bad.code == 2 and "error: the JSON schema is not a JSON object" in bad.err
     both = specx("complete", specx.model, "-p", "x", "--grammar", "root", "-j", "{}")
     assert both.code == 2 and "more than one grammar" in both.err
-    assert specx("complete", specx.model, "-p", "x", "--grammar", "zzz").code == 1
+    assert specx("complete", specx.model, "-p", "x", "--grammar", "zzz").code == 2
 
 
 def test_a_schema_becomes_a_grammar(specx):
@@ -139,10 +137,8 @@ def test_a_schema_becomes_a_grammar(specx):
         (("-p", ""), None, "the prompt is empty"),
         ((), b"\n", "the prompt is empty"),
         ((), b"ab\xff", "standard input is not valid UTF-8: byte 0xff at offset 2"),
-        (("-f", "nowhere.txt"), None, "cannot read nowhere.txt: No such file"),
         (("-p", "a\udcffb"), None, "command line is not valid UTF-8"),
         (("-p", "x", "--json", "--stream-json"), None, "--json and --stream-json"),
-        (("-p", "x", "-o", "no/such/folder/file"), None, "there is no folder"),
         (("-p", "x", "-l", "1000+1"), None, "names token 1000"),
     ],
 )
@@ -152,6 +148,20 @@ def test_wrong_usage(specx, arguments, stdin, message):
     assert outcome.out == ""
     assert f"error: {message}" in outcome.err or message in outcome.err
     assert "Traceback" not in outcome.err
+    assert specx.session.prompts == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-f", "nowhere.txt"), "cannot read nowhere.txt: No such file"),
+        (("-p", "x", "--grammar-file", "nowhere.gbnf"), "cannot read nowhere.gbnf"),
+        (("-p", "x", "-o", "no/such/folder/file"), "there is no folder"),
+    ],
+)
+def test_what_is_missing_is_no_wrong_usage(specx, arguments, message):
+    outcome = specx("complete", specx.model, *arguments)
+    assert (outcome.code, outcome.out) == (1, "") and f"error: {message}" in outcome.err
     assert specx.session.prompts == []
 
 

@@ -174,7 +174,7 @@ def test_a_draft_model_that_is_not_there(specx):
         (("-n", "many"), "--help"),
         (("-t", "513"), "at most 512 threads"),
         (("-tb", "1000"), "at most 512 threads"),
-        (("-n", "-7"), "-2"),
+        (("-n", "-2"), "-1"),
         (("-r", ""), "leave it out"),
     ],
 )
@@ -250,6 +250,14 @@ def test_a_wrong_configuration_is_named(specx, tmp_path, content, message):
     assert outcome.code == 2
     assert "config.toml" in outcome.err and message in outcome.err
     assert specx("--help").code == 0
+
+
+@pytest.mark.parametrize("name", ["nowhere.toml", "."])
+def test_a_configuration_that_is_named_must_be_there(specx, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("SPECX_CONFIG", str(tmp_path / name))
+    outcome = specx("complete", specx.model, "-p", "x")
+    assert outcome.code == 1 and outcome.out == ""
+    assert "error: cannot read the configuration" in outcome.err and "hint: let SPECX_CONFIG" in outcome.err
 
 
 def test_the_groups_cover_the_settings():

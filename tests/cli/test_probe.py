@@ -86,8 +86,7 @@ def test_a_picture_is_drawn(specx, found, tmp_path, name):
     [
         (("--depth", "0"), "--depth is about staircases"),
         (("--plot", "steps.png"), "--plot is about staircases"),
-        (("--staircase", "--plot", "steps.txt"), "neither a PNG nor an SVG"),
-        (("--staircase", "--plot", "no/such/folder/steps.png"), "no folder"),
+        (("--staircase", "--plot", "steps.txt"), "steps.txt is no picture"),
         (("--staircase", "--depth", "-1"), "depth"),
         (("--staircase", "--refresh"), "--staircase measures anew each time"),
         (("--staircase", "--kernels", "fast"), "--kernels is 'fast'"),
@@ -96,6 +95,12 @@ def test_a_picture_is_drawn(specx, found, tmp_path, name):
 def test_wrong_usage(specx, found, arguments, said):
     outcome = specx("probe", specx.model, *arguments)
     assert outcome.code == 2 and said in outcome.err
+    assert not found
+
+
+def test_a_folder_that_is_missing(specx, found):
+    outcome = specx("probe", specx.model, "--staircase", "--plot", "no/such/folder/steps.png")
+    assert outcome.code == 1 and "there is no folder" in outcome.err
     assert not found
 
 

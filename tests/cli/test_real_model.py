@@ -96,7 +96,7 @@ def test_an_unknown_name(specx):
     failed(
         specx("complete", "nosuch", "-p", "x"), 1, "no file and no model here is called 'nosuch'", "--list"
     )
-    failed(specx("complete", "", "-p", "x"), 1, "the name of the model is empty", "--list")
+    failed(specx("complete", "", "-p", "x"), 2, "the name of the model is empty", "--list")
 
 
 def test_files_that_are_no_model(specx, tmp_path):
@@ -158,7 +158,7 @@ def test_prompts_that_cannot_be_used(specx, tmp_path):
     failed(specx("complete", "-f", long, *SMALL), 1, "tokens and the context holds 256", "-c 1024")
     failed(specx("complete", stdin=b"ab\xff"), 2, "standard input is not valid UTF-8: byte 0xff at offset 2")
     failed(specx("complete", stdin=b""), 2, "the prompt is empty", "-p")
-    failed(specx("complete", "-f", tmp_path / "none"), 2, "cannot read", "check its name")
+    failed(specx("complete", "-f", tmp_path / "none"), 1, "cannot read", "check its name")
 
 
 def test_tiny_limits(specx):
@@ -313,7 +313,7 @@ def test_grammars_schemas_and_stops(specx):
     assert isinstance(json.loads(specx(*common, "-j", "{}").out), dict)
     stopped = json.loads(specx(*common, "-r", " 8", "--json").out)
     assert (stopped["text"], stopped["finish_reason"]) == (" 6 7", "stop")
-    failed(specx(*common, "--grammar", "root := "), 1, "the grammar cannot be used", "GBNF")
+    failed(specx(*common, "--grammar", "root := "), 2, "the grammar cannot be used", "GBNF")
 
 
 def test_a_full_context(specx):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from specx.backends.errors import UsageError
+from specx.backends.errors import FileError, UsageError
 from specx.engine.suites import Prompt, Workload, load_suite, parse_synthetic, sample, suite_names
 
 LENGTHS = {  # characters of a whole prompt: shortest and longest
@@ -313,11 +313,11 @@ def test_bytes_that_are_no_text(tmp_path):
 
 
 def test_names_that_are_nothing_show_what_there_is(tmp_path):
-    with pytest.raises(UsageError, match="no suite and no file cod") as caught:
+    with pytest.raises(FileError, match="no suite and no file cod") as caught:
         load_suite("cod")
     assert "default, agentic, chat, code, code_edit" in caught.value.hint
     for bad in (tmp_path, "a\0b"):
-        with pytest.raises(UsageError, match="cannot read"):
+        with pytest.raises(FileError, match="cannot read"):
             load_suite(bad)
 
 
