@@ -352,7 +352,7 @@ def test_a_scripted_chat_that_fills_its_context(specx, tmp_path):
 
 
 def test_a_chat_in_a_terminal(specx, open_terminal):
-    arguments = ("chat", "--temp", 0, "-n", 240, *SMALL)
+    arguments = ("chat", "--temp", 0, "-n", 160, *SMALL)
     shell = open_terminal(specx.start, *arguments)
     shell.type("Write a long story.\r", after=1)
     shell.until("tokens/step")  # the status line: the answer has begun
