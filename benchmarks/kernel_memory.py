@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from specx.backends.ggml_device import KERNELS
-from specx.backends.llama import LlamaBackend
+from specx.backends.llama.kernels import KERNELS
+from specx.backends.llama.model import LlamaBackend
 from specx.backends.settings import LoadSettings
 
 PROMPT, TOKENS = 64, 8

@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.errors import SpecxError
-from specx.backends.ggml_device import ATTENTION, SPECX, STOCK, Kernels
-from specx.backends.libllama import lib
-from specx.backends.llama import LlamaBackend
+from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
+from specx.backends.llama.library import lib
+from specx.backends.llama.model import LlamaBackend
 from specx.backends.settings import LoadSettings
-from specx.engine.suites import Prompt, load_suite
+from specx.engine.bench.suites import Prompt, load_suite
 
 Logits = NDArray[np.float32]
 Numbers = NDArray[np.float64]

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import rpc_device
 
-from specx.backends.ggml_device import KERNELS
-from specx.backends.gguf_file import read_gguf
-from specx.backends.llama import LlamaBackend
+from specx.backends.gguf.file import read_gguf
+from specx.backends.llama.kernels import KERNELS
+from specx.backends.llama.model import LlamaBackend
 from specx.backends.settings import LoadSettings
-from specx.engine.device_costs import measure_devices
-from specx.engine.layers import Division, model_layers
-from specx.engine.offloading import FREE_DRAFTS, usable_devices
-from specx.engine.placement import Placed, place
-from specx.engine.staircase import Staircase
+from specx.engine.cost.staircase import Staircase
+from specx.engine.setup.devices import measure_devices
+from specx.engine.setup.layers import Division, model_layers
+from specx.engine.setup.offloading import FREE_DRAFTS, usable_devices
+from specx.engine.setup.placement import Placed, place
 
 WIDTHS = (1, 4, 8)
 

@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specx.backends.settings import LoadSettings
-from specx.engine.plan_report import DraftOption, make_plan
+from specx.engine.bench.suites import Prompt, load_suite
+from specx.engine.report.plan import DraftOption, make_plan
 from specx.engine.session import Session
 from specx.engine.settings import SamplingSettings
-from specx.engine.suites import Prompt, load_suite
-from specx.engine.template import ChatTemplate
+from specx.engine.text.template import ChatTemplate
 
 GREEDY = SamplingSettings(seed=1, temperature=0.0)
 

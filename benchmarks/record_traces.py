@@ -2,7 +2,7 @@
 
     python benchmarks/record_traces.py MODEL.gguf OUT_DIR PROMPTS.jsonl [PROMPTS.jsonl ...]
 
-Prompts are in any format that specx.engine.suites reads; of several turns, the first is answered.
+Prompts are in any format that specx.engine.bench.suites reads; of several turns, the first is answered.
 Each trace is one .npz file:
 
     category: str
@@ -23,7 +23,7 @@ import llama_cpp
 import numpy as np
 
 from specx.backends.errors import SpecxError
-from specx.engine.suites import Prompt, load_suite, sample
+from specx.engine.bench.suites import Prompt, load_suite, sample
 
 TOP = 8
 CHUNK = 256  # prompt tokens a decode call; each of them returns a full row of logits

@@ -7,7 +7,7 @@ every prompt starts with empty caches and the shipped prior; `--warm` keeps text
 prompt to prompt, as a user's store does. The rows of rejected nodes are not in a trace, so the recycled part
 comes out slightly low. The last line is JSON.
 
-`--fit` prints log odds for drafters/calibration.py instead.
+`--fit` prints log odds for drafters/calibration/free.py instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.drafters.calibration import CELLS, SUFFIX_CELLS, Calibration
+from specx.drafters.calibration.free import CELLS, SUFFIX_CELLS, Calibration
 from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, FreeTrie
 
 WIDTHS = (2, 4, 8, 16)

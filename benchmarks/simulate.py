@@ -28,9 +28,9 @@ from replay import Setup, Trace, accepted_nodes, learn, load
 
 from specx.backends.base import Backend
 from specx.drafters.base import Draft, Drafter
-from specx.drafters.calibration import Calibration
+from specx.drafters.calibration.free import Calibration
+from specx.engine.cost.staircase import Staircase
 from specx.engine.plan import Decision, Plan
-from specx.engine.staircase import Staircase
 from specx.kernels._native import FreeTrie
 
 STAIRCASES = Path(__file__).with_name("staircases.json")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from specx.backends.errors import SpecxError
-from specx.cli.interrupts import INTERRUPTED, interruptible
+from specx.cli.terminal.interrupts import INTERRUPTED, interruptible
 
 __all__ = ["main", "run"]
 
@@ -72,7 +72,7 @@ def _open_streams() -> None:
 
 
 def _report(problem: SpecxError) -> int:
-    from specx.cli.console import error
+    from specx.cli.terminal.console import error
 
     error(problem)
     return problem.exit_code

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def show(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False) -> None:
     """List what is kept: measurements, calibrations, and the text of earlier answers (kind: history)."""
     from specx.backends.store import Store, cache_dir
-    from specx.cli.console import notice, show_table, write
+    from specx.cli.terminal.console import notice, show_table, write
 
     entries = Store(cache_dir()).entries()
     if json:
@@ -66,7 +66,7 @@ def clear(
     """Remove what is kept."""
     from specx.backends.errors import UsageError
     from specx.backends.store import KINDS, Store, cache_dir
-    from specx.cli.console import notice
+    from specx.cli.terminal.console import notice
 
     kinds = (*KINDS, DAMAGED)
     if kind is not None and kind not in kinds:

@@ -12,12 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specx.backends.errors import ContextFullError, FileError, SpecxError, UsageError
-from specx.cli.console import StatusLine, end_line, error, notice, write
-from specx.cli.files import decode, expand_user, read_text, write_atomically
 from specx.cli.generation import Request, generate, open_session, requested, statistics, summary
-from specx.cli.interrupts import on_interrupt
-from specx.cli.lines import Editor, PlainLines, Reader, history_file
-from specx.cli.options import (
+from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
     ModelOptions,
@@ -26,11 +22,15 @@ from specx.cli.options import (
     prompt_text,
     with_options,
 )
+from specx.cli.terminal.console import StatusLine, end_line, error, notice, write
+from specx.cli.terminal.files import decode, expand_user, read_text, write_atomically
+from specx.cli.terminal.interrupts import on_interrupt
+from specx.cli.terminal.lines import Editor, PlainLines, Reader, history_file
 
 if TYPE_CHECKING:
-    from specx.cli.markdown import MarkdownStream
+    from specx.cli.terminal.markdown import MarkdownStream
     from specx.engine.session import Chunk, Result, Session
-    from specx.engine.template import ChatTemplate
+    from specx.engine.text.template import ChatTemplate
 
 __all__ = ["Chat", "ChatOptions", "Conversation", "chat", "register"]
 
@@ -182,7 +182,7 @@ class Chat:
     """
 
     def __init__(self, session: Session, request: Request, *, system: str = "") -> None:
-        from specx.engine.template import ChatTemplate
+        from specx.engine.text.template import ChatTemplate
 
         self.session = session
         self.request = request
@@ -427,7 +427,7 @@ class _View:
         self._markdown: MarkdownStream | None = None
         self._last = ""
         if markdown:
-            from specx.cli.markdown import MarkdownStream
+            from specx.cli.terminal.markdown import MarkdownStream
 
             self._markdown = MarkdownStream()
 

@@ -10,9 +10,10 @@ import typer
 import typer.main
 
 from specx.backends.errors import UsageError
-from specx.cli import bench, cache, chat, complete, plan, probe, pull, show, verify
-from specx.cli.config import config_path, option_defaults
+from specx.cli import cache, chat, complete, plan, probe, pull, show, verify
+from specx.cli.bench import command as bench
 from specx.cli.help import GroupedCommand
+from specx.cli.options.config import config_path, option_defaults
 
 __all__ = ["app", "invoke"]
 

@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specx.backends.errors import FileError, UsageError
-from specx.cli.console import end_line, notice, write
-from specx.cli.files import read_stdin, read_text, stdin_is_piped, write_atomically
 from specx.cli.generation import generate, open_session, requested, statistics
-from specx.cli.interrupts import INTERRUPTED
-from specx.cli.options import (
+from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
     ModelOptions,
@@ -24,6 +21,9 @@ from specx.cli.options import (
     prompt_text,
     with_options,
 )
+from specx.cli.terminal.console import end_line, notice, write
+from specx.cli.terminal.files import read_stdin, read_text, stdin_is_piped, write_atomically
+from specx.cli.terminal.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
     from specx.engine.session import Chunk, Result, Session
@@ -150,7 +150,7 @@ def _encode(
     keeps of it."""
     if not output.chat and prompt.system_prompt is None:
         return session.tokenize(text, add_special=True, parse_special=True), text, (), 0
-    from specx.engine.template import ChatTemplate
+    from specx.engine.text.template import ChatTemplate
 
     template = ChatTemplate(session.chat_template, bos=session.bos_text, eos=session.eos_text)
     if template.notice and not output.quiet:

@@ -9,10 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from specx.backends.errors import UsageError
-from specx.cli.console import Progress, notice
-from specx.cli.files import read_text
-from specx.cli.interrupts import on_interrupt
-from specx.cli.options import (
+from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
     ModelOptions,
@@ -21,6 +18,9 @@ from specx.cli.options import (
     load_settings,
     sampling_settings,
 )
+from specx.cli.terminal.console import Progress, notice
+from specx.cli.terminal.files import read_text
+from specx.cli.terminal.interrupts import on_interrupt
 from specx.engine.settings import LoadSettings, SamplingSettings
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _grammar_text(options: GenerationOptions) -> str | None:
         schema = read_text(options.json_schema_file)
     if schema is None:
         return grammar
-    from specx.engine.json_schema import grammar_of_schema
+    from specx.engine.text.json_schema import grammar_of_schema
 
     return grammar_of_schema(schema)
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specx.cli.console import Progress, notice, show_table, stdout, write
-from specx.cli.options import DraftOptions, ModelOptions, load_settings, with_options
-from specx.engine.explain import gibibytes
+from specx.cli.options.read import DraftOptions, ModelOptions, load_settings, with_options
+from specx.cli.terminal.console import Progress, notice, show_table, stdout, write
+from specx.engine.setup.explain import gibibytes
 
 if TYPE_CHECKING:
-    from specx.engine.placement import Placement
-    from specx.engine.plan_report import DraftOption, PlanReport
+    from specx.engine.report.plan import DraftOption, PlanReport
+    from specx.engine.setup.placement import Placement
 
 __all__ = ["register"]
 
@@ -42,7 +42,7 @@ def plan(
 ) -> None:
     """Say what would be decided for a model here, and why: memory, placement, kernels, drafts."""
     from specx.backends.errors import UsageError
-    from specx.engine.plan_report import make_plan
+    from specx.engine.report.plan import make_plan
 
     if refresh and not measure:
         raise UsageError("--refresh and --no-measure contradict each other", "leave one of them out")

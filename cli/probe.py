@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specx.backends.errors import UsageError
-from specx.cli.console import Progress, notice, show_table, stdout, write
-from specx.cli.files import check_plot
-from specx.cli.options import ModelOptions, load_settings, with_options
+from specx.cli.options.read import ModelOptions, load_settings, with_options
+from specx.cli.terminal.console import Progress, notice, show_table, stdout, write
+from specx.cli.terminal.files import check_plot
 
 if TYPE_CHECKING:
     from specx.backends.settings import LoadSettings
-    from specx.engine.staircase_probe import StaircaseProbe
+    from specx.engine.report.staircase import StaircaseProbe
 
 __all__ = ["register"]
 
@@ -74,7 +74,7 @@ def probe(
 
 def _probe_machine(settings: LoadSettings | None, *, keep: bool, refresh: bool, json: bool) -> None:
     from specx.cli.probe_tables import show_machine, show_model
-    from specx.engine.probe import probe_machine, probe_model
+    from specx.engine.report.machine import probe_machine, probe_model
 
     with Progress("reading memory") as progress:
         machine = probe_machine(store=keep, refresh=refresh, progress=progress.update, notice=notice)
@@ -99,7 +99,7 @@ def _probe_machine(settings: LoadSettings | None, *, keep: bool, refresh: bool, 
 
 
 def _probe_staircase(settings: LoadSettings, depths: list[int], plot: Path | None, *, json: bool) -> None:
-    from specx.engine.staircase_probe import probe_staircases
+    from specx.engine.report.staircase import probe_staircases
 
     if plot is not None:
         check_plot(plot, PICTURES)
@@ -111,7 +111,7 @@ def _probe_staircase(settings: LoadSettings, depths: list[int], plot: Path | Non
 
         found = probe_staircases(settings, depths, loading=loading.update, progress=timed, notice=notice)
     if plot is not None:
-        from specx.cli.plots import draw_staircases
+        from specx.cli.probe_plots import draw_staircases
 
         draw_staircases(found, plot, title=settings.model.stem)
     if json:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from specx.cli.console import show_table, stdout
-from specx.engine.explain import gibibytes
+from specx.cli.terminal.console import show_table, stdout
+from specx.engine.setup.explain import gibibytes
 
 if TYPE_CHECKING:
-    from specx.backends.devices import Device
-    from specx.backends.machine import CPU, Conditions, Memory
-    from specx.engine.probe import MachineProbe, ModelProbe
+    from specx.backends.llama.devices import Device
+    from specx.backends.machine.machine import CPU, Conditions, Memory
+    from specx.engine.report.machine import MachineProbe, ModelProbe
 
 __all__ = ["show_machine", "show_model"]
 

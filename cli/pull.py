@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specx.cli.console import notice, stderr, write
+from specx.cli.terminal.console import notice, stderr, write
 
 if TYPE_CHECKING:
-    from specx.backends.download import PullProgress
+    from specx.backends.hub.download import PullProgress
 
 __all__ = ["pull", "register", "transfer_bar"]
 
@@ -39,7 +39,7 @@ def pull(
     offline: Annotated[bool, typer.Option("--offline", help="Only look for what is already here.")] = False,
 ) -> None:
     """Download a model once, into the cache that llama.cpp and Hugging Face tools use too."""
-    from specx.backends import download
+    from specx.backends.hub import download
 
     with transfer_bar() as progress:
         path = download.pull(

@@ -9,14 +9,14 @@ import typer
 
 from specx.backends.errors import ModelError, UsageError
 from specx.backends.settings import CACHE_TYPES
-from specx.cli.console import show_table, stdout, write
+from specx.cli.terminal.console import show_table, stdout, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from specx.backends.gguf_file import GGUFInfo
-    from specx.backends.memory import MemoryNeed
-    from specx.backends.models import FoundModel
+    from specx.backends.gguf.file import GGUFInfo
+    from specx.backends.hub.models import FoundModel
+    from specx.backends.llama.memory import MemoryNeed
 
 __all__ = ["register", "show"]
 
@@ -56,8 +56,8 @@ def show(
     type_v: Annotated[str, typer.Option("-ctv", "--cache-type-v", help="Type of the V cache.")] = "f16",
 ) -> None:
     """Show what a model file holds and what it takes to run it."""
-    from specx.backends.gguf_file import read_gguf
-    from specx.backends.models import find_model, list_models
+    from specx.backends.gguf.file import read_gguf
+    from specx.backends.hub.models import find_model, list_models
 
     if model and model_flag:
         raise UsageError(f"more than one model is named: {model} and {model_flag}", "leave one of them out")
@@ -85,7 +85,7 @@ def show(
 
 def _memory(info: GGUFInfo, ctx_size: int | None, type_k: str, type_v: str) -> MemoryNeed:
     """What running it on this machine's main memory takes, drafts included."""
-    from specx.backends.memory import predict_memory
+    from specx.backends.llama.memory import predict_memory
     from specx.backends.settings import LoadSettings
 
     for name in (type_k, type_v):

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specx.cli.console import Progress, notice, stdout, write
-from specx.cli.options import DraftOptions, ModelOptions, with_options
+from specx.cli.options.read import DraftOptions, ModelOptions, with_options
+from specx.cli.terminal.console import Progress, notice, stdout, write
 
 if TYPE_CHECKING:
-    from specx.engine.certificate import Comparison
-    from specx.engine.identity import Identity
+    from specx.engine.bench.suites import Prompt
+    from specx.engine.cost.identity import Identity
+    from specx.engine.report.certificate import Comparison
     from specx.engine.session import Session
-    from specx.engine.suites import Prompt
 
 __all__ = ["register"]
 
@@ -52,8 +52,8 @@ def verify(
     Exits with 1 if a text differs for any reason but a near-tie within the measured numerical difference.
     """
     from specx.cli.generation import open_session
-    from specx.engine.certificate import PROMPTS, compare_drafters
-    from specx.engine.suites import Prompt, load_suite
+    from specx.engine.bench.suites import Prompt, load_suite
+    from specx.engine.report.certificate import PROMPTS, compare_drafters
 
     builtin = [Prompt(text, "verify", ({"role": "user", "content": text},)) for text in PROMPTS]
     chosen = builtin if prompts is None else load_suite(prompts)
@@ -85,7 +85,7 @@ def verify(
 
 def _encode(session: Session, prompt: Prompt) -> list[int]:
     """Token ids of a prompt: of a conversation up to the model's first answer."""
-    from specx.engine.template import ChatTemplate
+    from specx.engine.text.template import ChatTemplate
 
     if prompt.text:
         return session.tokenize(prompt.text, add_special=True, parse_special=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Output
 from specx.drafters.base import EMPTY_DRAFT, NO_TRUNCATION, Draft, Truncation
-from specx.drafters.calibration import Calibration
+from specx.drafters.calibration.free import Calibration
 from specx.kernels._native import FreeTrie
 
 __all__ = ["FreeDrafter"]

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from specx.backends.base import Backend
 from specx.backends.errors import SpecxError
 from specx.drafters.base import NO_TRUNCATION, Truncation
-from specx.drafters.collapse import Collapse
-from specx.drafters.model_calibration import ModelCalibration
+from specx.drafters.calibration.collapse import Collapse
+from specx.drafters.calibration.model import ModelCalibration
 from specx.kernels._native import rank_tokens
 
 __all__ = ["DraftCosts", "ModelDrafter", "Proposal"]

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Backend
 from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter, Offer
-from specx.engine.staircase import CLIP, Staircase
+from specx.engine.cost.staircase import CLIP, Staircase
 from specx.kernels._native import best_prefix
 
 __all__ = ["Asked", "Decision", "Plan"]

@@ -17,16 +17,16 @@ from specx.backends.base import Backend, Progress
 from specx.backends.errors import ContextFullError, GrammarError, UsageError
 from specx.backends.settings import LoadSettings
 from specx.drafters.base import Drafter
-from specx.drafters.combined import CombinedDrafter
+from specx.drafters.mixture import CombinedDrafter
+from specx.engine.cost.identity import Identity, identity_text, measure_identity
+from specx.engine.cost.staircase import Staircase
 from specx.engine.decode import Evidence, Step, decode
-from specx.engine.draft_models import WITH_MODEL, DraftModels
-from specx.engine.identity import Identity, identity_text, measure_identity
-from specx.engine.learned import Learned
+from specx.engine.drafting import WITH_MODEL, DraftModels
+from specx.engine.learned.knowledge import Learned
 from specx.engine.plan import Plan
 from specx.engine.sampling import Constraint, Sampler
 from specx.engine.settings import SamplingSettings
-from specx.engine.staircase import Staircase
-from specx.engine.text import StopMatcher, StreamDecoder
+from specx.engine.text.stream import StopMatcher, StreamDecoder
 
 __all__ = ["DRAFTERS", "Chunk", "Generation", "Result", "Session", "Timings"]
 
@@ -176,7 +176,7 @@ class Session:
         Raises:
             ModelError: it cannot be loaded.
         """
-        from specx.engine.loading import open_session
+        from specx.engine.setup.loading import open_session
 
         return open_session(cls, settings, progress, notice or (lambda _text: None))
 
@@ -233,7 +233,7 @@ class Session:
         pointer = getattr(self.vocab, "pointer", None)
         if pointer is None:
             raise GrammarError("this backend has no grammars", "leave the grammar out")
-        from specx.engine.grammar import GrammarConstraint
+        from specx.engine.text.grammar import GrammarConstraint
 
         return GrammarConstraint(pointer, text)
 

@@ -104,7 +104,7 @@ class RecycleTable:
 class FreeTrie:
     """Best-first tree of suffix matches and recycled candidates, with calibrated probabilities.
 
-    `counts` (cells, 2) and `prior` (cells,) float32 are shared, not copied: see specx.drafters.calibration.
+    `counts` (cells, 2) and `prior` (cells,) float32 are shared, not copied: see drafters/calibration/free.py.
     Sources are 0 suffix, 1 recycle, 2 suffix found in the history.
     """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specx.engine.suites import Prompt
+from specx.engine.bench.suites import Prompt
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 

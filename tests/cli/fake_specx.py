@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from types import ModuleType, SimpleNamespace
 
 from specx.backends.errors import ContextFullError, GrammarError, UsageError
-from specx.engine.text import StopMatcher
+from specx.engine.text.stream import StopMatcher
 
 WORDS = ("Hello", " wörld", ",", " how", " are", " you", "?")
 

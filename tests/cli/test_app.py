@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from specx.backends.errors import SpecxError
-from specx.cli import console
+from specx.cli.terminal import console
 
 PATIENCE = 240  # seconds that a process may take on a busy machine
 HEAVY = ("numpy", "llama_cpp", "jinja2", "prompt_toolkit", "rich", "huggingface_hub", "gguf", "pydantic")

@@ -12,9 +12,9 @@ import pytest
 from specx.backends.errors import RollbackError
 from specx.cli.chat import Chat, Conversation
 from specx.cli.generation import Request
-from specx.cli.lines import history_file, is_open, unwrap
-from specx.cli.markdown import finished
-from specx.cli.options import GenerationOptions
+from specx.cli.options.read import GenerationOptions
+from specx.cli.terminal.lines import history_file, is_open, unwrap
+from specx.cli.terminal.markdown import finished
 from specx.engine.settings import SamplingSettings
 
 PATIENCE = 240  # seconds that a process may take on a busy machine

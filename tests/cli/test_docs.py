@@ -12,7 +12,7 @@ import typer.main
 from specx.cli.chat import Chat
 from specx.cli.commands import app
 from specx.cli.generation import Request
-from specx.cli.options import GenerationOptions
+from specx.cli.options.read import GenerationOptions
 from specx.engine.session import Timings
 from specx.engine.settings import SamplingSettings
 

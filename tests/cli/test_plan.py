@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from specx.backends.devices import Device
-from specx.backends.memory import MemoryNeed
-from specx.engine import plan_report
-from specx.engine.candidates import Unfit
-from specx.engine.device_costs import DeviceCost
-from specx.engine.layers import Layers
-from specx.engine.placement import DraftSource, place
-from specx.engine.plan_advice import Advice
-from specx.engine.plan_report import DraftOption, PlanReport
+from specx.backends.llama.devices import Device
+from specx.backends.llama.memory import MemoryNeed
+from specx.engine.report import plan as plan_report
+from specx.engine.report.advice import Advice
+from specx.engine.report.plan import DraftOption, PlanReport
+from specx.engine.setup.devices import DeviceCost
+from specx.engine.setup.finder import Unfit
+from specx.engine.setup.layers import Layers
+from specx.engine.setup.placement import DraftSource, place
 
 GIB = 1 << 30
 CPU = Device("CPU", "a CPU", "CPU", 8 * GIB, 16 * GIB, unified=True)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from specx.backends.devices import Device, Transfer
-from specx.backends.machine import CPU, Conditions, Memory
-from specx.engine import probe as probe_module
-from specx.engine import staircase_probe
-from specx.engine.kernel_choice import Comparison
-from specx.engine.probe import MachineProbe, Measured, ModelProbe
-from specx.engine.staircase_probe import StaircaseProbe
-from specx.engine.thread_choice import ThreadTimes
+from specx.backends.llama.devices import Device, Transfer
+from specx.backends.machine.machine import CPU, Conditions, Memory
+from specx.engine.report import machine as probe_module
+from specx.engine.report import staircase as staircase_probe
+from specx.engine.report.machine import MachineProbe, Measured, ModelProbe
+from specx.engine.report.staircase import StaircaseProbe
+from specx.engine.setup.kernels import Comparison
+from specx.engine.setup.threads import ThreadTimes
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 STOCK = {1: 10.0, 2: 16.0, 8: 40.0}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from specx.backends import ggml_device
+from specx.backends.llama import kernels as ggml_device
 
 # One thread: with more, a busy machine makes them wait for each other at every step. With a KV cache in f16
 # a near-tie may fall the other way when other drafts are verified, and those depend on measured times.

@@ -9,8 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from specx.backends import download, models
 from specx.backends.errors import DownloadError, ModelError, SpecxError, UsageError
+from specx.backends.hub import download, models
 from specx.cli import pull, show
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from specx.backends.base import Output
 from specx.drafters.base import EMPTY_DRAFT
-from specx.drafters.calibration import CELLS, Calibration
+from specx.drafters.calibration.free import CELLS, Calibration
 from specx.drafters.free import FreeDrafter
 from specx.drafters.none import NoDrafter
 

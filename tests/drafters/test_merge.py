@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from specx.drafters.base import EMPTY_DRAFT, Draft
 from specx.drafters.merge import best_after, merge
-from specx.kernels import drafts_reference as reference
+from specx.kernels.reference import drafts as reference
 
 
 def tree(tokens, parents, probs):

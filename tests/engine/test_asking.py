@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.drafters.base import EMPTY_DRAFT, Draft, Offer
 from specx.drafters.merge import merge
+from specx.engine.cost.staircase import Staircase
 from specx.engine.plan import ALLOWANCE, INTEREST, Plan
-from specx.engine.staircase import Staircase
 
 FLAT = {1: 10.0, 2: 11.0, 4: 12.0, 8: 15.0, 16: 20.0, 32: 32.0}
 

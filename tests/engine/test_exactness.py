@@ -14,13 +14,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from specx.backends import ggml_device
+from specx.backends.llama import kernels as ggml_device
 from specx.backends.settings import LoadSettings
-from specx.engine.certificate import PROMPTS, compare_drafters
 from specx.engine.plan import Plan, _Reason
+from specx.engine.report.certificate import PROMPTS, compare_drafters
 from specx.engine.session import Session
 from specx.engine.settings import SamplingSettings
-from specx.engine.template import ChatTemplate
+from specx.engine.text.template import ChatTemplate
 
 
 class Eager(Plan):

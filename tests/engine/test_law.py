@@ -13,8 +13,8 @@ from scipy import stats
 from specx.backends.scripted import ScriptedBackend
 from specx.engine.sampling import Sampler
 from specx.engine.settings import SamplingSettings
-from specx.kernels import sampling_reference as reference
 from specx.kernels._native import rank_tokens
+from specx.kernels.reference import sampling as reference
 
 SMALLEST_P = 1e-4
 V = 6

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from specx.backends.scripted import ScriptedBackend
 from specx.drafters.base import Draft
+from specx.engine.cost.staircase import Staircase
 from specx.engine.plan import ALLOWANCE, INTEREST, Plan
-from specx.engine.staircase import Staircase
 
 FLAT = {1: 10.0, 32: 10.5}
 STEEP = {1: 10.0, 32: 320.0}

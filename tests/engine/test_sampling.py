@@ -13,8 +13,8 @@ from scipy import stats
 from specx.backends.errors import GrammarError, ModelError, UsageError
 from specx.engine.sampling import Sampler
 from specx.engine.settings import SamplingSettings
-from specx.kernels import sampling_reference as reference
 from specx.kernels._native import gumbel
+from specx.kernels.reference import sampling as reference
 
 SMALLEST_P = 1e-4
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}

@@ -15,12 +15,12 @@ from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.drafters.base import Draft
-from specx.engine.candidates import Candidate
-from specx.engine.draft_models import DraftModels
-from specx.engine.learned import Learned
+from specx.engine.drafting import DraftModels
+from specx.engine.learned.knowledge import Learned
 from specx.engine.plan import Plan, _Reason
 from specx.engine.session import DRAFTERS, Session, Timings
 from specx.engine.settings import SamplingSettings
+from specx.engine.setup.finder import Candidate
 
 V = 64
 SCRIPT = [int(token) for token in np.random.default_rng(7).integers(1, 28, 40)]  # letters
@@ -39,7 +39,7 @@ FLAT = {"0": {str(n): 10.0 + n / 100 for n in range(1, 65)}}
 @pytest.fixture(autouse=True)
 def _quiet_machine(monkeypatch):
     """Whatever else this machine does, a measurement counts as undisturbed."""
-    monkeypatch.setattr("specx.engine.staircase.unsettled", lambda _times: [])
+    monkeypatch.setattr("specx.engine.cost.staircase.unsettled", lambda _times: [])
 
 
 class Drafts:
@@ -613,7 +613,7 @@ def test_a_disturbed_measurement_is_told_and_not_kept(tmp_path, monkeypatch):
     notices = []
     with session_of(tmp_path, notices, load=None) as session:
         session.staircase.load_json({})
-        monkeypatch.setattr("specx.engine.staircase.unsettled", list)
+        monkeypatch.setattr("specx.engine.cost.staircase.unsettled", list)
         run(session, n_predict=3)
         assert session.staircase.depths
     assert len(notices) == 2
@@ -675,7 +675,7 @@ def test_what_was_learned_is_there_next_time(tmp_path):
 ANSWER = """
 import pathlib, sys, time
 from specx.backends.store import Store
-from specx.engine.learned import Learned
+from specx.engine.learned.knowledge import Learned
 
 root, number = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 learned = Learned(Store(root), model_key="model", cost_key="cost")

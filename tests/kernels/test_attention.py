@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from specx.kernels import _native
-from specx.kernels import attention_reference as reference
+from specx.kernels.reference import attention as reference
 
 LIBRARY = Path(_native.__file__).with_name("libspecx-ggml.so")
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="the ggml device was not built")
@@ -18,7 +18,7 @@ INF = float("inf")
 
 
 class Operation(ctypes.Structure):
-    """`specx::Attention` of kernels/ggml/attention.hpp."""
+    """`specx::Attention` of kernels/ggml/attention/attention.hpp."""
 
     _fields_ = [
         *[(name, ctypes.c_void_p) for name in ("q", "k", "v", "mask", "sinks", "dst")],

@@ -37,7 +37,7 @@ def random_weights(rng, kind, *shape):
 
 
 class Experts(ctypes.Structure):
-    """`specx::Experts` of kernels/ggml/experts.hpp."""
+    """`specx::Experts` of kernels/ggml/experts/experts.hpp."""
 
     _fields_ = [
         ("type", ctypes.c_int),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, FreeTrie, LogitRows, gumbel
-from specx.kernels.drafts_reference import FreeTrieReference
+from specx.kernels.reference.drafts import FreeTrieReference
 
 CELLS = math.prod(SUFFIX_SHAPE) + math.prod(RECYCLE_SHAPE)
 VOCAB = 12

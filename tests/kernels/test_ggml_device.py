@@ -269,7 +269,14 @@ def test_declarations_match_the_headers_of_llama_cpp(tmp_path):
         pytest.skip("no C++ compiler, or no ggml headers")
     source = tmp_path / "checks.cpp"
     source.write_text(CHECKS)
-    command = [compiler, "-std=c++17", "-fsyntax-only", f"-I{headers}", f"-I{SOURCES}", str(source)]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-fsyntax-only",
+        f"-I{headers}",
+        f"-I{SOURCES / 'device'}",
+        str(source),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

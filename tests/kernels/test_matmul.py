@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specx.kernels import _native
-from specx.kernels import matmul_reference as reference
+from specx.kernels.reference import matmul as reference
 
 LIBRARY = Path(_native.__file__).with_name("libspecx-ggml.so")
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="the ggml device was not built")
@@ -26,7 +26,7 @@ isas = pytest.mark.parametrize("isa", range(len(ISAS)), ids=ISAS)
 
 
 class Library:
-    """The C functions of kernels/ggml/matmul_c.cpp."""
+    """The C functions of kernels/ggml/matmul/matmul_c.cpp."""
 
     def __init__(self) -> None:
         self.c = ctypes.CDLL(str(LIBRARY))

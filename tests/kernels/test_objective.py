@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specx.kernels import objective_reference as reference
 from specx.kernels._native import best_prefix
+from specx.kernels.reference import objective as reference
 
 
 @st.composite

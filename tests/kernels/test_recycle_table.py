@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specx.kernels._native import RecycleTable
-from specx.kernels.drafts_reference import RecycleTableReference
+from specx.kernels.reference.drafts import RecycleTableReference
 
 
 def ints(values):

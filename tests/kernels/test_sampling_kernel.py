@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from specx.kernels import sampling_reference as reference
 from specx.kernels._native import LogitRows, gumbel, rank_tokens
+from specx.kernels.reference import sampling as reference
 
 SMALLEST_P = 1e-4
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specx.kernels._native import SuffixAutomaton
-from specx.kernels.drafts_reference import SEPARATOR, SuffixText
+from specx.kernels.reference.drafts import SEPARATOR, SuffixText
 
 
 def ints(values):

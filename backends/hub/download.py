@@ -1,0 +1,306 @@
+"""Fetching models from Hugging Face into the cache that other tools share.
+
+The transfer itself is huggingface_hub's (1.3 or newer): it takes up a broken connection where it
+was, but a file that was not complete when specx ended is fetched again; finished parts are not.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from specx.backends.errors import DownloadError, SpecxError, UsageError
+from specx.backends.gguf.file import shard_paths
+from specx.backends.hub.models import cached_files, hub_cache
+from specx.backends.hub.names import HubName, choose, first_parts, parse_hub_name, quantization
+
+__all__ = ["Hub", "PullProgress", "fetched", "pull"]
+
+PullProgress = Callable[[str, int, int], None]
+"""Called with (file name, bytes done, bytes in all) while a model is fetched, all its parts counted."""
+
+_TIMEOUT = 10.0
+"""Seconds to wait for the first answer of the hub."""
+
+
+class Hub(Protocol):
+    """The part of `huggingface_hub.HfApi` that is used here."""
+
+    def model_info(self, repo_id: str, *, revision: str | None, timeout: float, files_metadata: bool) -> Any:
+        """Commit (`sha`) and files (`siblings`, each `rfilename` and `size`) of a repository."""
+
+    def hf_hub_download(
+        self,
+        repo_id: str,
+        filename: str,
+        *,
+        revision: str | None,
+        cache_dir: Path,
+        force_download: bool,
+        tqdm_class: type[Any],
+    ) -> Any:
+        """Fetch one file into the cache, unless it is there, and return its path."""
+
+
+def pull(
+    spec: str,
+    *,
+    file: str | None = None,
+    quant: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    progress: PullProgress | None = None,
+    hub: Hub | None = None,
+) -> Path:
+    """Fetch a model and return its GGUF file (the first part of a split one).
+
+    Args:
+        spec: `org/repo`, `org/repo:QUANT`, `org/repo/file.gguf`, `hf.co/...` or the address of a file.
+        file: a file of the repository, instead of the one that would be chosen.
+        quant: a quantization; without one the first there is of `model_names.PREFERRED`.
+        revision: a branch, tag or commit; the main branch without one.
+        token: access token; HF_TOKEN or the saved login without one.
+        offline: only look in the cache.
+        progress: told of every piece that arrives.
+        hub: what answers instead of huggingface.co.
+
+    Raises:
+        UsageError: `spec` names no model, or `file` and `quant` contradict it or each other.
+        DownloadError: nothing fits, several files do, or it cannot be fetched.
+    """
+    name = _wanted(spec, file, quant, revision)
+    if offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return _from_cache(name)
+    cache = hub_cache()
+    hub = hub or _hugging_face(token)
+    try:
+        return _fetch(hub, name, cache, progress)
+    except SpecxError:
+        raise
+    except Exception as error:
+        raise _explained(error, name, cache) from error
+
+
+def _fetch(hub: Hub, name: HubName, cache: Path, progress: PullProgress | None) -> Path:
+    """Fetch every part of the model that is not whole in the cache yet; the path of the first."""
+    info = hub.model_info(name.repository, revision=name.revision, timeout=_TIMEOUT, files_metadata=True)
+    files = {str(s.rfilename): int(s.size or 0) for s in info.siblings or ()}
+    sizes = {part: files[part] for part in _parts(name, list(files))}
+    snapshot = cache / f"models--{name.repository.replace('/', '--')}" / "snapshots" / str(info.sha)
+    kept = {part: _size(snapshot / part) for part in sizes}
+    _check_room(cache, {part: size for part, size in sizes.items() if kept[part] != size})
+    paths, before = [], 0
+    for part, size in sizes.items():
+        path = hub.hf_hub_download(
+            name.repository,
+            part,
+            revision=name.revision,
+            cache_dir=cache,
+            force_download=size > 0 and kept[part] not in {None, size},
+            tqdm_class=_bar(progress, part, before, sum(sizes.values())),
+        )
+        paths.append(Path(path))
+        before += size
+    return paths[0]
+
+
+def fetched(
+    spec: str, *, token: str | None = None, progress: PullProgress | None = None, hub: Hub | None = None
+) -> Path:
+    """As `pull`, but asking nobody if a model that fits `spec` is in the cache already."""
+    try:
+        return pull(spec, offline=True)
+    except DownloadError:
+        return pull(spec, token=token, progress=progress, hub=hub)
+
+
+def _hugging_face(token: str | None) -> Hub:
+    from logging import ERROR, getLogger
+
+    from huggingface_hub import HfApi
+
+    getLogger("huggingface_hub").setLevel(ERROR)  # its retries are reported once, as the error they end in
+    api: Hub = HfApi(token=token, library_name="specx")
+    return api
+
+
+def _wanted(spec: str, file: str | None, quant: str | None, revision: str | None) -> HubName:
+    name = parse_hub_name(spec)
+    if name is None:
+        raise UsageError(
+            f"{spec!r} does not name a model on Hugging Face",
+            "write ORG/REPO, ORG/REPO:QUANT, ORG/REPO/FILE.gguf or the https address of a file there",
+        )
+    for given, said, option in ((file, name.file, "--file"), (quant, name.quantization, "--quant")):
+        if given and said and given != said:
+            raise UsageError(f"{spec!r} says {said!r} and {option} says {given!r}", "leave one of them out")
+    file, quant = file or name.file, quant or name.quantization
+    if file and quant:
+        raise UsageError("a file and a quantization were both asked for", "leave one of them out")
+    return HubName(name.repository, file, quant, revision or name.revision)
+
+
+def _parts(name: HubName, files: list[str]) -> list[str]:
+    """Every part of the one model among `files` that `name` means."""
+    models = [f for f in files if f.lower().endswith(".gguf")]
+    if not models:
+        raise DownloadError(
+            f"{name.repository} has no GGUF file",
+            f"conversions often lie in repositories of their own: https://huggingface.co/models?search="
+            f"{name.repository.split('/')[1]}+gguf",
+        )
+    if name.file is not None:
+        fitting = [f for f in models if f == name.file]
+    else:
+        fitting = choose(models, name.quantization)
+    if len(fitting) != 1:
+        raise _not_one(name, fitting, models)
+    parts = [path.as_posix() for path in shard_paths(Path(fitting[0]))]
+    if missing := [part for part in parts if part not in models]:
+        raise DownloadError(
+            f"{name.repository} lacks {len(missing)} of the {len(parts)} parts of {fitting[0]}",
+            f"choose another file: {_listed([f for f in first_parts(models) if f not in parts])}",
+        )
+    return parts
+
+
+def _not_one(name: HubName, fitting: list[str], models: list[str]) -> DownloadError:
+    whole = first_parts(models)
+    if fitting:
+        return DownloadError(
+            f"{name.repository} has several files that fit: {_listed(fitting)}",
+            f"say which: specx pull {name.repository}/{fitting[0]}",
+        )
+    if name.file is not None:
+        return DownloadError(f"{name.repository} has no file {name.file}", f"it has {_listed(whole)}")
+    kinds = sorted({quantization(f) for f in whole} - {""})
+    return DownloadError(
+        f"{name.repository} has no {name.quantization}",
+        f"it has {', '.join(kinds)}" if kinds else f"it has {_listed(whole)}",
+    )
+
+
+def _listed(files: list[str], most: int = 12) -> str:
+    more = f" and {len(files) - most} more" if len(files) > most else ""
+    return ", ".join(files[:most]) + more
+
+
+def _from_cache(name: HubName) -> Path:
+    files = cached_files(name.repository)
+    if not files:
+        raise DownloadError(
+            f"{name.repository} is not downloaded, and specx is offline",
+            "leave --offline and HF_HUB_OFFLINE out",
+        )
+    return files[_parts(name, list(files))[0]]
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _check_room(cache: Path, sizes: dict[str, int]) -> None:
+    """Raise before anything is fetched if the disk cannot hold the files of `sizes`."""
+    missing = sum(sizes.values())
+    folder = next(f for f in (cache.absolute(), *cache.absolute().parents) if f.exists())
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise DownloadError(
+            f"{next(iter(sizes))} needs {missing / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free",
+            "set HF_HOME to a folder with more room, or take a smaller quantization with --quant",
+        )
+
+
+def _bar(progress: PullProgress | None, file: str, before: int, whole: int) -> type[Any]:
+    """A class with tqdm's interface that passes on what arrives of one file."""
+
+    class Bar:
+        def __init__(self, *_: object, total: int | None = None, initial: int = 0, **__: object) -> None:
+            self.total = total
+            self.n = 0
+            self.update(initial)
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += int(n or 0)
+            if progress is not None:
+                progress(file, before + self.n, whole)
+
+        def ignore(self, *_: object, **__: object) -> None:
+            """Bytes on the wire and labels are not shown; `update` has the bytes on the disk."""
+
+        update_transfer = set_transfer_postfix_str = set_postfix_str = set_description = ignore
+        refresh = close = __exit__ = ignore
+
+        def __enter__(self) -> Bar:
+            return self
+
+    return Bar
+
+
+def _explained(error: Exception, name: HubName, cache: Path) -> DownloadError:
+    """The one sentence and the hint for whatever went wrong on the way."""
+    from huggingface_hub import errors
+
+    repository = name.repository
+    kinds: tuple[tuple[type[Exception], str, str], ...] = (
+        (
+            errors.GatedRepoError,
+            f"{repository} is gated: its terms have to be accepted first",
+            f"accept them at https://huggingface.co/{repository}, then set HF_TOKEN or give --token",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            f"there is no repository {repository} on Hugging Face, or it is private",
+            "check the spelling; for a private one set HF_TOKEN or give --token",
+        ),
+        (
+            errors.RevisionNotFoundError,
+            f"{repository} has no revision {name.revision}",
+            "leave --revision out",
+        ),
+        (errors.RemoteEntryNotFoundError, f"a file of {repository} is gone", "try again"),
+        (errors.HFValidationError, f"{repository!r} is no repository name", "write ORG/REPO"),
+    )
+    for kind, message, hint in kinds:
+        if isinstance(error, kind):
+            return DownloadError(message, hint)
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DownloadError(f"the disk of {cache} is full", "make room, or set HF_HOME to another folder")
+    if isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return DownloadError(
+            f"{cache} cannot be written: {error.strerror}", "set HF_HOME to a folder of yours"
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        return _refused(error.response.status_code, repository)
+    if _is_network(error):
+        hint = "check the network, then try again"
+        if files := cached_files(repository):
+            hint += f"; already here: specx chat {repository}/{next(iter(files))}"
+        return DownloadError(f"Hugging Face cannot be reached for {repository}", hint)
+    return DownloadError(f"{repository} could not be fetched: {type(error).__name__}: {error}", "try again")
+
+
+def _refused(status: int, repository: str) -> DownloadError:
+    reasons = {
+        401: ("the access token was not accepted", "check HF_TOKEN, or leave it out for a public model"),
+        403: ("the access token may not read it", "use a token that has read access"),
+        429: ("too many requests", "wait a little; a token (HF_TOKEN) raises the limit"),
+    }
+    reason, hint = reasons.get(status, ("it had a failure of its own", "try again later"))
+    return DownloadError(f"Hugging Face refused {repository} (HTTP {status}): {reason}", hint)
+
+
+def _is_network(error: Exception) -> bool:
+    """Whether the hub could not be reached; httpx and requests have no base class in common."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(
+        names & {"TransportError", "ConnectionError", "Timeout", "TimeoutError", "LocalEntryNotFoundError"}
+    )

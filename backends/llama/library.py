@@ -1,0 +1,105 @@
+"""libllama as llama-cpp-python ships it: its log, its build, and a guard against builds that crash.
+
+Everything that touches the C library goes through here, `vocab.py` or `llama.py`. The low-level functions
+are used throughout; the high-level `Llama` class is not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from specx.backends.llama.callbacks import called_by_c
+
+__all__ = ["build_fingerprint", "forget_log", "lib", "recent_log", "runs_here", "set_verbose", "system_info"]
+
+_LOG_LINES = 200
+SELFTEST_S = 300.0  # loading a large model from a slow disk takes minutes
+SPINS = "1000"  # of a thread that waits, before it sleeps; 10,000 are too many beside another process
+_log: deque[str] = deque(maxlen=_LOG_LINES)
+_copy_to_stderr = False
+_keep_alive: list[Any] = []  # a collected log callback is a segmentation fault in the next log line
+
+
+@functools.cache
+def lib() -> Any:
+    """The `llama_cpp` module with the backend initialised and the log captured."""
+    # Threads wait for each other hundreds of times a token. Beside another busy process GNU's OpenMP would
+    # spin through its share of the processors each time. It reads this when it is loaded, and loses nothing
+    # by it when it is alone.
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    import llama_cpp
+
+    @called_by_c
+    def on_log(_level: int, text: bytes, _data: Any) -> None:
+        line = text.decode("utf-8", "replace")
+        _log.append(line)
+        if _copy_to_stderr:
+            sys.stderr.write(line)
+
+    callback = llama_cpp.llama_log_callback(on_log)
+    _keep_alive.append(callback)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+def set_verbose(verbose: bool) -> None:
+    """Copy llama.cpp's own messages to stderr as they come."""
+    global _copy_to_stderr  # noqa: PLW0603 -- the C library has one log for the whole process
+    _copy_to_stderr = verbose
+
+
+def recent_log(contains: str = "") -> list[str]:
+    """The last lines of llama.cpp's log, oldest first, optionally only those with `contains`."""
+    lines = "".join(_log).splitlines()
+    return [line for line in lines if contains in line]
+
+
+def forget_log() -> None:
+    """Start the log afresh, so that what `recent_log` finds belongs to what comes next."""
+    _log.clear()
+
+
+def system_info() -> str:
+    """llama.cpp's own line about the instruction sets it was built for."""
+    text: bytes = lib().llama_print_system_info()
+    return text.decode("utf-8", "replace").strip()
+
+
+@functools.cache
+def build_fingerprint() -> str:
+    """Short hex digest of the native libraries in use and their build flags: a key for measurements."""
+    module = lib()
+    digest = hashlib.sha256(module.__version__.encode())
+    digest.update(system_info().encode())
+    folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(module.__file__).parent / "lib")
+    for path in sorted(folder.glob("*llama*")) + sorted(folder.glob("*ggml*")):
+        digest.update(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def runs_here(model: Path) -> bool | None:
+    """Whether this build of llama.cpp survives one small batch of `model`, tried in a child process.
+
+    None means that nothing was found out: the child could not load the model, or took too long.
+
+    Some compilers miscompile the AMX path, which then faults at its first instruction. A build without
+    AMX is trusted; with AMX the answer costs one load of the model and should be remembered by the caller
+    under `build_fingerprint()`.
+    """
+    if "AMX_INT8 = 1" not in system_info():
+        return True
+    command = [sys.executable, "-P", "-m", "specx.backends.llama.selftest", str(model)]
+    try:
+        code = subprocess.run(command, capture_output=True, timeout=SELFTEST_S, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return None
+    return code == 0 if code <= 0 else None

@@ -1,0 +1,374 @@
+"""What a run will take of the memory, told from a model's header before anything is loaded.
+
+The sizes follow llama.cpp's: weights as they are multiplied, the cache (cache_size.py), the buffer its graphs
+are computed in, logits. How they come together at the peak was measured; tests hold it to real runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from specx.backends.gguf.cache_size import cells, layer_cache_bytes, window_cells, windowed_layers
+from specx.backends.gguf.file import GGUFInfo, Tensor
+from specx.backends.llama.kernels import KERNELS, SPECX, STOCK, Kernels, library
+from specx.backends.llama.model import MAX_WIDTH, PROMPT_ROWS, check_cache_type, wanted_context
+from specx.backends.settings import LoadSettings
+
+__all__ = ["NOTHING", "MemoryNeed", "cache_bytes", "predict_memory", "repacked_types"]
+
+MIB = 1 << 20
+PROCESS_BYTES = 66 * MIB
+"""Python, its modules and llama.cpp's libraries, and bookkeeping of graphs: what no buffer accounts for."""
+TOKEN_BYTES, MERGED_TOKEN_BYTES = 165, 350
+"""llama.cpp's tables for each token of the vocabulary: with scores, and with merges (BPE)."""
+ROW_BYTES, CONTEXT_BYTES, TEXT_BYTES = 65, 72 << 16, 100
+"""The drafter's tables: recycled continuations of a token, those of pairs, and a token of searched text."""
+HISTORY_TOKENS = 1 << 16  # of earlier answers, if they are kept
+LOOKUP_BYTES = 32 << 10
+"""Resident after the first look at a row of the embedding: 64 KiB around it, shared by neighbours."""
+PACKED_ROWS = 16  # specx's kernels keep rows in groups of so many
+PACKED = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"})
+COPIED = frozenset({"F16", "BF16"})  # by specx's kernels, as they are, if they are not weights of experts
+AMX_TYPES = {
+    "Q4_0": 1.0,
+    "Q4_1": 1.0,
+    "Q8_0": 38 / 34,
+    "Q4_K": 148 / 144,
+    "Q5_K": 180 / 176,
+    "Q6_K": 1.0,
+    "IQ4_XS": 138 / 136,
+    "F16": 1.0,
+}
+"""What llama.cpp's AMX kernels rearrange: bytes of a block there by those in the file."""
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+LOOKED_UP = frozenset(
+    {EMBEDDING, "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight"}
+)
+NOTHING: Mapping[str, float] = MappingProxyType({})
+LAYER = re.compile(r"blk\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes that a run takes.
+
+    Attributes:
+        n_ctx: tokens of context it is for.
+        weights: of the model, as they are multiplied.
+        kv: the cache of keys and values, and recurrent states.
+        compute: the buffer that graphs are computed in.
+        logits: of the rows that are wanted at once.
+        drafter: tables and texts that drafts come from.
+        draft: a second model that drafts, with everything that is its own.
+        base: the process: Python, libraries, the vocabulary.
+        repack: pages of the model file that are resident beside rearranged weights, or only while it is
+            loaded. The system takes them back when it needs memory.
+        mapped: of the weights, pages of the model file that are used where they are. The system can drop
+            those too, but every step reads them again.
+        locked: nothing may be dropped (--mlock).
+        gpu_weights, gpu_kv, gpu_compute: the same on GPUs, all together.
+    """
+
+    n_ctx: int
+    weights: int
+    kv: int
+    compute: int
+    logits: int
+    drafter: int
+    draft: int
+    base: int
+    repack: int
+    mapped: int = 0
+    locked: bool = False
+    gpu_weights: int = 0
+    gpu_kv: int = 0
+    gpu_compute: int = 0
+
+    @property
+    def total(self) -> int:
+        """Main memory that is resident at the peak, if nobody else wants it."""
+        return self.working + self.repack
+
+    @property
+    def working(self) -> int:
+        """Main memory that is in use all the time: with less, steps wait for the disk."""
+        parts = (self.weights, self.kv, self.compute, self.logits, self.drafter, self.draft, self.base)
+        return sum(parts)
+
+    @property
+    def required(self) -> int:
+        """Main memory that the system cannot take back: with less, it ends a process."""
+        return self.total if self.locked else self.working - self.mapped
+
+    @property
+    def gpu(self) -> int:
+        """Memory of GPUs."""
+        return self.gpu_weights + self.gpu_kv + self.gpu_compute
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain value for `--json`."""
+        return {**asdict(self), "total": self.total, "working": self.working, "required": self.required}
+
+
+def predict_memory(
+    info: GGUFInfo,
+    settings: LoadSettings,
+    *,
+    kernels: Kernels | None = None,
+    repacked: Mapping[str, float] = NOTHING,
+    gpus: int = 0,
+    draft: GGUFInfo | None = None,
+) -> MemoryNeed:
+    """What loading `info` with `settings`, reading a prompt that fills the context, and decoding take.
+
+    Args:
+        info: the header of the model.
+        settings: how it is loaded; the file they name is not looked at.
+        kernels: what multiplies; by default what the settings say, and specx's for "auto".
+        repacked: what llama.cpp rearranges itself (`repacked_types`).
+        gpus: how many GPUs with memory of their own layers go to.
+        draft: a second model that drafts.
+
+    Raises:
+        ModelError: the settings name a type that a cache cannot have.
+    """
+    kernels = kernels or KERNELS.get(settings.kernels) or (SPECX if library() else STOCK)
+    n_ctx = wanted_context(settings, info.context_length)
+    n_ubatch = _ubatch(settings, n_ctx)
+    first = _first_offloaded(info, settings) if gpus else info.blocks + 1
+    weights = _Weights(info, settings, kernels, repacked, n_ctx, first)
+    cache = cache_bytes(info, settings)
+    compute = _compute_bytes(info, settings, n_ctx, n_ubatch)
+    drafting = settings.drafter != "none" and info.plain_reason is None
+    rows = max(PROMPT_ROWS, MAX_WIDTH) if drafting else 1
+    need = MemoryNeed(
+        n_ctx=n_ctx,
+        weights=weights.working,
+        kv=sum(cache[:first]),
+        compute=compute if first > 0 else 0,
+        logits=rows * info.vocabulary_size * 4,
+        drafter=_drafter_bytes(info, settings, n_ctx) if drafting else 0,
+        draft=0,
+        base=PROCESS_BYTES + _vocabulary_bytes(info),
+        repack=0,
+        mapped=weights.mapped,
+        locked=settings.mlock,
+        gpu_weights=weights.gpu,
+        gpu_kv=sum(cache[first:]),
+        gpu_compute=compute * gpus if first <= info.blocks else 0,
+    )
+    need = replace(need, repack=weights.repack(need))
+    if draft is None:
+        return need
+    its = _draft_settings(settings, n_ctx)
+    return _with_draft(need, predict_memory(draft, its, kernels=kernels, repacked=repacked, gpus=gpus))
+
+
+def repacked_types(system_info: str) -> dict[str, float]:
+    """Types of weights that llama.cpp rearranges for this CPU, and how many times as large it makes them.
+
+    Args:
+        system_info: llama.cpp's line about itself ("CPU : AVX2 = 1 | ...").
+    """
+    found: dict[str, float] = {}
+    if "REPACK = 1" in system_info:
+        if "AVX2 = 1" in system_info:
+            found |= dict.fromkeys(("Q4_0", "Q4_K", "IQ4_NL", "MXFP4"), 1.0)
+        if "AVX512 = 1" in system_info:
+            found |= {"Q2_K": 1.0}
+        if "DOTPROD = 1" in system_info or "MATMUL_INT8 = 1" in system_info:
+            found |= dict.fromkeys(("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4"), 1.0)
+    return found | AMX_TYPES if "AMX_INT8 = 1" in system_info else found
+
+
+class _Weights:
+    """Where the bytes of the weights are.
+
+    Attributes:
+        working: in main memory, as they are multiplied or looked up.
+        mapped: of those, pages of the file.
+        gpu: on GPUs.
+        cold: pages of the file from which llama.cpp copied weights.
+        largest: the largest tensor that is copied out of the file.
+    """
+
+    def __init__(
+        self,
+        info: GGUFInfo,
+        settings: LoadSettings,
+        kernels: Kernels,
+        repacked: Mapping[str, float],
+        n_ctx: int,
+        first: int,
+    ) -> None:
+        self.size = info.size
+        self.ours = kernels.weights
+        self.repacked = repacked
+        self.in_file = settings.mmap or settings.mlock
+        self.working = self.mapped = self.gpu = self.cold = self.largest = 0
+        tied = not any(tensor.name == HEAD for tensor in info.tensors)
+        for tensor in info.tensors:
+            in_place = False
+            if tensor.name not in LOOKED_UP:
+                self._add_multiplied(tensor, offloaded=_layer(tensor, info) >= first)
+                continue
+            if tied and tensor.name == EMBEDDING:
+                in_place = self._add_multiplied(tensor, offloaded=info.blocks >= first)
+            if not in_place:
+                self._add_looked_up(tensor, n_ctx)
+
+    def repack(self, need: MemoryNeed) -> int:
+        """Pages of the file beyond the ones in use, for good or while it is loaded.
+
+        llama.cpp makes the whole file resident at first, and keeps it so, but for what specx's kernels give
+        back once they have copied it.
+        """
+        if not self.in_file:
+            return max(0, need.base + self.working + self.largest - need.working)
+        loading = need.base + self.size + self.largest
+        kept = self.cold if self.ours else self.size - self.mapped
+        return max(0, kept, loading - need.working)
+
+    def _add_multiplied(self, tensor: Tensor, *, offloaded: bool) -> bool:
+        """Count a matrix; whether it is used where it lies in the file."""
+        ours = self._is_ours(tensor)
+        if offloaded:
+            self.gpu += tensor.nbytes
+        elif ours:
+            self.working += _packed_bytes(tensor)
+        elif tensor.type in self.repacked and len(tensor.shape) > 1:
+            self.working += round(tensor.nbytes * self.repacked[tensor.type])
+            self.cold += tensor.nbytes
+        else:
+            self._add_in_place(tensor.nbytes)
+            return True
+        self.largest = max(self.largest, tensor.nbytes)
+        return False
+
+    def _is_ours(self, tensor: Tensor) -> bool:
+        """Whether specx's kernels keep it in a buffer of their own."""
+        dimensions = len(tensor.shape)
+        packed = tensor.type in PACKED and dimensions > 1
+        return self.ours and (packed or (tensor.type in COPIED and dimensions == 2))
+
+    def _add_looked_up(self, tensor: Tensor, n_ctx: int) -> None:
+        """Rows of the tokens that occur: 8 n^0.58 different ones in n of text or code, by Heaps' law."""
+        rows = round(8 * n_ctx**0.58)
+        self._add_in_place(min(tensor.nbytes, rows * LOOKUP_BYTES) if self.in_file else tensor.nbytes)
+
+    def _add_in_place(self, nbytes: int) -> None:
+        self.working += nbytes
+        if self.in_file:
+            self.mapped += nbytes
+
+
+def _packed_bytes(tensor: Tensor) -> int:
+    if tensor.type not in PACKED:
+        return tensor.nbytes
+    rows = tensor.shape[1]
+    return tensor.nbytes * (-(-rows // PACKED_ROWS) * PACKED_ROWS) // rows
+
+
+def _layer(tensor: Tensor, info: GGUFInfo) -> int:
+    """Index of the layer a tensor belongs to: the head comes last; -1 for what stays in main memory."""
+    if match := LAYER.match(tensor.name):
+        return int(match[1])
+    return info.blocks if tensor.name.startswith("output") else -1
+
+
+def _first_offloaded(info: GGUFInfo, settings: LoadSettings) -> int:
+    """Index of the first layer on a GPU: the last ones are offloaded, the head counting as the very last."""
+    wanted = settings.n_gpu_layers
+    if settings.offload is not None:
+        wanted = sum(count for _, count in settings.offload)
+    if wanted is None or wanted < 0:
+        return 0
+    return max(0, info.blocks + 1 - wanted)
+
+
+def _ubatch(settings: LoadSettings, n_ctx: int) -> int:
+    return max(1, min(n_ctx, settings.n_batch, settings.n_ubatch))
+
+
+def cache_bytes(info: GGUFInfo, settings: LoadSettings) -> tuple[int, ...]:
+    """Bytes (layers,) of the cache that `info` has when it is loaded with `settings`.
+
+    Raises:
+        ModelError: the settings name a type that a cache cannot have.
+    """
+    n_ctx = wanted_context(settings, info.context_length)
+    for name in (settings.type_k, settings.type_v):
+        check_cache_type(name)
+    return layer_cache_bytes(
+        info,
+        n_ctx,
+        type_k=settings.type_k,
+        type_v=settings.type_v,
+        n_ubatch=_ubatch(settings, n_ctx),
+        swa_full=settings.swa_full,
+        flash_attn=settings.flash_attn != "off",
+    )
+
+
+def _compute_bytes(info: GGUFInfo, settings: LoadSettings, n_ctx: int, n_ubatch: int) -> int:
+    """The buffer for the graph of `n_ubatch` tokens: what lives at its widest moment, in a feed-forward part,
+    in attention or in the head. Derived from what llama.cpp reports for models of six shapes."""
+    flash = settings.flash_attn != "off"
+    everything, windowed = cells(n_ctx), windowed_layers(info)
+    masked = 0 if info.state == "recurrent" else everything
+    if windowed:
+        masked += everything if settings.swa_full else window_cells(info, n_ctx, n_ubatch)
+    width, queries = info.embedding_length, info.heads * info.key_length
+    keys = max(info.kv_heads, default=0) * info.key_length
+    inner = max(info.feed_forward_length, 2 * info.integer("ssm.inner_size"))
+    hidden, outputs = inner, width
+    if info.experts_used:
+        hidden = (info.integer("expert_feed_forward_length") or inner) * info.experts_used
+        outputs = width * info.experts_used
+    row = max(
+        3 * max(inner, hidden) + 3 * width + queries,
+        hidden + 2 * outputs + 3 * width,
+        0 if flash else everything * info.heads + 3 * width + 2 * queries + 2 * keys,
+    )
+    layers = n_ubatch * (4 * row + masked * (2 if flash else 4))
+    rows = min(n_ubatch, max(MAX_WIDTH, PROMPT_ROWS))
+    return max(layers, rows * 4 * (info.vocabulary_size + 2 * width))
+
+
+def _drafter_bytes(info: GGUFInfo, settings: LoadSettings, n_ctx: int) -> int:
+    text = n_ctx + (HISTORY_TOKENS if settings.store else 0)
+    return info.vocabulary_size * ROW_BYTES + CONTEXT_BYTES + text * TEXT_BYTES
+
+
+def _vocabulary_bytes(info: GGUFInfo) -> int:
+    return info.vocabulary_size * (MERGED_TOKEN_BYTES if info.tokenizer == "gpt2" else TOKEN_BYTES)
+
+
+def _draft_settings(settings: LoadSettings, n_ctx: int) -> LoadSettings:
+    """How a draft model is loaded beside a model with a context of `n_ctx`."""
+    return replace(
+        settings,
+        n_ctx=n_ctx,
+        n_gpu_layers=settings.draft_gpu_layers,
+        offload=None,
+        type_k=settings.draft_type_k,
+        type_v=settings.draft_type_v,
+        drafter="none",
+    )
+
+
+def _with_draft(need: MemoryNeed, draft: MemoryNeed) -> MemoryNeed:
+    """Both models in one process."""
+    return replace(
+        need,
+        draft=draft.working - PROCESS_BYTES,
+        repack=need.repack + draft.repack,
+        mapped=need.mapped + draft.mapped,
+        gpu_weights=need.gpu_weights + draft.gpu_weights,
+        gpu_kv=need.gpu_kv + draft.gpu_kv,
+        gpu_compute=need.gpu_compute + draft.gpu_compute,
+    )

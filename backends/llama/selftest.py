@@ -1,0 +1,21 @@
+"""`python -m specx.backends.llama.selftest MODEL`: one small batch, in a process that is allowed to crash."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+def main() -> None:
+    """Load the model and decode four tokens."""
+    from specx.backends.llama.model import LlamaBackend
+    from specx.backends.settings import LoadSettings
+
+    backend = LlamaBackend(LoadSettings(model=Path(sys.argv[1]), n_ctx=64))
+    backend.forward(np.arange(4, dtype=np.int32), np.arange(-1, 3, dtype=np.int32))
+
+
+if __name__ == "__main__":
+    main()

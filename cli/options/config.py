@@ -1,0 +1,120 @@
+"""The configuration file: defaults for options, under their long names.
+
+temp = 0.7            # for every command that has --temp
+drafter = "suffix"
+
+[chat]                # for one command
+markdown = true
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from specx.backends.errors import FileError, UsageError
+from specx.cli.terminal.files import expand_user
+
+__all__ = ["config_path", "option_defaults"]
+
+
+def config_path() -> Path | None:
+    """The file: SPECX_CONFIG, or config.toml in the user's configuration directory if there is one."""
+    if named := os.environ.get("SPECX_CONFIG"):
+        return expand_user(Path(named))
+    import platformdirs
+
+    usual = Path(platformdirs.user_config_dir("specx", appauthor=False)) / "config.toml"
+    return usual if usual.is_file() else None
+
+
+def option_defaults(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the file sets, as command -> parameter -> value.
+
+    Args:
+        path: the file.
+        commands: the click commands by name.
+
+    Raises:
+        FileError: the file cannot be read.
+        UsageError: it is no TOML, or names an option or a command that does not exist.
+    """
+    content = _read(path)
+    options = {name: _options(command) for name, command in commands.items()}
+    defaults: dict[str, dict[str, Any]] = {name: {} for name in commands}
+    shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    for key, value in shared.items():
+        takers = [name for name, known in options.items() if key in known]
+        if not takers:
+            raise _unknown(path, key, {name for known in options.values() for name in known})
+        for name in takers:
+            defaults[name].update(_default(path, key, value, options[name][key]))
+    for name, table in content.items():
+        if name in shared:
+            continue
+        if name not in options:
+            raise UsageError(f"{path}: there is no command {name!r}", f"commands are {', '.join(options)}")
+        for key, value in table.items():
+            if key not in options[name]:
+                raise _unknown(path, f"{name}.{key}", set(options[name]))
+            defaults[name].update(_default(path, key, value, options[name][key]))
+    return defaults
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise FileError(
+            f"cannot read the configuration {path}: {problem.strerror}",
+            "let SPECX_CONFIG name a file that can be, or leave it out",
+        ) from problem
+    except ValueError as problem:
+        raise UsageError(f"{path} is not valid TOML: {problem}", "a line looks like: temp = 0.7") from problem
+
+
+def _options(command: Any) -> dict[str, tuple[Any, bool]]:
+    """Long name -> (parameter, whether the name switches it off)."""
+    known = {}
+    for parameter in command.params:
+        for names, off in ((parameter.opts, False), (parameter.secondary_opts, True)):
+            known.update({name[2:]: (parameter, off) for name in names if name.startswith("--")})
+    return known
+
+
+def _default(path: Path, key: str, value: Any, option: tuple[Any, bool]) -> dict[str, Any]:
+    parameter, off = option
+    if getattr(parameter, "is_flag", False):
+        if not isinstance(value, bool):
+            raise UsageError(f"{path}: {key} is {value!r}", "give true or false")
+        return {parameter.name: value != off}
+    if getattr(parameter, "multiple", False):
+        return {parameter.name: [_text(path, key, item) for item in _as_list(value)]}
+    return {parameter.name: _text(path, key, value)}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _text(path: Path, key: str, value: Any) -> str:
+    """The value as it would be typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise UsageError(f"{path}: {key} is {value!r}", "give one value")
+
+
+def _unknown(path: Path, key: str, known: set[str]) -> UsageError:
+    from difflib import get_close_matches
+
+    close = get_close_matches(key.rpartition(".")[2], known)
+    hint = (
+        f"did you mean {' or '.join(close)}?" if close else "names are those of the options, without dashes"
+    )
+    return UsageError(f"{path}: there is no option {key!r}", hint)

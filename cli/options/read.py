@@ -1,0 +1,333 @@
+"""The options that commands share, and how they become settings.
+
+A group of options is a frozen dataclass whose fields are annotated as Typer wants parameters. A command names
+the groups it takes as its own parameters, and `with_options` spreads their fields over its signature:
+
+    @with_options
+    def command(model: ModelOptions, sampling: SamplingOptions) -> None: ...
+
+Every single-valued option can also be set in the environment, as SPECX_ and its long name, and in the
+configuration file. A flag beats the environment, which beats the file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+
+from specx.backends.errors import DownloadError, UsageError
+from specx.backends.settings import ALL_LAYERS, CACHE_TYPES, MAX_THREADS
+from specx.cli.options.groups import (
+    DRAFTERS,
+    KERNELS,
+    DraftOptions,
+    GenerationOptions,
+    ModelOptions,
+    PromptOptions,
+    SamplingOptions,
+)
+from specx.cli.terminal.files import expand_user
+from specx.engine.settings import LoadSettings, SamplingSettings
+
+__all__ = [
+    "DraftOptions",
+    "GenerationOptions",
+    "ModelOptions",
+    "PromptOptions",
+    "SamplingOptions",
+    "check_generation",
+    "check_threads",
+    "load_settings",
+    "prompt_text",
+    "sampling_settings",
+    "with_options",
+]
+
+FLASH_ATTENTION = {
+    "on": "on",
+    "off": "off",
+    "auto": "auto",
+    **dict.fromkeys(("true", "1", "enabled"), "on"),
+    **dict.fromkeys(("false", "0", "disabled"), "off"),
+    "-1": "auto",
+}
+METAVARS = {int: "N", float: "X", Path: "FILE"}
+MAX_SEED = 2**63 - 1
+LOGIT_BIAS = re.compile(r"(\d+)([+-](?:inf|\d+\.?\d*|\.\d+))")
+
+
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", "'": "'", '"': '"'}
+
+
+def prompt_text(text: str, options: PromptOptions) -> str:
+    """`text` of -p or -sys, with escapes resolved if that was asked for.
+
+    Raises:
+        UsageError: the shell passed bytes that are not UTF-8.
+    """
+    if any("\ud800" <= char <= "\udfff" for char in text):  # how Python marks such bytes
+        raise UsageError("the prompt on the command line is not valid UTF-8", "give it as a file with -f")
+    if not options.escape:
+        return text
+    return re.sub(r"\\([nrt\\'\"])", lambda match: ESCAPES[match[1]], text)
+
+
+Command = Callable[..., None]
+
+
+def with_options(command: Command) -> Command:
+    """`command` with the fields of its option groups as its parameters."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            parameters += _parameters(groups[name])
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def run(ctx: typer.Context, **values: Any) -> None:
+        for name, group in groups.items():
+            chosen = {field.name: values.pop(field.name) for field in fields(group)}
+            # No shell resolves ~ for the environment, the configuration or `--file=~/x`.
+            chosen |= {key: expand_user(value) for key, value in chosen.items() if isinstance(value, Path)}
+            for names in getattr(group, "ALTERNATIVES", ()):
+                _drop_weaker(ctx, chosen, names)
+            values[name] = group(**chosen)
+        command(**values)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _parameters(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    parameters = []
+    for field in fields(group):
+        kind, declared = get_args(hints[field.name])
+        info = copy(declared)
+        if info.metavar is None:
+            info.metavar = next(
+                (METAVARS[part] for part in (kind, *get_args(kind)) if part in METAVARS), None
+            )
+        name = _long_name((str(info.default), *(info.param_decls or ())))
+        if name and not info.hidden and "list" not in str(kind):
+            own = "SPECX_" + name.upper().replace("-", "_")
+            info.envvar = [own, *([info.envvar] if info.envvar else [])]
+            info.show_envvar = False
+        parameters.append(
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=Annotated[kind, info],
+            )
+        )
+    return parameters
+
+
+def _long_name(declarations: tuple[str, ...]) -> str:
+    """The first long name among `declarations`, without dashes."""
+    return next((name[2:].split("/")[0] for name in declarations if name.startswith("--")), "")
+
+
+def _drop_weaker(ctx: typer.Context, values: dict[str, Any], names: tuple[str, ...]) -> None:
+    order = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
+
+    def strength(name: str) -> int:
+        source = ctx.get_parameter_source(name)
+        return order.index(source.name) if source and values[name] is not None else 0
+
+    strongest = max(map(strength, names))
+    for name in names:
+        if strength(name) < strongest:
+            values[name] = None
+
+
+def load_settings(model: ModelOptions, draft: DraftOptions | None = None) -> LoadSettings:
+    """What to load and how.
+
+    Raises:
+        UsageError: no model or more than one is named, or a value is not allowed.
+        DownloadError: a model of Hugging Face could not be fetched.
+    """
+    draft = draft or DraftOptions()
+    _announce_ignored(draft)
+    most = draft.draft_max if draft.draft_max is not None else draft.draft_max_old
+    return LoadSettings(
+        model=_locate(model),
+        n_ctx=None if model.ctx_size is None else _at_least("-c/--ctx-size", model.ctx_size, 0),
+        n_batch=_at_least("-b/--batch-size", model.batch_size, 1),
+        n_ubatch=min(_at_least("-ub/--ubatch-size", model.ubatch_size, 1), model.batch_size),
+        threads=_threads("-t/--threads", model.threads),
+        threads_batch=_threads("-tb/--threads-batch", model.threads_batch),
+        n_gpu_layers=_gpu_layers(model.gpu_layers),
+        flash_attn=FLASH_ATTENTION[_one_of("-fa/--flash-attn", model.flash_attn, FLASH_ATTENTION)],
+        kernels=_one_of("--kernels", model.kernels, KERNELS),
+        type_k=_one_of("-ctk/--cache-type-k", model.cache_type_k, CACHE_TYPES),
+        type_v=_one_of("-ctv/--cache-type-v", model.cache_type_v, CACHE_TYPES),
+        mmap=model.mmap,
+        mlock=model.mlock,
+        swa_full=model.swa_full,
+        drafter=_one_of("--drafter", draft.drafter, DRAFTERS),
+        draft_max=None if most is None else _at_least("--draft-max", most, 0),
+        draft_model=_locate_draft(draft),
+        draft_threads=_threads("-td/--threads-draft", draft.threads_draft),
+        draft_threads_batch=_threads("-tbd/--threads-batch-draft", draft.threads_batch_draft),
+        draft_gpu_layers=_gpu_layers(draft.gpu_layers_draft, "-ngld/--gpu-layers-draft"),
+        draft_type_k=_one_of("-ctkd/--cache-type-k-draft", draft.cache_type_k_draft, CACHE_TYPES),
+        draft_type_v=_one_of("-ctvd/--cache-type-v-draft", draft.cache_type_v_draft, CACHE_TYPES),
+        exact=draft.exact,
+        context_shift=model.context_shift,
+        store=not model.no_cache,
+        verbose=model.verbose,
+    )
+
+
+def _announce_ignored(draft: DraftOptions) -> None:
+    from specx.cli.terminal.console import notice
+
+    if draft.draft_max_old is not None:
+        notice("--draft, --draft-n and --spec-draft-n-max are older names of --draft-max")
+    if draft.draft_length:
+        notice("specx decides from measurements how much to draft: ignoring the lower limits on drafts")
+
+
+def _locate(model: ModelOptions) -> Path:
+    from specx.backends.hub.models import find_model
+
+    named = [name for name in (model.model, model.model_flag, model.hf_repo) if name is not None]
+    if len(named) > 1:
+        raise UsageError(
+            f"more than one model is named: {' and '.join(named)}",
+            "a prompt goes after -p" if model.model else "give either -m or -hf",
+        )
+    if model.hf_repo is not None:
+        return _fetch(model.hf_repo)
+    return find_model(named[0] if named else None)
+
+
+def _locate_draft(draft: DraftOptions) -> Path | None:
+    from specx.backends.hub.models import find_model
+
+    if draft.draft_model is not None and draft.hf_repo_draft is not None:
+        raise UsageError("more than one draft model is named", "give either -md or -hfd")
+    if draft.hf_repo_draft is not None:
+        return _fetch(draft.hf_repo_draft)
+    return None if draft.draft_model is None else find_model(draft.draft_model)
+
+
+def _fetch(name: str) -> Path:
+    from specx.backends.hub.download import pull
+    from specx.cli.pull import transfer_bar
+
+    try:
+        return pull(name, offline=True)
+    except DownloadError:
+        with transfer_bar() as progress:
+            return pull(name, progress=progress)
+
+
+def _at_least(name: str, value: int, lowest: int) -> int:
+    if value < lowest:
+        raise UsageError(f"{name} is {value}", f"give a number of at least {lowest}")
+    return value
+
+
+def _threads(name: str, count: int | None) -> int | None:
+    # -1 is llama.cpp's way to leave it open
+    if count in (None, -1):
+        return None
+    check_threads(name, _at_least(name, count, 1))
+    return count
+
+
+def check_threads(name: str, count: int) -> None:
+    """Refuse more threads than llama.cpp can have.
+
+    Raises:
+        UsageError: there are too many.
+    """
+    if count > MAX_THREADS:
+        raise UsageError(f"{name} is {count}", f"llama.cpp takes at most {MAX_THREADS} threads")
+
+
+def _gpu_layers(value: str, name: str = "-ngl/--gpu-layers") -> int | None:
+    if value == "auto":
+        return None
+    if value == "all":
+        return ALL_LAYERS
+    if re.fullmatch(r"-1|\d+", value):
+        return int(value)
+    raise UsageError(f"{name} is {value!r}", "give a number of layers, auto or all")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...] | Mapping[str, str]) -> str:
+    if value.lower() in allowed:
+        return value.lower()
+    shown = allowed if isinstance(allowed, tuple) else dict.fromkeys(allowed.values())
+    raise UsageError(f"{name} is {value!r}", f"allowed are {', '.join(shown)}")
+
+
+def sampling_settings(options: SamplingOptions) -> SamplingSettings:
+    """How to sample.
+
+    Raises:
+        UsageError: a value is not allowed.
+    """
+    for name, value, low, high in (
+        ("--temp", options.temperature, 0, math.inf),
+        ("--top-p", options.top_p, 0, 1),
+        ("--min-p", options.min_p, 0, 1),
+        ("--typical", options.typical_p, 0, 1),
+        ("--repeat-penalty", options.repeat_penalty, 0, math.inf),
+        ("--frequency-penalty", options.frequency_penalty, -math.inf, math.inf),
+        ("--presence-penalty", options.presence_penalty, -math.inf, math.inf),
+    ):
+        if not (math.isfinite(value) and low <= value <= high):
+            between = f" from {low} to {high}" if high == 1 else " of at least 0" if low == 0 else ""
+            raise UsageError(f"{name} is {value}", f"give a number{between}")
+    if not -1 <= options.seed <= MAX_SEED:
+        raise UsageError(f"-s/--seed is {options.seed}", f"give a number from 0 to {MAX_SEED}, or -1")
+    if options.repeat_penalty == 0:
+        raise UsageError("--repeat-penalty is 0", "1 switches it off")
+    return SamplingSettings(
+        seed=None if options.seed == -1 else options.seed,
+        temperature=options.temperature,
+        top_k=max(options.top_k, 0),
+        top_p=options.top_p,
+        min_p=options.min_p,
+        typical_p=options.typical_p,
+        repeat_penalty=options.repeat_penalty,
+        repeat_last_n=_at_least("--repeat-last-n", options.repeat_last_n, -1),
+        frequency_penalty=options.frequency_penalty,
+        presence_penalty=options.presence_penalty,
+        logit_bias=dict(map(_bias, options.logit_bias or ())),
+    )
+
+
+def check_generation(options: GenerationOptions) -> None:
+    """Raises UsageError if a limit or a stop string makes no sense."""
+    _at_least("-n/--n-predict", options.n_predict, -1)
+    _at_least("--keep", options.keep or 0, -1)
+    if "" in (options.stop or ()):
+        raise UsageError("-r/--stop is empty", "leave it out, or give some text")
+
+
+def _bias(text: str) -> tuple[int, float]:
+    match = LOGIT_BIAS.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            f"-l/--logit-bias is {text!r}",
+            "give a token id and what to add, for example 15043+1 or 15043-inf",
+        )
+    return int(match[1]), float(match[2])

@@ -1,0 +1,38 @@
+"""Pictures of what was measured. Needs matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from specx.engine.report.staircase import StaircaseProbe
+
+__all__ = ["draw_staircases"]
+
+COLOURS = {"stock": "#888888", "attention": "#e07a1f", "specx": "#1f6fb4"}
+
+
+def draw_staircases(found: StaircaseProbe, path: Path, *, title: str) -> None:
+    """Milliseconds of a step over its tokens, one line for each of the kernels, one panel a depth."""
+    from matplotlib.figure import Figure
+
+    depths = list(found.comparison.steps["stock"])
+    figure = Figure(figsize=(5.5 * len(depths), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(depths), squeeze=False, sharey=True)[0]
+    for panel, depth in zip(panels, depths, strict=True):
+        for name, by_depth in found.comparison.steps.items():
+            steps = by_depth[depth]
+            panel.plot(list(steps), list(steps.values()), "o-", color=COLOURS[name], label=name, markersize=4)
+        bound = found.weight_bytes / found.bandwidth * 1e3
+        panel.axhline(bound, color="#444444", linewidth=0.8, linestyle=":", label="reading the weights once")
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(list(steps), [str(n) for n in steps])
+        panel.minorticks_off()
+        panel.set_xlabel("tokens verified in one step")
+        panel.set_title(f"{title}, after {depth} tokens", fontsize=10)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylim(bottom=0)  # of all panels, once everything is drawn
+    panels[0].set_ylabel("milliseconds")
+    panels[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,50 @@
+"""Markdown that is rendered while it streams."""
+
+from __future__ import annotations
+
+from rich.live import Live
+from rich.markdown import Markdown
+
+from specx.cli.terminal.console import stdout
+
+__all__ = ["MarkdownStream", "finished"]
+
+
+class MarkdownStream:
+    """Blocks are printed for good once they are finished; only the last one is drawn again and again."""
+
+    def __init__(self) -> None:
+        self._open = ""
+        self._live = Live(console=stdout(), transient=True, refresh_per_second=8, vertical_overflow="crop")
+
+    def add(self, text: str) -> None:
+        """More of the text."""
+        self._live.start()
+        self._open += text
+        done = finished(self._open)
+        if done:
+            self._live.console.print(Markdown(self._open[:done]), soft_wrap=False)
+            self._open = self._open[done:]
+        self._live.update(Markdown(self._open))
+
+    def close(self) -> None:
+        """Print what is left."""
+        self._live.update("")
+        self._live.stop()
+        if self._open.strip():
+            self._live.console.print(Markdown(self._open), soft_wrap=False)
+        self._open = ""
+
+
+def finished(text: str) -> int:
+    """Length of the part that later text cannot change: up to the last blank line outside a fence."""
+    position = end = 0
+    fence = ""
+    for line in text.splitlines(keepends=True):
+        position += len(line)
+        mark = line.lstrip()[:3]
+        if mark in ("```", "~~~") and fence in ("", mark):
+            fence = "" if fence else mark
+        elif not fence and line.endswith("\n") and not line.strip():
+            end = position
+    return end

@@ -1,0 +1,1 @@
+"""specx.drafters.calibration.free"""

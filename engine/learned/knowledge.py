@@ -1,0 +1,195 @@
+"""What is learned of a model and kept between runs.
+
+Costs of steps depend on the machine, the build and the settings; calibrations and caches on the model
+alone. What drafters learn is loaded with the session and saved once, when it closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specx.backends.store import Store
+from specx.drafters.base import Drafter
+from specx.drafters.calibration.free import Calibration
+from specx.drafters.calibration.model import ModelCalibration
+from specx.drafters.free import FreeDrafter
+from specx.drafters.model import DraftCosts
+from specx.drafters.none import NoDrafter
+from specx.engine.cost.identity import Identity
+from specx.engine.cost.staircase import Staircase
+from specx.engine.learned.records import TrackRecords
+
+__all__ = ["Learned"]
+
+HISTORY_TOKENS = 1 << 16  # of earlier answers; an automaton over them is built in some 30 ms
+SEPARATOR = -1  # no match spans it
+NO_TOKENS: NDArray[np.int32] = np.empty(0, np.int32)
+
+
+class Learned:
+    """The kept knowledge of one model.
+
+    Args:
+        store: where it is kept.
+        model_key: what calibrations and caches depend on.
+        cost_key: what the time and the bits of a step depend on.
+    """
+
+    def __init__(self, store: Store, *, model_key: str, cost_key: str) -> None:
+        self._store = store
+        self._model_key = model_key
+        self._cost_key = cost_key
+        self.records = TrackRecords(store, cost_key)
+        self._identity: Identity | None = None
+        self._drafter: FreeDrafter | None = None
+        self._calibration = Calibration()
+        self._history = self._added = NO_TOKENS  # of before, and since the store was read
+        self._rows: dict[str, NDArray[Any]] | None = None
+        self.forget()
+
+    def load_staircase(self, staircase: Staircase) -> Staircase:
+        """`staircase` with what was measured before, if anything."""
+        data = self._store.load_json("staircase", self._cost_key)
+        if data is not None:
+            try:
+                staircase.load_kept(data["steps"])
+            except (ValueError, TypeError, AttributeError, KeyError):
+                self._store.set_aside("staircase", self._cost_key)
+        return staircase
+
+    def save_staircase(self, staircase: Staircase) -> None:
+        """Keep what was measured, beside what runs that allow wider steps have kept."""
+        steps = staircase.to_json()
+        if not steps:
+            return
+        with self._store.locked():
+            kept = self._store.load_json("staircase", self._cost_key) or {}
+            with suppress(ValueError, TypeError, AttributeError):  # something else, which goes
+                steps = staircase.with_wider(steps, kept.get("steps", {}))
+            self._store.save_json("staircase", self._cost_key, {"steps": steps})
+
+    def load_identity(self) -> Identity | None:
+        """Which batch shapes are bit-identical, if that was measured before."""
+        if self._identity is not None:
+            return self._identity
+        data = self._store.load_json("identity", self._cost_key)
+        try:
+            return None if data is None else Identity.from_json(data)
+        except (ValueError, TypeError, KeyError):
+            self._store.set_aside("identity", self._cost_key)
+            return None
+
+    def save_identity(self, identity: Identity) -> None:
+        """Keep which batch shapes are bit-identical."""
+        self._identity = identity
+        self._store.save_json("identity", self._cost_key, identity.to_json())
+
+    def load_pair(self, draft: str) -> tuple[ModelCalibration, DraftCosts | None]:
+        """What is kept of the draft model with the fingerprint `draft`: how often it is right about this
+        model, and what its work costs here."""
+        key = self._pair_key(draft)
+        calibration, costs = ModelCalibration(), None
+        try:
+            if arrays := self._store.load_arrays("pairs", key):
+                calibration = ModelCalibration.from_arrays(arrays)
+            data = (self._store.load_json("pairs", key) or {}).get(self._cost_key)
+            if data is not None:
+                costs = DraftCosts.from_json(data)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            self._store.set_aside("pairs", key)
+            return ModelCalibration(), None
+        return calibration, costs
+
+    def save_pair(self, draft: str, calibration: ModelCalibration, costs: DraftCosts) -> None:
+        """Keep what was learned of a draft model."""
+        key = self._pair_key(draft)
+        self._store.save_arrays("pairs", key, calibration.to_arrays())
+        with self._store.locked():
+            known = self._store.load_json("pairs", key) or {}
+            self._store.save_json("pairs", key, {**known, self._cost_key: costs.to_json()})
+
+    def _pair_key(self, draft: str) -> str:
+        return f"{self._model_key}-{draft}"
+
+    def make_drafter(self, vocab_size: int, sources: Sequence[str]) -> Drafter:
+        """A drafter of `sources` that starts from everything kept of this model."""
+        if not sources:
+            return NoDrafter()
+        self._harvest()
+        drafter = FreeDrafter(vocab_size, self._calibration, sources)
+        if len(self._history) and not -1 <= self._history.min() <= self._history.max() < vocab_size:
+            self._store.set_aside("history", self._model_key)
+            self._history = NO_TOKENS
+        known = _latest(self._history, self._added)
+        if len(known):
+            drafter.preload(known)
+        if self._rows is not None:
+            try:
+                drafter.restore(self._rows)
+            except ValueError:
+                self._store.set_aside("recycle", self._model_key)
+                self._rows = None
+        self._drafter = drafter
+        return drafter
+
+    def remember(self, tokens: Sequence[int]) -> None:
+        """An answer is finished: later conversations may draft from it."""
+        if not tokens:
+            return
+        self._added = _latest(self._added, np.array([*tokens, SEPARATOR], np.int32))
+
+    def forget(self) -> None:
+        """Drop everything learned since the store was read."""
+        self._drafter = None
+        self._calibration = self._load_calibration()
+        self._history, self._added = self._load_history(), NO_TOKENS
+        self._rows = self._store.load_arrays("recycle", self._model_key)
+
+    def save(self) -> None:
+        """Keep calibrations, earlier answers and recycled continuations."""
+        self._store.save_arrays("calibration", self._model_key, self._calibration.to_arrays())
+        self.records.save()
+        if len(self._added):
+            with self._store.locked():  # another process may have added answers meanwhile
+                self._history, self._added = _latest(self._load_history(), self._added), NO_TOKENS
+                self._store.save_arrays("history", self._model_key, {"tokens": self._history})
+        self._harvest()
+        if self._rows is not None:
+            self._store.save_arrays("recycle", self._model_key, self._rows)
+
+    def _harvest(self) -> None:
+        """Take over the recycling table of the present drafter, which a new drafter starts from."""
+        if self._drafter is not None:
+            rows = self._drafter.to_arrays()
+            if len(rows["tokens"]):
+                self._rows = rows
+            self._drafter = None
+
+    def _load_calibration(self) -> Calibration:
+        arrays = self._store.load_arrays("calibration", self._model_key)
+        if arrays is not None:
+            try:
+                return Calibration.from_arrays(arrays)
+            except (ValueError, TypeError, KeyError):
+                self._store.set_aside("calibration", self._model_key)
+        return Calibration()
+
+    def _load_history(self) -> NDArray[np.int32]:
+        arrays = self._store.load_arrays("history", self._model_key)
+        if arrays is None:
+            return NO_TOKENS
+        tokens = arrays.get("tokens")
+        if tokens is None or tokens.ndim != 1 or tokens.dtype != np.int32:
+            self._store.set_aside("history", self._model_key)
+            return NO_TOKENS
+        return tokens[-HISTORY_TOKENS:]
+
+
+def _latest(before: NDArray[np.int32], after: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The last `HISTORY_TOKENS` of two stretches of tokens."""
+    return np.concatenate((before, after))[-HISTORY_TOKENS:]

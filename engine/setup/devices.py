@@ -1,0 +1,172 @@
+"""What reading a model's weights costs on each device: the model's own steps, timed with its layers there.
+
+The host is timed with everything on it, on the kernels that suit it; every other device with as many layers
+as fit, the rest being on the host. Time is linear in the layers, so what is measured of a mixture tells what
+the device alone would take. What handing over rows takes is timed apart, by copying one row and many.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from specx.backends.base import Backend
+from specx.backends.llama.devices import TRANSFER_BYTES, Device, Transfer, measure_transfer
+from specx.engine.cost.staircase import Staircase
+from specx.engine.setup.layers import Division, Layers
+
+__all__ = ["DeviceCost", "measure_devices", "unmixed"]
+
+WIDTHS = (1, 2, 4, 8, 16, 32)  # tokens of a step that placements are compared by
+LEAST_SHARE = 0.01  # of a mixture's time: what is left for a device is never less, whatever the noise says
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCost:
+    """What a device costs and holds.
+
+    Attributes:
+        name: as llama.cpp calls it.
+        memory_free: bytes of its memory that a model may take.
+        steps: milliseconds that reading `measured_bytes` of weights takes, by tokens of a step.
+        measured_bytes: bytes of weights read in those times.
+        handing_over_ms: to start it and hand it the first row, once a step.
+        transfer: bytes per second that it is handed.
+        unified: its memory is the host's.
+    """
+
+    name: str
+    memory_free: int
+    steps: Mapping[int, float] = field(hash=False)
+    measured_bytes: int
+    handing_over_ms: float = 0.0
+    transfer: float = math.inf
+    unified: bool = False
+
+    def handing_ms(self, rows: int, row_bytes: int) -> float:
+        """Milliseconds to hand it `rows` rows of `row_bytes` bytes."""
+        return self.handing_over_ms + rows * row_bytes / self.transfer * 1e3
+
+    def reading_ms(self, rows: int, nbytes: int) -> float:
+        """Milliseconds to multiply `nbytes` of weights with `rows` rows."""
+        return self.steps[rows] * nbytes / self.measured_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """What was measured; the memory is not part of it."""
+        return {
+            "name": self.name,
+            "steps": {str(n): ms for n, ms in self.steps.items()},
+            "measured_bytes": self.measured_bytes,
+            "handing_over_ms": self.handing_over_ms,
+            "transfer": self.transfer if math.isfinite(self.transfer) else None,
+            "unified": self.unified,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], memory_free: int) -> DeviceCost:
+        """What `to_json` gave, of a device that has `memory_free` bytes now.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: it is something else.
+        """
+        cost = cls(
+            name=str(data["name"]),
+            memory_free=memory_free,
+            steps={int(n): float(ms) for n, ms in data["steps"].items()},
+            measured_bytes=int(data["measured_bytes"]),
+            handing_over_ms=float(data["handing_over_ms"]),
+            transfer=math.inf if data["transfer"] is None else float(data["transfer"]),
+            unified=bool(data["unified"]),
+        )
+        positive = (*cost.steps.values(), cost.measured_bytes, cost.transfer)
+        if 1 not in cost.steps or min(positive) <= 0 or not 0 <= cost.handing_over_ms < math.inf:
+            raise ValueError("times, bytes and rates are positive, and single tokens are among the widths")
+        return cost
+
+
+def measure_devices(
+    target: Layers,
+    devices: Sequence[Device],
+    load: Callable[[Division], Backend],
+    *,
+    host_rate: Callable[[], float],
+    transfer: Callable[[str, int], Transfer] = measure_transfer,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[list[DeviceCost], bool]:
+    """Time the steps of a model on every device that has room for a layer of it.
+
+    Args:
+        target: its layers.
+        devices: the host first.
+        load: loads it with its layers divided so.
+        host_rate: bytes per second at which the host reads memory. Where it cannot hold the whole model its
+            steps are taken to last as long as reading it does, whatever their width.
+        transfer: copies so many bytes to a device.
+        clock: seconds.
+
+    Returns:
+        The costs, the host's first, and whether something else kept the machine busy meanwhile.
+    """
+    host, *others = devices
+    total, read = len(target), sum(target.read)
+    steps, disturbed = {n: read / host_rate() * 1e3 for n in WIDTHS}, False
+    if _free(host) >= target.host + target.needed(0, total):
+        steps, disturbed = _time_steps(load(((host.name, total),)), clock)
+    costs = [DeviceCost(host.name, _free(host), steps, read)]
+    for device in others:
+        count = target.most_that_fit(_free(device))
+        if not count:
+            continue
+        division = tuple((name, n) for name, n in ((host.name, total - count), (device.name, count)) if n)
+        mixed, noisy = _time_steps(load(division), clock)
+        share = sum(target.read[total - count :]) / read
+        row, many = transfer(device.name, target.row_bytes), transfer(device.name, TRANSFER_BYTES)
+        alone = DeviceCost(
+            device.name,
+            _free(device),
+            {},
+            read,
+            handing_over_ms=target.row_bytes / (row.bytes_per_s or math.inf) * 1e3,
+            transfer=many.bytes_per_s or math.inf,
+            unified=device.unified,
+        )
+        costs.append(replace(alone, steps=unmixed(mixed, steps, share, alone, target.row_bytes)))
+        disturbed |= noisy
+    return costs, disturbed
+
+
+def unmixed(
+    mixed: Mapping[int, float], host: Mapping[int, float], share: float, device: DeviceCost, row_bytes: int
+) -> dict[int, float]:
+    """Milliseconds that reading the whole model on `device` would take, by tokens of a step.
+
+    Args:
+        mixed: milliseconds of steps with a `share` of it there and the rest on the host.
+        host: milliseconds of steps with everything on the host.
+        share: 0 to 1.
+        device: tells what handing rows over takes.
+        row_bytes: bytes of a row.
+    """
+    alone = {}
+    for n in sorted(set(mixed) & set(host)):
+        rest = mixed[n] - (1 - share) * host[n] - device.handing_ms(n, row_bytes)
+        alone[n] = max(rest, LEAST_SHARE * mixed[n]) / share
+    return alone
+
+
+def _time_steps(backend: Backend, clock: Callable[[], float]) -> tuple[dict[int, float], bool]:
+    """Milliseconds by width in the empty context, and whether they were disturbed; closes the backend."""
+    staircase = Staircase(min(backend.max_width, max(WIDTHS)))
+    try:
+        staircase.measure(backend, clock=clock)
+    finally:
+        backend.close()
+    steps = staircase.steps(0)
+    return {n: steps[n] for n in WIDTHS if n in steps}, staircase.disturbed
+
+
+def _free(device: Device) -> int:
+    return device.memory_free or 0

@@ -1,0 +1,222 @@
+"""Draft models on this machine for a given target: found, examined, and ranked by what they promise.
+
+A draft model has the target's vocabulary, and reads at most half as many bytes for a token. What a file is
+does not change, so the answer for every pair is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specx.backends.errors import ModelError
+from specx.backends.gguf.file import GGUFInfo, read_gguf, shard_paths
+from specx.backends.gguf.vocab_match import match_vocabularies
+from specx.backends.hub.models import FoundModel, list_models
+from specx.backends.settings import LoadSettings
+from specx.backends.store import Store
+from specx.engine.setup.layers import model_layers
+from specx.engine.setup.placement import best_chain
+
+__all__ = ["Candidate", "Finder", "Forecast", "Unfit", "examine", "step_bytes"]
+
+MOST_BYTES = 0.5  # of those the target reads for a token
+EXAMINED = 64  # files that are opened in one session; the others' turn comes in later ones
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that can draft for the target.
+
+    Attributes:
+        path: its GGUF file.
+        name: what to call it.
+        fingerprint: of the file.
+        shared: how many tokens, from id 0 on, it shares with the target.
+        step_bytes: bytes of weights that it reads for a token.
+        size: bytes of the file.
+    """
+
+    path: Path
+    name: str
+    fingerprint: str
+    shared: int
+    step_bytes: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """A model that cannot draft for the target.
+
+    Attributes:
+        path: its GGUF file.
+        name: what to call it.
+        reason: why it cannot (one clause).
+        difference: what differs between the vocabularies, if that is why.
+    """
+
+    path: Path
+    name: str
+    reason: str
+    difference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a candidate promises.
+
+    Attributes:
+        candidate: the model.
+        acceptance: probability that each further token is right.
+        token_ms: milliseconds to draft one.
+        rate: expected tokens per millisecond at the best length of drafts.
+        plain_rate: the same without drafts.
+        remembered: tokens that the acceptance was counted on; 0 for a guess.
+    """
+
+    candidate: Candidate
+    acceptance: float
+    token_ms: float
+    rate: float
+    plain_rate: float
+    remembered: int
+
+    @classmethod
+    def of(
+        cls,
+        candidate: Candidate,
+        costs: NDArray[np.float64],
+        acceptance: float,
+        token_ms: float,
+        remembered: int = 0,
+    ) -> Forecast:
+        """The objective for drafts of a constant acceptance.
+
+        Args:
+            candidate: the model.
+            costs: (W + 1,) milliseconds of a step of the target by its tokens.
+            acceptance, token_ms, remembered: see the class.
+        """
+        _, gain, ms = best_chain(acceptance, costs, token_ms)
+        return cls(candidate, acceptance, token_ms, gain / ms, 1 / float(costs[1]), remembered)
+
+    def explained(self) -> str:
+        """The numbers, in words."""
+        known = f"counted on {self.remembered} tokens" if self.remembered else "assumed"
+        return (
+            f"{self.candidate.name}: {self.token_ms:.1f} ms a token, {self.acceptance:.0%} right ({known}), "
+            f"{self.rate / self.plain_rate:.2f}x the speed of plain decoding expected"
+        )
+
+
+def step_bytes(info: GGUFInfo) -> int:
+    """Bytes of weights that a model reads for one token."""
+    return sum(model_layers(info, LoadSettings(info.path)).read)
+
+
+def examine(target: GGUFInfo, path: Path, name: str | None = None) -> Candidate | Unfit:
+    """Whether the GGUF file `path` can draft for `target`, whatever that may bring."""
+    name = name or path.stem
+    try:
+        info = read_gguf(path)
+        if reason := info.plain_reason:
+            return Unfit(path, name, reason)
+        match = match_vocabularies(target, info)
+    except (ModelError, OSError) as error:
+        return Unfit(path, name, getattr(error, "message", str(error)))
+    if match.difference:
+        return Unfit(path, name, f"it does not share the vocabulary: {match.difference}", match.difference)
+    return Candidate(info.path, name, info.fingerprint, match.shared, step_bytes(info), info.size)
+
+
+class Finder:
+    """Looks for candidates, one file at a time, so that it can be interleaved with other work.
+
+    Args:
+        target: the model to draft for.
+        store: where it is kept what files are.
+        models: lists the models of this machine.
+    """
+
+    def __init__(
+        self, target: GGUFInfo, store: Store, models: Callable[[], Sequence[FoundModel]] = list_models
+    ) -> None:
+        self._target = target
+        self._store = store
+        self._models = models
+        self._most = MOST_BYTES * step_bytes(target)
+
+    def search(self) -> Iterator[Candidate | Unfit | None]:
+        """What is found, as it is found; None stands for a moment's work without a finding."""
+        known = self._load()
+        kept: dict[str, dict[str, Any]] = {}
+        opened = 0
+        try:
+            for model in self._files():
+                stamp = _stamp(model.path)
+                data = known.get(str(model.path), {})
+                found = _finding(model, data) if data.get("stamp") == stamp else None
+                if found is None:
+                    if opened >= EXAMINED:
+                        continue
+                    opened += 1
+                    found = examine(self._target, model.path, model.name)
+                    data = _plain(found, stamp)
+                    yield None
+                kept[str(model.path)] = data
+                if isinstance(found, Candidate) and found.step_bytes > self._most:
+                    found = Unfit(
+                        model.path, model.name, "it reads more than half as much as the target itself"
+                    )
+                yield found
+        finally:
+            if opened or kept.keys() != known.keys():
+                self._store.save_json("candidates", self._target.fingerprint, {"files": kept})
+
+    def _files(self) -> list[FoundModel]:
+        """Models other than the target that are small enough, in the places known and beside the target."""
+        own = {path.resolve() for path in self._target.parts}
+        beside = [
+            FoundModel(path, path.stem, "beside the target", path.stat().st_size)
+            for path in sorted(self._target.path.parent.glob("*.gguf"))
+            if path == shard_paths(path)[0]
+        ]
+        found: dict[Path, FoundModel] = {}
+        for model in [*beside, *self._models()]:
+            real = model.path.resolve()
+            if real not in own and model.size < self._target.size:
+                found.setdefault(real, model)
+        return list(found.values())
+
+    def _load(self) -> dict[str, dict[str, Any]]:
+        data = self._store.load_json("candidates", self._target.fingerprint) or {}
+        files = data.get("files")
+        if not isinstance(files, dict):
+            return {}
+        return {path: value for path, value in files.items() if isinstance(value, dict)}
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _plain(found: Candidate | Unfit, stamp: list[int]) -> dict[str, Any]:
+    return {**asdict(found), "path": str(found.path), "stamp": stamp}
+
+
+def _finding(model: FoundModel, data: dict[str, Any]) -> Candidate | Unfit | None:
+    """What `_plain` was made of; None if `data` is damaged."""
+    try:
+        if "reason" in data:
+            return Unfit(model.path, model.name, str(data["reason"]), data.get("difference"))
+        numbers = (int(data[key]) for key in ("shared", "step_bytes", "size"))
+        return Candidate(Path(data["path"]), model.name, str(data["fingerprint"]), *numbers)
+    except (KeyError, TypeError, ValueError):
+        return None

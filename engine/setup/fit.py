@@ -1,0 +1,312 @@
+"""Making a model fit into memory before it is loaded, and saying no to one that cannot.
+
+What a run takes is predicted (backends/llama/memory.py). When it is too much, in this order: the draft model
+is left out, the context is made smaller if nobody asked for one, fewer layers go to the GPU. Each is told.
+What does not fit even so is refused only if the system would end a process for it, or if the model is larger
+than the memory of the machine; in between, other programs hold the memory, and a person is warned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from specx.backends.errors import DoesNotFitError
+from specx.backends.gguf.cache_size import CELLS
+from specx.backends.gguf.file import GGUFInfo
+from specx.backends.llama.devices import list_devices
+from specx.backends.llama.kernels import KERNELS, SPECX, STOCK, library
+from specx.backends.llama.library import system_info
+from specx.backends.llama.memory import NOTHING, MemoryNeed, predict_memory, repacked_types
+from specx.backends.machine.machine import Memory, read_memory
+from specx.backends.settings import LoadSettings
+from specx.engine.setup.explain import Explain, gibibytes, silent
+
+__all__ = ["LEAST_CONTEXT", "Fit", "Room", "fit", "fit_here", "read_room"]
+
+LEAST_CONTEXT = 512  # tokens; nobody is helped by less
+SLACK = 0.95  # of what is available may be taken: predictions are right to a few percent
+GPU_MARGIN = 256 << 20  # of each GPU's memory, for its driver and what we do not see
+SMALLER_TYPE = "q8_0"  # of the cache: half the size, and no difference that anybody has measured
+
+Notice = Callable[[str], None]
+Enough = Callable[[MemoryNeed], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes of memory that a run may take; None where that cannot be read.
+
+    Attributes:
+        available: of main memory, without swapping and within the limits of control groups.
+        bearable: beyond it the system ends a process.
+        ceiling: what there would be if nothing else ran.
+        gpus: of each GPU with memory of its own.
+    """
+
+    available: int | None
+    bearable: int | None
+    ceiling: int | None
+    gpus: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, memory: Memory, gpus: tuple[int, ...] = ()) -> Room:
+        """What `memory` leaves. Swap does not help where a control group has a limit."""
+        swap = memory.swap_free or 0 if memory.limit is None else 0
+        limits = [limit for limit in (memory.total, memory.limit) if limit is not None]
+        bearable = None if memory.available is None else memory.available + swap
+        return cls(memory.available, bearable, min(limits, default=None), gpus)
+
+    def is_enough(self, need: MemoryNeed) -> bool:
+        """Whether steps would never wait for the disk."""
+        return self.holds_gpu(need) and _within(need.working / SLACK, self.available)
+
+    def is_bearable(self, need: MemoryNeed) -> bool:
+        """Whether no process would be ended, and it would be enough on an idle machine."""
+        held = _within(need.required, self.bearable) and _within(need.working, self.ceiling)
+        return held and self.holds_gpu(need)
+
+    def holds_gpu(self, need: MemoryNeed) -> bool:
+        """Whether the GPUs have room for their part."""
+        return not self.gpus or need.gpu <= sum(self.gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a model is loaded so that it fits.
+
+    Attributes:
+        settings: as asked for, or with a smaller context or fewer layers on the GPU.
+        need: what that takes.
+        draft: the draft model, if it is kept.
+        changes: one sentence for each thing that was changed, or is to be expected.
+    """
+
+    settings: LoadSettings
+    need: MemoryNeed
+    draft: GGUFInfo | None = None
+    changes: tuple[str, ...] = ()
+
+
+def read_room() -> Room:
+    """What this machine has now.
+
+    Raises:
+        ImportError, OSError, RuntimeError: llama.cpp cannot be loaded.
+    """
+    gpus = [device for device in list_devices() if device.is_gpu and not device.unified]
+    return Room.of(
+        read_memory(),
+        tuple(max(0, gpu.memory_free - GPU_MARGIN) for gpu in gpus if gpu.memory_free is not None),
+    )
+
+
+def fit_here(
+    info: GGUFInfo,
+    settings: LoadSettings,
+    notice: Notice,
+    explain: Explain = silent,
+    *,
+    draft: GGUFInfo | None = None,
+) -> Fit:
+    """`fit` on this machine as it is now; what is changed is told to `notice`.
+
+    Raises:
+        DoesNotFitError: it takes more memory than there is.
+    """
+    room = read_room()
+    found = fit(info, settings, room, draft=draft, repacked=repacked_types(system_info()))
+    for change in found.changes:
+        notice(change)
+    if 0 < info.context_length < (settings.n_ctx or 0):
+        notice(
+            f"{_name(info)} was trained for {info.context_length} tokens of context: what it writes beyond "
+            "them may make no sense"
+        )
+    if room.available is not None:
+        explain(f"memory: {_parts(found.need)}; {gibibytes(room.available)} are available")
+    return found
+
+
+def fit(
+    info: GGUFInfo,
+    settings: LoadSettings,
+    room: Room,
+    *,
+    draft: GGUFInfo | None = None,
+    repacked: Mapping[str, float] = NOTHING,
+) -> Fit:
+    """The settings nearest to `settings` with which the model fits into `room`.
+
+    Args:
+        info: the header of the model.
+        settings: how it is to be loaded.
+        room: what there is.
+        draft: a second model that drafts.
+        repacked: what llama.cpp rearranges itself (`repacked_types`).
+
+    Raises:
+        DoesNotFitError: there are none.
+    """
+    search = _Search(info, draft, len(room.gpus), repacked)
+    for ways, enough in (
+        (search.ways(settings, room, room.is_enough), room.is_enough),
+        (search.ways(settings, room, room.is_bearable), room.is_bearable),
+    ):
+        for changed, kept in ways:
+            need = search.need(changed, kept)
+            if not enough(need):
+                continue
+            changes = (*search.told(settings, changed, kept, room), *_warnings(info, need, room))
+            return Fit(changed, need, kept, changes)
+    asked = search.need(settings)
+    hint = search.hint(settings, room)
+    raise DoesNotFitError(f"{_name(info)} needs {_parts(asked)}; {_there_is(asked, room)}", hint)
+
+
+class _Search:
+    """The ways to load one model, and what each takes."""
+
+    def __init__(
+        self, info: GGUFInfo, draft: GGUFInfo | None, gpus: int, repacked: Mapping[str, float]
+    ) -> None:
+        self.info = info
+        self.draft = draft
+        self._gpus = gpus
+        self._repacked = repacked
+
+    def need(self, settings: LoadSettings, draft: GGUFInfo | None = None) -> MemoryNeed:
+        """What `settings` take, on the kernels that take more if that is still to be chosen."""
+        chosen = KERNELS.get(settings.kernels)
+        kernels = (chosen,) if chosen else (SPECX, STOCK) if library() else (STOCK,)
+        needs = (
+            predict_memory(
+                self.info, settings, kernels=k, repacked=self._repacked, gpus=self._gpus, draft=draft
+            )
+            for k in kernels
+        )
+        return max(needs, key=lambda need: (need.required, need.working))
+
+    def ways(
+        self, settings: LoadSettings, room: Room, enough: Enough
+    ) -> Iterator[tuple[LoadSettings, GGUFInfo | None]]:
+        """Settings to try, and the draft model if it is kept, in the stated order."""
+        if self.draft is not None and enough == room.is_enough:
+            yield settings, self.draft
+        yield settings, None
+        yield self.with_context(settings, enough), None
+        if room.gpus:
+            fewer = self.with_layers(settings, room)
+            yield fewer, None
+            yield self.with_context(fewer, enough), None
+
+    def with_context(self, settings: LoadSettings, enough: Enough) -> LoadSettings:
+        """With the largest context for which there is enough, if there is one, and none was asked for."""
+        if settings.n_ctx is not None:
+            return settings
+        return replace(settings, n_ctx=self.most_context(settings, enough) or None)
+
+    def most_context(self, settings: LoadSettings, enough: Enough) -> int:
+        """The largest context, at most that of `settings`, for which there is enough; 0 without one."""
+        low = self._least_context(settings) // CELLS - 1
+        high = self.need(settings).n_ctx // CELLS
+        low = _most(low, high, lambda n: enough(self.need(replace(settings, n_ctx=n * CELLS))))
+        return low * CELLS if low * CELLS >= self._least_context(settings) else 0
+
+    def with_layers(self, settings: LoadSettings, room: Room) -> LoadSettings:
+        """With as many layers on the GPUs as they hold, if that is fewer."""
+        if room.holds_gpu(self.need(settings)):
+            return settings
+        wanted = settings.n_gpu_layers
+        most = self.info.blocks + 1
+        if wanted is not None and wanted >= 0:
+            most = min(most, wanted)
+
+        def placed(layers: int) -> LoadSettings:
+            return replace(settings, n_gpu_layers=layers, offload=None)
+
+        return placed(_most(0, most, lambda layers: room.holds_gpu(self.need(placed(layers)))))
+
+    def told(
+        self, asked: LoadSettings, changed: LoadSettings, kept: GGUFInfo | None, room: Room
+    ) -> Iterator[str]:
+        """What was changed, with its numbers."""
+        if self.draft is not None and kept is None:
+            both = self.need(asked, self.draft)
+            yield f"the draft model {_name(self.draft)} is left out: {_excess(both, room)}"
+        if changed.n_ctx != asked.n_ctx:
+            need = self.need(replace(changed, n_ctx=asked.n_ctx))
+            more = f"with {need.n_ctx}, {_excess(need, room)}"
+            yield f"the context is {changed.n_ctx} tokens: {more} (-c sets it)"
+        if changed.n_gpu_layers != asked.n_gpu_layers:
+            excess = _excess(self.need(asked), room)
+            yield f"{changed.n_gpu_layers} layers are on the GPU: otherwise {excess} (-ngl sets it)"
+
+    def hint(self, settings: LoadSettings, room: Room) -> str:
+        """What to type so that it fits; no context beyond what the model was trained for."""
+        if 0 < self.info.context_length < (settings.n_ctx or 0):
+            settings = replace(settings, n_ctx=self.info.context_length)
+        for enough in (room.is_enough, room.is_bearable):
+            if context := self.most_context(settings, enough):
+                return f"ask for a smaller context: -c {context}"
+            small = replace(settings, type_k=SMALLER_TYPE, type_v=SMALLER_TYPE)
+            if context := self.most_context(small, enough):
+                return f"ask for a smaller cache: -c {context} -ctk {SMALLER_TYPE} -ctv {SMALLER_TYPE}"
+        return "take a smaller quantization of it or a smaller model, or close other programs"
+
+    def _least_context(self, settings: LoadSettings) -> int:
+        return min(LEAST_CONTEXT, -(-self.need(settings).n_ctx // CELLS) * CELLS)
+
+
+def _most(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The largest of low + 1..high for which `holds`, which it does up to one and not beyond; else `low`."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low
+
+
+def _within(nbytes: float, limit: int | None) -> bool:
+    return limit is None or nbytes <= limit
+
+
+def _excess(need: MemoryNeed, room: Room) -> str:
+    """By how much it is too much, in words."""
+    if room.gpus and need.gpu > sum(room.gpus):
+        return (
+            f"{gibibytes(need.gpu)} of GPU memory would be needed, and {gibibytes(sum(room.gpus))} are free"
+        )
+    return f"{gibibytes(need.working)} would be needed, and {gibibytes(room.available or 0)} are available"
+
+
+def _warnings(info: GGUFInfo, need: MemoryNeed, room: Room) -> Iterator[str]:
+    if not room.is_enough(need):
+        how = "may" if _within(need.working, room.available) else "will"
+        yield (
+            f"{_name(info)} needs {gibibytes(need.working)}, and {gibibytes(room.available or 0)} are "
+            f"available: it {how} be slow unless other programs are closed"
+        )
+
+
+def _parts(need: MemoryNeed) -> str:
+    """What is needed, and for what."""
+    parts = [
+        (need.weights, "weights"),
+        (need.kv, f"cache for a context of {need.n_ctx}"),
+        (need.compute + need.logits, "computing"),
+        (need.draft, "the draft model"),
+        (need.drafter + need.base, "the rest"),
+    ]
+    listed = ", ".join(f"{what} {gibibytes(nbytes)}" for nbytes, what in parts if nbytes)
+    gpu = f", and {gibibytes(need.gpu)} of GPU memory" if need.gpu else ""
+    return f"{gibibytes(need.working)} ({listed}){gpu}"
+
+
+def _there_is(need: MemoryNeed, room: Room) -> str:
+    if _within(need.required, room.bearable) and room.ceiling is not None:
+        return f"{gibibytes(room.ceiling)} is all there is"
+    return f"{gibibytes(room.bearable or 0)} are available"
+
+
+def _name(info: GGUFInfo) -> str:
+    return info.path.name

@@ -1,0 +1,298 @@
+"""Which kernels a model runs on here: llama.cpp's own, specx's attention, or specx's weights as well.
+
+Each is measured on the loaded model, and the one of the highest expected rate is taken: the objective of the
+plan, for drafts of which each further token comes true with a fixed probability. The choice is kept by model,
+build, threads and cache types.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from specx.backends.base import Backend
+from specx.backends.llama import kernels as ggml_device
+from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
+from specx.backends.store import Store
+from specx.engine.cost.patience import PATIENCE, Busy, Patience
+from specx.engine.cost.staircase import UNSETTLED, unsettled
+from specx.engine.setup.explain import Explain, silent
+from specx.engine.setup.placement import ACCEPTANCE
+
+__all__ = [
+    "DEPTH",
+    "Chosen",
+    "Comparison",
+    "choice_of_auto",
+    "choose_kernels",
+    "compare_kernels",
+    "reference_rate",
+    "remembered_choice",
+]
+
+DEPTH = 256  # tokens of context at which kernels are compared
+WIDTHS = (1, 2, 4, 8, 16)
+BUDGET_S = 1.0  # for each of the kernels
+LEAST, MOST = 3, 8  # visits to each width; the least may take `PATIENCE` times the budget
+CLEARLY = 1.03  # times as fast: less may be noise
+
+
+class SwitchableBackend(Backend, Protocol):
+    """A backend whose kernels of attention, and whose threads, can be changed between two steps."""
+
+    kernels: Kernels
+
+    def set_threads(self, decode: int, batch: int) -> None:
+        """Use so many threads for one token, and for more than one."""
+
+
+Load = Callable[[Kernels], SwitchableBackend]
+Steps = dict[int, float]
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Milliseconds of a step by kernels, depth and width.
+
+    Attributes:
+        steps: by name of the kernels and depth; what was not measured is not there.
+        disturbed: whether something else kept the machine busy.
+    """
+
+    steps: dict[str, dict[int, Steps]] = field(default_factory=dict)
+    disturbed: bool = False
+
+    def best(self) -> Kernels:
+        """The kernels of the highest reference rate; what replaces less wins a near tie."""
+        best = STOCK
+        for kernels in (ATTENTION, SPECX):
+            if kernels.name in self.steps and self.rate(kernels.name) > CLEARLY * self.rate(best.name):
+                best = kernels
+        return best
+
+    def rate(self, name: str) -> float:
+        """Mean reference rate of the kernels `name` over the depths."""
+        depths = self.steps[name].values()
+        return float(np.mean([reference_rate(steps) for steps in depths]))
+
+    def explained(self, kernels: Kernels) -> str:
+        """How much faster than llama.cpp's kernels `kernels` are, in words."""
+        depth, stock = next(iter(self.steps[STOCK.name].items()))
+        steps = self.steps[kernels.name][depth]
+        gains = ", ".join(
+            f"{n}: {stock[n] / steps[n]:.1f}x" for n in (1, 4, 8, 16) if n in steps and n in stock
+        )
+        return f"{gains} the speed of llama.cpp's by tokens per step"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A loaded model and the kernels it runs on."""
+
+    backend: SwitchableBackend
+    kernels: Kernels
+
+
+def reference_rate(steps: Mapping[int, float]) -> float:
+    """Expected tokens per millisecond at the best width, for drafts of `ACCEPTANCE`.
+
+    Args:
+        steps: milliseconds of a step by width.
+    """
+    return max((1 - ACCEPTANCE**n) / (1 - ACCEPTANCE) / ms for n, ms in steps.items())
+
+
+def choose_kernels(
+    wanted: str,
+    load: Load,
+    store: Store,
+    key: str,
+    notice: Callable[[str], None],
+    *,
+    measure: bool = True,
+    explain: Explain = silent,
+    clock: Callable[[], float] = time.perf_counter,
+    busy: Busy | None = None,
+) -> Chosen:
+    """Load a model on the kernels that suit it.
+
+    The last bits of the logits depend on the kernels, so "auto" must not choose now these, now those: what
+    cannot be measured in peace, or remembered, runs on specx's.
+
+    Args:
+        wanted: "auto", or the name of some kernels.
+        load: loads the model on given kernels.
+        store: where the choice is kept.
+        key: what it depends on.
+        notice: told what a person should know.
+        measure: compare them if that was never done.
+        explain: told the reasons.
+        clock: seconds.
+        busy: whether something else keeps the machine busy, as in `Patience`.
+    """
+    reason = None if wanted == STOCK.name else ggml_device.unavailable()
+    if reason and wanted != "auto":
+        notice(f"llama.cpp's own kernels are used, not those of specx: {reason}")
+    if reason or wanted == STOCK.name:
+        explain(f"kernels: llama.cpp's own, {'as asked' if wanted == STOCK.name else reason}")
+        return Chosen(load(STOCK), STOCK)
+    kept = remembered_choice(store, key) if wanted == "auto" else wanted
+    why = "as measured before" if wanted == "auto" else "as asked"
+    if kept is None and store.root is None:
+        kept, why = SPECX.name, "because nothing is kept that could be compared"
+    elif kept is None and not measure:
+        kept, why = SPECX.name, "because nothing is decoded that would be worth a comparison"
+    if kept is not None:
+        kernels = ggml_device.KERNELS[kept]
+        explain(f"kernels: {kernels.name}, {why}")
+        return Chosen(load(kernels), kernels)
+    return _compare_and_choose(load, store, key, notice, clock, busy)
+
+
+def remembered_choice(store: Store, key: str) -> str | None:
+    """Name of the kernels that were chosen before; None if they never were."""
+    kept = (store.load_json("kernels", key) or {}).get("choice")
+    return kept if isinstance(kept, str) and kept in ggml_device.KERNELS else None
+
+
+def choice_of_auto(comparison: Comparison, store: Store, key: str) -> Kernels:
+    """The kernels that "auto" takes: those chosen before, or else what `comparison` lets expect."""
+    if ggml_device.unavailable():
+        return STOCK
+    if kept := remembered_choice(store, key):
+        return ggml_device.KERNELS[kept]
+    return SPECX if comparison.disturbed or store.root is None else comparison.best()
+
+
+def _compare_and_choose(
+    load: Load,
+    store: Store,
+    key: str,
+    notice: Callable[[str], None],
+    clock: Callable[[], float],
+    busy: Busy | None,
+) -> Chosen:
+    start = clock()
+    comparison, backend, loaded = compare_kernels(load, clock=clock, busy=busy)
+    best = choice_of_auto(comparison, store, key)
+    if best != loaded:
+        backend.close()
+        backend = load(best)
+    took = f"compared kernels in {clock() - start:.1f} s"
+    if comparison.disturbed:
+        notice(f"{took}, but the machine was busy: specx's own are used, and compared again next time")
+        return Chosen(backend, best)
+    store.save_json("kernels", key, {"choice": best.name})
+    if best == STOCK:
+        notice(f"{took}: llama.cpp's own are the fastest for this model here")
+    else:
+        what = "attention" if best == ATTENTION else "attention and multiplication"
+        notice(f"{took}: specx's own for {what}, {comparison.explained(best)}")
+    return Chosen(backend, best)
+
+
+def compare_kernels(
+    load: Load,
+    *,
+    depths: Sequence[int] = (DEPTH,),
+    widths: Sequence[int] = WIDTHS,
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.perf_counter,
+    busy: Busy | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[Comparison, SwitchableBackend, Kernels]:
+    """Time a model on each of the kernels.
+
+    Args:
+        load: loads the model on given kernels.
+        depths: tokens of context; those that do not fit are left out, unless none does.
+        widths: tokens of a step.
+        budget_s: seconds for each of the kernels and depths, reading the context excluded.
+        clock: seconds.
+        busy: whether something else keeps the machine busy, as in `Patience`: then a depth that takes too
+            long to reach is measured in the empty context, and not all widths are.
+        progress: called with the fraction done, 0 to 1, reading the context excluded.
+
+    Returns:
+        The times, and the model as it was loaded last, empty, with the kernels it was loaded on.
+    """
+    comparison = Comparison()
+    # Stock kernels and specx's attention share the weights, so they take turns on one loaded model.
+    ours = not ggml_device.unavailable()
+    groups = ((STOCK, ATTENTION), (SPECX,)) if ours else ((STOCK,),)
+    done = 0.0
+    for arms in groups:
+        backend = load(arms[0])
+        try:
+            fitting = [n for n in widths if n <= backend.max_width]
+            reached = [d for d in depths if d + max(fitting) <= backend.n_ctx] or [0]
+            for depth in reached:
+                patience = Patience(budget_s * len(arms), clock, busy)
+                backend.rewind(0)
+                if not patience.prefill(backend, depth):
+                    backend.rewind(0)
+                share = len(arms) / len(reached) / sum(map(len, groups))
+                told = _part(progress, done, share)
+                done += share
+                turns = _take_turns(backend, arms, fitting, budget_s, clock, patience, told)
+                for name, times in turns.items():
+                    comparison.disturbed |= len(unsettled(times)) > UNSETTLED * len(times)
+                    least = {n: min(taken) for n, taken in times.items()}  # noise only ever adds
+                    comparison.steps.setdefault(name, {})[backend.length] = least
+                comparison.disturbed |= patience.ended
+            backend.rewind(0)
+        except BaseException:
+            backend.close()
+            raise
+        if ours and arms[0] != SPECX:
+            backend.close()
+    return comparison, backend, arms[0]
+
+
+def _part(progress: Callable[[float], None] | None, done: float, share: float) -> Callable[[float], None]:
+    """What is told the fraction of a `share` of the work, which begins when `done` of all of it is."""
+    return lambda fraction: None if progress is None else progress(done + share * fraction)
+
+
+def _take_turns(
+    backend: SwitchableBackend,
+    arms: Sequence[Kernels],
+    widths: Sequence[int],
+    budget_s: float,
+    clock: Callable[[], float],
+    patience: Patience,
+    progress: Callable[[float], None],
+) -> dict[str, dict[int, list[float]]]:
+    """Milliseconds of each width on each of the kernels, as often as the budget allows; the first always."""
+    times: dict[str, dict[int, list[float]]] = {kernels.name: {} for kernels in arms}
+    start, budget_s = clock(), budget_s * len(arms)
+    for visit in range(MOST):
+        for kernels in arms:
+            backend.kernels = kernels
+            for i, n in enumerate(widths):
+                if i and patience.ended:
+                    break
+                spent = clock() - start
+                if visit > 0 and (patience.ended or spent > budget_s * (1 if visit >= LEAST else PATIENCE)):
+                    return times
+                times[kernels.name].setdefault(n, []).append(_time(backend, n, clock))
+                taken = sum(len(ms) for by in times.values() for ms in by.values()) / len(arms) / len(widths)
+                progress(min(max(taken / MOST, min(spent / budget_s, taken / LEAST)), 1.0))
+    return times
+
+
+def _time(backend: Backend, n: int, clock: Callable[[], float]) -> float:
+    """Milliseconds of a step of `n` tokens after another one of the same width."""
+    length = backend.length
+    took = 0.0
+    for _ in range(2):  # the first builds the graph
+        start = clock()
+        backend.forward(np.zeros(n, np.int32), np.arange(-1, n - 1, dtype=np.int32))
+        took = (clock() - start) * 1e3
+        backend.keep([0])
+        backend.rewind(length)
+    return took

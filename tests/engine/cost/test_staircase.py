@@ -1,0 +1,542 @@
+"""The staircase: what a call costs is measured within a budget, follows the machine, and survives a run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specx.backends.scripted import ScriptedBackend
+from specx.engine.cost.patience import PATIENCE
+from specx.engine.cost.staircase import (
+    BUDGET_S,
+    DEEPER_BUDGET_S,
+    DEEPER_WIDTHS,
+    FIRST_DEPTH,
+    MARKS,
+    SURE,
+    WIDTHS,
+    Staircase,
+)
+
+STAIRS = {1: 7.2, 2: 10.6, 3: 14.1, 4: 14.4, 6: 22.4, 8: 19.1, 12: 25.5, 16: 29.8, 32: 54.7}
+
+
+class Clocked(ScriptedBackend):
+    """Takes as long as `cost(width)` milliseconds says, on a clock of its own."""
+
+    def __init__(self, cost, **options):
+        super().__init__(8, max_leaves=1, **options)
+        self.cost, self.now, self.calls = cost, 0.0, []
+
+    def forward(self, tokens, parents):
+        output = super().forward(tokens, parents)
+        self.calls.append(len(tokens))
+        self.now += self.cost(len(tokens)) / 1e3
+        return output
+
+    def clock(self):
+        return self.now
+
+
+def measured(backend, staircase=None, **options):
+    staircase = staircase or Staircase(32)
+    seconds = staircase.measure(backend, clock=backend.clock, **{"busy": lambda: False, **options})
+    return staircase, seconds
+
+
+NARROW = [n for n in WIDTHS if n <= 32]  # what a staircase of 32 measures
+NARROW_DEEPER = [n for n in DEEPER_WIDTHS if n <= 32]
+
+
+def of(steps, max_width=32):
+    """Measured at depth 0 only."""
+    staircase = Staircase(max_width)
+    staircase.load_json({"0": {str(n): ms for n, ms in steps.items()}})
+    return staircase
+
+
+def test_without_measurements_a_call_costs_its_width():
+    costs = Staircase(4).costs(100)
+    assert costs.tolist() == [np.inf, 1, 2, 3, 4]
+    assert Staircase(4).needs_measuring(0)
+
+
+def test_measuring_finds_every_step_and_restores_the_backend():
+    backend = Clocked(lambda n: 3 + n**1.5)
+    backend.prefill([1, 2, 3])
+    staircase, seconds = measured(backend)
+    assert staircase.steps(3) == pytest.approx({n: 3 + n**1.5 for n in NARROW})
+    assert [staircase.costs(3)[n] for n in NARROW] == pytest.approx([3 + n**1.5 for n in NARROW])
+    assert seconds == backend.now
+    assert backend.tokens == (1, 2, 3)
+    backend.forward(np.array([4], np.int32), np.array([-1], np.int32))  # nothing is pending
+
+
+def test_each_stretch_between_two_marks_is_measured_once():
+    backend = Clocked(lambda n: 1.0 + n)
+    staircase = Staircase(32)
+    for length in (0, 5, MARKS[1] - 1, MARKS[1], MARKS[2] - 1, MARKS[2], 4000):
+        backend.prefill([1] * (length - backend.length))
+        if staircase.needs_measuring(length):
+            measured(backend, staircase)
+        assert not staircase.needs_measuring(length)
+    assert staircase.depths == [0, *MARKS[1:3]]
+    assert staircase.needs_measuring(MARKS[3])
+    assert staircase.needs_measuring(10**9)
+
+
+def test_the_first_time_two_depths_are_measured_in_an_empty_backend():
+    backend = Clocked(lambda n: n + backend.length / 100)
+    staircase = Staircase(32)
+    assert staircase.measure_first(backend, clock=backend.clock, busy=lambda: False) == backend.now
+    assert backend.length == 0
+    assert len(staircase.depths) == 2
+    low, high = staircase.depths
+    assert low == 0 < MARKS[1] <= high < MARKS[2]
+    for n in NARROW_DEEPER:
+        assert staircase.costs(high)[n] == pytest.approx(n + high / 100)
+        assert staircase.costs(high // 2)[n] == pytest.approx(n + high // 2 / 100)  # interpolated
+        assert staircase.costs(2 * high)[n] == pytest.approx(n + 2 * high / 100)  # and beyond
+    small = Clocked(float, n_ctx=64)
+    staircase = Staircase(32)
+    staircase.measure_first(small, clock=small.clock)
+    assert (staircase.depths, small.length) == ([0], 0)
+
+
+def test_measuring_on_a_backend_that_really_takes_time():
+    backend = ScriptedBackend(8, max_leaves=1, step_costs={1: 1, 8: 2, 32: 4})
+    backend.prefill([1] * 600)
+    staircase = Staircase(32)
+    assert staircase.measure(backend) > 0
+    assert staircase.depths == [600]
+    steps = staircase.steps(600)
+    assert all(steps[n] >= (1 if n == 1 else 2 if n <= 8 else 4) for n in NARROW)
+    assert len(backend.tokens) == 600
+
+
+def test_the_first_call_and_hiccups_do_not_count():
+    backend = Clocked(lambda n: n + (100 if len(backend.calls) in {1, 5, 9} else 0))
+    staircase, _ = measured(backend)
+    assert staircase.steps(0) == pytest.approx({n: float(n) for n in NARROW})
+
+
+def test_repetitions_that_disagree_are_taken_once_more():
+    def cost(n):  # 4 and 16 are hit the first two times
+        times = backend.calls.count(n)
+        return n + (120 / times if n in {4, 16} and times < 3 else 0)
+
+    backend = Clocked(cost)
+    staircase, _ = measured(backend)
+    assert staircase.steps(0) == pytest.approx({n: float(n) for n in NARROW})
+    assert not staircase.disturbed
+
+
+def kept(staircase):
+    return sorted(map(int, staircase.to_json()))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_disturbed_measurement_is_used_and_not_kept(seed):
+    rng = np.random.default_rng(seed)
+    noise = {"quiet": lambda: 1 + 0.05 * rng.random(), "busy": lambda: 10 ** (2 * rng.random())}
+    backend = Clocked(lambda n: (3 + n) * noise[state]())
+    state = "busy"
+    staircase, seconds = measured(backend)
+    assert seconds < 3 * BUDGET_S
+    assert staircase.disturbed
+    assert staircase.depths == [0]
+    assert not staircase.needs_measuring(0)
+    assert kept(staircase) == []
+    state = "quiet"
+    backend.prefill([1] * MARKS[1])
+    measured(backend, staircase)
+    assert kept(staircase) == [MARKS[1]]
+    again, _ = measured(Clocked(backend.cost))
+    assert not again.disturbed
+    assert kept(again) == [0]
+
+
+def test_one_implausible_width_is_taken_once_more_and_many_are_not_kept():
+    def cost(n):
+        return n * (50 if n in dear and backend.calls.count(n) < 4 else 1)
+
+    dear, backend = {6}, Clocked(cost)
+    staircase, _ = measured(backend)
+    assert (staircase.steps(0)[6], staircase.disturbed) == (pytest.approx(6), False)
+    dear, backend = set(NARROW[2:]), Clocked(lambda n: n * (50 if n > 2 else 1))
+    staircase, _ = measured(backend)
+    assert staircase.disturbed
+
+
+def test_a_disturbance_of_the_second_depth_makes_the_first_one_doubtful():
+    rng = np.random.default_rng(0)
+    backend = Clocked(lambda n: n * (10 ** (2 * rng.random()) if backend.length else 1))
+    staircase = Staircase(32)
+    staircase.measure_first(backend, clock=backend.clock, busy=lambda: False)
+    assert len(staircase.depths) == 2
+    assert kept(staircase) == []
+
+
+def test_a_measurement_on_a_busy_machine_ends():
+    backend = Clocked(lambda n: 1000.0 * n)
+    staircase, seconds = measured(backend, budget_s=0.5, busy=lambda: True)
+    assert (set(staircase.steps(0)), staircase.disturbed, seconds) == ({1, 2}, True, pytest.approx(4.0))
+    unbothered, _ = measured(backend, budget_s=0.5)  # it is the model that is slow
+    assert not unbothered.disturbed
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_reading_on_a_busy_machine_ends(busy):
+    def prefill(tokens, *, progress):
+        for done in range(0, len(tokens), 4):
+            backend.now += 1.0
+            progress(done, len(tokens))
+        ScriptedBackend.prefill(backend, tokens)
+
+    backend = Clocked(float)
+    backend.prefill = prefill
+    staircase = Staircase(32)
+    seconds = staircase.measure_first(backend, clock=backend.clock, busy=lambda: busy)
+    assert backend.length == 0
+    assert staircase.disturbed == busy
+    assert len(staircase.depths) == (1 if busy else 2)
+    assert (seconds < PATIENCE * (BUDGET_S + DEEPER_BUDGET_S) + 1) == busy
+    assert kept(staircase) == ([] if busy else [0, FIRST_DEPTH])
+
+
+def test_a_slow_model_that_leaves_no_time_for_repetitions_is_kept():
+    staircase, seconds = measured(Clocked(lambda n: 1000.0 + n))
+    assert set(staircase.steps(0)) == {1, 2}
+    assert seconds < 5
+    assert kept(staircase) == [0]
+
+
+@pytest.mark.parametrize("calls", [0, 1, 5, 12])
+def test_a_measurement_that_is_stopped_leaves_nothing(calls):
+    backend = Clocked(float)
+    staircase, _ = measured(backend)
+    before = staircase.to_json()
+    backend.prefill([1] * MARKS[1])
+    backend.calls.clear()
+    measured(backend, staircase, stopped=lambda: len(backend.calls) >= calls)
+    assert len(backend.calls) <= calls + 1
+    assert (staircase.to_json(), backend.length) == (before, MARKS[1])
+    backend.calls.clear()
+    measured(backend, staircase, budget_s=0, stopped=lambda: len(backend.calls) == 4)  # during the last call
+    assert (staircase.to_json(), len(backend.calls)) == (before, 4)
+    backend.rewind(0)
+    fresh = Staircase(32)
+    backend.calls.clear()
+    fresh.measure_first(backend, clock=backend.clock, stopped=lambda: len(backend.calls) >= calls)
+    assert (fresh.depths, backend.length) == ([], 0)
+
+
+@given(
+    budget=st.floats(0.001, 2),
+    rise=st.floats(0, 1),
+    first=st.floats(0.5, 60),
+    max_width=st.integers(1, 40),
+)
+def test_measuring_keeps_to_its_budget(budget, rise, first, max_width):
+    # Any cost but one that grows faster than the width.
+    rise *= first
+    backend = Clocked(lambda n: first + rise * (n - 1))
+    staircase, seconds = measured(backend, Staircase(max_width), budget_s=budget)
+    steps = staircase.steps(0)
+    needed = [n for n in (1, 2) if n <= max_width]
+    assert set(needed) <= set(steps) <= set(range(1, max_width + 1))
+    forced = (3 * first + (first + rise if max_width > 1 else first)) / 1e3  # the first call is a warm-up
+    assert seconds <= max(budget, forced) * (1 + 1e-9)
+    if budget > 100:
+        assert set(steps) == {n for n in WIDTHS if n <= max_width}
+
+
+def test_a_deeper_measurement_is_shorter_and_keeps_the_shape():
+    def cost(n):  # steps of four, and wider calls grow faster with the depth
+        return 10 + 4 * -(-n // 4) + backend.length * (1 + n) / 1000
+
+    backend = Clocked(cost)
+    staircase, first = measured(backend)
+    backend.prefill([1] * 1500)
+    _, second = measured(backend, staircase)
+    assert second < first
+    assert set(staircase.steps(1500)) == set(NARROW_DEEPER)
+    for n in NARROW:
+        assert staircase.costs(1500)[n] == pytest.approx(cost(n), rel=0.02)
+
+
+def test_near_the_end_of_the_context_nothing_is_measured():
+    backend = Clocked(lambda n: 5.0 * n, n_ctx=300)
+    staircase, _ = measured(backend)
+    backend.prefill([1] * 295)
+    calls = len(backend.calls)
+    assert measured(backend, staircase)[1] == 0
+    assert (len(backend.calls), staircase.depths) == (calls, [0])
+    assert staircase.costs(295)[4] == pytest.approx(20)
+    full = Clocked(lambda n: 1.0, n_ctx=4)
+    full.prefill([1] * 4)
+    staircase, seconds = measured(full)
+    assert (seconds, staircase.depths) == (0, [])
+
+
+def test_between_and_beyond_the_measured_widths():
+    costs = of({1: 10, 2: 12, 4: 20, 8: 16, 16: 32}, 24).costs(0)
+    assert costs[3] == pytest.approx(16)
+    assert costs[6] == pytest.approx(18)  # not monotonic, and kept so
+    assert costs[24] == pytest.approx(48)  # along the last step
+    assert of({1: 10, 4: 40, 8: 30}, 16).costs(0)[16] == pytest.approx(30)  # never cheaper for being wider
+    assert of({1: 10}, 4).costs(0)[1:].tolist() == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("factor", [2.5, 0.4])
+def test_it_follows_a_change_of_speed_within_fifty_steps(factor):
+    staircase = of(STAIRS)
+    for _ in range(50):
+        for n in (1, 8):
+            staircase.observe(n, 100, STAIRS[n] * factor)
+    costs = staircase.costs(100)
+    for n in (1, 8):
+        assert costs[n] == pytest.approx(STAIRS[n] * factor, rel=0.05)
+    # The whole machine changed, so widths not in use are expected to have changed, too.
+    assert 0.1 < np.log(costs[32] / STAIRS[32]) / np.log(factor) < 1.1
+
+
+def test_one_width_that_was_measured_wrong_is_put_right():
+    staircase = of({**STAIRS, 8: 60.0})
+    for _ in range(50):
+        for n in (1, 4, 8):
+            staircase.observe(n, 100, STAIRS[n])
+    for n in (1, 4, 8):
+        assert staircase.costs(100)[n] == pytest.approx(STAIRS[n], rel=0.1)
+
+
+def test_a_width_between_the_measured_ones_is_learned():
+    staircase = of(STAIRS)
+    for _ in range(50):
+        staircase.observe(5, 100, 12.0)
+        staircase.observe(1, 100, STAIRS[1])
+    assert staircase.costs(100)[5] == pytest.approx(12, rel=0.05)
+
+
+@pytest.mark.parametrize("factor", [1000.0, 3.0, 0.3, 1e-3, 0.0])
+@pytest.mark.parametrize("n", [1, 8])
+def test_hiccups_count_for_nothing(n, factor):
+    staircase = of(STAIRS)
+    for i in range(200):
+        odd = i % SURE
+        staircase.observe(n, 100, STAIRS[n] * (factor if odd else 1.0))
+    assert staircase.costs(100).tolist() == pytest.approx(of(STAIRS).costs(100).tolist())
+
+
+FEW = SURE + 1
+
+
+def step(staircase, times, count=FEW):
+    """Real steps of each of some widths, in turns."""
+    for _ in range(count):
+        for n, ms in times.items():
+            staircase.observe(n, 100, ms)
+
+
+def check(staircase, expected):
+    costs = staircase.costs(100)
+    assert {n: costs[n] for n in expected} == {n: pytest.approx(ms, rel=0.05) for n, ms in expected.items()}
+
+
+@pytest.mark.parametrize("factor", [50.0, 2.5, 0.4, 0.02])
+@pytest.mark.parametrize("n", [2, 8, 32])
+def test_a_width_remembered_wrong_is_right_after_a_few_steps_of_its_own(n, factor):
+    staircase = of({**STAIRS, n: STAIRS[n] * factor})
+    step(staircase, {1: STAIRS[1], n: STAIRS[n]})
+    check(staircase, STAIRS)
+
+
+def times_of(factor):
+    return {n: ms * factor for n, ms in STAIRS.items()}
+
+
+@pytest.mark.parametrize("factor", [50.0, 10.0, 2.5])
+def test_a_memory_that_is_too_dear_is_given_up_for_all_widths_after_a_few_single_tokens(factor):
+    staircase = of(times_of(factor))
+    step(staircase, {1: STAIRS[1]})
+    check(staircase, STAIRS)
+    step(staircase, {1: STAIRS[1]}, 3000)  # for good, although nothing wider was ever tried
+    check(staircase, STAIRS)
+    check(of({int(n): ms for n, ms in staircase.to_json()["0"].items()}), STAIRS)
+
+
+def test_widths_that_spoke_for_themselves_do_not_follow_single_tokens():
+    staircase = of(times_of(10))
+    step(staircase, {8: STAIRS[8], 16: STAIRS[16]})
+    step(staircase, {1: STAIRS[1]})
+    check(staircase, STAIRS)
+
+
+@pytest.mark.parametrize("also", [{}, {8: STAIRS[8]}], ids=["plain", "drafting"])
+def test_a_busy_machine_is_followed_and_forgotten_when_it_is_over(also):
+    staircase, used = of(STAIRS), {1: STAIRS[1], **also}
+    step(staircase, used, 100)
+    step(staircase, {n: 10 * ms for n, ms in used.items()})
+    check(staircase, times_of(10))  # else widths not in use would look cheap, and each would be tried
+    assert staircase.to_json()["0"]["32"] == pytest.approx(STAIRS[32])  # which is not worth keeping
+    step(staircase, {n: 10 * ms for n, ms in used.items()}, 200)
+    check(staircase, {n: 10 * ms for n, ms in used.items()})
+    step(staircase, used)
+    check(staircase, STAIRS)
+
+
+def test_a_machine_that_becomes_quiet_between_two_depths():
+    staircase = Staircase(8)
+    staircase.load_json({"0": {"1": 100, "8": 200}, "1000": {"1": 300, "8": 600}})
+    for _ in range(FEW):
+        staircase.observe(1, 500, 20.0)
+    assert staircase.costs(500)[[1, 8]] == pytest.approx([20, 40], rel=0.05)
+    assert staircase.costs(1000)[8] == pytest.approx(60, rel=0.05)
+
+
+def test_corrections_fade_and_are_kept_by_half():
+    staircase = of({1: 10.0, 8: 20.0})
+    staircase.observe(1, 100, 10.0)
+    for _ in range(100):
+        staircase.observe(8, 100, 60.0)
+    assert staircase.costs(100)[8] == pytest.approx(60, rel=0.1)
+    kept = staircase.to_json()["0"]
+    assert kept["1"] == 10
+    assert 25 < kept["8"] < 36
+    for _ in range(2000):
+        staircase.observe(1, 100, 10.0)
+    assert staircase.costs(100)[1] == pytest.approx(10, rel=0.03)
+    assert staircase.costs(100)[8] < 26  # worth trying again
+
+
+def test_corrections_survive_another_measurement():
+    backend = Clocked(lambda n: 10.0 + n)
+    staircase, _ = measured(backend)
+    for _ in range(200):
+        staircase.observe(8, 0, 40.0)
+        staircase.observe(1, 0, 11.0)
+    backend.prefill([1] * MARKS[1])
+    measured(backend, staircase)
+    assert staircase.costs(0)[8] > 30
+
+
+def test_a_step_between_two_depths_corrects_both():
+    staircase = Staircase(8)
+    staircase.load_json({"0": {"1": 10, "8": 20}, "1000": {"1": 30, "8": 60}})
+    assert staircase.costs(500)[8] == pytest.approx(40)
+    for _ in range(60):
+        staircase.observe(8, 500, 80.0)
+    assert staircase.costs(500)[8] == pytest.approx(80, rel=0.05)
+    assert staircase.costs(0)[8] > 25
+    assert staircase.costs(1000)[8] > 75
+
+
+def test_a_noisy_slope_is_not_followed_downwards():
+    staircase = Staircase(8)
+    staircase.load_json({"0": {"1": 10, "8": 20}, "300": {"1": 9, "8": 19.5}})
+    for length in (0, 300, 3000, 300_000):
+        assert (staircase.costs(length)[1:] > 8).all()
+    assert staircase.costs(300_000)[1] == pytest.approx(9)
+
+
+def test_steps_do_not_pass_for_a_measurement():
+    staircase = Staircase(8)
+    staircase.observe(1, 100, 5.0)
+    assert staircase.needs_measuring(100)
+    staircase = of(STAIRS)
+    staircase.observe(1, 600, 10.0)
+    assert staircase.needs_measuring(600)
+    assert staircase.costs(600)[1] > STAIRS[1]
+
+
+times = st.floats(1e-3, 1e6)
+
+
+stairs = st.dictionaries(st.integers(1, 64), times).map(lambda s: {1: 1.0, **s})
+
+
+@given(st.dictionaries(st.integers(0, 100_000), stairs, max_size=4), st.integers(1, 64))
+def test_json_round_trip(depths, max_width):
+    data = {str(d): {str(n): ms for n, ms in steps.items()} for d, steps in depths.items()}
+    staircase = Staircase(max_width)
+    staircase.load_json(json.loads(json.dumps(data)))
+    assert json.loads(json.dumps(staircase.to_json())) == data
+    assert staircase.depths == sorted(depths)
+    assert (staircase.costs(700)[1:] > 0).all()
+
+
+GARBAGE = [
+    [],
+    3,
+    "x",
+    {"a": {"1": 1}},
+    {"0": 1},
+    {"0": []},
+    {"0": {"x": 1}},
+    {"0": {"1": "x"}},
+    {"0": {"1": None}},
+    {"0": {"1": 0}},
+    {"0": {"1": -2}},
+    {"0": {"1": float("nan")}},
+    {"0": {"1": float("inf")}},
+    {"0": {"0": 1, "1": 1}},
+    {"0": {}},
+    {"0": {"2": 5.0}},
+    {"-1": {"1": 5.0}},
+]
+
+
+@pytest.mark.parametrize("data", GARBAGE, ids=repr)
+def test_garbage_is_refused_and_changes_nothing(data):
+    staircase = of(STAIRS)
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        staircase.load_json(data)
+    assert staircase.steps(0) == STAIRS
+
+
+def test_beyond_the_interpolated_widths_only_measured_ones_are_used():
+    backend = Clocked(lambda n: 5.0 + n if n < 64 else 20.0)  # attention in tiles
+    staircase, _ = measured(backend, Staircase(64))
+    costs = staircase.costs(0)
+    assert costs[64] == pytest.approx(20)
+    assert np.isinf(costs[33:64]).all()
+    assert np.isfinite(costs[1:33]).all()
+    assert Staircase(32).costs(0)[32] == 32
+
+
+def kept_and_loaded(staircase, max_width):
+    """What a later run with steps of up to `max_width` makes of what is kept."""
+    loaded = Staircase(max_width)
+    loaded.load_kept(json.loads(json.dumps(staircase.to_json())))
+    return loaded
+
+
+def test_what_a_narrow_run_measured_is_measured_again_where_wider_steps_are_possible():
+    backend = Clocked(lambda n: 3.0 + n)
+    narrow, _ = measured(backend, Staircase(3))
+    assert kept_and_loaded(narrow, 3).depths == [0]
+    wide = kept_and_loaded(narrow, 32)
+    assert (wide.depths, wide.needs_measuring(0)) == ([], True)
+    measured(backend, wide)
+    assert set(wide.steps(0)) == set(NARROW)
+    assert kept_and_loaded(wide, 3).steps(0) == wide.steps(0)  # a narrow run can use it
+    assert kept_and_loaded(wide, 64).depths == []
+    assert kept_and_loaded(kept_and_loaded(wide, 3), 32).steps(0) == wide.steps(0)  # and leaves it as it is
+
+
+def test_widths_that_there_was_no_time_for_are_not_measured_again():
+    slow, _ = measured(Clocked(lambda n: 1000.0 + n))
+    again = kept_and_loaded(slow, 32)
+    assert (set(again.steps(0)), again.needs_measuring(0)) == ({1, 2}, False)
+    assert kept_and_loaded(again, 32).depths == [0]
+
+
+def test_a_narrow_run_replaces_nothing_that_a_wide_one_kept():
+    wide, narrow = (measured(Clocked(lambda n: 3.0 + n), Staircase(n))[0].to_json() for n in (32, 1))
+    beside = Staircase(1).with_wider({**narrow, "300": narrow["0"]}, wide)
+    assert beside == {"0": wide["0"], "300": narrow["0"]}
+    assert Staircase(32).with_wider(wide, narrow) == wide

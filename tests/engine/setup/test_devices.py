@@ -1,0 +1,233 @@
+"""Timing devices with a model, and where its layers go: on simulated devices that keep to the cost model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from specx.backends.llama.devices import Device, Transfer
+from specx.backends.llama.kernels import STOCK
+from specx.backends.scripted import ScriptedBackend, SimulatedClock
+from specx.backends.settings import LoadSettings
+from specx.backends.store import Store
+from specx.engine.setup import offloading
+from specx.engine.setup.devices import DeviceCost, measure_devices, unmixed
+from specx.engine.setup.kernels import Chosen
+from specx.engine.setup.layers import Layers
+from specx.engine.setup.placement import DraftSource, fastest_device, place
+
+GIB = 1 << 30
+ROW_BYTES = 4096
+LAYERS = Layers((GIB // 10,) * 11, (GIB // 10,) * 11, (0,) * 11, row_bytes=ROW_BYTES)
+WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+HOST = {n: 40.0 + 4 * n for n in WIDTHS}  # milliseconds with everything there
+FAST = {n: 5.0 + 0.1 * n for n in WIDTHS}
+LATENCY_MS, BYTES_PER_S = 0.5, 1e8
+
+
+def device(name, kind, free, *, unified=False):
+    return Device(name, f"a {name}", kind, free, free, unified)
+
+
+CPU = device("CPU", "CPU", 8 * GIB)
+
+
+class Machine:
+    """Loads models whose steps take what the cost model says of their division."""
+
+    def __init__(self, speeds):
+        self.speeds = speeds
+        self.clock = SimulatedClock()
+        self.loaded = []
+
+    def load(self, division):
+        total, steps = sum(count for _, count in division), {}
+        for n in WIDTHS:
+            steps[n] = sum(self.speeds[name][n] * count / total for name, count in division)
+            steps[n] += sum(self.handing(n) for name, _ in division if name != "CPU")
+        self.loaded.append(division)
+        return ScriptedBackend(8, n_ctx=512, step_costs=steps, clock=self.clock)
+
+    @staticmethod
+    def handing(n):
+        return LATENCY_MS + n * ROW_BYTES / BYTES_PER_S * 1e3
+
+    @staticmethod
+    def transfer(_name, nbytes):
+        return Transfer(nbytes / (LATENCY_MS / 1e3 + nbytes / BYTES_PER_S))
+
+    def measure(self, devices, layers=LAYERS):
+        return measure_devices(
+            layers,
+            devices,
+            self.load,
+            host_rate=lambda: 1e10,
+            transfer=self.transfer,
+            clock=self.clock,
+        )
+
+
+def test_a_device_that_holds_everything():
+    machine = Machine({"CPU": HOST, "GPU": FAST})
+    (host, gpu), disturbed = machine.measure([CPU, device("GPU", "GPU", 4 * GIB)])
+    assert not disturbed
+    assert machine.loaded == [(("CPU", 11),), (("GPU", 11),)]
+    assert {n: host.steps[n] for n in (1, 8)} == pytest.approx({n: HOST[n] for n in (1, 8)})
+    assert {n: gpu.steps[n] for n in (1, 8)} == pytest.approx({n: FAST[n] for n in (1, 8)}, rel=0.02)
+    assert gpu.handing_ms(4, ROW_BYTES) == pytest.approx(machine.handing(4), rel=0.1)
+
+
+@pytest.mark.parametrize("gib", [0.3, 0.55, 0.85])
+def test_a_mixture_tells_what_the_device_alone_would_take(gib):
+    machine = Machine({"CPU": HOST, "GPU": FAST})
+    (_, gpu), _ = machine.measure([CPU, device("GPU", "GPU", int(gib * GIB))])
+    assert len(machine.loaded[1]) == 2
+    for n in (1, 2, 4, 8):
+        assert gpu.steps[n] == pytest.approx(FAST[n], rel=0.05)
+
+
+def test_predictions_for_other_divisions_come_true():
+    """Measured with everything and with half of it: every division in between follows."""
+    machine = Machine({"CPU": HOST, "GPU": FAST})
+    costs, _ = machine.measure([CPU, device("GPU", "GPU", GIB // 2 + 10)])
+    for layers in range(12):
+        gpu = replace(costs[1], memory_free=layers * (GIB // 10))
+        best = place(LAYERS, [DraftSource("none", 0.0)], [costs[0], gpu]).best
+        division = (("CPU", 11 - layers), ("GPU", layers))
+        backend = machine.load(tuple((name, count) for name, count in division if count))
+        real = dict(backend._step_costs)[1]
+        assert best.offloaded("CPU") == layers  # a fast one takes what fits
+        assert 1e3 / best.rate == pytest.approx(real, rel=0.02)
+
+
+def test_devices_without_room_are_left_out():
+    machine = Machine({"CPU": HOST, "GPU": FAST})
+    costs, _ = machine.measure([CPU, device("GPU", "GPU", 1000), device("GPU", "GPU", None)])
+    assert [cost.name for cost in costs] == ["CPU"]
+
+
+def test_a_host_that_cannot_hold_the_model_is_judged_by_its_memory():
+    machine = Machine({"CPU": HOST, "GPU": FAST})
+    costs, _ = machine.measure([device("CPU", "CPU", GIB // 2), device("GPU", "GPU", GIB)])
+    assert all(sum(count for name, count in division if name == "CPU") < 11 for division in machine.loaded)
+    assert costs[0].steps[1] == costs[0].steps[16] == pytest.approx(sum(LAYERS.read) / 1e10 * 1e3)
+
+
+def test_noise_never_makes_a_device_free():
+    gpu = DeviceCost("GPU", GIB, {}, 100)
+    assert unmixed({1: 10.0}, {1: 30.0}, 0.5, gpu, ROW_BYTES)[1] == pytest.approx(0.01 * 10 / 0.5)
+
+
+def test_json_and_damage():
+    cost = DeviceCost("GPU", GIB, {1: 2.0, 4: 3.0}, 100, 0.5, 1e9, unified=True)
+    assert DeviceCost.from_json(cost.to_json(), GIB) == cost
+    endless = replace(cost, transfer=math.inf)
+    assert DeviceCost.from_json(endless.to_json(), 7) == replace(endless, memory_free=7)
+    for damage in ({"steps": {}}, {"steps": {"1": -1}}, {"measured_bytes": 0}, {"handing_over_ms": math.nan}):
+        with pytest.raises(ValueError, match="positive"):
+            DeviceCost.from_json({**cost.to_json(), **damage}, GIB)
+
+
+def test_a_draft_model_goes_where_it_drafts_the_fastest():
+    small = Layers((100,) * 3, (100,) * 3, (10,) * 3)
+    cpu, gpu = DeviceCost("CPU", 1000, {1: 10.0}, 300), DeviceCost("GPU", 1000, {1: 1.0}, 300)
+    assert fastest_device(small, [cpu, gpu]).name == "GPU"
+    assert fastest_device(small, [cpu, replace(gpu, memory_free=329)]).name == "CPU"
+    assert fastest_device(small, [cpu, replace(gpu, handing_over_ms=20.0)]).name == "CPU"
+
+
+# --- in a session -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decide(tmp_path, monkeypatch):
+    """`with_measured_placement` of a model of eleven layers, on simulated devices."""
+    monkeypatch.setattr(offloading, "model_layers", lambda _info, _settings: LAYERS)
+    machine = Machine({"CPU": HOST, "GPU": FAST})
+    monkeypatch.setattr(
+        offloading,
+        "measure_devices",
+        lambda target, devices, load, **rest: measure_devices(
+            target, devices, load, **rest, transfer=machine.transfer
+        ),
+    )
+
+    def load(settings):
+        rest = 11 - settings.n_gpu_layers
+        division = (("CPU", rest), *settings.offload)
+        return Chosen(machine.load(tuple((name, n) for name, n in division if n)), STOCK)
+
+    def decide(devices, *, store=True, **settings):
+        told, explained = [], []
+        placed = offloading.with_measured_placement(
+            SimpleNamespace(),
+            LoadSettings(Path("model.gguf"), **settings),
+            Store(tmp_path if store else None),
+            "key",
+            load,
+            notice=told.append,
+            explain=explained.append,
+            devices=devices,
+            clock=machine.clock,
+        )
+        return SimpleNamespace(settings=placed, told=told, explained=explained)
+
+    decide.machine = machine
+    return decide
+
+
+GPU = device("GPU", "GPU", 4 * GIB)
+
+
+def test_without_a_gpu_nothing_is_loaded(decide):
+    found = decide([CPU])
+    assert found.settings.n_gpu_layers == 0
+    assert decide.machine.loaded == [] and found.told == []
+
+
+def test_what_a_person_says_counts(decide):
+    assert decide([CPU, GPU], n_gpu_layers=3).settings.n_gpu_layers == 3
+    assert decide([CPU, GPU], n_gpu_layers=-1).settings.offload is None
+    assert decide.machine.loaded == []
+
+
+def test_it_is_measured_once_and_decided_each_time(decide):
+    first = decide([CPU, GPU])
+    assert first.settings.offload == (("GPU", 11),) and first.settings.n_gpu_layers == 11
+    assert first.settings.kernels == "stock"  # those that the host was timed with
+    assert len(first.told) == 1 and first.told[0].startswith("timed this model's layers in ")
+    assert first.told[0].endswith(": one token takes 44.0 ms on CPU, 5.1 ms on GPU")
+    assert "placement: all on CPU: 0.1" in " ".join(first.explained)
+    loads = len(decide.machine.loaded)
+    again = decide([CPU, device("GPU", "GPU", GIB // 2)])  # somebody else uses the GPU now
+    assert again.settings.offload == (("GPU", 5),)
+    assert again.told == [] and len(decide.machine.loaded) == loads
+    assert decide([CPU, GPU], store=False).told
+
+
+def test_a_slow_gpu_is_left_alone(decide):
+    decide.machine.speeds["GPU"] = dict.fromkeys(WIDTHS, 100.0)
+    found = decide([CPU, GPU])
+    assert found.settings.offload == () and found.settings.n_gpu_layers == 0
+
+
+def test_a_damaged_entry_is_measured_again(decide, tmp_path):
+    decide([CPU, GPU])
+    (path,) = (tmp_path / "devices").glob("*.json")
+    path.write_text('{"version": 1, "devices": [{"name": "GPU"}]}')
+    assert decide([CPU, GPU]).settings.offload == (("GPU", 11),)
+
+
+def test_a_draft_model_is_placed_by_the_same_costs(decide, tmp_path, monkeypatch):
+    decide([CPU, GPU])
+    monkeypatch.setattr(offloading, "usable_devices", lambda: [CPU, GPU])
+    monkeypatch.setattr(offloading, "read_gguf", lambda _path: None)
+    asked = LoadSettings(Path("draft.gguf"))
+    place_draft = offloading.with_placed_draft
+    assert place_draft(asked, Store(tmp_path), "key").offload == (("GPU", 11),)
+    assert place_draft(asked, Store(tmp_path), "other key").n_gpu_layers == 0
+    assert place_draft(replace(asked, n_gpu_layers=2), Store(tmp_path), "key").offload is None

@@ -1,0 +1,111 @@
+"""Which models on this machine can draft for a target, and what they promise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specx.backends.gguf.file import read_gguf
+from specx.backends.hub.models import FoundModel
+from specx.backends.store import Store
+from specx.engine.setup import finder as candidates
+from specx.engine.setup.finder import Candidate, Finder, Forecast, Unfit, examine, step_bytes
+
+WORDS = [f"word{i}" for i in range(64)]
+
+
+@pytest.fixture
+def target(tmp_path, write_model):
+    return read_gguf(write_model(tmp_path / "target.gguf", 64, layers=4))
+
+
+def listed(*paths):
+    return lambda: [FoundModel(path, path.stem, "here", path.stat().st_size) for path in paths]
+
+
+def search(target, store=None, models=list):
+    return [found for found in Finder(target, store or Store(None), models).search() if found is not None]
+
+
+def test_bytes_that_a_token_reads(target):
+    assert step_bytes(target) == 4 * (64 * 64 + 4 * 7 * 64 * 64)  # the head and the layers, not the embedding
+
+
+def test_what_lies_beside_the_target_and_in_the_places_known(target, tmp_path, write_model):
+    (tmp_path / "elsewhere").mkdir()
+    write_model(tmp_path / "small.gguf", 16)
+    write_model(tmp_path / "elsewhere" / "tiny.gguf", 8)
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF and no more")
+    write_model(tmp_path / "foreign.gguf", 16, tokens=["x", *WORDS[1:]])
+    write_model(tmp_path / "large.gguf", 60, layers=3)
+    write_model(tmp_path / "recurrent.gguf", 16, architecture="mamba", recurrent=True)
+    write_model(tmp_path / "huge.gguf", 96, layers=4)
+    known = listed(tmp_path / "elsewhere" / "tiny.gguf", tmp_path / "small.gguf", target.path)
+    found = search(target, models=known)
+    assert sorted(c.name for c in found if isinstance(c, Candidate)) == ["small", "tiny"]
+    reasons = {c.name: c.reason for c in found if isinstance(c, Unfit)}
+    assert sorted(reasons) == ["broken", "foreign", "large", "recurrent"]  # a larger file is not even opened
+    assert "token 0 is 'word0' in one and 'x'" in reasons["foreign"]
+    assert "more than half" in reasons["large"]
+    assert "recurrent" in reasons["recurrent"]
+
+
+def test_a_file_is_examined_once(target, tmp_path, monkeypatch, write_model):
+    opened = []
+
+    def counted(target, path, name=None):
+        opened.append(path.name)
+        return examine(target, path, name)
+
+    monkeypatch.setattr(candidates, "examine", counted)
+    store = Store(tmp_path / "store")
+    small, foreign = (
+        write_model(tmp_path / "small.gguf", 16),
+        write_model(tmp_path / "f.gguf", 16, tokens=["x"] * 64),
+    )
+    first = search(target, store)
+    assert sorted(opened) == ["f.gguf", "small.gguf"]
+    assert search(target, store) == first
+    assert len(opened) == 2
+    write_model(small, 8, layers=2)  # another file of that name
+    assert search(target, store) != first
+    assert opened[2:] == ["small.gguf"]
+    foreign.unlink()
+    assert [c.name for c in search(target, store)] == ["small"]
+    search(replace(target, fingerprint="another"), store)
+    assert len(opened) == 4
+
+
+@pytest.mark.parametrize("data", [{"files": 3}, {"files": {"x": 4}}, {"files": {}}, {}])
+def test_a_damaged_memory_is_no_harm(target, tmp_path, data, write_model):
+    store = Store(tmp_path / "store")
+    path = write_model(tmp_path / "small.gguf", 16)
+    status = path.stat()
+    stamp = [status.st_size, status.st_mtime_ns]
+    store.save_json("candidates", target.fingerprint, data)
+    assert [c.name for c in search(target, store)] == ["small"]
+    store.save_json("candidates", target.fingerprint, {"files": {str(path): {"stamp": stamp, "size": "?"}}})
+    assert [c.name for c in search(target, store)] == ["small"]
+
+
+def test_not_too_many_files_in_one_session(target, tmp_path, monkeypatch, write_model):
+    monkeypatch.setattr(candidates, "EXAMINED", 2)
+    store = Store(tmp_path / "store")
+    for i in range(5):
+        write_model(tmp_path / f"small{i}.gguf", 8)
+    assert [len(search(target, store)) for _ in range(4)] == [2, 4, 5, 5]
+
+
+def test_the_forecast_is_the_objective():
+    candidate = Candidate(Path("d.gguf"), "d", "f", 64, 1, 1)
+    costs = np.array([np.inf, 10.0, 11.0, 12.0, 13.0, 30.0])
+    forecast = Forecast.of(candidate, costs, 0.8, 2.0)
+    rates = [sum(0.8**i for i in range(n + 1)) / (n * 2 + costs[n + 1]) for n in range(4)]
+    assert forecast.rate == pytest.approx(max(rates))
+    assert forecast.plain_rate == pytest.approx(0.1)
+    assert "assumed" in forecast.explained() and "2.0 ms" in forecast.explained()
+    assert "counted on 90 tokens" in Forecast.of(candidate, costs, 0.8, 2.0, 90).explained()
+    assert Forecast.of(candidate, costs, 0.8, 50.0).rate == pytest.approx(0.1)  # it would never be asked

@@ -1,0 +1,293 @@
+"""Fitting a model into memory: what is tried, in which order, what is told, and what is refused."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specx.backends.errors import DoesNotFitError
+from specx.backends.gguf.file import GGUFInfo
+from specx.backends.gguf.header import Tensor
+from specx.backends.llama.memory import MemoryNeed, predict_memory
+from specx.backends.machine.machine import Memory
+from specx.backends.settings import LoadSettings
+from specx.engine.setup import fit as fit_module
+from specx.engine.setup.fit import LEAST_CONTEXT, SLACK, Room, fit, fit_here
+
+MIB, GIB = 1 << 20, 1 << 30
+LAYERS = 10
+UNLIMITED = 1 << 50
+CGROUP = Path("/sys/fs/cgroup/memory")
+
+
+def model(layer: int = 400 * MIB, name: str = "model") -> GGUFInfo:
+    """Ten layers of one matrix each that is used where it lies in the file; 64 KiB of cache a token."""
+    shape = (1024, layer // 2048)
+    tensors = (
+        Tensor("token_embd.weight", (1024, 1000), "F16", 1000 * 2048),
+        Tensor("output.weight", (1024, 1000), "F16", 1000 * 2048),
+        *(Tensor(f"blk.{i}.ffn_up.weight", shape, "F16", layer) for i in range(LAYERS)),
+    )
+    return GGUFInfo(
+        path=Path(f"{name}.gguf"),
+        parts=(Path(f"{name}.gguf"),),
+        size=sum(t.nbytes for t in tensors),
+        version=3,
+        architecture="llama",
+        name=name,
+        file_type="F16",
+        parameters=0,
+        context_length=32768,
+        embedding_length=1024,
+        blocks=LAYERS,
+        heads=16,
+        kv_heads=(16,) * LAYERS,
+        key_length=100,
+        value_length=100,
+        feed_forward_length=2048,
+        vocabulary_size=1000,
+        tokenizer="llama",
+        pre_tokenizer="",
+        chat_template=None,
+        sliding_window=0,
+        state="attention",
+        experts=0,
+        experts_used=0,
+        nextn_layers=0,
+        tensors=tensors,
+        metadata={},
+        fingerprint="",
+    )
+
+
+INFO = model()
+DRAFT = model(20 * MIB, "draft")
+ASKED = LoadSettings(INFO.path, kernels="stock")
+
+
+def need(draft: GGUFInfo | None = None, gpus: int = 0, **options) -> MemoryNeed:
+    return predict_memory(INFO, replace(ASKED, **options), draft=draft, gpus=gpus)
+
+
+def room(nbytes: float, *, bearable: int | None = None, ceiling: int = UNLIMITED, gpus=()) -> Room:
+    available = round(nbytes)
+    return Room(available, available if bearable is None else bearable, ceiling, tuple(gpus))
+
+
+def just(needed: MemoryNeed) -> int:
+    """Bytes that must be available for it."""
+    return round(needed.working / SLACK) + 2
+
+
+def test_what_fits_is_left_alone():
+    found = fit(INFO, ASKED, room(just(need())))
+    assert (found.settings, found.changes) == (ASKED, ())
+    assert found.need == need()
+
+
+def test_where_nothing_can_be_read_nothing_is_changed():
+    found = fit(INFO, ASKED, Room(None, None, None), draft=DRAFT)
+    assert (found.settings, found.draft, found.changes) == (ASKED, DRAFT, ())
+
+
+def test_the_draft_model_goes_first():
+    both = need(DRAFT)
+    found = fit(INFO, ASKED, room(just(both)), draft=DRAFT)
+    assert (found.draft, found.changes) == (DRAFT, ())
+    found = fit(INFO, ASKED, room(just(both) - 10 * MIB), draft=DRAFT)
+    assert (found.settings, found.draft) == (ASKED, None)
+    (told,) = found.changes
+    assert told.startswith("the draft model draft.gguf is left out: ")
+    assert "GiB would be needed" in told
+
+
+def test_then_the_context_shrinks_as_little_as_needed():
+    found = fit(INFO, ASKED, room(just(need(n_ctx=2048))), draft=DRAFT)
+    assert found.settings == replace(ASKED, n_ctx=2048)
+    assert found.draft is None
+    left_out, smaller = found.changes
+    assert "draft.gguf" in left_out
+    assert smaller.startswith("the context is 2048 tokens: with 4096, ")
+
+
+def test_a_context_that_was_asked_for_stays():
+    asked = replace(ASKED, n_ctx=4096)
+    with pytest.raises(DoesNotFitError) as caught:
+        fit(INFO, asked, room(100 * MIB))
+    assert "model.gguf needs 4.3 GiB" in caught.value.message
+    assert "weights 3.9 GiB" in caught.value.message
+    assert "cache for a context of 4096 250 MiB" in caught.value.message
+    assert caught.value.message.endswith("; 100 MiB are available")
+
+
+def test_the_hint_is_what_would_fit():
+    asked = replace(ASKED, n_ctx=30000)
+    enough = room(just(need(n_ctx=8192)), ceiling=just(need(n_ctx=8192)))
+    with pytest.raises(DoesNotFitError, match="is all there is") as caught:
+        fit(INFO, asked, enough)
+    assert caught.value.hint.endswith("-c 8192")
+    with pytest.raises(DoesNotFitError) as caught:  # not more than the model was trained for
+        fit(INFO, replace(asked, n_ctx=10**8), room(just(need(n_ctx=10**6))))
+    assert caught.value.hint.endswith(f"-c {INFO.context_length}")
+    assert fit(INFO, replace(asked, n_ctx=8192), enough).changes == ()
+    # The cache alone is 62.5 KiB a token; half of that where even the least context is too much.
+    little = room(just(need(n_ctx=512, type_k="q8_0", type_v="q8_0")))
+    with pytest.raises(DoesNotFitError) as caught:
+        fit(INFO, asked, replace(little, bearable=100 * MIB))
+    assert caught.value.hint.endswith("-c 512 -ctk q8_0 -ctv q8_0")
+    with pytest.raises(DoesNotFitError) as caught:
+        fit(INFO, asked, room(10 * MIB))
+    assert "a smaller quantization" in caught.value.hint
+
+
+def test_between_available_and_all_there_is_a_person_is_warned():
+    found = fit(INFO, ASKED, room(2 * GIB, ceiling=8 * GIB), draft=DRAFT)
+    assert (found.settings, found.draft) == (ASKED, None)  # a smaller context would change nothing much
+    left_out, slow = found.changes
+    assert "draft.gguf is left out" in left_out
+    assert slow.startswith("model.gguf needs 4.3 GiB, and 2.0 GiB are available: it will be slow")
+
+
+def test_the_context_shrinks_so_that_no_process_is_ended():
+    bearable = need(n_ctx=1024).required
+    found = fit(INFO, ASKED, room(bearable, ceiling=8 * GIB))
+    assert found.settings.n_ctx == 1024
+    assert "it will be slow" in found.changes[-1]
+
+
+def test_what_only_just_fits_may_be_slow():
+    """Predictions are right to a few percent: within that margin nobody is told that it fits, nor refused."""
+    working = need(n_ctx=4096).working
+    found = fit(INFO, replace(ASKED, n_ctx=4096), room(working + 1))
+    assert found.settings.n_ctx == 4096
+    (told,) = found.changes
+    assert "it may be slow unless" in told
+
+
+def test_what_is_larger_than_the_machine_is_refused():
+    with pytest.raises(DoesNotFitError, match=r"3\.0 GiB is all there is"):
+        fit(INFO, ASKED, room(2 * GIB, ceiling=3 * GIB))
+
+
+def test_fewer_layers_go_to_the_gpu():
+    free = need(gpus=1, n_gpu_layers=6).gpu
+    found = fit(INFO, ASKED, room(64 * GIB, gpus=[free // 2, free - free // 2 - 1]))
+    two = predict_memory(INFO, replace(ASKED, n_gpu_layers=5), gpus=2)
+    assert found.settings == replace(ASKED, n_gpu_layers=5)
+    assert found.need == two
+    (told,) = found.changes
+    assert told.startswith("5 layers are on the GPU: otherwise ")
+    assert "of GPU memory would be needed" in told
+
+
+def test_a_smaller_context_comes_before_fewer_layers():
+    found = fit(INFO, ASKED, room(64 * GIB, gpus=[need(gpus=1, n_ctx=1024).gpu]))
+    assert found.settings == replace(ASKED, n_ctx=1024)
+    found = fit(INFO, replace(ASKED, n_ctx=4096), room(64 * GIB, gpus=[need(gpus=1, n_ctx=1024).gpu]))
+    assert found.settings == replace(ASKED, n_ctx=4096, n_gpu_layers=LAYERS)
+
+
+def test_layers_that_leave_the_gpu_need_main_memory():
+    gpu = need(gpus=1, n_gpu_layers=6).gpu
+    main = just(need(gpus=1, n_gpu_layers=6, n_ctx=1024))
+    found = fit(INFO, ASKED, room(main, gpus=[gpu]))
+    assert (found.settings.n_gpu_layers, found.settings.n_ctx) == (6, 1024)
+    assert len(found.changes) == 2
+
+
+def test_swap_helps_unless_a_control_group_has_a_limit():
+    memory = Memory(total=8 * GIB, available=2 * GIB, swap_total=4 * GIB, swap_free=3 * GIB)
+    assert Room.of(memory) == Room(2 * GIB, 5 * GIB, 8 * GIB)
+    limited = replace(memory, limit=4 * GIB, used=3 * GIB, available=1 * GIB)
+    assert Room.of(limited, (GIB,)) == Room(1 * GIB, 1 * GIB, 4 * GIB, (GIB,))
+    assert Room.of(Memory()) == Room(None, None, None)
+
+
+@given(
+    available=st.integers(0, 12 * GIB),
+    more=st.integers(0, 12 * GIB),
+    n_ctx=st.sampled_from([None, 0, 512, 4096, 20000]),
+    gpu=st.none() | st.integers(0, 6 * GIB),
+    drafted=st.booleans(),
+)
+def test_what_is_loaded_is_always_bearable(available, more, n_ctx, gpu, drafted):
+    there = room(available, ceiling=available + more, gpus=[] if gpu is None else [gpu])
+    asked = replace(ASKED, n_ctx=n_ctx)
+    try:
+        found = fit(INFO, asked, there, draft=DRAFT if drafted else None)
+    except DoesNotFitError as error:
+        assert error.hint
+        assert not there.is_bearable(predict_memory(INFO, asked, gpus=len(there.gpus)))
+        return
+    gpus = len(there.gpus)
+    assert found.need == predict_memory(INFO, found.settings, gpus=gpus, draft=found.draft)
+    assert there.is_bearable(found.need)
+    assert there.is_enough(found.need) or "be slow unless" in found.changes[-1]
+    if found.settings != asked or (drafted and found.draft is None):
+        assert found.changes
+    if n_ctx is None:
+        assert found.settings.n_ctx is None or LEAST_CONTEXT <= found.settings.n_ctx < 4096
+    else:
+        assert found.settings.n_ctx == n_ctx
+
+
+def test_on_this_machine_changes_are_told_and_the_rest_explained(monkeypatch):
+    told, explained = [], []
+    monkeypatch.setattr(fit_module, "read_room", lambda: room(just(need(n_ctx=2048))))
+    found = fit_here(INFO, ASKED, told.append, explained.append)
+    assert told == list(found.changes)
+    assert len(told) == 1
+    beyond = []
+    monkeypatch.setattr(fit_module, "read_room", lambda: room(UNLIMITED))
+    fit_here(INFO, replace(ASKED, n_ctx=INFO.context_length), beyond.append)
+    assert not any("trained" in text for text in beyond)
+    fit_here(INFO, replace(ASKED, n_ctx=INFO.context_length + 1), beyond.append)
+    assert sum("trained for 32768 tokens" in text for text in beyond) == 1
+    (text,) = explained
+    assert text.startswith("memory: 4.1 GiB (weights 3.9 GiB, cache for a context of 2048 125 MiB, ")
+
+
+@contextmanager
+def limited_group(nbytes: int):
+    """A control group with `nbytes` of memory, as a path; skips where none can be made."""
+    group = CGROUP / f"specx-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made: {error.strerror}")
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(nbytes))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def complete_within(nbytes: int, path: Path) -> subprocess.CompletedProcess[str]:
+    """A `specx complete` in a control group of its own."""
+    command = ["complete", str(path), "-p", "Once upon a time", "-n", "4", "--no-cache", "--kernels", "specx"]
+    enter = "import os, sys; open(sys.argv.pop(1), 'w').write(str(os.getpid()))\n"
+    run = "from specx.cli.app import run; sys.exit(run(sys.argv[1:]))"
+    with limited_group(nbytes) as group:
+        return subprocess.run(
+            [sys.executable, "-P", "-c", enter + run, str(group / "cgroup.procs"), *command],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+def test_a_real_limit_ends_no_process(smollm2):
+    done = complete_within(280 * MIB, smollm2)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert done.stdout
+    assert "the context is" in done.stderr
+    done = complete_within(150 * MIB, smollm2)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "MiB are available" in done.stderr
+    assert "hint: take a smaller quantization" in done.stderr

@@ -1,0 +1,207 @@
+"""Which kernels a model runs on: measured once, the faster ones taken, and remembered."""
+
+from __future__ import annotations
+
+import pytest
+
+from specx.backends.llama import kernels as ggml_device
+from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK
+from specx.backends.scripted import ScriptedBackend
+from specx.backends.store import Store
+from specx.engine.setup.kernels import (
+    DEPTH,
+    Comparison,
+    choice_of_auto,
+    choose_kernels,
+    compare_kernels,
+    reference_rate,
+)
+
+FLAT = {n: 10 + 0.1 * n for n in range(1, 65)}
+STEEP = {n: 8.0 * n for n in range(1, 65)}
+MIDDLE = {n: 5 + 2.0 * n for n in range(1, 65)}
+
+
+class World:
+    """A machine on which a step takes what the kernels in use need for it."""
+
+    def __init__(self, monkeypatch, costs, *, missing=None, **options):
+        self.costs, self.options = costs, options
+        self.now, self.loads, self.closed = 0.0, [], 0
+        self.hiccups = {}
+        monkeypatch.setattr(ggml_device, "unavailable", lambda: missing)
+
+    def clock(self):
+        return self.now
+
+    def load(self, kernels):
+        self.loads.append(kernels)
+        return Machine(self, kernels)
+
+
+class Machine(ScriptedBackend):
+    def __init__(self, world, kernels):
+        super().__init__(8, **{"max_width": 64, "n_ctx": 1024, **world.options})
+        self.world, self.loaded, self.kernels, self.before = world, kernels, kernels, 0
+
+    def forward(self, tokens, parents):
+        n, world = len(tokens), self.world
+        assert self.kernels.weights == self.loaded.weights  # packed weights are multiplied by their owner
+        building = 3.0 if n != self.before else 0.0  # of the graph, when the width changes
+        self.before = n
+        world.now += (world.costs[self.kernels.name][n] + building + world.hiccups.pop(n, 0)) / 1e3
+        return super().forward(tokens, parents)
+
+    def close(self):
+        self.world.closed += 1
+
+
+def costs(stock=STEEP, attention=MIDDLE, specx=FLAT):
+    return {"stock": stock, "attention": attention, "specx": specx}
+
+
+@pytest.fixture
+def choose(tmp_path):
+    notices = []
+
+    def run(world, wanted="auto", key="model-machine", *, busy=False, **options):
+        notices.clear()
+        store = Store(tmp_path, notices.append)
+        options |= {"clock": world.clock, "busy": lambda: busy}
+        return choose_kernels(wanted, world.load, store, key, notices.append, **options)
+
+    run.notices = notices
+    return run
+
+
+def test_the_times_of_each_are_those_of_its_steps(monkeypatch):
+    world = World(monkeypatch, costs())
+    world.hiccups = {4: 500.0, 1: 200.0}
+    comparison, backend, loaded = compare_kernels(
+        world.load, depths=(16, 256), widths=(1, 2, 4, 32), clock=world.clock
+    )
+    assert loaded == SPECX and backend.length == 0
+    for name, steps in costs().items():
+        for depth in (16, 256):
+            assert comparison.steps[name][depth] == pytest.approx({n: steps[n] for n in (1, 2, 4, 32)})
+    assert world.loads == [STOCK, SPECX] and world.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "best"),
+    [
+        (costs(), SPECX),
+        (costs(specx=STEEP), ATTENTION),
+        (costs(attention=STEEP, specx=STEEP), STOCK),
+        (costs(stock=FLAT, attention=FLAT), STOCK),
+        (costs(specx={n: 0.99 * ms for n, ms in MIDDLE.items()}), ATTENTION),  # within noise
+    ],
+)
+def test_the_fastest_is_taken_and_remembered(monkeypatch, choose, given, best):
+    world = World(monkeypatch, given)
+    chosen = choose(world)
+    assert chosen.kernels == best == chosen.backend.loaded == chosen.backend.kernels
+    assert len(choose.notices) == 1 and "compared kernels" in choose.notices[0]
+    assert world.closed == len(world.loads) - 1  # nothing but the model in use stays in memory
+    again = World(monkeypatch, costs(stock=FLAT, attention=STEEP, specx=STEEP))
+    assert choose(again).kernels == best
+    assert again.loads == [best] and again.now == 0 and not choose.notices
+    assert choose(again, key="another machine").kernels == STOCK
+
+
+@pytest.mark.parametrize("wanted", ["stock", "attention", "specx"])
+def test_what_is_wanted_is_not_measured(monkeypatch, choose, wanted):
+    world = World(monkeypatch, costs())
+    assert choose(world, wanted).kernels.name == wanted
+    assert world.now == 0 and not choose.notices
+
+
+def test_a_busy_machine_is_not_believed(monkeypatch, choose):
+    world = World(monkeypatch, costs(stock=FLAT, attention=STEEP, specx=STEEP))
+    busy = iter(range(10**6))
+    monkeypatch.setattr(world, "clock", lambda: world.now + 0.05 * (next(busy) % 3) ** 2)
+    assert choose(world).kernels == SPECX
+    assert "busy" in choose.notices[0]
+    calm = World(monkeypatch, costs(stock=FLAT, attention=STEEP, specx=STEEP))
+    assert choose(calm).kernels == STOCK
+
+
+def test_without_a_store_nothing_is_measured(monkeypatch):
+    world = World(monkeypatch, costs(stock=FLAT, specx=STEEP))
+    chosen = choose_kernels("auto", world.load, Store(None), "key", print, clock=world.clock)
+    assert chosen.kernels == SPECX and world.now == 0
+
+
+def test_without_the_library_llama_cpp_is_used(monkeypatch, choose):
+    world = World(monkeypatch, costs(), missing="they were not built on this machine")
+    assert choose(world).kernels == STOCK and not choose.notices
+    assert choose(world, "specx").kernels == STOCK
+    assert choose.notices == [
+        "llama.cpp's own kernels are used, not those of specx: they were not built on this machine"
+    ]
+    comparison, _, loaded = compare_kernels(world.load, clock=world.clock)
+    assert loaded == STOCK and list(comparison.steps) == ["stock"] and comparison.best() == STOCK
+
+
+def test_a_short_context_is_measured_where_it_can_be(monkeypatch):
+    world = World(monkeypatch, costs(), n_ctx=128, max_width=8)
+    comparison, _, _ = compare_kernels(world.load, clock=world.clock)
+    assert [list(by_depth) for by_depth in comparison.steps.values()] == [[0]] * 3
+    assert list(comparison.steps["stock"][0]) == [1, 2, 4, 8]
+
+
+def test_an_interrupted_comparison_leaves_no_model_behind(monkeypatch):
+    world = World(monkeypatch, costs())
+    monkeypatch.setattr(world, "clock", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compare_kernels(world.load, clock=world.clock)
+    assert world.closed == len(world.loads) == 1
+
+
+def test_the_rate_is_that_of_the_best_width():
+    assert reference_rate({1: 10.0}) == pytest.approx(0.1)
+    assert reference_rate({1: 10.0, 2: 10.0, 8: 1000.0}) == pytest.approx(0.17)
+    comparison = Comparison(
+        {name: {DEPTH: {1: ms, 4: 2 * ms}} for name, ms in (("stock", 10.0), ("specx", 5.0))}
+    )
+    assert comparison.best() == SPECX
+    assert comparison.explained(SPECX).startswith("1: 2.0x, 4: 2.0x")
+
+
+def test_a_comparison_on_a_busy_machine_ends(monkeypatch, choose):
+    slow = {n: 1000.0 * n for n in range(1, 65)}
+    world = World(monkeypatch, costs(slow, slow, slow))
+    assert choose(world, busy=True).kernels == SPECX
+    assert world.now < 20
+    assert "the machine was busy" in choose.notices[0]
+    world.now = 0.0
+    choose(world)  # compared again, and it is the model that is slow
+    assert world.now > 100
+    assert "busy" not in choose.notices[0]
+
+
+def test_nothing_is_compared_where_nothing_is_decoded(monkeypatch, choose):
+    world = World(monkeypatch, costs(specx=STEEP))
+    assert (choose(world, measure=False).kernels, world.now, choose.notices) == (SPECX, 0.0, [])
+    choose(world)
+    assert choose(world, measure=False).kernels == ATTENTION  # as compared before
+
+
+def test_what_auto_takes_is_what_was_chosen_before(monkeypatch, choose, tmp_path):
+    world = World(monkeypatch, costs(specx=STEEP))
+    comparison = compare_kernels(world.load, clock=world.clock, busy=lambda: False)[0]
+    store = Store(tmp_path)
+    assert choice_of_auto(comparison, store, "model-machine") == ATTENTION
+    assert choice_of_auto(comparison, Store(None), "model-machine") == SPECX  # nothing is compared there
+    assert choice_of_auto(Comparison(comparison.steps, disturbed=True), store, "model-machine") == SPECX
+    choose(World(monkeypatch, costs()))
+    assert choice_of_auto(comparison, store, "model-machine") == SPECX
+    World(monkeypatch, costs(), missing="they were not built")
+    assert choice_of_auto(comparison, store, "model-machine") == STOCK
+
+
+def test_progress_goes_up_to_the_end(monkeypatch):
+    world, told = World(monkeypatch, costs()), []
+    compare_kernels(world.load, depths=(0, 64), clock=world.clock, busy=lambda: False, progress=told.append)
+    assert told == sorted(told)
+    assert told[0] > 0 and 0.9 < told[-1] <= 1 + 1e-9

@@ -1,0 +1,202 @@
+"""How many threads a model runs on: measured, the narrowest of the fastest taken, remembered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from specx.backends.machine.machine import CPU
+from specx.backends.scripted import ScriptedBackend, SimulatedClock
+from specx.backends.settings import LoadSettings
+from specx.backends.store import Store
+from specx.engine.setup.threads import (
+    BATCH,
+    candidates,
+    load_threads,
+    measure_threads,
+    save_threads,
+    warn_of_threads,
+    with_measured_threads,
+)
+
+SETTINGS = LoadSettings(Path("model.gguf"))
+
+
+class Machine(ScriptedBackend):
+    """Takes what `cost(tokens, threads)` says, in milliseconds."""
+
+    def __init__(self, cost, **options):
+        super().__init__(8, **{"max_width": 64, **options})
+        self.cost, self.clock, self.calls = cost, SimulatedClock(), []
+        self.threads = None
+
+    def set_threads(self, decode, batch):
+        self.threads = (decode, batch)
+
+    def _pass(self, n):
+        if self.threads is None:  # the context is read before anything is tried
+            return
+        threads = self.threads[0 if n == 1 else 1]
+        self.calls.append((n, threads))
+        self.clock.sleep(self.cost(n, threads) / 1e3)
+
+    def forward(self, tokens, parents):
+        self._pass(len(tokens))
+        return super().forward(tokens, parents)
+
+    def prefill(self, tokens, **options):
+        self._pass(len(tokens))
+        super().prefill(tokens, **options)
+
+
+def measure(cost, counts, **options):
+    machine = Machine(cost, **options)
+    times = measure_threads(machine, counts, clock=machine.clock)
+    assert machine.length == 0
+    return times, machine
+
+
+def saturated(n, threads):
+    """Memory is saturated by 4 threads, arithmetic is not."""
+    return max(40.0 / threads, 10.0) if n == 1 else 20.0 * n / threads
+
+
+def test_more_threads_than_processors_are_told():
+    told, cpu = [], CPU("x", (0, 1), (0, 1))
+    for asked in ({}, {"threads": 2, "threads_batch": 2}):
+        warn_of_threads(LoadSettings(Path("model.gguf"), **asked), told.append, cpu)
+    assert told == []
+    for asked in ({"threads": 8}, {"threads_batch": 8}, {"draft_threads": 8}):
+        warn_of_threads(LoadSettings(Path("model.gguf"), **asked), told.append, cpu)
+    assert told == ["8 threads share 2 usable CPUs: slower than with 2"] * 3
+
+
+@pytest.mark.parametrize("most", [1, 2, 8])
+def test_1_2_and_n_threads(most):
+    counts = candidates(CPU("x", tuple(range(most)), tuple(range(most))))
+    times, _ = measure(saturated, counts)
+    assert times.decode == min(most, 4) and times.batch == most
+    assert times.ms_per_token == pytest.approx(saturated(1, times.decode))
+    assert not times.disturbed and times.depth == 256
+
+
+def test_a_narrower_count_wins_a_near_tie():
+    times, _ = measure(lambda n, t: {8: 10.0, 6: 10.2, 4: 10.4, 2: 12.0}[t], (2, 4, 6, 8))
+    assert times.decode == times.batch == 6
+
+
+def test_all_widths_of_a_batch_count():
+    cost = {(8, 4): 9.0, (8, 8): 10.0, (32, 4): 40.0, (32, 8): 20.0, (1, 4): 5.0, (1, 8): 9.0}
+    times, _ = measure(lambda n, t: cost[n, t], (4, 8))
+    assert (times.decode, times.batch) == (4, 8)
+
+
+def test_hopeless_counts_cost_one_visit_at_most():
+    times, machine = measure(lambda n, t: 1000.0 * n / t, (1, 2, 4, 8, 16))
+    assert times.decode == times.batch == 16
+    tried = [threads for n, threads in machine.calls if n == 32]
+    assert 8 in tried and min(tried) == 8  # it is twice as slow, so that nothing narrower was tried
+    assert tried.count(8) <= 3
+
+
+def test_a_wide_count_that_is_slow_does_not_end_the_search():
+    times, _ = measure(lambda n, t: {16: 100.0, 8: 30.0, 4: 50.0, 2: 90.0}[t], (2, 4, 8, 16))
+    assert times.decode == times.batch == 8
+
+
+def test_one_hiccup_changes_nothing():
+    calls = iter(range(10**6))
+    times, _ = measure(lambda n, t: 10.0 / t + (300.0 if next(calls) == 5 else 0.0), (1, 2, 4))
+    assert times.decode == 4 and not times.disturbed
+
+
+def test_a_busy_machine_is_noticed():
+    calls = iter(range(10**6))
+    times, _ = measure(lambda n, t: 10.0 / t * (1 + (next(calls) // 2 % 3)), (1, 2, 4))
+    assert times.disturbed
+
+
+def test_a_model_that_decodes_plainly():
+    times, machine = measure(saturated, (1, 2, 4), max_width=1, max_leaves=1, can_rewind=False)
+    assert (times.decode, times.batch) == (4, 4)
+    assert {n for n, _ in machine.calls} == {1, *BATCH} and times.depth == 0
+
+
+def test_a_slow_model_takes_as_long_as_it_must_and_says_how_far_it_is():
+    fractions = []
+    machine = Machine(lambda n, t: 900.0)
+    measure_threads(machine, (1, 2), clock=machine.clock, progress=fractions.append)
+    assert machine.clock() < 20
+    assert fractions and all(0 <= f <= 1 for f in fractions)
+    assert fractions == sorted(fractions)
+
+
+def test_candidates_are_few_and_within_what_can_be_used():
+    shared = tuple((i, i + 8) for i in range(8))
+    cpu = CPU("x", tuple(range(16)), tuple(range(16)), shared)
+    assert candidates(cpu) == [1, 2, 4, 8, 12, 16]
+    hybrid = CPU("x", tuple(range(14)), tuple(range(14)), None, tuple(range(6, 14)))
+    assert 6 in candidates(hybrid) and max(candidates(hybrid)) == 14
+    large = CPU("x", tuple(range(128)), tuple(range(128)))
+    assert candidates(large) == [8, 16, 32, 64, 96, 128]
+    assert candidates(CPU("x", tuple(range(128)), tuple(range(128)), quota=2.5)) == [1, 2, 3]
+
+
+def test_what_was_measured_is_used_unless_the_user_says_otherwise(tmp_path):
+    store, said = Store(tmp_path), []
+    assert with_measured_threads(SETTINGS, store, "k", said.append) is SETTINGS
+    times, _ = measure(saturated, (2, 4, 8))
+    save_threads(store, "k", times)
+    found = with_measured_threads(SETTINGS, store, "k", said.append)
+    assert (found.threads, found.threads_batch) == (4, 8)
+    given = LoadSettings(Path("model.gguf"), threads=2)
+    assert with_measured_threads(given, store, "k", said.append) is given
+    partly = LoadSettings(Path("model.gguf"), threads_batch=3)
+    assert with_measured_threads(partly, store, "k").threads_batch == 3
+    assert with_measured_threads(SETTINGS, store, "another machine") is SETTINGS
+    assert len(said) == 2 and "usable core" in said[0] and "4 for one token, 8 for more" in said[1]
+
+
+def test_it_survives_the_store_unless_it_was_disturbed(tmp_path):
+    store = Store(tmp_path)
+    times, _ = measure(saturated, (1, 2, 4))
+    save_threads(store, "k", times)
+    assert load_threads(store, "k") == times
+    save_threads(store, "busy", replace(times, disturbed=True))
+    assert load_threads(store, "busy") is None
+
+
+GOOD = {
+    "depth": 0,
+    "threads": 1,
+    "threads_batch": 1,
+    "steps": {"1": {"1": 2.0}, "8": {"1": 3.0}, "32": {"1": 4.0}},
+}
+BAD = [
+    {},
+    {**GOOD, "threads": 2},
+    {**GOOD, "threads_batch": "1"},
+    {**GOOD, "steps": {}},
+    {**GOOD, "steps": {"1": {"1": 2.0}}},
+    {**GOOD, "steps": {**GOOD["steps"], "8": {"1": -3.0}}},
+    {**GOOD, "steps": {**GOOD["steps"], "8": {"0": 3.0}}},
+    {**GOOD, "steps": {**GOOD["steps"], "8": {"2": 3.0}}},
+    {**GOOD, "steps": {**GOOD["steps"], "8": {}}},
+    {**GOOD, "steps": {**GOOD["steps"], "x": {"1": 3.0}}},
+    {**GOOD, "steps": [1]},
+    {**GOOD, "depth": None},
+]
+
+
+@pytest.mark.parametrize("data", BAD, ids=lambda data: json.dumps(data)[:40])
+def test_foreign_entries_are_set_aside(tmp_path, data):
+    notices = []
+    store = Store(tmp_path, notices.append)
+    store.save_json("threads", "k", GOOD)
+    assert load_threads(store, "k").decode == 1
+    store.save_json("threads", "k", data)
+    assert with_measured_threads(SETTINGS, store, "k") is SETTINGS
+    assert len(notices) == 1 and not (tmp_path / "threads" / "k.json").exists()

@@ -1,0 +1,309 @@
+"""Draft models in a session: found after the first token, tried, kept or dropped, remembered."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specx.backends.errors import ModelError, UsageError
+from specx.backends.scripted import ScriptedBackend, SimulatedClock
+from specx.backends.settings import LoadSettings
+from specx.backends.store import Store
+from specx.engine.drafting import MOST_TRIED, TRIAL_TOKENS, DraftModels
+from specx.engine.learned.knowledge import Learned
+from specx.engine.session import Session
+from specx.engine.settings import SamplingSettings
+from specx.engine.setup.finder import Candidate, Unfit
+
+V = 64
+STEPS = {"0": {"1": 20.0, "2": 21.0, "4": 23.0, "8": 26.0, "16": 32.0, "64": 80.0}}
+WARM = SamplingSettings(seed=5, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+LAWS = {"good": {}, "useless": {"seed": 99}}
+
+
+def candidate(name, step_bytes=10):
+    return Candidate(Path(f"{name}.gguf"), name, f"fingerprint of {name}", V, step_bytes, 80_000_000)
+
+
+@dataclass
+class World:
+    """Scripted draft models, and what happens to them."""
+
+    found: list = field(default_factory=list)
+    laws: dict = field(default_factory=dict)  # name -> options of its backend
+    ms: float = 1.0
+    obstacles: dict = field(default_factory=dict)
+    broken: tuple = ()
+    clock: SimulatedClock = field(default_factory=SimulatedClock)
+    log: list = field(default_factory=list)
+    backends: dict = field(default_factory=dict)
+
+    def search(self):
+        for item in self.found:
+            self.log.append(("searched", self.session.backend.length))
+            yield None
+            yield item
+
+    def obstacle(self, one):
+        return self.obstacles.get(one.name)
+
+    def load(self, one):
+        self.log.append(("loaded", one.name))
+        if one.name in self.broken:
+            raise ModelError("it is cut short")
+        self.clock.sleep(0.2)
+        options = {"sharpness": 2.0, **self.laws.get(one.name, {})}
+        backend = ScriptedBackend(V, step_costs={1: self.ms, 64: 3 * self.ms}, clock=self.clock, **options)
+        close = backend.close
+        backend.close = lambda: (self.log.append(("closed", one.name)), close())[1]
+        self.backends[one.name] = backend
+        return backend
+
+    def loaded(self):
+        return [name for what, name in self.log if what == "loaded"]
+
+
+def session_of(world, *, drafter="auto", forced=None, root=None, quantized=False):
+    world.notices, world.explained = [], []
+    settings = LoadSettings(Path("scripted.gguf"), drafter=drafter, store=root is not None)
+    learned = Learned(Store(root, world.notices.append), model_key="model", cost_key="cost")
+
+    def draft_models(session):
+        return DraftModels(
+            world,
+            learned,
+            session.staircase,
+            step_bytes=100,
+            n_ctx=session.n_ctx,
+            forced=forced,
+            quantized_cache=quantized,
+            notice=world.notices.append,
+            explain=world.explained.append,
+            clock=world.clock,
+        )
+
+    steps = {int(n): ms for n, ms in STEPS["0"].items()}
+    backend = ScriptedBackend(V, step_costs=steps, clock=world.clock)
+    session = Session(
+        backend,
+        settings,
+        learned,
+        name="scripted",
+        notice=world.notices.append,
+        clock=world.clock,
+        draft_models=draft_models,
+    )
+    session.staircase.load_json(STEPS)
+    world.session = session
+    return session
+
+
+def answer(session, n=100, prompt=(1, 2, 3), seed=5):
+    generation = session.generate(
+        list(prompt),
+        SamplingSettings(seed=seed, temperature=1.0, top_k=0, top_p=1.0),
+        n_predict=n,
+        ignore_eos=True,
+    )
+    return generation.result, list(generation)
+
+
+def rate(result):
+    return result.timings.predicted_per_second
+
+
+def test_a_good_model_is_found_loaded_kept_and_faster():
+    world = World(found=[Unfit(Path("x.gguf"), "x", "no vocabulary"), candidate("good")])
+    session = session_of(world)
+    result, chunks = answer(session, 3 * TRIAL_TOKENS)
+    assert world.loaded() == ["good"]
+    assert session.drafter_label == "auto, model good" and "model good" in session.summary()
+    sources = [source for chunk in chunks for source in chunk.sources]
+    assert sources[0] == "target" and sources.count("model") > 0.6 * len(sources)
+    assert all(length >= 3 for what, length in world.log if what == "searched")  # after the first token
+    assert world.explained[0] == "x cannot draft for this model: no vocabulary"
+    assert any("kept" in text for text in world.explained)
+    assert not world.notices
+    session.close()
+    assert ("closed", "good") in world.log
+    plain, _ = answer(session_of(World()), 3 * TRIAL_TOKENS)
+    assert plain.tokens == result.tokens
+    assert rate(result) > 1.8 * rate(plain)
+
+
+def test_the_first_token_does_not_wait():
+    for forced in (None, candidate("good")):
+        world = World(found=[candidate("good")])
+        session = session_of(world, forced=forced)
+        generation = iter(session.generate([1, 2, 3], WARM, n_predict=50, ignore_eos=True))
+        before = world.clock()
+        next(generation)
+        assert world.clock() - before == pytest.approx(0.02, rel=0.1)
+        assert not world.loaded()
+        list(generation)
+        assert world.loaded() == ["good"]
+
+
+def test_a_short_answer_does_not_load_what_would_not_pay_for_its_loading():
+    world = World(found=[candidate("good")])
+    session = session_of(world)
+    answer(session, 4)
+    assert not world.loaded() and session.draft_models.name is None
+
+
+def test_the_most_promising_is_tried_first_and_losers_are_closed():
+    names = ["slow", "useless1", "useless2", "useless3", "useless4"]
+    sizes = [60, 10, 11, 12, 13]
+    world = World(
+        found=[candidate(name, size) for name, size in zip(names, sizes, strict=True)],
+        laws=dict.fromkeys(names, LAWS["useless"]),
+    )
+    session = session_of(world)
+    for seed in range(12):
+        answer(session, TRIAL_TOKENS, seed=seed)
+    tried = ["useless1", "useless2", "useless3"]
+    assert len(tried) == MOST_TRIED
+    assert world.loaded() == [name for name in tried if name in world.loaded()] and world.loaded()
+    assert [name for what, name in world.log if what == "closed"] == world.loaded()
+    assert session.draft_models.name is None
+    dropped = [text for text in world.explained if "dropped" in text]
+    assert len(dropped) == len(world.loaded()) and all("does not pay" in text for text in dropped)
+    result, chunks = answer(session, 50)
+    assert all("model" not in chunk.sources for chunk in chunks) and result.timings.draft_ms == 0
+
+
+def test_a_loser_costs_little():
+    world = World(found=[candidate("useless")], laws=LAWS)
+    session = session_of(world)
+    taken = tokens = 0.0
+    for seed in range(6):
+        start = world.clock()
+        result, _ = answer(session, 200, seed=seed)
+        taken += world.clock() - start
+        tokens += len(result.tokens)
+    plain = 0.0
+    other = World()
+    bare = session_of(other)
+    for seed in range(6):
+        start = other.clock()
+        answer(bare, 200, seed=seed)
+        plain += other.clock() - start
+    assert taken <= 1.05 * plain + 0.3  # 0.2 s of it to load it
+
+
+def test_no_room_for_one_and_the_next_is_taken():
+    world = World(found=[candidate("big"), candidate("good", 20)], obstacles={"big": "it needs 9 GiB"})
+    session = session_of(world)
+    answer(session, 60)
+    assert world.loaded() == ["good"]
+    assert "big is left out: it needs 9 GiB" in world.explained
+
+
+def test_one_that_cannot_be_loaded_is_named_and_the_next_is_taken():
+    world = World(found=[candidate("bad"), candidate("good", 20)], broken=("bad",))
+    session = session_of(world)
+    result, _ = answer(session, 100)
+    assert "the draft model bad cannot be loaded: it is cut short" in world.notices
+    assert world.loaded() == ["bad", "good"]
+    assert result.tokens == answer(session_of(World()), 100)[0].tokens
+
+
+class Fails(ScriptedBackend):
+    def forward(self, tokens, parents):
+        if self.length > 30:
+            raise ModelError("it is on fire")
+        return super().forward(tokens, parents)
+
+
+def test_one_that_fails_in_the_middle_is_dropped_with_a_notice(monkeypatch):
+    world = World(found=[candidate("good")])
+    monkeypatch.setattr(
+        world, "load", lambda _one: Fails(V, step_costs={1: 1.0}, clock=world.clock), raising=False
+    )
+    session = session_of(world)
+    result, _ = answer(session, 100)
+    assert any(re.search("good is dropped: .*on fire", text) for text in world.notices)
+    assert result.tokens == answer(session_of(World()), 100)[0].tokens
+
+
+def test_a_named_one_is_never_dropped_for_losing():
+    world = World(found=[candidate("never looked for")], laws=LAWS)
+    session = session_of(world, forced=candidate("useless"))
+    for seed in range(4):
+        result, _ = answer(session, TRIAL_TOKENS, seed=seed)
+    assert world.loaded() == ["useless"] and session.draft_models.name == "useless"
+    assert result.timings.draft_ms <= 0.05 * result.timings.predicted_ms  # but hardly asked
+
+
+def test_what_was_learned_is_remembered(tmp_path):
+    world = World(found=[candidate("good")], ms=2.0)
+    with session_of(world, root=tmp_path) as session:
+        answer(session, 300)
+    world.log.clear()
+    with session_of(world, root=tmp_path) as session:
+        answer(session, 10)
+        model = session.draft_models.model
+        assert model.calibration.trials > 64
+        assert model.costs.measured and model.costs.token_ms == pytest.approx(2.0, rel=0.1)
+        assert model.costs.open_ms == pytest.approx(200.0)
+        assert any("counted on" in text for text in world.explained)
+    damaged = next((tmp_path / "pairs").glob("*.json"))
+    damaged.write_text('{"version": 1, "cost": {"token_ms": "?"}}')
+    with session_of(world, root=tmp_path) as session:
+        answer(session, 10)
+        assert session.draft_models.model.calibration.trials < 20
+    assert any("damaged" in text for text in world.notices)
+
+
+def test_it_can_be_forgotten():
+    world = World(found=[candidate("good")])
+    session = session_of(world)
+    answer(session, 200)
+    assert session.draft_models.model.calibration.trials > 50
+    session.reset()
+    assert session.draft_models.model.calibration.trials == 0
+    assert session.draft_models.name == "good"  # but not unloaded
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_collapse_is_told_once_with_its_probable_cause(quantized, forced):
+    world = World(found=[candidate("good")])
+    session = session_of(world, forced=candidate("good") if forced else None, quantized=quantized)
+    answer(session, 400)
+    assert not world.notices
+    backend, other = world.backends["good"], ScriptedBackend(V, seed=99)
+    backend.logits = other.logits  # from now on it is wrong
+    for seed in range(4):
+        answer(session, 200, seed=seed)
+    told = [text for text in world.notices if "far less often" in text]
+    assert len(told) == 1
+    cause = "quantized KV cache (-ctkd f16" if quantized else "another kind of text"
+    assert cause in told[0] and re.search(r"\(\d+% of its last tokens, not \d+%\)", told[0])
+
+
+def test_names():
+    session = session_of(World(), drafter="none")
+    assert "model" not in session.drafters
+    session.set_drafter("model")
+    answer(session, 10)
+    assert "no draft model for this model is on this machine" in session.draft_models._notice.__self__[0]
+    named = session_of(World(), forced=candidate("good"))
+    assert "model" in named.drafters
+    learned = Learned(Store(None), model_key="", cost_key="")
+    bare = Session(ScriptedBackend(V), LoadSettings(Path("x"), store=False), learned, name="x")
+    with pytest.raises(UsageError, match="no draft model"):
+        bare.set_drafter("model")
+
+
+def test_a_context_that_shifts_and_one_that_is_longer_than_the_models():
+    world = World(found=[candidate("good")], laws={"good": {"n_ctx": 64}})
+    session = session_of(world)
+    result, _ = answer(session, 300)
+    assert result.tokens == answer(session_of(World()), 300)[0].tokens
+    assert world.backends["good"].length <= 64
+    assert np.isfinite(result.timings.draft_ms)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pytest
+
+from specx.backends.errors import TemplateError
+from specx.engine.text.template import ChatTemplate
+
+USER = {"role": "user", "content": "Hello"}
+SYSTEM = {"role": "system", "content": "Be <brief> & kind."}
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{{ '<turn>' + message['role'] + ': ' + message['content'] | trim }}\n"
+    "{% endfor %}"
+)
+
+
+def render(source: str, messages=(USER,), **extra) -> str:
+    return ChatTemplate(source, bos="<s>", eos="</s>").render(messages, **extra)
+
+
+def test_no_template_is_chatml_with_a_notice():
+    template = ChatTemplate(None, bos="", eos="")
+    assert template.notice is not None and "ChatML" in template.notice
+    assert template.stops == ("<|im_end|>",)
+    assert template.render([SYSTEM, USER]) == (
+        "<|im_start|>system\nBe <brief> & kind.<|im_end|>\n"
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert template.render([USER], add_generation_prompt=False).endswith("Hello<|im_end|>\n")
+
+
+def test_names_that_templates_expect():
+    assert ChatTemplate("x", bos="", eos="").notice is None
+    source = "{{ bos_token }}{{ tools | tojson }}{{ eos_token }}{{ enable_thinking }}"
+    tools = [{"name": "é<&"}]
+    assert render(source, tools=tools, enable_thinking=False) == '<s>[{"name": "é<&"}]</s>False'
+    assert len(render("{{ strftime_now('%Y') }}")) == 4
+
+
+def test_whitespace_and_loop_controls_as_in_transformers():
+    source = (
+        "{% for i in range(9) %}\n    {% if i == 2 %}\n{% break %}\n    {% endif %}\n{{ i }}\n{% endfor %}\n"
+    )
+    assert render(source) == "0\n1\n"
+    assert render("a{% generation %}b{% endgeneration %}c") == "abc"
+
+
+def test_a_refused_system_message_is_folded_into_the_first_user_message():
+    assert render(GEMMA, [SYSTEM, USER]) == "<s><turn>user: Be <brief> & kind.\n\nHello\n"
+
+
+def test_a_dropped_system_message_is_folded_too():
+    source = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
+    assert render(source, [SYSTEM, USER]) == "Be <brief> & kind.\n\nHello"
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "opening"),
+    [
+        (None, [USER], "<|im_start|>user\n"),
+        (None, [SYSTEM, USER], f"<|im_start|>system\n{SYSTEM['content']}<|im_end|>\n<|im_start|>user\n"),
+        (GEMMA, [SYSTEM, USER], f"<s><turn>user: {SYSTEM['content']}\n\n"),
+        ("{{ bos_token }}the same always", [USER], "<s>the same always"),
+    ],
+    ids=["plain", "system", "folded", "deaf"],
+)
+def test_what_comes_before_the_words_of_the_conversation(source, messages, opening):
+    template = ChatTemplate(source, bos="<s>", eos="</s>")
+    messages = [*messages, {"role": "assistant", "content": "x"}, USER]
+    length = template.opening_length(messages, lambda text, **_options: list(text.encode()))
+    assert length == len(opening)
+    assert template.render(messages).startswith(opening)
+
+
+def test_a_refusal_for_another_reason_is_reported():
+    source = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(TemplateError, match="roles must alternate") as refused:
+        render(source, [SYSTEM, USER, USER])
+    assert "take turns" in refused.value.hint
+
+
+def test_messages_cannot_be_changed_by_a_template():
+    messages = [dict(USER)]
+    with pytest.raises(TemplateError):
+        render("{{ messages.append(1) }}", messages)
+    with pytest.raises(TemplateError):
+        render("{{ messages[0].update({'role': 'x'}) }}", messages)
+    assert messages == [USER]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ range(10 ** 9) }}",
+        "{{ 'a' * 10 ** 12 }}",
+        "{{ 9 ** 9 ** 9 ** 9 }}",
+        "{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages[0].content.nothing.at_all }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_a_bad_template_ends_in_an_error(source: str):
+    with pytest.raises(TemplateError) as caught:
+        render(source)
+    assert caught.value.hint
+
+
+def test_a_syntax_error_names_the_line():
+    with pytest.raises(TemplateError, match=r"not a valid template: .*line 2"):
+        ChatTemplate("a\n{% if %}", bos="", eos="")
