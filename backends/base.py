@@ -1,13 +1,15 @@
 """What runs a model, as the decode loop sees it.
 
-A backend holds one growing sequence of committed tokens and verifies a tree of guesses beyond it in one
-call. `LlamaBackend` runs GGUF files; `ScriptedBackend` is a tiny language model with known probabilities.
+A `Model` holds the weights, which all texts share. A `Cache` holds the committed tokens of one text, and one
+`forward` call computes a tree of guesses beyond each of several texts. `LlamaModel` runs GGUF files;
+`ScriptedModel` is a tiny language model with known probabilities.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Flag, auto
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +17,18 @@ from numpy.typing import NDArray
 
 from specx.kernels._native import LogitRows
 
-__all__ = ["Backend", "Output", "Progress", "RowSink", "Vocab"]
+__all__ = [
+    "Cache",
+    "Facts",
+    "Model",
+    "Output",
+    "Progress",
+    "RowSink",
+    "Tree",
+    "Vocab",
+    "Want",
+    "chain_parents",
+]
 
 Progress = Callable[[int, int], None]
 """Called with (tokens done, tokens in all) while a prompt is read."""
@@ -24,13 +37,47 @@ RowSink = Callable[[NDArray[np.int32], NDArray[np.float32]], None]
 """Called with tokens (n,) and the logits (n, V) that follow each of them; the logits are borrowed."""
 
 
+class Want(Flag):
+    """What a forward call is asked for."""
+
+    LOGITS = auto()
+    HIDDEN = auto()
+
+
 @dataclass(frozen=True, slots=True)
-class Output:
-    """What one forward call computed.
+class Facts:
+    """What is known of a loaded model before anything is computed.
 
     Attributes:
-        logits: (n, V) float32, row i follows token i of the call. Borrowed: valid until the next call.
-        hidden: (n, d) float32 hidden states, if the backend was asked for them.
+        n_ctx: most tokens of one text, drafted ones included.
+        max_width: most tokens of one tree; 1 if the model cannot take guesses back.
+        max_leaves: most leaves of one tree; 1 means chains only.
+        max_texts: most texts at once.
+        max_rows: most tokens of one call, over all its trees.
+        even: whether all trees of a call must have the same width.
+        plain_reason: why this model decodes plainly (one clause), or None if it can speculate.
+        n_ctx_train: tokens of context that the model was trained for; 0 if that is unknown.
+        extractable: what `forward` can be asked for.
+    """
+
+    n_ctx: int
+    max_width: int
+    max_leaves: int
+    max_texts: int = 1
+    max_rows: int = 64
+    even: bool = False
+    plain_reason: str | None = None
+    n_ctx_train: int = 0
+    extractable: Want = Want.LOGITS
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one forward call computed for one text.
+
+    Attributes:
+        logits: (n, V) float32, row i follows token i of the tree. Borrowed: valid until the next call.
+        hidden: (n, d) float32 hidden states, if the call was asked for them. Borrowed, too.
         rows: `logits` with what is known of them: each is read through once, whoever asks first.
     """
 
@@ -54,6 +101,14 @@ class Vocab(Protocol):
         """Every token that ends a generation."""
 
     @property
+    def bos(self) -> int | None:
+        """Token that begins a sequence, if the model has one."""
+
+    @property
+    def eos(self) -> int | None:
+        """Token that ends a sequence, if the model has one."""
+
+    @property
     def fingerprint(self) -> str:
         """Hex digest of the token list: equal for two models exactly when their ids mean the same."""
 
@@ -61,59 +116,100 @@ class Vocab(Protocol):
         """Bytes of one token. Control tokens are empty unless `special`."""
 
     def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of UTF-8 `text`; `add_special` adds BOS (and EOS) as the model wants it."""
+        """Token ids of UTF-8 `text`; `add_special` adds what the model wants before a text."""
 
 
-class Backend(Protocol):
-    """One sequence of committed tokens, and guesses beyond it."""
+class Model(Protocol):
+    """The weights, shared by all texts."""
 
     @property
     def vocab(self) -> Vocab:
         """The model's vocabulary."""
 
     @property
-    def n_ctx(self) -> int:
-        """Largest number of tokens the sequence may hold, drafted ones included."""
+    def facts(self) -> Facts:
+        """What is known of it."""
+
+    def open(self) -> Cache:
+        """Room for one more text; empty.
+
+        Raises:
+            RuntimeError: there are `max_texts` already.
+        """
+
+    def forward(self, trees: Sequence[Tree], want: Want = Want.LOGITS) -> list[Output]:
+        """Compute a tree of tokens beyond each of some texts, committing nothing.
+
+        Exactly one `keep` of each cache follows.
+
+        Args:
+            trees: at most one a text, together at most `max_rows` tokens.
+            want: what is needed of them; logits always are.
+
+        Raises:
+            ContextFullError: a text has no room for its tree.
+            ValueError: something is not a tree, or wider or bushier than this model takes.
+            RuntimeError: a call before was not followed by `keep`.
+        """
+
+    def close(self) -> None:
+        """Give the memory back, that of the caches included. Safe to call twice."""
+
+
+class Cache(Protocol):
+    """The committed tokens of one text."""
+
+    @property
+    def model(self) -> Model:
+        """The model that computes beyond them."""
 
     @property
     def length(self) -> int:
         """Number of committed tokens."""
 
     @property
+    def n_ctx(self) -> int:
+        """Most tokens it may hold, drafted ones included."""
+        return self.model.facts.n_ctx
+
+    @property
     def max_width(self) -> int:
-        """Most tokens one forward call takes; 1 if the model cannot take guesses back."""
+        """Most tokens of a tree."""
+        return self.model.facts.max_width
 
     @property
     def max_leaves(self) -> int:
-        """Most leaves of a token tree in one forward call; 1 means chains only."""
-
-    @property
-    def plain_reason(self) -> str | None:
-        """Why this model decodes plainly (one clause), or None if it can speculate."""
+        """Most leaves of a tree."""
+        return self.model.facts.max_leaves
 
     def prefill(
         self, tokens: Sequence[int], *, progress: Progress | None = None, rows: RowSink | None = None
     ) -> None:
-        """Commit `tokens` after the present sequence. `rows` receives logits, as far as they are cheap.
+        """Commit `tokens` after the present ones. `rows` receives logits, as far as they are cheap.
 
         Raises:
             ContextFullError: they do not fit.
+            Exception: what `progress` raises; the tokens that were finished before stay committed.
         """
 
     def forward(self, tokens: NDArray[np.int32], parents: NDArray[np.int32]) -> Output:
-        """Compute a tree of tokens beyond the committed sequence, committing nothing.
+        """`Model.forward` of one tree beyond this text alone.
 
         Args:
-            tokens: (n,) int32, row 0 is the root: the next token of the sequence.
+            tokens: (n,) int32, row 0 is the root: the next token of the text.
             parents: (n,) int32, parents[0] == -1 and 0 <= parents[i] < i for the others.
-
-        Raises:
-            ContextFullError: there is no room for n more tokens.
         """
+        return self.model.forward((Tree(self, tokens, parents),))[0]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Commit a path of the last forward call (root first, each row the child of the one before)
-        and forget the rest of the tree. Exactly one `keep` follows each `forward`."""
+        and forget the rest of the tree.
+
+        Raises:
+            ValueError: the rows are not a path from the root.
+            RuntimeError: there was no forward call.
+            RollbackError: the rest cannot be forgotten.
+        """
 
     def reusable(self, length: int) -> int:
         """Largest length not above `length` that `rewind` can go back to (0 always can)."""
@@ -122,7 +218,7 @@ class Backend(Protocol):
         """Forget committed tokens from `length` on.
 
         Raises:
-            RollbackError: the backend cannot go back that far.
+            RollbackError: the cache cannot go back that far.
         """
 
     def shift(self, keep: int, discard: int) -> None:
@@ -133,4 +229,27 @@ class Backend(Protocol):
         """
 
     def close(self) -> None:
-        """Give the memory back. Safe to call twice."""
+        """Make room for another text. Safe to call twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Tokens to compute beyond one text.
+
+    Attributes:
+        cache: the committed tokens of the text.
+        tokens: (n,) int32, row 0 is the root: the next token of the text.
+        parents: (n,) int32, parents[0] == -1 and 0 <= parents[i] < i for the others.
+    """
+
+    cache: Cache
+    tokens: NDArray[np.int32]
+    parents: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def chain_parents(n: int) -> NDArray[np.int32]:
+    """(n,) int32 parents of a chain of n tokens."""
+    return np.arange(-1, n - 1, dtype=np.int32)

@@ -20,6 +20,7 @@ class LoadSettings:
         model: the GGUF file.
         n_ctx: context length in tokens; None takes min(4096, what the model was trained for); 0 the
             model's own.
+        texts: how many texts are decoded at once, each with a context of its own.
         n_batch, n_ubatch: most tokens per libllama call and per compute graph while a prompt is read.
         threads, threads_batch: CPU threads for decoding and for prompts.
         n_gpu_layers: layers to offload; -1 is all of them, None those that are measured to pay.
@@ -45,6 +46,7 @@ class LoadSettings:
 
     model: Path
     n_ctx: int | None = None
+    texts: int = 1
     n_batch: int = 2048
     n_ubatch: int = 512
     threads: int | None = None

@@ -111,7 +111,7 @@ def _report(
         "model": session.model_name,
         "verdict": verdict,
         "identical_widths": [list(members) for members in identity.classes],
-        "branches_identical": identity.branches if session.backend.max_leaves > 1 else None,
+        "branches_identical": identity.branches if session.model.facts.max_leaves > 1 else None,
         "depths": list(identity.depths),
         "logit_difference": identity.difference,
         "held_to_widths": sorted(session.plan.widths) if session.plan.widths is not None else None,

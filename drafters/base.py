@@ -1,22 +1,62 @@
-"""A draft, and where drafts come from."""
+"""A draft, and where drafts come from.
+
+A `Drafter` is what is known of a model, shared by all texts; a `Drafting` follows one text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Output
+from specx.backends.base import Output, Want
 
-__all__ = ["EMPTY_DRAFT", "NO_TRUNCATION", "Draft", "Drafter", "Offer", "Truncation"]
+__all__ = [
+    "EMPTY_DRAFT",
+    "NO_TRUNCATION",
+    "Draft",
+    "Drafter",
+    "Drafting",
+    "Offer",
+    "Room",
+    "Text",
+    "Truncation",
+    "Verified",
+]
 
 Truncation = tuple[int, float, float, float]
 """Top-k, top-p, min-p and typical-p, as `rank_tokens` takes them."""
 
 NO_TRUNCATION: Truncation = (0, 1.0, 0.0, 1.0)
+
+
+@dataclass(slots=True)
+class Text:
+    """One text as it is written: one copy, read by all.
+
+    The noise of a position is known, so a drafter may guess with it.
+
+    Attributes:
+        tokens: all of it, the prompt included; the loop appends what is emitted.
+        seed, temperature, truncation: how the target samples.
+        position: absolute position of the next token.
+    """
+
+    tokens: list[int]
+    seed: int = 0
+    temperature: float = 0.0
+    truncation: Truncation = NO_TRUNCATION
+    position: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.position = len(self.tokens)
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """`tokens` were emitted."""
+        self.tokens += tokens
+        self.position += len(tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +68,7 @@ class Draft:
 
     Attributes:
         tokens: (n,) int32.
-        parents: (n,) int32 index of the parent node; -1 hangs below the last token of the sequence.
+        parents: (n,) int32 index of the parent node; -1 hangs below the last token of the text.
         probs: (n,) float32 estimated probability that the whole path to the node is accepted.
         sources: (n,) uint8 index into the drafter's `source_names`.
     """
@@ -40,6 +80,13 @@ class Draft:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @classmethod
+    def of_chain(cls, tokens: Sequence[int], probs: Sequence[float], source: int = 0) -> Draft:
+        """A chain of `tokens`, of which the path to each is accepted with the probability in `probs`."""
+        n = len(tokens)
+        row = np.arange(-1, n - 1, dtype=np.int32)
+        return cls(np.array(tokens, np.int32), row, np.array(probs, np.float32), np.full(n, source, np.uint8))
 
     def head(self, n: int) -> Draft:
         """The best tree of `n` nodes."""
@@ -57,6 +104,18 @@ class Draft:
         row = np.arange(-1, len(path) - 1, dtype=np.int32)
         return Draft(self.tokens[nodes], row, self.probs[nodes], self.sources[nodes])
 
+    def padded(self, n: int) -> Draft:
+        """The same made `n` nodes long by hopeless ones below its last node."""
+        missing = n - len(self)
+        if missing <= 0:
+            return self
+        return Draft(
+            np.concatenate((self.tokens, np.zeros(missing, np.int32))),
+            np.concatenate((self.parents, np.arange(len(self) - 1, n - 1, dtype=np.int32))),
+            np.concatenate((self.probs, np.zeros(missing, np.float32))),
+            np.concatenate((self.sources, np.zeros(missing, np.uint8))),
+        )
+
 
 EMPTY_DRAFT = Draft(
     np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.uint8)
@@ -64,10 +123,34 @@ EMPTY_DRAFT = Draft(
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """How much may be drafted in a step: at most `limit` nodes with at most `leaves` leaves."""
+
+    limit: int
+    leaves: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a step showed.
+
+    Attributes:
+        tokens: that were emitted, at least one; the text has them already.
+        draft: what was verified.
+        output: row 0 is the root, row i + 1 node i of the draft. Borrowed.
+    """
+
+    tokens: Sequence[int]
+    draft: Draft
+    output: Output
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """What a source that costs time would give, if it were asked for more.
 
     Attributes:
+        source: its name.
         forecast: the draft as it would be after so many further tokens of the source, with the probabilities
             that are expected before it is asked; these tokens are not known, and -1. Where only chains are
             possible, it is the source's chain.
@@ -81,6 +164,7 @@ class Offer:
         explorable: whether it may be asked only to learn how good it is.
     """
 
+    source: str
     forecast: Callable[[int], Draft]
     take: Callable[[], Draft]
     most: int
@@ -89,41 +173,38 @@ class Offer:
     explorable: bool = True
 
 
-class Drafter(Protocol):
-    """Guesses what comes next, and learns from what came."""
+class Drafting:
+    """Guesses what comes next in one text, and learns from what came. This one does neither."""
 
-    @property
-    def source_names(self) -> tuple[str, ...]:
-        """Names of the sources that `Draft.sources` indexes."""
+    def propose(self, room: Room) -> Draft:
+        """The best tree that fits `room`: what costs next to nothing."""
+        return EMPTY_DRAFT
 
-    @property
-    def cost_ms(self) -> float:
-        """Measured time of one `propose`, in milliseconds."""
+    def offers(self, room: Room) -> Sequence[Offer]:
+        """What sources that cost time would add to the draft of this step."""
+        return ()
 
-    def begin(
-        self,
-        context: Sequence[int],
-        *,
-        seed: int = 0,
-        temperature: float = 0.0,
-        position: int | None = None,
-        truncation: Truncation = NO_TRUNCATION,
-    ) -> None:
-        """A generation starts after `context` (all tokens of the sequence so far).
+    def observe_prompt(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
+        """Logits (n, V) that followed each of `tokens` (n,), consecutive tokens of the prompt. Borrowed."""
 
-        `seed`, `temperature` and `truncation` are those the target samples with, and `position` is the
-        absolute position of the next token (`len(context)` unless older tokens were forgotten): the noise of
-        a position is known, so a drafter may guess with it.
-        """
+    def observe(self, seen: Verified) -> None:
+        """A step was verified, and the text has grown."""
 
-    def propose(self, limit: int, leaves: int) -> Draft:
-        """At most `limit` nodes with at most `leaves` leaves, best first: what costs next to nothing."""
+    def close(self) -> None:
+        """The text is finished."""
 
-    def offer(self) -> Offer | None:
-        """What a source that costs time would add to the draft of this step, if there is one."""
 
-    def observe_rows(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
-        """Logits (n, V) that followed each of `tokens` (n,), which are consecutive tokens of a prompt."""
+class Drafter:
+    """Where drafts come from: what is known of one model, shared by all its texts.
 
-    def observe(self, tokens: Sequence[int], draft: Draft, output: Output) -> None:
-        """`tokens` were emitted after `draft` was verified; row 0 of `output` is the root, row i+1 node i."""
+    Attributes:
+        source_names: names of the sources that `Draft.sources` indexes.
+        needs: what it wants of the target's forward calls.
+    """
+
+    source_names: tuple[str, ...] = ()
+    needs: Want = Want.LOGITS
+
+    def start(self, text: Text) -> Drafting:
+        """Follow a text, which holds its prompt."""
+        raise NotImplementedError

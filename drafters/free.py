@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from time import perf_counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Output
-from specx.drafters.base import EMPTY_DRAFT, NO_TRUNCATION, Draft, Truncation
+from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter, Drafting, Room, Text, Verified
 from specx.drafters.calibration.free import Calibration
-from specx.kernels._native import FreeTrie
+from specx.kernels._native import FreeTrie, RecycleTable
 
 __all__ = ["FreeDrafter"]
 
 SOURCES = frozenset({"suffix", "recycle"})
 MAX_TEXT = 1 << 18
 """Tokens of conversations and history that are searched, about 100 bytes each; then the older half goes."""
-COST_WEIGHT = 0.05
-"""Weight of a new measurement in the mean cost."""
+NO_TOKENS: NDArray[np.int32] = np.empty(0, np.int32)
 
 
-class FreeDrafter:
+class FreeDrafter(Drafter):
     """Best-first tree of suffix matches (SAM-Decoding) with recycled branches (Token Recycling, Goose).
+
+    All texts share the recycled rows, the calibration and what was written before. Each has an automaton of
+    its own, because the place where its matches end moves with it.
 
     At temperature 0 recycled candidates are ranked by their logit. Above, either by that or with the noise
     of their position added, which is how the target chooses: whichever order has lately ranked the right
@@ -34,100 +34,66 @@ class FreeDrafter:
         vocab_size: V, number of tokens.
         calibration: hit counts, learned further in place; a new one by default.
         sources: which of "suffix" and "recycle" to use.
+        max_text: most tokens that a text is searched in.
     """
 
-    source_names: tuple[str, ...] = ("suffix", "recycle", "history")
+    source_names = ("suffix", "recycle", "history")
 
     def __init__(
         self,
         vocab_size: int,
         calibration: Calibration | None = None,
         sources: Collection[str] = SOURCES,
+        *,
+        max_text: int = MAX_TEXT,
     ) -> None:
         unknown = set(sources) - SOURCES
         if unknown or not sources:
             raise ValueError(f"sources are 'suffix' and 'recycle', not {sorted(sources)}")
         self.calibration = calibration or Calibration()
-        self._trie = FreeTrie(
-            vocab_size,
-            self.calibration.counts,
-            self.calibration.prior,
-            use_suffix="suffix" in sources,
-            use_recycle="recycle" in sources,
-        )
-        self._recycles = "recycle" in sources
-        self._seed, self._temperature, self._coupled = 0, 0.0, False
-        self._previous = self._last = -1
-        self._position = 0
-        self._cost_ms = 0.0
+        self.table = RecycleTable(vocab_size)
+        self.recycles = "recycle" in sources
+        self.max_text = max_text
+        self._matches = "suffix" in sources
+        self._history = NO_TOKENS
+        self._idle: list[_Searched] = []  # those whose text is finished, the latest last
+        self._all: list[_Searched] = []
+        self._finished: list[tuple[_Searched, NDArray[np.int32]]] = []  # texts that some have not seen
 
-    @property
-    def cost_ms(self) -> float:
-        """Mean measured time of `propose`, in milliseconds; 0 before the first."""
-        return self._cost_ms
-
-    def begin(
-        self,
-        context: Sequence[int],
-        *,
-        seed: int = 0,
-        temperature: float = 0.0,
-        position: int | None = None,
-        truncation: Truncation = NO_TRUNCATION,
-    ) -> None:
-        """A generation starts after `context`; what was generated before becomes history unless it is its
-        beginning."""
-        tokens = np.asarray(context, np.int32)
-        self._make_room(len(tokens))
-        self._trie.begin(tokens)
-        self._seed, self._temperature = seed, temperature
-        self._previous, self._last = [-1, -1, *tokens[-2:].tolist()][-2:]
-        self._position = len(tokens) if position is None else position
-        self._choose_order()
+    def start(self, text: Text) -> FreeDrafting:
+        """Follow a text; what was written before becomes history unless it is its beginning."""
+        searched = self._take(text.tokens)
+        for writer, tokens in self._finished[searched.seen :]:
+            if writer is not searched:
+                searched.trie.preload(tokens)
+        searched.seen = len(self._finished)
+        searched.begin(text.tokens, self.max_text)
+        return FreeDrafting(self, searched, text)
 
     def preload(self, tokens: NDArray[np.int32]) -> None:
-        """Earlier outputs (n,) int32, -1 between them, as history; before `begin`."""
-        self._trie.preload(tokens)
+        """Earlier outputs (n,) int32, -1 between them, as history; before `start`."""
+        self._history = tokens
 
     def history(self) -> NDArray[np.int32]:
-        """All the text that is searched, (n,) int32, -1 between conversations: what `preload` takes."""
-        return self._trie.automaton.text()
+        """The text that is searched, (n,) int32, -1 between conversations: what `preload` takes."""
+        return self._all[-1].trie.automaton.text() if self._all else self._history
 
-    def propose(self, limit: int, leaves: int) -> Draft:
-        """The best tree of at most `limit` nodes and `leaves` leaves."""
-        if limit <= 0 or leaves <= 0:
-            return EMPTY_DRAFT
-        start = perf_counter()
-        draft = Draft(
-            *self._trie.grow(limit, leaves, self._seed, self._position, self._temperature, self._coupled)
-        )
-        cost = (perf_counter() - start) * 1e3
-        self._cost_ms += (cost - self._cost_ms) * (COST_WEIGHT if self._cost_ms else 1.0)
-        return draft
-
-    def offer(self) -> None:
-        """Nothing here costs time."""
-
-    def observe_rows(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
-        """Logits (n, V) that follow each of `tokens` (n,), which are consecutive tokens of a prompt."""
-        if self._recycles and len(tokens):
-            previous = np.empty_like(tokens)
-            previous[0], previous[1:] = -1, tokens[:-1]
-            self._trie.update_rows(previous, tokens, logits)
-
-    def observe(self, tokens: Sequence[int], draft: Draft, output: Output) -> None:
-        """Score every source on the emitted tokens, then learn the rows of the whole verified tree."""
-        # Scoring comes first: the rows already tell what was emitted.
-        self._trie.observe(tokens, self._seed, self._position, self._temperature)
-        if self._recycles and self._last >= 0:
-            self._trie.update_tree(self._previous, self._last, draft.tokens, draft.parents, output.rows)
-        self._position += len(tokens)
-        self._previous, self._last = [self._previous, self._last, *tokens[-2:]][-2:]
-        self._choose_order()
+    def finish(self, searched: _Searched, text: Text) -> None:
+        """A text is complete: others may draft from it."""
+        if len(self._all) > 1:
+            written = np.array(text.tokens[searched.begun :], np.int32)
+            if len(written):
+                self._finished.append((searched, written))
+            seen = min(other.seen for other in self._all)  # by all
+            del self._finished[:seen]
+            for other in self._all:
+                other.seen -= seen
+        searched.text = text.tokens
+        self._idle.append(searched)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The recycled rows of single tokens; logits as float16."""
-        tokens, ids, logits = self._trie.table.export()
+        tokens, ids, logits = self.table.export()
         return {"tokens": tokens, "ids": ids, "logits": logits.astype(np.float16)}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -138,21 +104,97 @@ class FreeDrafter:
         """
         try:
             tokens, ids = (np.ascontiguousarray(arrays[name], np.int32) for name in ("tokens", "ids"))
-            self._trie.table.restore(tokens, ids, np.ascontiguousarray(arrays["logits"], np.float32))
+            self.table.restore(tokens, ids, np.ascontiguousarray(arrays["logits"], np.float32))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"the saved rows do not fit: {error}") from error
 
+    def _take(self, tokens: list[int]) -> _Searched:
+        """An automaton that no text uses: the one that holds the beginning of `tokens`, or the latest one."""
+        for searched in reversed(self._idle):
+            if tokens[: len(searched.text)] == searched.text:
+                self._idle.remove(searched)
+                return searched
+        if self._idle:
+            return self._idle.pop()
+        counts, prior = self.calibration.counts, self.calibration.prior
+        trie = FreeTrie(self.table, counts, prior, use_suffix=self._matches, use_recycle=self.recycles)
+        if len(self._history):
+            trie.preload(self._history)
+        searched = _Searched(trie)
+        self._all.append(searched)
+        return searched
+
+
+class _Searched:
+    """What one text at a time is searched in.
+
+    Attributes:
+        trie: history, texts that were finished, and the present one.
+        text: tokens of the latest text.
+        seen: how many of the texts that were finished elsewhere it holds.
+        begun: length of the prompt of the present text.
+    """
+
+    def __init__(self, trie: FreeTrie) -> None:
+        self.trie = trie
+        self.text: list[int] = []
+        self.seen = self.begun = 0
+
+    def begin(self, tokens: list[int], max_text: int) -> None:
+        """A generation starts after `tokens`."""
+        if len(self.trie.automaton) + len(tokens) > max_text:
+            text = self.trie.automaton.text()
+            self.trie.clear_text()
+            self.trie.preload(text[-(max_text // 2) :])
+        self.trie.begin(np.asarray(tokens, np.int32))
+        self.begun = len(tokens)
+
+
+class FreeDrafting(Drafting):
+    """Follows one text."""
+
+    def __init__(self, drafter: FreeDrafter, searched: _Searched, text: Text) -> None:
+        self._drafter, self._searched, self._text = drafter, searched, text
+        self._trie = searched.trie
+        self._open = True
+        self._previous, self._last = [-1, -1, *text.tokens[-2:]][-2:]
+        self._coupled = False
+        self._choose_order()
+
+    def propose(self, room: Room) -> Draft:
+        """The best tree that fits `room`."""
+        if room.limit <= 0 or room.leaves <= 0:
+            return EMPTY_DRAFT
+        text = self._text
+        grown = self._trie.grow(
+            room.limit, room.leaves, text.seed, text.position, text.temperature, self._coupled
+        )
+        return Draft(*grown)
+
+    def observe_prompt(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
+        """Logits (n, V) that follow each of `tokens` (n,), which are consecutive tokens of the prompt."""
+        if self._drafter.recycles and len(tokens):
+            previous = np.empty_like(tokens)
+            previous[0], previous[1:] = -1, tokens[:-1]
+            self._drafter.table.update(previous, tokens, logits)
+
+    def observe(self, seen: Verified) -> None:
+        """Score every source on the emitted tokens, then learn the rows of the whole verified tree."""
+        text, tokens, draft = self._text, seen.tokens, seen.draft
+        # Scoring comes first: the rows already tell what was emitted.
+        self._trie.observe(tokens, text.seed, text.position - len(tokens), text.temperature)
+        if self._drafter.recycles and self._last >= 0:
+            self._trie.update_tree(self._previous, self._last, draft.tokens, draft.parents, seen.output.rows)
+        self._previous, self._last = [self._previous, self._last, *tokens[-2:]][-2:]
+        self._choose_order()
+
+    def close(self) -> None:
+        """The text is finished."""
+        if self._open:
+            self._open = False
+            self._drafter.finish(self._searched, self._text)
+
     def _choose_order(self) -> None:
-        if self._temperature > 0:
+        if self._text.temperature > 0:
             plain, coupled = self._trie.order_scores
             self._coupled = coupled >= plain
-        else:
-            self._coupled = False
-
-    def _make_room(self, coming: int) -> None:
-        """Drop the older half of the text when `coming` more tokens would be too many."""
-        if len(self._trie.automaton) + coming <= MAX_TEXT:
-            return
-        text = self._trie.automaton.text()
-        self._trie.clear_text()
-        self._trie.preload(text[-(MAX_TEXT // 2) :])

@@ -1,7 +1,7 @@
-"""A draft model beside the drafters that cost nothing.
+"""Sources that cost time beside the drafters that cost nothing.
 
-The free draft comes first. Then the plan may ask the model for one token after another; its chain and the
-free draft become one tree, in which tokens that both propose are one node, and surer for it.
+The free draft comes first. Then the plan may ask each of the sources for one token after another; their
+chains and the free draft become one tree, in which tokens that two propose are one node, and surer for it.
 """
 
 from __future__ import annotations
@@ -12,163 +12,185 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Output
-from specx.drafters.base import EMPTY_DRAFT, NO_TRUNCATION, Draft, Drafter, Offer, Truncation
+from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter, Drafting, Offer, Room, Text, Verified
 from specx.drafters.calibration.model import AGREES, OTHER, SILENT, Cell, Place
+from specx.drafters.guesser import Guesser, GuesserSource
 from specx.drafters.merge import best_after, merge
-from specx.drafters.model import ModelDrafter
 
-__all__ = ["CombinedDrafter"]
+__all__ = ["MixtureDrafter"]
 
 UNKNOWN = -1  # a token that is not known yet
 FORESEEN = 16  # further tokens that a chain is forecast with at once: as many as the plan weighs
 
 
-class CombinedDrafter:
-    """`free` with a draft model that may come and go. Implements `Drafter`.
+class MixtureDrafter(Drafter):
+    """`free` with sources that cost time, which may come and go. Implements `Drafter`.
+
+    Args:
+        free: the drafter that costs nothing.
+        names: of the sources that there may be.
 
     Attributes:
-        free: the drafter that costs nothing.
-        model: the draft model, or None.
+        guessers: the sources that are asked from the next step on.
     """
 
-    def __init__(self, free: Drafter) -> None:
+    def __init__(self, free: Drafter, names: Sequence[str] = ("model",)) -> None:
         self.free = free
-        self.model: ModelDrafter | None = None
-        self.source_names = (*free.source_names, "model")
-        self._source = len(free.source_names)  # the model's index
-        self._text: list[int] = []
-        self._position = self._seed = 0
-        self._temperature = 0.0
-        self._truncation = NO_TRUNCATION
+        self.guessers: list[GuesserSource] = []
+        self.source_names = (*free.source_names, *names)
+        self.needs = free.needs
+
+    def start(self, text: Text) -> MixtureDrafting:
+        """Follow a text, which holds its prompt."""
+        return MixtureDrafting(self, text)
+
+    def source(self, guesser: GuesserSource) -> int:
+        """The index of a source in `source_names`."""
+        return self.source_names.index(guesser.name)
+
+
+class _Chain:
+    """What one source has proposed in the present step."""
+
+    def __init__(self, source: GuesserSource, guesser: Guesser, index: int) -> None:
+        self.source, self.guesser, self.index = source, guesser, index
+        self.tokens: list[int] = []
+        self.hazards: list[float] = []
+        self.cells: list[tuple[Cell, Place]] = []
+        self.place: Place = (0, 0)  # where the next token is forecast from
+        self.foreseen = EMPTY_DRAFT  # the chain with tokens to come, since the last offer
+
+    def begin(self, place: Place) -> None:
+        """A step begins."""
+        self.tokens, self.hazards, self.cells, self.place = [], [], [], place
+
+
+class MixtureDrafting(Drafting):
+    """Follows one text."""
+
+    def __init__(self, drafter: MixtureDrafter, text: Text) -> None:
+        self._drafter, self._text = drafter, text
+        self._free = drafter.free.start(text)
+        self._chains: dict[GuesserSource, _Chain] = {}
         self._emitted = False  # whether this generation has given a token
         self._draft = EMPTY_DRAFT  # of the free drafter, in this step
-        self._limit, self._chains = 0, False
-        self._chain: list[int] = []  # of the model, in this step
-        self._hazards: list[float] = []  # of its tokens
-        self._cells: list[tuple[Cell, Place]] = []  # of its tokens
-        self._place: Place = (0, 0)  # where the next token is forecast from
-        self._foreseen = EMPTY_DRAFT  # the chain with tokens to come, since the last offer
+        self._room = Room(0, 1)
 
-    @property
-    def cost_ms(self) -> float:
-        """Measured time of one `propose`, in milliseconds."""
-        return self.free.cost_ms
-
-    def use(self, model: ModelDrafter | None) -> None:
-        """Ask `model` from the next step on, or none."""
-        self.model = model
-        self._chain = []
-        if model is not None:
-            self._begin_model(model)
-
-    def begin(
-        self,
-        context: Sequence[int],
-        *,
-        seed: int = 0,
-        temperature: float = 0.0,
-        position: int | None = None,
-        truncation: Truncation = NO_TRUNCATION,
-    ) -> None:
-        """A generation starts after `context`."""
-        self.free.begin(context, seed=seed, temperature=temperature, position=position, truncation=truncation)
-        self._text = list(context)
-        self._position = len(context) if position is None else position
-        self._seed, self._temperature, self._truncation = seed, temperature, truncation
-        self._emitted = False
-        self._chain = []
-        if self.model is not None:
-            self._begin_model(self.model)
-
-    def propose(self, limit: int, leaves: int) -> Draft:
-        """The free draft, with room for a leaf of the model's."""
-        asked = self.model is not None and self.model.usable
-        self._draft = self.free.propose(limit, leaves - 1 if asked and leaves > 1 else leaves)
-        self._limit, self._chains = limit, leaves == 1
-        self._chain, self._hazards, self._cells = [], [], []
+    def propose(self, room: Room) -> Draft:
+        """The free draft, with room for a leaf of each source."""
+        asked = sum(chain.guesser.usable for chain in self._present())
+        leaves = room.leaves if room.leaves == 1 else max(room.leaves - asked, 1)
+        self._draft, self._room = self._free.propose(Room(room.limit, leaves)), room
         best = float(self._draft.probs[0]) if len(self._draft) else 0.0
-        if self.model is not None:
-            self._place = self.model.calibration.first(self.model.noisy, best)
+        for chain in self._chains.values():
+            chain.begin(chain.source.calibration.first(self._noisy, best))
         return self._draft
 
-    def offer(self) -> Offer | None:
-        """What the model would add to its chain of this step."""
-        model = self.model
-        most = self._limit - len(self._chain)
-        if model is None or most <= 0 or not model.usable or not (model.loaded or self._emitted):
-            return None  # nothing is loaded before the first token is out
-        costs = model.costs
-        invest_ms = 0.0
-        if not self._chain:
-            invest_ms = costs.reading(model.unread(())) + (0.0 if model.loaded else costs.open_ms)
-        calibration = model.calibration
-        expected = calibration.forecast(self._place), calibration.later(model.noisy)
-        self._foreseen = EMPTY_DRAFT
-        return Offer(
-            partial(self._forecast, *expected), self._take, most, costs.token_ms, invest_ms, model.loaded
-        )
+    def offers(self, room: Room) -> Sequence[Offer]:
+        """What each source would add to its chain of this step."""
+        return [offer for chain in self._present() if (offer := self._offer(chain)) is not None]
 
-    def observe_rows(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
-        """Logits (n, V) that followed each of `tokens` (n,), which are consecutive tokens of a prompt."""
-        self.free.observe_rows(tokens, logits)
+    def observe_prompt(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
+        """Logits (n, V) that followed each of `tokens` (n,), which are consecutive tokens of the prompt."""
+        self._free.observe_prompt(tokens, logits)
 
-    def observe(self, tokens: Sequence[int], draft: Draft, output: Output) -> None:
-        """Let every source learn from the emitted tokens, and the model go on behind them."""
-        self.free.observe(tokens, draft, output)
-        self._text += tokens
-        self._position += len(tokens)
+    def observe(self, seen: Verified) -> None:
+        """Let every source learn from the emitted tokens."""
+        self._free.observe(seen)
         self._emitted = True
-        if self.model is None:
-            return
-        for (cell, place), hazard, mine, token in zip(
-            self._cells, self._hazards, self._chain, tokens, strict=False
-        ):
-            self.model.calibration.score(cell, place, mine == token)
-            self.model.collapse.observe(hazard, mine == token)
-            if mine != token:
-                break
-        self.model.append(tokens)
-        self._chain = []
+        for chain in self._chains.values():
+            source = chain.source
+            proposed = zip(chain.cells, chain.hazards, chain.tokens, seen.tokens, strict=False)
+            for (cell, place), hazard, mine, token in proposed:
+                source.calibration.score(cell, place, mine == token)
+                source.collapse.observe(hazard, mine == token)
+                if mine != token:
+                    break
+            chain.guesser.observe(seen)
+            chain.begin(chain.place)
 
-    def _begin_model(self, model: ModelDrafter) -> None:
-        model.begin(
-            self._text,
-            seed=self._seed,
-            temperature=self._temperature,
-            position=self._position,
-            truncation=self._truncation,
+    def close(self) -> None:
+        """The text is finished."""
+        self._free.close()
+        for chain in self._chains.values():
+            chain.guesser.close()
+        self._chains.clear()
+
+    @property
+    def _noisy(self) -> bool:
+        """Whether tokens are chosen with noise."""
+        return self._text.temperature > 0
+
+    def _present(self) -> list[_Chain]:
+        """A chain for each source that is asked now; those that are gone are forgotten."""
+        guessers = self._drafter.guessers
+        if len(guessers) != len(self._chains) or any(source not in self._chains for source in guessers):
+            for source in [source for source in self._chains if source not in guessers]:
+                self._chains.pop(source).guesser.close()
+            for source in guessers:
+                if source not in self._chains:
+                    index = self._drafter.source(source)
+                    self._chains[source] = _Chain(source, source.follow(self._text), index)
+        return list(self._chains.values())
+
+    def _offer(self, chain: _Chain) -> Offer | None:
+        source, guesser = chain.source, chain.guesser
+        most = self._room.limit - len(chain.tokens)
+        if most <= 0 or not guesser.usable or not (source.loaded or self._emitted):
+            return None  # nothing is loaded before the first token is out
+        costs, calibration = source.costs, source.calibration
+        invest_ms = 0.0
+        if not chain.tokens:
+            invest_ms = costs.reading(guesser.unread(())) + (0.0 if source.loaded else costs.open_ms)
+        expected = calibration.forecast(chain.place), calibration.later(self._noisy)
+        chain.foreseen = EMPTY_DRAFT
+        return Offer(
+            source.name,
+            partial(self._forecast, chain, *expected),
+            partial(self._take, chain),
+            most,
+            costs.token_ms,
+            invest_ms,
+            source.loaded,
         )
 
-    def _forecast(self, first: float, later: float, further: int) -> Draft:
-        """The draft with `further` tokens of the model, the first of them right with probability `first`."""
-        if not self._chains:
-            return self._with_unknown(self._draft, first, later, further)
-        if len(self._foreseen) < len(self._chain) + further:  # shorter chains are its beginnings
-            self._foreseen = self._with_unknown(EMPTY_DRAFT, first, later, max(further, FORESEEN))
-        return self._foreseen.head(len(self._chain) + further)
+    def _forecast(self, chain: _Chain, first: float, later: float, further: int) -> Draft:
+        """The draft with `further` tokens of the source, the first of them right with probability `first`."""
+        if self._room.leaves > 1:
+            return self._with_unknown(self._merged(chain), chain, first, later, further)
+        if len(chain.foreseen) < len(chain.tokens) + further:  # shorter chains are its beginnings
+            at_once = max(further, FORESEEN)
+            chain.foreseen = self._with_unknown(EMPTY_DRAFT, chain, first, later, at_once)
+        return chain.foreseen.head(len(chain.tokens) + further)
 
-    def _with_unknown(self, draft: Draft, first: float, later: float, further: int) -> Draft:
-        tokens = [*self._chain, *[UNKNOWN] * further]
-        hazards = [*self._hazards, first, *[later] * (further - 1)]
-        return merge(draft, tokens, hazards, self._source)
+    def _with_unknown(self, draft: Draft, chain: _Chain, first: float, later: float, further: int) -> Draft:
+        tokens = [*chain.tokens, *[UNKNOWN] * further]
+        hazards = [*chain.hazards, first, *[later] * (further - 1)]
+        return merge(draft, tokens, hazards, chain.index)
 
-    def _take(self) -> Draft:
-        model = self.model
-        proposal = model.propose(self._chain) if model is not None else None
-        if model is not None and proposal is not None:
-            calibration = model.calibration
-            depth, agreement = len(self._chain) + 1, self._agreement(proposal.token)
-            cell = calibration.cell(model.noisy, proposal.margin, depth, agreement)
-            self._chain.append(proposal.token)
-            self._hazards.append(calibration.hazard(cell))
-            self._cells.append((cell, self._place))
-            self._place = calibration.following(model.noisy, proposal.margin)
-        return merge(self._draft, self._chain, self._hazards, self._source)
+    def _take(self, chain: _Chain) -> Draft:
+        guess = chain.guesser.guess(chain.tokens)
+        if guess is not None:
+            calibration = chain.source.calibration
+            depth, agreement = len(chain.tokens) + 1, self._agreement(chain, guess.token)
+            cell = calibration.cell(self._noisy, guess.margin, depth, agreement)
+            chain.tokens.append(guess.token)
+            chain.hazards.append(calibration.hazard(cell))
+            chain.cells.append((cell, chain.place))
+            chain.place = calibration.following(self._noisy, guess.margin)
+        return merge(self._merged(chain), chain.tokens, chain.hazards, chain.index)
 
-    def _agreement(self, token: int) -> int:
+    def _merged(self, without: _Chain) -> Draft:
+        """The free draft with the chains of all sources but one."""
+        draft = self._draft
+        for chain in self._chains.values():
+            if chain is not without and chain.tokens:
+                draft = merge(draft, chain.tokens, chain.hazards, chain.index)
+        return draft
+
+    def _agreement(self, chain: _Chain, token: int) -> int:
         """What the free draft says at the place of the chain's next token, which is `token`."""
-        best = best_after(self._draft, self._chain)
+        best = best_after(self._draft, chain.tokens)
         if best is None:
             return SILENT
         return AGREES if best == token else OTHER

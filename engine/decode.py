@@ -1,24 +1,27 @@
-"""The decode loop: choose, forward, verify, keep, observe, yield.
+"""The decode loop: choose, forward, verify, keep, observe, yield; for one text or many.
 
 The token at a position is a function of the context, the sampling settings, the seed and the position, so
-a drafted token is simply right or wrong, and the text depends on nothing the plan or a drafter does.
+a drafted token is simply right or wrong, and the text depends on nothing the plan or a drafter does, nor on
+the texts that are written beside it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Backend, Output
-from specx.drafters.base import Draft, Drafter
-from specx.engine.plan import Asked, Plan
+from specx.backends.base import Cache, Model, Output, Tree, Want
+from specx.backends.errors import SpecxError
+from specx.drafters.base import Draft, Drafting, Text, Verified
+from specx.engine.budget import Asked, Budget, Part
+from specx.engine.plan import Plan
 from specx.engine.sampling import Sampler
 
-__all__ = ["Evidence", "Step", "decode"]
+__all__ = ["Evidence", "Job", "Step", "decode"]
 
 EVIDENCE_LOGITS = 64  # of each position; what the truncated distribution rests on
 
@@ -37,20 +40,43 @@ class Evidence:
     logits: NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One turn of the loop.
+@dataclass(slots=True)
+class Job:
+    """A text that is being written.
 
     Attributes:
-        tokens: emitted tokens, at least one.
+        text: all of it; its last token is not in the cache yet.
+        cache: the rest of it.
+        drafting: follows the text.
+        sampler: has begun with the whole text.
+        stops: tokens after which nothing more is verified.
+        budget: what drafts may cost it.
+    """
+
+    text: Text
+    cache: Cache
+    drafting: Drafting
+    sampler: Sampler
+    stops: frozenset[int] = frozenset()
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one turn of the loop gave one text.
+
+    Attributes:
+        tokens: emitted tokens, at least one unless it failed.
         draft: what was verified.
         accepted: indices of the draft's nodes that were right.
-        seconds: time of the whole step.
+        seconds: time of the whole step, which all texts of it share.
         host_ms: the part of it spent outside the models, in milliseconds.
         evidence: of each emitted token, if the sampler records margins.
-        asked: what was spent on a source of drafts that costs time, if anything was.
+        asked: what was spent on sources of drafts that cost time, if anything was.
         promised: tokens that the plan expected.
         promised_ms: milliseconds that it expected.
+        texts: how many were written at once.
+        failure: why this text cannot go on, if it cannot; the others do.
     """
 
     tokens: list[int]
@@ -62,88 +88,133 @@ class Step:
     asked: Asked | None = None
     promised: float = 1.0
     promised_ms: float = 0.0
+    texts: int = 1
+    failure: SpecxError | None = None
 
 
 def decode(
-    target: Backend,
-    drafter: Drafter,
+    model: Model,
+    jobs: Sequence[Job],
     plan: Plan,
-    sampler: Sampler,
-    root: int,
-    position: int,
-    stops: frozenset[int],
+    want: Want = Want.LOGITS,
     clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[Step]:
-    """Emit tokens until the caller stops asking.
+) -> Iterator[list[Step]]:
+    """Emit tokens until no text is left or the caller stops asking.
 
     Args:
-        target: holds the context but for its last token.
-        drafter: has begun with the whole context.
+        model: computes all texts.
+        jobs: the texts; the caller adds and removes some between two steps.
         plan: the objective.
-        sampler: has begun with the whole context.
-        root: last token of the context, not yet in the target.
-        position: absolute position of the next token, counted from the start of the conversation.
-        stops: tokens after which nothing more is verified.
+        want: what drafters need of forward calls.
         clock: seconds.
 
+    Yields:
+        What a step gave each of `jobs`, in their order.
+
     Raises:
-        ContextFullError: the target has no room for another token.
+        ContextFullError: a text has no room for another token.
     """
-    while True:
+    while jobs:
         start = clock()
-        length = target.length
-        decision = plan.choose(drafter, target)
-        draft = decision.draft
-        tokens = np.empty(len(draft) + 1, np.int32)
-        tokens[0], tokens[1:] = root, draft.tokens
-        parents = np.empty(len(draft) + 1, np.int32)
-        parents[0], parents[1:] = -1, draft.parents + 1
+        decision = plan.choose(jobs, model.facts)
+        lengths = [job.cache.length for job in jobs]
+        trees = [_tree(job, part.draft) for job, part in zip(jobs, decision.parts, strict=True)]
         called = clock()
-        output = target.forward(tokens, parents)
-        answered = clock()
+        outputs = model.forward(trees, want)
+        inside = clock() - called
+        verified: list[_Verdict] = []
         try:
-            emitted, rows, evidence = _verify(draft, output, sampler, position, stops)
+            for job, part, output in zip(jobs, decision.parts, outputs, strict=True):
+                verified.append(_advance(job, part, output, clock))
         except BaseException:
-            target.keep([0])  # the root is right in any case, and the target takes no other call before
+            for job in jobs[len(verified) :]:
+                job.cache.keep([0])  # the root is right in any case, and no other call is taken before
             raise
-        keeping = clock()
-        target.keep(rows)
-        kept = clock()
-        drafter.observe(emitted, draft, output)
-        inside = (answered - called) + (kept - keeping)
-        end = clock()
-        host_ms = (end - start - inside) * 1e3 - decision.asked_ms
-        plan.observe(decision, len(rows) - 1, length, inside * 1e3, host_ms)
-        accepted = [row - 1 for row in rows[1:]]
-        promised = decision.expected, decision.cost_ms
-        yield Step(emitted, draft, accepted, end - start, host_ms, evidence, decision.asked, *promised)
-        root = emitted[-1]
-        position += len(emitted)
+        inside += sum(verdict.keeping for verdict in verified)
+        seconds = clock() - start
+        host_ms = (seconds - inside) * 1e3 - decision.asked_ms
+        accepted = [len(verdict.rows) - 1 for verdict in verified]
+        plan.observe(decision, jobs, lengths, accepted, inside * 1e3, host_ms)
+        yield [
+            verdict.step(part, seconds, host_ms, decision.cost_ms, len(trees))
+            for verdict, part in zip(verified, decision.parts, strict=True)
+        ]
 
 
-def _verify(
-    draft: Draft, output: Output, sampler: Sampler, position: int, stops: frozenset[int]
-) -> tuple[list[int], list[int], list[Evidence]]:
-    """Descend the tree as long as it holds the token the target chooses.
+@dataclass(slots=True)
+class _Verdict:
+    """What verification found for one text.
 
-    Returns the emitted tokens, the rows of the accepted path (root first, so as many rows as tokens), and
-    the evidence if the sampler records it.
+    Attributes:
+        emitted: the tokens.
+        rows: of the accepted path, root first, so as many as tokens.
+        evidence: of each token, if that is wanted.
+        keeping: seconds that keeping the rows took.
+        failure: why there are no tokens.
     """
+
+    emitted: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
+    keeping: float = 0.0
+    failure: SpecxError | None = None
+
+    def step(self, part: Part, seconds: float, host_ms: float, promised_ms: float, texts: int) -> Step:
+        """The same as the caller sees it."""
+        return Step(
+            self.emitted,
+            part.draft,
+            [row - 1 for row in self.rows[1:]],
+            seconds,
+            host_ms,
+            self.evidence,
+            part.asked,
+            part.expected,
+            promised_ms,
+            texts,
+            self.failure,
+        )
+
+
+def _tree(job: Job, draft: Draft) -> Tree:
+    tokens = np.empty(len(draft) + 1, np.int32)
+    tokens[0], tokens[1:] = job.text.tokens[-1], draft.tokens
+    parents = np.empty(len(draft) + 1, np.int32)
+    parents[0], parents[1:] = -1, draft.parents + 1
+    return Tree(job.cache, tokens, parents)
+
+
+def _advance(job: Job, part: Part, output: Output, clock: Callable[[], float]) -> _Verdict:
+    """Verify, keep, observe."""
+    verdict = _Verdict()
+    try:
+        _verify(part.draft, output, job, verdict)
+    except SpecxError as failure:
+        verdict = _Verdict(rows=[0], failure=failure)
+    keeping = clock()
+    job.cache.keep(verdict.rows)
+    verdict.keeping = clock() - keeping
+    if verdict.failure is None:
+        job.text.append(verdict.emitted)
+        job.drafting.observe(Verified(verdict.emitted, part.draft, output))
+    return verdict
+
+
+def _verify(draft: Draft, output: Output, job: Job, verdict: _Verdict) -> None:
+    """Descend the tree as long as it holds the token the target chooses."""
     children = _children(draft.tokens.tolist(), draft.parents.tolist())
-    emitted: list[int] = []
-    rows: list[int] = []
-    evidence: list[Evidence] = []
+    sampler, position = job.sampler, job.text.position
     row = 0
     while True:
-        token = sampler.sample_row(output, row, position + len(emitted))
+        token = sampler.sample_row(output, row, position + len(verdict.emitted))
         sampler.accept(token)
-        emitted.append(token)
-        rows.append(row)
+        verdict.emitted.append(token)
+        verdict.rows.append(row)
         if sampler.margins:
-            evidence.append(_evidence(sampler.last_margin, output.logits[row]))
+            verdict.evidence.append(_evidence(sampler.last_margin, output.logits[row]))
         child = children.get((row, token))
-        if child is None or token in stops:
-            return emitted, rows, evidence
+        if child is None or token in job.stops:
+            return
         row = child
 
 

@@ -104,23 +104,21 @@ class RecycleTable:
 class FreeTrie:
     """Best-first tree of suffix matches and recycled candidates, with calibrated probabilities.
 
-    `counts` (cells, 2) and `prior` (cells,) float32 are shared, not copied: see drafters/calibration/free.py.
+    The tries of all texts share `table` and, not copied, `counts` (cells, 2) and `prior` (cells,) float32:
+    see drafters/calibration/free.py.
     Sources are 0 suffix, 1 recycle, 2 suffix found in the history.
     """
 
     def __init__(
         self,
-        vocab_size: int,
+        table: RecycleTable,
         counts: NDArray[np.float32],
         prior: NDArray[np.float32],
         use_suffix: bool = True,
         use_recycle: bool = True,
-        contexts: int = 65536,
     ) -> None: ...
     @property
     def automaton(self) -> SuffixAutomaton: ...
-    @property
-    def table(self) -> RecycleTable: ...
     @property
     def conversation_start(self) -> int:
         """Where the present conversation begins in the text of the automaton."""
@@ -145,11 +143,6 @@ class FreeTrie:
 
     def clear_text(self) -> None:
         """Forget conversation and history, but not the table."""
-
-    def update_rows(
-        self, previous: NDArray[np.int32], tokens: NDArray[np.int32], logits: NDArray[np.float32]
-    ) -> None:
-        """`RecycleTable.update`."""
 
     def update_tree(
         self,

@@ -15,7 +15,7 @@ from typing import Any
 from specx.backends.gguf.cache_size import cells, layer_cache_bytes, window_cells, windowed_layers
 from specx.backends.gguf.file import GGUFInfo, Tensor
 from specx.backends.llama.kernels import KERNELS, SPECX, STOCK, Kernels, library
-from specx.backends.llama.model import MAX_WIDTH, PROMPT_ROWS, check_cache_type, wanted_context
+from specx.backends.llama.params import MAX_WIDTH, PROMPT_ROWS, check_cache_type, wanted_context
 from specx.backends.settings import LoadSettings
 
 __all__ = ["NOTHING", "MemoryNeed", "cache_bytes", "predict_memory", "repacked_types"]

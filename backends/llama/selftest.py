@@ -10,11 +10,11 @@ import numpy as np
 
 def main() -> None:
     """Load the model and decode four tokens."""
-    from specx.backends.llama.model import LlamaBackend
+    from specx.backends.llama.model import LlamaModel
     from specx.backends.settings import LoadSettings
 
-    backend = LlamaBackend(LoadSettings(model=Path(sys.argv[1]), n_ctx=64))
-    backend.forward(np.arange(4, dtype=np.int32), np.arange(-1, 3, dtype=np.int32))
+    model = LlamaModel(LoadSettings(model=Path(sys.argv[1]), n_ctx=64))
+    model.open().forward(np.arange(4, dtype=np.int32), np.arange(-1, 3, dtype=np.int32))
 
 
 if __name__ == "__main__":

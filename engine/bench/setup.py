@@ -204,7 +204,7 @@ def _open_session(
 
 
 def _arm_info(arm: ArmName, session: Session, info: GGUFInfo, loaded: float) -> ArmInfo:
-    kernels = getattr(session.backend, "kernels", None)
+    kernels = getattr(session.model, "kernels", None)
     return ArmInfo(
         name=arm.name,
         plain=arm.plain,
@@ -238,12 +238,12 @@ def _server(settings: BenchSettings, session: Session, spec: str) -> LlamaServer
 
 
 def _threads(session: Session) -> int:
-    return int(getattr(session.backend, "n_threads", 0))
+    return int(getattr(session.model, "n_threads", 0))
 
 
 def _server_arguments(load: LoadSettings, session: Session) -> list[str]:
     threads = str(_threads(session))
-    batch = str(getattr(session.backend, "n_threads_batch", threads))
+    batch = str(getattr(session.model, "n_threads_batch", threads))
     arguments = ["-m", str(load.model), "-c", str(session.n_ctx), "-t", threads, "-tb", batch]
     arguments += ["-fa", load.flash_attn, "-ctk", load.type_k, "-ctv", load.type_v]
     arguments += ["-b", str(load.n_batch), "-ub", str(load.n_ubatch)]

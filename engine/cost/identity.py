@@ -1,4 +1,4 @@
-"""Which batch widths give bit-identical logits on this backend, measured.
+"""Which batch widths give bit-identical logits on this model, measured.
 
 A kernel may add up in another order when it computes more rows at once. Two widths are *identical* if
 every row of a sequence computed in batches of the one equals, bit for bit, the row computed in batches of
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Backend, Vocab
+from specx.backends.base import Cache, Vocab
 
 __all__ = ["Identity", "identity_text", "measure_identity"]
 
@@ -83,38 +83,38 @@ def identity_text(vocab: Vocab) -> list[int]:
 
 
 def measure_identity(
-    backend: Backend, tokens: Sequence[int], *, depths: Sequence[int] = DEPTHS, widths: Sequence[int] = WIDTHS
+    cache: Cache, tokens: Sequence[int], *, depths: Sequence[int] = DEPTHS, widths: Sequence[int] = WIDTHS
 ) -> Identity:
-    """Compare widths on an empty backend; leaves it empty.
+    """Compare widths on an empty cache; leaves it empty.
 
     Args:
-        backend: holds no committed tokens.
+        cache: holds no committed tokens.
         tokens: text to compute, at least max(depths) + 80 tokens.
         depths: context depths in tokens; where the text or the context ends before one, the deepest
             possible stands for it.
         widths: widths to compare.
     """
-    widths = [n for n in widths if n <= backend.max_width]
-    limit = min(len(tokens), backend.n_ctx) - SPAN  # a batch may reach beyond the last row compared
+    widths = [n for n in widths if n <= cache.max_width]
+    limit = min(len(tokens), cache.n_ctx) - SPAN  # a batch may reach beyond the last row compared
     tried = tuple(sorted({max(0, min(depth, limit)) for depth in depths}))
     groups: dict[int, list[int]] = {n: [] for n in widths}
     worst, branches = 0.0, True
     for depth in tried:
-        backend.rewind(0)
-        backend.prefill(tokens[:depth])
+        cache.rewind(0)
+        cache.prefill(tokens[:depth])
         firsts: list[NDArray[np.float32]] = []
         for n in widths:
-            rows = _rows(backend, tokens, depth, n)
+            rows = _rows(cache, tokens, depth, n)
             differences = [float(np.abs(first - rows).max()) for first in firsts]
             if 0.0 not in differences:
                 differences.append(0.0)
                 firsts.append(rows)
             groups[n].append(differences.index(0.0))
             worst = max(worst, *differences)
-        if backend.max_leaves > 1:
-            after = _branch_difference(backend, tokens, depth)
+        if cache.max_leaves > 1:
+            after = _branch_difference(cache, tokens, depth)
             worst, branches = max(worst, after), branches and after == 0.0
-    backend.rewind(0)
+    cache.rewind(0)
     classes: dict[tuple[int, ...], list[int]] = {}
     for n in widths:
         classes.setdefault(tuple(groups[n]), []).append(n)
@@ -122,21 +122,21 @@ def measure_identity(
     return Identity(tuple(ordered), branches, worst, tried)
 
 
-def _rows(backend: Backend, tokens: Sequence[int], depth: int, n: int) -> NDArray[np.float32]:
+def _rows(cache: Cache, tokens: Sequence[int], depth: int, n: int) -> NDArray[np.float32]:
     """(ROWS, V) logits after the tokens from `depth` on, computed in batches of width n."""
     text = np.asarray(tokens[depth : depth + SPAN], np.int32)
     rows: list[NDArray[np.float32]] = []
     for start in range(0, ROWS, n):
         wanted = min(n, ROWS - start)
         batch = text[start : start + n]
-        output = backend.forward(batch, np.arange(-1, len(batch) - 1, dtype=np.int32))
+        output = cache.forward(batch, np.arange(-1, len(batch) - 1, dtype=np.int32))
         rows.append(output.logits[:wanted].copy())
-        backend.keep(list(range(wanted)))
-    _back_to(backend, tokens, depth)
+        cache.keep(list(range(wanted)))
+    _back_to(cache, tokens, depth)
     return np.concatenate(rows)
 
 
-def _branch_difference(backend: Backend, tokens: Sequence[int], depth: int) -> float:
+def _branch_difference(cache: Cache, tokens: Sequence[int], depth: int) -> float:
     """How far logits after an accepted second branch are from those after the same tokens as a chain."""
     root, first, second, third, *rest = tokens[depth : depth + 8]
     probe = np.asarray(rest[:2], np.int32)
@@ -147,17 +147,17 @@ def _branch_difference(backend: Backend, tokens: Sequence[int], depth: int) -> f
         ((root, first, third, second, third), np.array([-1, 0, 1, 0, 3], np.int32), [0, 3, 4]),
     )
     for ids, parents, kept in shapes:
-        backend.forward(np.asarray(ids, np.int32), parents)
-        backend.keep(kept)
-        after.append(backend.forward(probe, np.array([-1, 0], np.int32)).logits.copy())
-        backend.keep([0])
-        _back_to(backend, tokens, depth)
+        cache.forward(np.asarray(ids, np.int32), parents)
+        cache.keep(kept)
+        after.append(cache.forward(probe, np.array([-1, 0], np.int32)).logits.copy())
+        cache.keep([0])
+        _back_to(cache, tokens, depth)
     return float(np.abs(after[0] - after[1]).max())
 
 
-def _back_to(backend: Backend, tokens: Sequence[int], depth: int) -> None:
+def _back_to(cache: Cache, tokens: Sequence[int], depth: int) -> None:
     """Rewind to `depth`, or start over where the cache no longer reaches back that far."""
-    reachable = backend.reusable(depth)
-    backend.rewind(reachable)
+    reachable = cache.reusable(depth)
+    cache.rewind(reachable)
     if reachable < depth:
-        backend.prefill(tokens[reachable:depth])
+        cache.prefill(tokens[reachable:depth])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from specx.backends.base import Backend
+from specx.backends.base import Cache
 from specx.backends.machine.machine import OtherWork, this_cpu
 
 __all__ = ["PATIENCE", "Busy", "Patience", "is_busy", "watch_others"]
@@ -43,7 +43,7 @@ class Patience:
         self._ended = self._ended or (self._clock() > self._end and self._busy())
         return self._ended
 
-    def prefill(self, backend: Backend, length: int) -> bool:
+    def prefill(self, cache: Cache, length: int) -> bool:
         """Commit `length` tokens; false if it ended meanwhile."""
 
         def check(_done: int, _total: int) -> None:
@@ -51,7 +51,7 @@ class Patience:
                 raise _EndedError
 
         try:
-            backend.prefill([0] * length, progress=check)
+            cache.prefill([0] * length, progress=check)
         except _EndedError:
             return False
         return True

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Backend
+from specx.backends.base import Cache
 from specx.engine.cost.patience import Busy, Patience
 
 __all__ = ["MARKS", "UNSETTLED", "Staircase", "unsettled"]
@@ -131,26 +131,30 @@ class Staircase:
         """Milliseconds of a call of `n` tokens, as in `costs`; of widths that are not used, too."""
         return self._expected(n, length) if self._depths else float(n)
 
+    def noise(self, n: int, length: int) -> float:
+        """Milliseconds by which the cost of a call of `n` tokens at `length` is uncertain."""
+        return 0.02 * self.cost(n, length)
+
     def measure_first(
         self,
-        backend: Backend,
+        cache: Cache,
         *,
         clock: Clock = time.perf_counter,
         stopped: Stopped = _never,
         busy: Busy | None = None,
     ) -> float:
-        """Time the widths in an empty backend and, if the context is long enough, at `FIRST_DEPTH`.
+        """Time the widths in an empty cache and, if the context is long enough, at `FIRST_DEPTH`.
 
-        Returns the seconds it took. The backend is empty afterwards. Nothing is known if it was stopped.
+        Returns the seconds it took. The cache is empty afterwards. Nothing is known if it was stopped.
         """
         start = clock()
         patience = Patience(BUDGET_S + DEEPER_BUDGET_S, clock, busy)
-        self.measure(backend, clock=clock, stopped=stopped, busy=busy)
-        roomy = backend.n_ctx >= FIRST_DEPTH + max(DEEPER_WIDTHS)
+        self.measure(cache, clock=clock, stopped=stopped, busy=busy)
+        roomy = cache.n_ctx >= FIRST_DEPTH + max(DEEPER_WIDTHS)
         if roomy and not stopped() and not patience.ended:
-            if patience.prefill(backend, FIRST_DEPTH):
-                self.measure(backend, clock=clock, stopped=stopped, busy=busy)
-            backend.rewind(0)
+            if patience.prefill(cache, FIRST_DEPTH):
+                self.measure(cache, clock=clock, stopped=stopped, busy=busy)
+            cache.rewind(0)
         if self._disturbed or patience.ended:
             self._disturbed.update(self._depths)
         if stopped():
@@ -159,14 +163,14 @@ class Staircase:
 
     def measure(
         self,
-        backend: Backend,
+        cache: Cache,
         *,
         clock: Clock = time.perf_counter,
         budget_s: float | None = None,
         stopped: Stopped = _never,
         busy: Busy | None = None,
     ) -> float:
-        """Time the widths at the backend's present length; returns the seconds it took.
+        """Time the widths at the cache's present length; returns the seconds it took.
 
         Widths are taken in the order of what they tell, until the budget is spent; at least 1 and 2 are.
         `busy` says whether something else keeps the machine busy, as in `Patience`.
@@ -174,11 +178,11 @@ class Staircase:
         nothing is measured then. Nor is anything known if `stopped` says so, asked before each call.
         """
         start = clock()
-        length = backend.length
+        length = cache.length
         first = not self._depths
         budget = (BUDGET_S if first else DEEPER_BUDGET_S) if budget_s is None else budget_s
         widths = [n for n in (WIDTHS if first else DEEPER_WIDTHS) if n <= self.max_width]
-        if max(widths) > backend.n_ctx - length:
+        if max(widths) > cache.n_ctx - length:
             return 0.0
         expected = self.costs(length)
         patience = Patience(budget, clock, busy)
@@ -190,7 +194,7 @@ class Staircase:
                 continue
             if stopped() or (i > 1 and patience.ended):
                 break
-            times.setdefault(n, []).append(_time(backend, n, clock, warm_up=not steps))
+            times.setdefault(n, []).append(_time(cache, n, clock, warm_up=not steps))
             steps[n] = min(times[n])
         if stopped():
             return clock() - start
@@ -453,17 +457,17 @@ def unsettled(times: Mapping[int, Sequence[float]]) -> list[int]:
     return found
 
 
-def _time(backend: Backend, n: int, clock: Clock, *, warm_up: bool) -> float:
+def _time(cache: Cache, n: int, clock: Clock, *, warm_up: bool) -> float:
     tokens = np.zeros(n, np.int32)
     parents = np.arange(-1, n - 1, dtype=np.int32)
-    length = backend.length
+    length = cache.length
     took = 0.0
     for _ in range(2 if warm_up else 1):
         start = clock()
-        backend.forward(tokens, parents)
+        cache.forward(tokens, parents)
         took = (clock() - start) * 1e3
-        backend.keep([0])
-        backend.rewind(length)
+        cache.keep([0])
+        cache.rewind(length)
     return max(took, 1e-6)
 
 

@@ -14,12 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.store import Store
-from specx.drafters.base import Drafter
 from specx.drafters.calibration.free import Calibration
 from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.free import FreeDrafter
-from specx.drafters.model import DraftCosts
-from specx.drafters.none import NoDrafter
+from specx.drafters.guesser import GuessCosts
 from specx.engine.cost.identity import Identity
 from specx.engine.cost.staircase import Staircase
 from specx.engine.learned.records import TrackRecords
@@ -89,7 +87,7 @@ class Learned:
         self._identity = identity
         self._store.save_json("identity", self._cost_key, identity.to_json())
 
-    def load_pair(self, draft: str) -> tuple[ModelCalibration, DraftCosts | None]:
+    def load_pair(self, draft: str) -> tuple[ModelCalibration, GuessCosts | None]:
         """What is kept of the draft model with the fingerprint `draft`: how often it is right about this
         model, and what its work costs here."""
         key = self._pair_key(draft)
@@ -99,13 +97,13 @@ class Learned:
                 calibration = ModelCalibration.from_arrays(arrays)
             data = (self._store.load_json("pairs", key) or {}).get(self._cost_key)
             if data is not None:
-                costs = DraftCosts.from_json(data)
+                costs = GuessCosts.from_json(data)
         except (ValueError, TypeError, KeyError, AttributeError):
             self._store.set_aside("pairs", key)
             return ModelCalibration(), None
         return calibration, costs
 
-    def save_pair(self, draft: str, calibration: ModelCalibration, costs: DraftCosts) -> None:
+    def save_pair(self, draft: str, calibration: ModelCalibration, costs: GuessCosts) -> None:
         """Keep what was learned of a draft model."""
         key = self._pair_key(draft)
         self._store.save_arrays("pairs", key, calibration.to_arrays())
@@ -116,10 +114,8 @@ class Learned:
     def _pair_key(self, draft: str) -> str:
         return f"{self._model_key}-{draft}"
 
-    def make_drafter(self, vocab_size: int, sources: Sequence[str]) -> Drafter:
-        """A drafter of `sources` that starts from everything kept of this model."""
-        if not sources:
-            return NoDrafter()
+    def free_drafter(self, vocab_size: int, sources: Sequence[str]) -> FreeDrafter:
+        """A drafter of the free `sources` that starts from everything kept of this model."""
         self._harvest()
         drafter = FreeDrafter(vocab_size, self._calibration, sources)
         if len(self._history) and not -1 <= self._history.min() <= self._history.max() < vocab_size:

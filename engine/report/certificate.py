@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from specx.backends.base import Backend
+from specx.backends.base import Cache
 from specx.backends.errors import UsageError
 from specx.engine.decode import Evidence
 from specx.engine.session import Result, Session
@@ -181,26 +181,27 @@ def _noise(session: Session, prompt: Sequence[int], plain: Result, index: int) -
     seen, noise = plain.evidence[index], 0.0
     for read in (_read_at_once, _read_with_guesses):
         session.forget_conversation()
-        read(session.backend, context)
-        row = session.backend.forward(np.array([last], np.int32), np.array([-1], np.int32)).logits[0]
+        cache = session.cache
+        read(cache, context)
+        row = cache.forward(np.array([last], np.int32), np.array([-1], np.int32)).logits[0]
         noise = max(noise, float(np.abs(row[seen.ids] - seen.logits).max()))
-        session.backend.keep([0])
+        cache.keep([0])
     session.forget_conversation()
     return noise
 
 
-def _read_at_once(backend: Backend, context: Sequence[int]) -> None:
-    backend.prefill(context)
+def _read_at_once(cache: Cache, context: Sequence[int]) -> None:
+    cache.prefill(context)
 
 
-def _read_with_guesses(backend: Backend, context: Sequence[int]) -> None:
+def _read_with_guesses(cache: Cache, context: Sequence[int]) -> None:
     """The second half a few tokens at a time, with a wrong guess beside them, or behind without branches."""
-    middle = len(context) if backend.max_width < GUESSED else len(context) // 2
-    backend.prefill(context[:middle])
+    middle = len(context) if cache.max_width < GUESSED else len(context) // 2
+    cache.prefill(context[:middle])
     for start in range(middle, len(context), GUESSED - 1):
         path = list(context[start : start + GUESSED - 1])
-        n, wrong = len(path), (path[-1] + 1) % backend.vocab.size
-        if n > 1 and backend.max_leaves > 1:
+        n, wrong = len(path), (path[-1] + 1) % cache.model.vocab.size
+        if n > 1 and cache.max_leaves > 1:
             tokens, parents, rows = (
                 [path[0], wrong, *path[1:]],
                 [-1, 0, 0, *range(2, n)],
@@ -208,8 +209,8 @@ def _read_with_guesses(backend: Backend, context: Sequence[int]) -> None:
             )
         else:
             tokens, parents, rows = [*path, wrong], list(range(-1, n)), list(range(n))
-        backend.forward(np.array(tokens, np.int32), np.array(parents, np.int32))
-        backend.keep(rows)
+        cache.forward(np.array(tokens, np.int32), np.array(parents, np.int32))
+        cache.keep(rows)
 
 
 def _logit_difference(a: Evidence, b: Evidence) -> float:

@@ -283,13 +283,13 @@ def probe_model(
     times = None if refresh else load_threads(store, key)
     if times is not None:
         return ModelProbe(str(settings.model), times, from_store=True)
-    backend = load_on_best_kernels(info, settings, store, loading, notice).backend
+    model = load_on_best_kernels(info, settings, store, loading, notice).model
     try:
         others = OtherWork(this_cpu().allowed)
-        times = measure_threads(backend, candidates(this_cpu()), progress=progress)
+        times = measure_threads(model, candidates(this_cpu()), progress=progress)
         times = replace(times, disturbed=times.disturbed or is_busy(others))
     finally:
-        backend.close()
+        model.close()
     if times.disturbed:
         notice("something else kept the machine busy: the number of threads is not kept")
     save_threads(store, key, times)

@@ -15,7 +15,7 @@ from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.llama.devices import Device
 from specx.backends.llama.kernels import KERNELS
 from specx.backends.llama.memory import MemoryNeed, predict_memory
-from specx.backends.llama.model import decode_threads
+from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import available_memory
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, cache_dir
@@ -167,7 +167,7 @@ def make_plan(
     if refresh or (measure and not staircase.depths):
         session = _measured_session(settings, refresh, progress, notice)
         learned, staircase = session.learned, session.staircase
-        kernels = session.backend.kernels.name if hasattr(session.backend, "kernels") else kernels
+        kernels = session.model.kernels.name if hasattr(session.model, "kernels") else kernels
     options, unfit = _options(info, named, store, learned, staircase)
     return PlanReport(
         model=settings.model,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specx.backends.gguf.file import GGUFInfo, read_gguf
-from specx.backends.llama.model import decode_threads
+from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import OtherWork, bytes_to_read, read_memory, this_cpu
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, cache_dir
@@ -96,10 +96,10 @@ def probe_staircases(
     others = OtherWork(this_cpu().allowed)
     bandwidth = read_bandwidth(bytes_to_read(read_memory()), threads, BANDWIDTH_REPEATS)
     load = loader(settings, store, loading, notice)
-    comparison, backend, _ = compare_kernels(
+    comparison, model, _ = compare_kernels(
         load, depths=depths, widths=widths, budget_s=BUDGET_S, progress=progress, busy=lambda: False
     )
-    backend.close()
+    model.close()
     comparison.disturbed |= is_busy(others)
     if comparison.disturbed:
         notice("something else kept the machine busy: what was measured is shown, but not to be relied on")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from specx.backends.base import Backend
+from specx.backends.base import Model
 from specx.backends.llama.devices import TRANSFER_BYTES, Device, Transfer, measure_transfer
 from specx.engine.cost.staircase import Staircase
 from specx.engine.setup.layers import Division, Layers
@@ -90,7 +90,7 @@ class DeviceCost:
 def measure_devices(
     target: Layers,
     devices: Sequence[Device],
-    load: Callable[[Division], Backend],
+    load: Callable[[Division], Model],
     *,
     host_rate: Callable[[], float],
     transfer: Callable[[str, int], Transfer] = measure_transfer,
@@ -157,13 +157,13 @@ def unmixed(
     return alone
 
 
-def _time_steps(backend: Backend, clock: Callable[[], float]) -> tuple[dict[int, float], bool]:
-    """Milliseconds by width in the empty context, and whether they were disturbed; closes the backend."""
-    staircase = Staircase(min(backend.max_width, max(WIDTHS)))
+def _time_steps(model: Model, clock: Callable[[], float]) -> tuple[dict[int, float], bool]:
+    """Milliseconds by width in the empty context, and whether they were disturbed; closes the model."""
+    staircase = Staircase(min(model.facts.max_width, max(WIDTHS)))
     try:
-        staircase.measure(backend, clock=clock)
+        staircase.measure(model.open(), clock=clock)
     finally:
-        backend.close()
+        model.close()
     steps = staircase.steps(0)
     return {n: steps[n] for n in WIDTHS if n in steps}, staircase.disturbed
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from specx.backends.base import Backend
+from specx.backends.base import Model
 from specx.backends.errors import ModelError
 from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.llama.kernels import Kernels
@@ -33,7 +33,7 @@ class NamedDraft:
 
 
 class DraftFiles:
-    """Implements `DraftSource`.
+    """Implements `ModelSource`.
 
     Args:
         target: the model to draft for.
@@ -51,7 +51,7 @@ class DraftFiles:
         kernels: Kernels,
         n_ctx: int,
         store: Store,
-        load: Callable[[LoadSettings], Backend],
+        load: Callable[[LoadSettings], Model],
     ) -> None:
         self._settings = settings
         self._kernels = kernels
@@ -76,7 +76,7 @@ class DraftFiles:
         _read_ahead(candidate.path)
         return None
 
-    def load(self, candidate: Candidate) -> Backend:
+    def load(self, candidate: Candidate) -> Model:
         """The model, ready to be asked.
 
         Raises:

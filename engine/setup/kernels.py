@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from specx.backends.base import Backend
+from specx.backends.base import Cache, Model
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.store import Store
@@ -41,8 +41,8 @@ LEAST, MOST = 3, 8  # visits to each width; the least may take `PATIENCE` times 
 CLEARLY = 1.03  # times as fast: less may be noise
 
 
-class SwitchableBackend(Backend, Protocol):
-    """A backend whose kernels of attention, and whose threads, can be changed between two steps."""
+class SwitchableModel(Model, Protocol):
+    """A model whose kernels of attention, and whose threads, can be changed between two steps."""
 
     kernels: Kernels
 
@@ -50,7 +50,7 @@ class SwitchableBackend(Backend, Protocol):
         """Use so many threads for one token, and for more than one."""
 
 
-Load = Callable[[Kernels], SwitchableBackend]
+Load = Callable[[Kernels], SwitchableModel]
 Steps = dict[int, float]
 
 
@@ -93,7 +93,7 @@ class Comparison:
 class Chosen:
     """A loaded model and the kernels it runs on."""
 
-    backend: SwitchableBackend
+    model: SwitchableModel
     kernels: Kernels
 
 
@@ -177,22 +177,22 @@ def _compare_and_choose(
     busy: Busy | None,
 ) -> Chosen:
     start = clock()
-    comparison, backend, loaded = compare_kernels(load, clock=clock, busy=busy)
+    comparison, model, loaded = compare_kernels(load, clock=clock, busy=busy)
     best = choice_of_auto(comparison, store, key)
     if best != loaded:
-        backend.close()
-        backend = load(best)
+        model.close()
+        model = load(best)
     took = f"compared kernels in {clock() - start:.1f} s"
     if comparison.disturbed:
         notice(f"{took}, but the machine was busy: specx's own are used, and compared again next time")
-        return Chosen(backend, best)
+        return Chosen(model, best)
     store.save_json("kernels", key, {"choice": best.name})
     if best == STOCK:
         notice(f"{took}: llama.cpp's own are the fastest for this model here")
     else:
         what = "attention" if best == ATTENTION else "attention and multiplication"
         notice(f"{took}: specx's own for {what}, {comparison.explained(best)}")
-    return Chosen(backend, best)
+    return Chosen(model, best)
 
 
 def compare_kernels(
@@ -204,7 +204,7 @@ def compare_kernels(
     clock: Callable[[], float] = time.perf_counter,
     busy: Busy | None = None,
     progress: Callable[[float], None] | None = None,
-) -> tuple[Comparison, SwitchableBackend, Kernels]:
+) -> tuple[Comparison, SwitchableModel, Kernels]:
     """Time a model on each of the kernels.
 
     Args:
@@ -226,31 +226,32 @@ def compare_kernels(
     groups = ((STOCK, ATTENTION), (SPECX,)) if ours else ((STOCK,),)
     done = 0.0
     for arms in groups:
-        backend = load(arms[0])
+        model = load(arms[0])
         try:
-            fitting = [n for n in widths if n <= backend.max_width]
-            reached = [d for d in depths if d + max(fitting) <= backend.n_ctx] or [0]
+            cache = model.open()
+            fitting = [n for n in widths if n <= cache.max_width]
+            reached = [d for d in depths if d + max(fitting) <= cache.n_ctx] or [0]
             for depth in reached:
                 patience = Patience(budget_s * len(arms), clock, busy)
-                backend.rewind(0)
-                if not patience.prefill(backend, depth):
-                    backend.rewind(0)
+                cache.rewind(0)
+                if not patience.prefill(cache, depth):
+                    cache.rewind(0)
                 share = len(arms) / len(reached) / sum(map(len, groups))
                 told = _part(progress, done, share)
                 done += share
-                turns = _take_turns(backend, arms, fitting, budget_s, clock, patience, told)
+                turns = _take_turns(model, cache, arms, fitting, budget_s, clock, patience, told)
                 for name, times in turns.items():
                     comparison.disturbed |= len(unsettled(times)) > UNSETTLED * len(times)
                     least = {n: min(taken) for n, taken in times.items()}  # noise only ever adds
-                    comparison.steps.setdefault(name, {})[backend.length] = least
+                    comparison.steps.setdefault(name, {})[cache.length] = least
                 comparison.disturbed |= patience.ended
-            backend.rewind(0)
+            cache.close()
         except BaseException:
-            backend.close()
+            model.close()
             raise
         if ours and arms[0] != SPECX:
-            backend.close()
-    return comparison, backend, arms[0]
+            model.close()
+    return comparison, model, arms[0]
 
 
 def _part(progress: Callable[[float], None] | None, done: float, share: float) -> Callable[[float], None]:
@@ -259,7 +260,8 @@ def _part(progress: Callable[[float], None] | None, done: float, share: float) -
 
 
 def _take_turns(
-    backend: SwitchableBackend,
+    model: SwitchableModel,
+    cache: Cache,
     arms: Sequence[Kernels],
     widths: Sequence[int],
     budget_s: float,
@@ -272,27 +274,27 @@ def _take_turns(
     start, budget_s = clock(), budget_s * len(arms)
     for visit in range(MOST):
         for kernels in arms:
-            backend.kernels = kernels
+            model.kernels = kernels
             for i, n in enumerate(widths):
                 if i and patience.ended:
                     break
                 spent = clock() - start
                 if visit > 0 and (patience.ended or spent > budget_s * (1 if visit >= LEAST else PATIENCE)):
                     return times
-                times[kernels.name].setdefault(n, []).append(_time(backend, n, clock))
+                times[kernels.name].setdefault(n, []).append(_time(cache, n, clock))
                 taken = sum(len(ms) for by in times.values() for ms in by.values()) / len(arms) / len(widths)
                 progress(min(max(taken / MOST, min(spent / budget_s, taken / LEAST)), 1.0))
     return times
 
 
-def _time(backend: Backend, n: int, clock: Callable[[], float]) -> float:
+def _time(cache: Cache, n: int, clock: Callable[[], float]) -> float:
     """Milliseconds of a step of `n` tokens after another one of the same width."""
-    length = backend.length
+    length = cache.length
     took = 0.0
     for _ in range(2):  # the first builds the graph
         start = clock()
-        backend.forward(np.zeros(n, np.int32), np.arange(-1, n - 1, dtype=np.int32))
+        cache.forward(np.zeros(n, np.int32), np.arange(-1, n - 1, dtype=np.int32))
         took = (clock() - start) * 1e3
-        backend.keep([0])
-        backend.rewind(length)
+        cache.keep([0])
+        cache.rewind(length)
     return took

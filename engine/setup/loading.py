@@ -11,11 +11,13 @@ from specx.backends.errors import ModelError
 from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.llama import library as libllama
 from specx.backends.llama.kernels import Kernels
-from specx.backends.llama.model import LlamaBackend, decode_threads
+from specx.backends.llama.model import LlamaModel
+from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import machine_fingerprint
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, cache_dir
-from specx.engine.drafting import WITH_MODEL, DraftModels
+from specx.drafters import registry
+from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.setup.draft_files import DraftFiles, named_draft
 from specx.engine.setup.explain import Explain, explainer
@@ -75,11 +77,11 @@ def open_session(
     settings = with_measured_threads(settings, store, threads_key(info, settings), explain)
     chosen = load_on_best_kernels(info, settings, store, progress, notice)
     draft = named.candidate if named and fitted.draft else None
-    wanted = settings.drafter in WITH_MODEL
+    wanted = registry.find(settings.drafter).guessers
     if named and draft is None:  # there is not enough memory for it, which was told
         wanted, settings = False, replace(settings, drafter="auto")
 
-    def load_draft(of: LoadSettings) -> LlamaBackend:
+    def load_draft(of: LoadSettings) -> LlamaModel:
         placed = with_placed_draft(of, store, devices_key)
         return loader(placed, store, None, notice)(chosen.kernels)
 
@@ -88,7 +90,7 @@ def open_session(
         return _draft_models(session, info, files, draft, notice, explain)
 
     return kind(
-        chosen.backend,
+        chosen.model,
         settings,
         Learned(store, model_key=info.fingerprint, cost_key=cost_key(info, settings, chosen.kernels.name)),
         name=_name(info),
@@ -183,7 +185,7 @@ def loader(
     store: Store,
     progress: Callable[[float], None] | None,
     notice: Callable[[str], None],
-) -> Callable[[Kernels], LlamaBackend]:
+) -> Callable[[Kernels], LlamaModel]:
     """What loads the model of `settings` on given kernels.
 
     Raises:
@@ -192,8 +194,8 @@ def loader(
     load_library()
     repack = _repack(settings, store, notice)
 
-    def load(kernels: Kernels) -> LlamaBackend:
-        return LlamaBackend(settings, progress=progress, kernels=kernels, repack=repack)
+    def load(kernels: Kernels) -> LlamaModel:
+        return LlamaModel(settings, progress=progress, kernels=kernels, repack=repack)
 
     return load
 

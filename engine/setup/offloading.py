@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from specx.backends.base import Backend
+from specx.backends.base import Model
 from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.llama.devices import Device, list_devices
-from specx.backends.llama.model import decode_threads
+from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import available_memory, bytes_to_read, read_memory
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
@@ -157,11 +157,11 @@ def _measure(
     """Time the devices, keep what was found, and tell it."""
     kernels = settings.kernels
 
-    def divided(division: Division) -> Backend:
+    def divided(division: Division) -> Model:
         nonlocal kernels  # compared on the host, where they compute, and then the same everywhere
         chosen = load(replace(_divided(settings, division, devices[0].name), kernels=kernels))
         kernels = chosen.kernels.name
-        return chosen.backend
+        return chosen.model
 
     def host_rate() -> float:
         return read_bandwidth(

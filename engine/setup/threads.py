@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from specx.backends.base import Backend
-from specx.backends.llama.model import decode_threads
+from specx.backends.base import Cache, Model
+from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import CPU, this_cpu
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
@@ -44,8 +44,8 @@ BUDGET_S = 6.0
 LEAST, MOST = 3, 8  # visits to each count; the least may take `PATIENCE` times the budget
 
 
-class ThreadedBackend(Backend, Protocol):
-    """A backend whose number of threads can be changed between two calls."""
+class ThreadedModel(Model, Protocol):
+    """A model whose number of threads can be changed between two calls."""
 
     def set_threads(self, decode: int, batch: int) -> None:
         """Use so many for one token, and for more than one, from the next call on."""
@@ -115,7 +115,7 @@ def candidates(cpu: CPU) -> list[int]:
 
 
 def measure_threads(
-    backend: ThreadedBackend,
+    model: ThreadedModel,
     counts: Sequence[int],
     *,
     budget_s: float = BUDGET_S,
@@ -127,28 +127,27 @@ def measure_threads(
     They come after `DEPTH` tokens of context, or none where the model cannot go back to those.
 
     Args:
-        backend: empty afterwards.
+        model: loaded; no text is open.
         counts: numbers of threads.
         budget_s: seconds it may take; a slow model takes longer, to be visited `LEAST` times.
         progress: called with the fraction done, 0 to 1.
         clock: seconds.
     """
     times: dict[int, dict[int, list[float]]] = {}
-    roomy = min(backend.max_width, backend.n_ctx - DEPTH) >= max(BATCH)
-    backend.rewind(0)
-    if roomy:
-        backend.prefill([0] * DEPTH)
-    depth = backend.length
+    cache = model.open()
+    if min(cache.max_width, cache.n_ctx - DEPTH) >= max(BATCH):
+        cache.prefill([0] * DEPTH)
+    depth = cache.length
     start, visit = clock(), 0
     for visit, n, threads in _turns(counts, times):
         spent = (clock() - start) / budget_s
         if visit and spent > (1 if visit >= LEAST else PATIENCE):
             break
-        backend.set_threads(threads, threads)
-        times.setdefault(n, {}).setdefault(threads, []).append(_time(backend, depth, n, clock))
+        model.set_threads(threads, threads)
+        times.setdefault(n, {}).setdefault(threads, []).append(_time(cache, depth, n, clock))
         if progress is not None:
             progress(min(max(visit / MOST, min(spent, (visit + 1) / LEAST)), 1.0))
-    backend.rewind(0)
+    cache.close()
     taken = [ms for by in times.values() for ms in by.values() if len(ms) > 1]
     odd = sum(sorted(ms)[len(ms) // 2] > AGREE * min(ms) for ms in taken)
     return ThreadTimes(_least(times), depth, disturbed=odd > UNSETTLED * len(taken))
@@ -226,19 +225,19 @@ def _turns(
             ]
 
 
-def _time(backend: Backend, depth: int, n: int, clock: Callable[[], float]) -> float:
+def _time(cache: Cache, depth: int, n: int, clock: Callable[[], float]) -> float:
     """Milliseconds of a call of `n` tokens: the lesser of two, because the first one builds the graph and
     wakes the threads up, unless it takes so long that this is nothing to it."""
     least = np.inf
     for _ in range(2):
-        backend.rewind(depth)
+        cache.rewind(depth)
         start = clock()
-        if n <= backend.max_width:
-            backend.forward(np.zeros(n, np.int32), np.arange(-1, n - 1, dtype=np.int32))
+        if n <= cache.max_width:
+            cache.forward(np.zeros(n, np.int32), np.arange(-1, n - 1, dtype=np.int32))
             took = (clock() - start) * 1e3
-            backend.keep([0])
+            cache.keep([0])
         else:  # a model that decodes plainly
-            backend.prefill([0] * n)
+            cache.prefill([0] * n)
             took = (clock() - start) * 1e3
         least = min(least, took)
         if took > LONG_MS:

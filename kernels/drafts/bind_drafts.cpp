@@ -109,15 +109,15 @@ void restore_rows(RecycleTable& table, const Ints& tokens, const IntRows& ids, c
     }
 }
 
-// A trie with the arrays it borrows.
+// A trie with the arrays and the table that it borrows.
 struct BoundTrie {
     using Counts = nb::ndarray<float, nb::shape<Calibration::kCells, 2>, nb::c_contig, nb::device::cpu>;
     using Prior = nb::ndarray<const float, nb::shape<Calibration::kCells>, nb::c_contig, nb::device::cpu>;
 
-    BoundTrie(int32_t vocab_size, Counts counts_, Prior prior_, bool use_suffix, bool use_recycle, int contexts)
+    BoundTrie(RecycleTable& table, Counts counts_, Prior prior_, bool use_suffix, bool use_recycle)
         : counts(std::move(counts_)),
           prior(std::move(prior_)),
-          trie(vocab_size, {counts.data(), prior.data()}, use_suffix, use_recycle, contexts) {}
+          trie(table, {counts.data(), prior.data()}, use_suffix, use_recycle) {}
 
     Counts counts;
     Prior prior;
@@ -217,8 +217,9 @@ void bind_table(nb::module_& m) {
 
 void bind_trie(nb::module_& m) {
     nb::class_<BoundTrie>(m, "FreeTrie")
-        .def(nb::init<int32_t, BoundTrie::Counts, BoundTrie::Prior, bool, bool, int>(), "vocab_size"_a,
-             nb::arg("counts").noconvert(), nb::arg("prior").noconvert(), "use_suffix"_a = true, "use_recycle"_a = true, "contexts"_a = 1 << 16)
+        .def(nb::init<RecycleTable&, BoundTrie::Counts, BoundTrie::Prior, bool, bool>(), nb::keep_alive<1, 2>(),
+             "table"_a, nb::arg("counts").noconvert(), nb::arg("prior").noconvert(), "use_suffix"_a = true,
+             "use_recycle"_a = true)
         .def("begin", [](BoundTrie& self, const Ints& context) {
             self.trie.begin(context.data(), static_cast<int64_t>(context.shape(0)));
         }, "context"_a)
@@ -228,15 +229,10 @@ void bind_trie(nb::module_& m) {
         .def("append", [](BoundTrie& self, int32_t token) { self.trie.append(token); }, "token"_a)
         .def("observe", &observe, "tokens"_a, "seed"_a = 0, "position"_a = 0, "temperature"_a = 0.0)
         .def("clear_text", [](BoundTrie& self) { self.trie.clear_text(); })
-        .def("update_rows", [](BoundTrie& self, const Ints& previous, const Ints& tokens, const FloatRows& logits) {
-            update(self.trie.table(), previous, tokens, logits);
-        }, "previous"_a, "tokens"_a, "logits"_a)
         .def("update_tree", &update_tree, "previous"_a, "token"_a, "tokens"_a, "parents"_a, "logits"_a)
         .def("grow", &grow, "limit"_a, "leaves"_a, "seed"_a = 0, "position"_a = 0, "temperature"_a = 0.0,
              "coupled"_a = false)
         .def_prop_ro("automaton", [](BoundTrie& self) -> SuffixAutomaton& { return self.trie.automaton(); },
-                     nb::rv_policy::reference_internal)
-        .def_prop_ro("table", [](BoundTrie& self) -> RecycleTable& { return self.trie.table(); },
                      nb::rv_policy::reference_internal)
         .def_prop_ro("conversation_start", [](const BoundTrie& self) { return self.trie.conversation_start(); })
         .def_prop_ro("order_scores", [](const BoundTrie& self) {

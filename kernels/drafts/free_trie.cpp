@@ -5,11 +5,10 @@
 
 #include "noise.hpp"
 
-FreeTrie::FreeTrie(int32_t vocab_size, Calibration calibration, bool use_suffix, bool use_recycle, int contexts)
-    : table_(vocab_size, kRowWidth, contexts),
-      calibration_(calibration),
-      use_suffix_(use_suffix),
-      use_recycle_(use_recycle) {}
+FreeTrie::FreeTrie(RecycleTable& table, Calibration calibration, bool use_suffix, bool use_recycle)
+    : table_(table), calibration_(calibration), use_suffix_(use_suffix), use_recycle_(use_recycle) {
+    if (table.k() != kRowWidth) throw std::invalid_argument("the rows of the table have another width");
+}
 
 void FreeTrie::append(int32_t token) {
     if (token >= table_.vocab_size()) throw std::out_of_range("a token is outside the vocabulary");

@@ -37,7 +37,8 @@ class FreeTrie {
         uint8_t source;
     };
 
-    FreeTrie(int32_t vocab_size, Calibration calibration, bool use_suffix, bool use_recycle, int contexts);
+    // The table and the counts are those of a model: tries of several texts read and write the same ones.
+    FreeTrie(RecycleTable& table, Calibration calibration, bool use_suffix, bool use_recycle);
 
     SuffixAutomaton& automaton() { return automaton_; }
     RecycleTable& table() { return table_; }
@@ -100,7 +101,7 @@ class FreeTrie {
     void expand(const Place& at, int32_t parent, const Sampling& sampling, int64_t position);
 
     SuffixAutomaton automaton_;
-    RecycleTable table_;
+    RecycleTable& table_;
     Calibration calibration_;
     bool use_suffix_, use_recycle_;
     int64_t start_ = 0;  // where the present conversation begins in the text

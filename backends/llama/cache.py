@@ -1,0 +1,243 @@
+"""The committed tokens of one text in libllama's KV cache.
+
+Each leaf of a tree has a sequence. Committed tokens live in the *main* one. Another is brought up to date
+only when a tree needs it, and only by the range it misses, because every sequence operation walks all cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specx.backends.base import Cache, Progress, RowSink, Tree
+from specx.backends.errors import ContextFullError, RollbackError
+from specx.backends.llama.batch import TreeShape
+
+if TYPE_CHECKING:
+    from specx.backends.llama.model import LlamaModel
+
+__all__ = ["LlamaCache"]
+
+WATCHED = 64  # tokens per call; below, asking after every operation costs more than it is worth
+
+
+class LlamaCache(Cache):
+    """Room for one text. Implements `Cache`.
+
+    Args:
+        model: computes beyond it.
+        module: llama_cpp.
+        slot: which of the model's texts it is.
+        own: ids of its sequences.
+
+    Attributes:
+        main: the sequence of the committed tokens.
+    """
+
+    def __init__(self, model: LlamaModel, module: Any, slot: int, own: Sequence[int]) -> None:
+        self.slot = slot
+        self.main = own[0]
+        self._model = model
+        self._lib = module
+        self._own = tuple(own)
+        self._length = 0
+        self._held = dict.fromkeys(own, 0)  # committed tokens of each sequence
+        self._pending: TreeShape | None = None
+
+    @property
+    def model(self) -> LlamaModel:
+        """The model."""
+        return self._model
+
+    @property
+    def length(self) -> int:
+        """Number of committed tokens."""
+        return self._length
+
+    def prefill(
+        self, tokens: Sequence[int], *, progress: Progress | None = None, rows: RowSink | None = None
+    ) -> None:
+        """Commit `tokens` after the present ones; `rows` gets the logits after the last few of them.
+
+        Raises:
+            ContextFullError: they do not fit.
+            Exception: what `progress` raises; the tokens that were finished before stay committed.
+        """
+        self.check_idle()
+        everything = np.asarray(tokens, np.int32)
+        total, facts = len(everything), self._model.facts
+        if self._length + total > facts.n_ctx:
+            raise ContextFullError.of_prompt(self._length + total, facts.n_ctx, facts.n_ctx_train)
+        done = 0
+        while done < total:
+            piece = everything[done : done + self._model.piece]
+            with self._model.watched(progress if len(piece) >= WATCHED else None, done, total):
+                self._read(piece, rows if done + len(piece) == total else None)
+            done += len(piece)
+            if progress is not None:
+                progress(done, total)
+
+    def expect(self, tree: Tree) -> TreeShape:
+        """The sequences of a tree that is to be computed now; `keep` or `abandon` follows.
+
+        Raises:
+            ValueError: it is not a tree, or has too many leaves.
+        """
+        shape = TreeShape(tree.parents, self.main, self._own)
+        for seq in shape.sequences:
+            if self._held[seq] < self._length:
+                self._lib.llama_memory_seq_cp(
+                    self._model.memory, self.main, seq, self._held[seq], self._length
+                )
+                self._held[seq] = self._length
+        self._pending = shape
+        return shape
+
+    def abandon(self) -> None:
+        """The tree could not be computed."""
+        self._pending = None
+        self.drop_uncommitted()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Commit a path of the last forward call, root first, and forget the rest of the tree.
+
+        Raises:
+            ValueError: the rows are not a path from the root.
+            RuntimeError: there was no forward call.
+            RollbackError: the cache cannot forget the rest.
+        """
+        shape = self._pending
+        if shape is None:
+            raise RuntimeError("keep was called without forward")
+        shape.check_path(rows)
+        self._pending = None
+        length = self._length + len(rows)
+        if shape.height > len(rows):
+            self._remove_all(length)
+        if shape.sequences:
+            holders = shape.sequences_of(rows[-1])
+            for seq in (*shape.sequences, self.main):
+                shared = shape.shared_with(rows, seq)
+                self._held[seq] = self._length + shared
+                if shared < len(rows):
+                    self._remove(seq, self._length + shared)
+            if self.main not in holders:
+                self.main = holders[0]
+        self._length = length
+        self._held[self.main] = length
+
+    def reusable(self, length: int) -> int:
+        """Largest length not above `length` that `rewind` can go back to."""
+        length = min(length, self._length)
+        if length == self._length:
+            return length
+        if self._model.facts.plain_reason:
+            return 0
+        if self._model.n_swa:
+            # The token at `length` sees n_swa tokens, itself included.
+            oldest = self._lib.llama_memory_seq_pos_min(self._model.memory, self.main)
+            if oldest > max(0, length - self._model.n_swa + 1):
+                return 0
+        return length
+
+    def rewind(self, length: int) -> None:
+        """Forget committed tokens from `length` on.
+
+        Raises:
+            RollbackError: the cache no longer holds what that needs.
+        """
+        self.check_idle()
+        if not 0 <= length <= self._length or self.reusable(length) != length:
+            raise RollbackError(
+                f"the KV cache cannot go back from {self._length} to {length} tokens",
+                "this is a fault in specx; --drafter none avoids it",
+            )
+        if length == 0:
+            self._clear()
+        elif length < self._length:
+            self._remove_all(length)
+            self._length = length
+            self._held = {seq: min(held, length) for seq, held in self._held.items()}
+
+    def shift(self, keep: int, discard: int) -> None:
+        """Forget `discard` tokens after the first `keep` and move the rest forward.
+
+        Raises:
+            ContextFullError: this model's cache cannot be shifted.
+            ValueError: there are not so many tokens.
+        """
+        self.check_idle()
+        if keep < 0 or discard < 0 or keep + discard > self._length:
+            raise ValueError(f"{discard} tokens after {keep} cannot be forgotten: there are {self._length}")
+        if not self._model.can_shift:
+            raise ContextFullError(
+                f"the context of {self.n_ctx} tokens is full and this model cannot shift it",
+                "give it more room with -c",
+            )
+        for seq in self._own:
+            if seq != self.main:
+                self._remove(seq, 0)
+                self._held[seq] = 0
+        self._remove(self.main, keep, keep + discard)
+        self._lib.llama_memory_seq_add(self._model.memory, self.main, keep + discard, -1, -discard)
+        self._length -= discard
+        self._held[self.main] = self._length
+
+    def close(self) -> None:
+        """Make room for another text. Safe to call twice."""
+        self._pending = None
+        if self._model.loaded:
+            self._clear()
+            self._model.closed(self)
+
+    def check_idle(self) -> None:
+        """Raise RuntimeError if a forward call was not followed by `keep`."""
+        if self._pending is not None:
+            raise RuntimeError("the last forward call was not followed by keep")
+
+    def drop_uncommitted(self) -> None:
+        """Remove what lies beyond the committed tokens; all tokens, if that is refused."""
+        if not all(self._cut(seq, self._length) for seq in self._sequences):
+            self._clear()
+
+    def _read(self, piece: NDArray[np.int32], rows: RowSink | None) -> None:
+        try:
+            logits = self._model.read(self, piece, len(piece) if rows is not None else 0)
+        except BaseException:
+            self.drop_uncommitted()
+            raise
+        self._length += len(piece)
+        self._held[self.main] = self._length
+        if rows is not None and logits is not None:
+            rows(piece[-len(logits) :], logits)
+
+    @property
+    def _sequences(self) -> tuple[int, ...]:
+        """What names all sequences of the text; -1 is all there are."""
+        return (-1,) if self._model.alone else self._own
+
+    def _clear(self) -> None:
+        if self._model.alone:
+            self._lib.llama_memory_clear(self._model.memory, False)
+        else:
+            for seq in self._own:
+                self._cut(seq, -1)
+        self._length, self.main = 0, self._own[0]
+        self._held = dict.fromkeys(self._own, 0)
+
+    def _remove_all(self, start: int) -> None:
+        for seq in self._sequences:
+            self._remove(seq, start)
+
+    def _remove(self, seq: int, start: int, end: int = -1) -> None:
+        if not self._cut(seq, start, end):
+            raise RollbackError(
+                f"the KV cache could not be cut back to {start} tokens",
+                "this model's cache cannot take tokens back; use --drafter none",
+            )
+
+    def _cut(self, seq: int, start: int, end: int = -1) -> bool:
+        return bool(self._lib.llama_memory_seq_rm(self._model.memory, seq, start, end))

@@ -1,0 +1,199 @@
+"""How libllama is told to load a model and to create its context, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from typing import Any
+
+from specx.backends.errors import ModelError
+from specx.backends.gguf.cache_size import CELLS
+from specx.backends.llama.callbacks import called_by_c
+from specx.backends.llama.devices import device_pointer
+from specx.backends.llama.kernels import Kernels
+from specx.backends.llama.library import forget_log, recent_log
+from specx.backends.machine.machine import this_cpu
+from specx.backends.settings import ALL_LAYERS, CACHE_TYPES, LoadSettings
+
+__all__ = [
+    "MAX_WIDTH",
+    "PROMPT_ROWS",
+    "check_cache_type",
+    "create_context",
+    "decode_threads",
+    "load_weights",
+    "wanted_context",
+]
+
+MAX_WIDTH = 64  # from here on llama.cpp's attention works in tiles: a step can cost less than one of 16
+PROMPT_ROWS = 64  # at most this many prompt rows have their logits computed
+DEFAULT_CTX = 4096
+FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+
+
+def load_weights(
+    module: Any, settings: LoadSettings, progress: Callable[[float], None] | None, *, repack: bool
+) -> Any:
+    """The llama_model of `settings`.
+
+    Args:
+        module: llama_cpp.
+        settings: how it is to be loaded.
+        progress: called with the loaded fraction, 0 to 1.
+        repack: let llama.cpp rearrange weights for this CPU.
+
+    Raises:
+        ModelError: the file cannot be loaded.
+        BaseException: what `progress` raises.
+    """
+    raised: list[BaseException] = []
+
+    @called_by_c
+    def on_progress(fraction: float, _data: Any) -> bool:
+        try:
+            if progress is not None:
+                progress(fraction)
+        except BaseException as error:  # noqa: BLE001 -- ctypes would swallow it; raised again below
+            raised.append(error)
+        return not raised
+
+    params = module.llama_model_default_params()
+    params.n_gpu_layers = ALL_LAYERS if settings.n_gpu_layers is None else settings.n_gpu_layers
+    kept = _divide(module, params, settings.offload)
+    params.load_mode = _load_mode(module, settings)
+    params.use_extra_bufts = repack
+    callback = module.llama_progress_callback(on_progress)
+    params.progress_callback = callback
+    forget_log()
+    model = module.llama_model_load_from_file(os.fsencode(settings.model), params)
+    del kept
+    if raised:
+        if model:
+            module.llama_model_free(model)
+        raise raised[0]
+    if not model:
+        raise _load_error(settings)
+    if not module.llama_model_has_decoder(model) or module.llama_model_has_encoder(model):
+        module.llama_model_free(model)
+        raise _not_a_decoder(settings)
+    return model
+
+
+def create_context(
+    module: Any, model: Any, settings: LoadSettings, kernels: Kernels, *, leaves: int, streams: bool
+) -> Any:
+    """A llama_context for the texts of `settings`.
+
+    Args:
+        module: llama_cpp.
+        model: the llama_model.
+        settings: how it is loaded.
+        kernels: what attention is computed with.
+        leaves: of a token tree; each takes a sequence.
+        streams: whether each text has cells of its own, in a stream of the KV cache.
+
+    Raises:
+        ModelError: it cannot be created.
+    """
+    params = module.llama_context_default_params()
+    wanted = wanted_context(settings, int(module.llama_model_n_ctx_train(model)))
+    # Streams divide the cells evenly, in steps of CELLS.
+    per_text = -(-wanted // CELLS) * CELLS if settings.texts > 1 else wanted
+    params.n_ctx = per_text * settings.texts
+    params.n_batch = max(1, min(settings.n_batch, wanted), settings.texts)
+    params.n_ubatch = max(1, min(settings.n_ubatch, settings.n_batch), settings.texts)
+    params.n_seq_max = settings.texts * leaves
+    params.kv_unified = not streams
+    params.n_outputs_max = max(MAX_WIDTH, PROMPT_ROWS, settings.texts)
+    params.n_threads = decode_threads(settings)
+    params.n_threads_batch = settings.threads_batch or decode_threads(settings)
+    # "auto" looks at which device computes attention, and gives it up for any but the layer's own.
+    auto = "on" if kernels.attention else "auto"
+    params.flash_attn_type = FLASH_ATTN[auto if settings.flash_attn == "auto" else settings.flash_attn]
+    params.type_k = _cache_type(module, settings.type_k)
+    params.type_v = _cache_type(module, settings.type_v)
+    params.swa_full = settings.swa_full
+    params.no_perf = True
+    context = module.llama_init_from_model(model, params)
+    if not context:
+        reason = (recent_log("error") or recent_log("fail") or ["no reason given"])[-1]
+        raise ModelError(
+            f"no context of {wanted} tokens could be created for {settings.model.name}: {reason.strip()}",
+            "try a smaller context (-c 2048) or another KV cache type (-ctk f16 -ctv f16)",
+        )
+    if not module.llama_get_memory(context):
+        module.llama_free(context)
+        raise _not_a_decoder(settings)
+    return context
+
+
+def decode_threads(settings: LoadSettings) -> int:
+    """CPU threads for decoding one token: what the settings say, or else one for each usable core."""
+    return settings.threads or this_cpu().default_threads
+
+
+def _divide(module: Any, params: Any, offload: tuple[tuple[str, int], ...] | None) -> tuple[Any, ...]:
+    """Let the last layers go to the GPUs of `offload`; returns what must live until the model is loaded."""
+    if offload is None:
+        return ()
+    params.n_gpu_layers = sum(count for _, count in offload)
+    if not offload:
+        return ()
+    pointers = [device_pointer(name) for name, _ in offload]
+    devices = (ctypes.c_void_p * (len(offload) + 1))(*pointers, None)
+    # A layer goes to the first device whose share, added to those before, is larger than its place.
+    shares = (ctypes.c_float * module.llama_max_devices())(*(float(count) for _, count in offload))
+    params.devices = ctypes.cast(devices, ctypes.c_void_p)
+    params.tensor_split = shares
+    return devices, shares
+
+
+def wanted_context(settings: LoadSettings, trained: int) -> int:
+    """Tokens of context that `settings` ask for, of a model trained for `trained`; llama.cpp rounds it up."""
+    if settings.n_ctx is None:
+        return min(DEFAULT_CTX, trained or DEFAULT_CTX)
+    return settings.n_ctx or trained
+
+
+def check_cache_type(name: str) -> None:
+    """Raise ModelError unless keys or values can be kept as the ggml type `name`."""
+    if name not in CACHE_TYPES:
+        raise ModelError(f"unknown KV cache type {name!r}", f"use one of {', '.join(CACHE_TYPES)}")
+
+
+def _cache_type(module: Any, name: str) -> int:
+    check_cache_type(name)
+    return int(getattr(module, f"GGML_TYPE_{name.upper()}"))
+
+
+def _load_mode(module: Any, settings: LoadSettings) -> int:
+    if settings.mlock:
+        return int(module.LLAMA_LOAD_MODE_MLOCK)
+    return int(module.LLAMA_LOAD_MODE_MMAP if settings.mmap else module.LLAMA_LOAD_MODE_NONE)
+
+
+def _load_error(settings: LoadSettings) -> ModelError:
+    name = settings.model.name
+    for line in recent_log("unknown model architecture")[-1:]:
+        architecture = line.rsplit(":", 1)[-1].strip().strip("'")
+        return ModelError(
+            f"{name} has the architecture {architecture!r}, which this llama.cpp does not support",
+            "a newer llama.cpp may; `specx show` tells what the file contains",
+        )
+    if recent_log("unable to allocate") or recent_log("failed to allocate"):
+        return ModelError(
+            f"{name} does not fit into the memory of this machine",
+            "take a smaller quantization, or fewer layers on the GPU (-ngl)",
+        )
+    reason = (recent_log("error") or ["no reason given"])[-1].strip()
+    return ModelError(
+        f"llama.cpp could not load {name}: {reason}", "run again with --verbose to see its messages"
+    )
+
+
+def _not_a_decoder(settings: LoadSettings) -> ModelError:
+    return ModelError(
+        f"{settings.model.name} is not a decoder-only language model",
+        "specx runs models that continue text; encoders, embedding and diffusion models are not supported",
+    )

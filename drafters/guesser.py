@@ -1,0 +1,136 @@
+"""Sources of drafts that cost time: asked token by token, behind an `Offer`.
+
+A `GuesserSource` is what is known of one, shared by all texts: what its work costs, how often it is right,
+the weights it has loaded. A `Guesser` follows one text with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from specx.drafters.base import Text, Verified
+from specx.drafters.calibration.collapse import Collapse
+from specx.drafters.calibration.model import ModelCalibration
+
+__all__ = ["AT_ONCE", "Guess", "GuessCosts", "Guesser", "GuesserSource"]
+
+RATE = 0.1  # weight of a new measurement in a running cost
+CLIP = 3.0  # a call this many times as long as expected is an outlier and counts as that long
+AT_ONCE = 8  # unread tokens that are read in one call with the token after them
+
+
+@dataclass(slots=True)
+class GuessCosts:
+    """Milliseconds of a guesser's work, measured as it goes on.
+
+    Attributes:
+        token_ms: a call of one token.
+        further_ms: each further token of a short call.
+        read_ms: each token of a long stretch of text.
+        open_ms: loading the model.
+        measured: whether `token_ms` has been measured, or only predicted.
+    """
+
+    token_ms: float
+    further_ms: float
+    read_ms: float
+    open_ms: float
+    measured: bool = False
+
+    def to_json(self) -> dict[str, float]:
+        """What `from_json` needs."""
+        return {name: round(getattr(self, name), 4) for name in _KEPT}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GuessCosts:
+        """The costs that `to_json` described, of a model that is not loaded.
+
+        Raises:
+            ValueError, TypeError, KeyError: they are no such costs.
+        """
+        values = [float(data[name]) for name in _KEPT]
+        if not all(0 <= ms < float("inf") for ms in values) or values[0] == 0:
+            raise ValueError("the cost of a draft model is a positive number")
+        token_ms, further_ms, read_ms, open_ms = values
+        return cls(token_ms, further_ms, read_ms, open_ms, measured=True)
+
+    def reading(self, n: int) -> float:
+        """Of the tokens before the last of `n` unread ones."""
+        return (n - 1) * (self.further_ms if n <= AT_ONCE else self.read_ms)
+
+    def observe_call(self, n: int, ms: float) -> None:
+        """A call that computed the logits of `n` tokens took `ms`."""
+        if n == 1:
+            self.token_ms = _updated(self.token_ms, ms, known=self.measured)
+            self.measured = True
+        else:
+            self.further_ms = _updated(self.further_ms, max(ms - self.token_ms, 0.0) / (n - 1), known=True)
+
+    def observe_reading(self, n: int, ms: float) -> None:
+        """Reading `n` tokens without their logits took `ms`."""
+        self.read_ms = _updated(self.read_ms, ms / n, known=n < AT_ONCE * AT_ONCE)
+
+
+_KEPT = ("token_ms", "further_ms", "read_ms", "open_ms")
+
+
+def _updated(before: float, now: float, *, known: bool) -> float:
+    return before + RATE * (min(now, CLIP * before) - before) if known else now
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A token that is proposed.
+
+    Attributes:
+        token: its id.
+        margin: how far ahead of the runner-up it is, in units of the tempered logits.
+    """
+
+    token: int
+    margin: float
+
+
+class Guesser(Protocol):
+    """Continues one text."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be asked about the present text."""
+
+    def unread(self, chain: Sequence[int]) -> int:
+        """Tokens to read before the one after `chain` can be proposed, at least 1."""
+
+    def guess(self, chain: Sequence[int]) -> Guess | None:
+        """The token after the text and `chain`; None if it turns out to be of no use."""
+
+    def observe(self, seen: Verified) -> None:
+        """A step was verified, and the text has grown."""
+
+    def close(self) -> None:
+        """The text is finished."""
+
+
+class GuesserSource(Protocol):
+    """What is known of a guesser, shared by all texts.
+
+    Attributes:
+        name: of the source.
+        costs: of its work; corrected in place.
+        calibration: how often it is right; learned further in place.
+        collapse: the alarm for one that is right far too rarely.
+    """
+
+    name: str
+    costs: GuessCosts
+    calibration: ModelCalibration
+    collapse: Collapse
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it takes memory."""
+
+    def follow(self, text: Text) -> Guesser:
+        """A guesser for one text, which holds its prompt."""

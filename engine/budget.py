@@ -1,0 +1,163 @@
+"""What a step can be and may spend on each text, and what was chosen.
+
+A draft may promise too much for the text at hand, so the objective is maximized under a constraint that
+bounds what that can cost: what a step would lose if nothing of its draft came true must be covered by a
+*budget* of the text, which is a small allowance, interest on every token, and what earlier drafts of this
+text saved (conservative exploration: Wu et al., Conservative Bandits, 2016). A text of n tokens thus takes at
+most ALLOWANCE + INTEREST * n plain steps longer than plain decoding, as far as steps cost what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specx.backends.base import Cache
+from specx.drafters.base import Draft, Drafting, Room
+
+__all__ = ["ALLOWANCE", "INTEREST", "Asked", "Budget", "Decision", "Part", "Planned", "Terms"]
+
+# In plain steps. benchmarks/simulate.py compares such numbers on recorded outputs.
+ALLOWANCE = 3.5  # at the start of a text
+INTEREST = 0.02  # for every token
+MOST = 16.0  # savings of long ago do not pay for a bad stretch
+
+
+class Budget:
+    """Of one text.
+
+    Attributes:
+        steps: plain steps that may be lost now.
+    """
+
+    __slots__ = ("steps",)
+
+    def __init__(self) -> None:
+        self.steps = ALLOWANCE
+
+    def covers(self, lost: float) -> bool:
+        """Whether a step may lose so many plain steps."""
+        return lost <= self.steps
+
+    def settle(self, accepted: int, lost: float) -> None:
+        """A step gave `accepted` tokens beyond the sure one, and took `lost` plain steps longer than these
+        would have taken."""
+        self.steps = min(max(self.steps + INTEREST * (accepted + 1) - lost, 0.0), MOST)
+
+
+class Planned(Protocol):
+    """A text, as far as the plan looks at it."""
+
+    cache: Cache
+    drafting: Drafting
+    budget: Budget
+
+
+@dataclass(slots=True)
+class Terms:
+    """What a step can be, for the texts at hand.
+
+    Attributes:
+        jobs: the texts.
+        rooms: how much each may draft.
+        costs: milliseconds of the forward call; infinite where it is not allowed. By the width of the tree
+            for one text, by the common width if all trees have one, else by the rows of all texts together.
+        plain_ms: the cheapest way to take one token of each text.
+        even: whether all trees have one width.
+        spent_ms: for each text, what was spent on sources that cost time.
+    """
+
+    jobs: Sequence[Planned]
+    rooms: list[Room]
+    costs: NDArray[np.float64]
+    plain_ms: float
+    even: bool
+    spent_ms: list[float]
+
+    def covers(self, i: int, spent_ms: float) -> bool:
+        """Whether the budget of text `i` covers so much time in a step."""
+        return self.jobs[i].budget.covers(spent_ms / self.plain_ms)
+
+    def affordable_ms(self, spent_ms: float = 0.0) -> float:
+        """Milliseconds of the dearest step whose loss, if nothing drafted comes true, the budget of the only
+        text covers beside `spent_ms`."""
+        return max(self.plain_ms * (1 + self.jobs[0].budget.steps) - spent_ms, self.plain_ms)
+
+    def cap(self, i: int) -> int:
+        """Most nodes of text `i` among several whose price its budget covers, if none of them comes true."""
+        first = 1 if self.even else len(self.jobs)  # index of the plain step
+        share = len(self.jobs) if self.even else 1  # of what a common width costs
+        spare = self.jobs[i].budget.steps * self.plain_ms - self.spent_ms[i]
+        extra = (self.costs[first:] - self.plain_ms) / share
+        affordable = np.flatnonzero(extra <= max(spare, 0.0))
+        return int(affordable[-1]) if len(affordable) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a step spent on sources that cost time, for one text.
+
+    Attributes:
+        ms: all of it, in milliseconds.
+        invested_ms: the part that later steps profit from as well.
+        explored_ms: the part that was not expected to pay.
+        tokens: how often they were asked.
+        alone: expected emitted tokens of the text and milliseconds of the step without them.
+    """
+
+    ms: float
+    invested_ms: float
+    explored_ms: float
+    tokens: int
+    alone: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What was chosen for one text.
+
+    Attributes:
+        draft: the tree to verify, possibly empty.
+        leaves: its leaves beyond the first.
+        expected: expected number of emitted tokens.
+        asked: what was spent on it before, if anything was.
+    """
+
+    draft: Draft
+    leaves: int
+    expected: float
+    asked: Asked | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was chosen for one step.
+
+    Attributes:
+        parts: for each of the texts.
+        cost_ms: expected time of the step, what was asked for included.
+        plain_ms: expected time in the model of the cheapest step without drafts.
+    """
+
+    parts: tuple[Part, ...]
+    cost_ms: float
+    plain_ms: float
+
+    @property
+    def expected(self) -> float:
+        """Expected number of emitted tokens of all texts."""
+        return sum(part.expected for part in self.parts)
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per millisecond."""
+        return self.expected / self.cost_ms
+
+    @property
+    def asked_ms(self) -> float:
+        """Milliseconds spent on sources that cost time."""
+        return sum(part.asked.ms for part in self.parts if part.asked)

@@ -1,0 +1,112 @@
+"""What a step costs that several texts take together.
+
+It is the staircase of one text at the total number of rows, plus what attention adds for each text at its
+depth, times what real steps of so many texts have shown since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specx.engine.cost.staircase import CLIP, Staircase
+
+__all__ = ["CompanyCosts", "fill_rows", "fill_width"]
+
+RATE = 0.1  # weight of one step in the running estimate, once there were enough of them
+
+
+class CompanyCosts:
+    """Milliseconds of a forward call by the widths and depths of several texts.
+
+    Args:
+        staircase: of one text.
+    """
+
+    def __init__(self, staircase: Staircase) -> None:
+        self._staircase = staircase
+        self._ratios: dict[
+            int, tuple[float, int]
+        ] = {}  # by number of texts: real over computed, and steps seen
+
+    def cost(self, widths: Sequence[int], lengths: Sequence[int]) -> float:
+        """Of a step in which each text at its committed length has its width."""
+        return self._computed(widths, lengths) * self._ratio(len(widths))
+
+    def costs_by_width(self, lengths: Sequence[int], widest: int) -> NDArray[np.float64]:
+        """(widest + 1,) by the width that all texts have; infinite at 0."""
+        n = len(lengths)
+        costs = [self._computed([width] * n, lengths) for width in range(1, widest + 1)]
+        return np.array([np.inf, *costs]) * self._ratio(n)
+
+    def costs_by_rows(self, lengths: Sequence[int], rows: int) -> NDArray[np.float64]:
+        """(rows + 1,) by the rows of all texts, divided evenly; infinite where there is not one for each."""
+        n = len(lengths)
+        depths = self._depths(lengths, 1)
+        costs = [self._staircase.cost(total, 0) + depths * total / n for total in range(n, rows + 1)]
+        return np.array([*[np.inf] * n, *costs]) * self._ratio(n)
+
+    def observe(self, widths: Sequence[int], lengths: Sequence[int], ms: float) -> None:
+        """A real step took `ms` milliseconds."""
+        n = len(widths)
+        ratio, seen = self._ratios.get(n, (1.0, 0))
+        found = ms / self._computed(widths, lengths)
+        if seen:
+            found = min(max(found, ratio / CLIP), ratio * CLIP)
+        weight = max(RATE, 1 / (seen + 1))
+        self._ratios[n] = ratio + weight * (found - ratio), seen + 1
+
+    def _ratio(self, n: int) -> float:
+        """Of steps of so many texts; before any, that of the nearest number there were steps of."""
+        if n in self._ratios:
+            return self._ratios[n][0]
+        nearest = min(self._ratios, key=lambda seen: abs(seen - n), default=None)
+        return 1.0 if nearest is None else self._ratios[nearest][0]
+
+    def _computed(self, widths: Sequence[int], lengths: Sequence[int]) -> float:
+        cost = self._staircase.cost(sum(widths), 0)
+        for width, length in zip(widths, lengths, strict=True):
+            cost += self._staircase.cost(width, length) - self._staircase.cost(width, 0)
+        return max(cost, 1e-6)
+
+    def _depths(self, lengths: Sequence[int], width: int) -> float:
+        """What attention adds for all texts, each with `width` rows."""
+        return sum(self._staircase.cost(width, length) - self._staircase.cost(width, 0) for length in lengths)
+
+
+def fill_width(
+    probs: Sequence[Sequence[float]], costs: NDArray[np.float64], spent_ms: float
+) -> tuple[list[int], int, float]:
+    """Nodes of each text, the width that all have, and milliseconds of the forward call, at the highest rate.
+
+    Args:
+        probs: of the nodes of each text's chain, never rising.
+        costs: (W + 1,) milliseconds by the common width.
+        spent_ms: time outside the forward call.
+    """
+    gains = np.full(len(costs), float(len(probs)))
+    for chain in probs:
+        reach = min(len(chain), len(costs) - 2)
+        if reach > 0:
+            sums = np.cumsum(chain[:reach])
+            gains[2 : 2 + reach] += sums
+            gains[2 + reach :] += sums[-1]
+    width = 1 + int(np.argmax(gains[1:] / (costs[1:] + spent_ms)))
+    return [min(len(chain), width - 1) for chain in probs], width, float(costs[width])
+
+
+def fill_rows(
+    probs: Sequence[Sequence[float]], costs: NDArray[np.float64], spent_ms: float
+) -> tuple[list[int], int, float]:
+    """The same where texts may differ in width: `costs` is by the rows of all, and the width given is 0."""
+    n = len(probs)
+    nodes = sorted(((p, i) for i, chain in enumerate(probs) for p in chain), key=lambda node: -node[0])
+    nodes = nodes[: len(costs) - 1 - n]
+    gains = n + np.concatenate(([0.0], np.cumsum([p for p, _ in nodes])))
+    taken = int(np.argmax(gains / (costs[n : n + len(gains)] + spent_ms)))
+    counts = [0] * n
+    for _, i in nodes[:taken]:
+        counts[i] += 1
+    return counts, 0, float(costs[n + taken])

@@ -1,0 +1,498 @@
+"""Answers as they are written: one alone, or many together.
+
+A generation reads its prompt (reusing what a cache already holds), takes part in the decode loop, turns
+tokens into text and stops where it should. Texts join and leave the loop between two steps, and a prompt is
+read in pieces while others are being written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from specx.backends.base import Cache, Model, Progress
+from specx.backends.errors import SpecxError
+from specx.drafters.base import Drafter, Text
+from specx.engine.decode import Evidence, Job, Step, decode
+from specx.engine.plan import Plan
+from specx.engine.sampling import Constraint, Sampler
+from specx.engine.settings import SamplingSettings
+from specx.engine.text.stream import StopMatcher, StreamDecoder
+
+__all__ = ["Chunk", "Generation", "Request", "Result", "Slot", "Timings", "Writer", "write"]
+
+PIECE = 64  # tokens of a prompt that are read between two steps of others: about as long as a wide step
+FORGOTTEN = -1  # in place of cached tokens that were computed with tokens in view that are no longer there
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one step added.
+
+    Attributes:
+        text: newly released text, possibly empty.
+        tokens: emitted tokens.
+        drafted: drafted tokens that were verified.
+        accepted: those of them that were right.
+        seconds: time of the step, with what was measured and looked for since the one before.
+        sources: name of the source of each emitted token; "target" for the model's own.
+        step: the turn of the loop it comes from; None for text that was held back until the end.
+    """
+
+    text: str
+    tokens: list[int]
+    drafted: int
+    accepted: int
+    seconds: float
+    sources: list[str]
+    step: Step | None = None
+
+
+@dataclass(slots=True)
+class Timings:
+    """Counts and times of one generation; the names are those of llama.cpp's server where it has them.
+
+    Attributes:
+        prompt_n, prompt_ms, prompt_per_second: of reading the prompt, as far as it was not cached.
+        predicted_n, predicted_ms, predicted_per_second: of writing, everything included.
+        draft_n, draft_n_accepted: drafted tokens that were verified, and that were right.
+        steps: turns of the loop.
+        host_ms: time of the steps outside the models.
+        draft_ms: time of sources of drafts that cost time.
+        explored_ms: the part of it that was spent to learn how good they are.
+        overhead_ms: the part of `predicted_ms` in which steps were timed or draft models were looked for.
+    """
+
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    prompt_per_second: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+    predicted_per_second: float = 0.0
+    draft_n: int = 0
+    draft_n_accepted: int = 0
+    steps: int = 0
+    host_ms: float = 0.0
+    draft_ms: float = 0.0
+    explored_ms: float = 0.0
+    overhead_ms: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, times rounded to microseconds."""
+        return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+@dataclass(slots=True)
+class Result:
+    """One finished answer.
+
+    Attributes:
+        text: all released text.
+        tokens: all emitted tokens, the end-of-generation token excluded.
+        finish_reason: "stop", "length", "context", "cancelled" or "error".
+        seed: the seed in use, chosen by specx if none was given.
+        timings: counts and times.
+        evidence: why each token was chosen, if that was asked for.
+        failure: why it could not be written, if it could not.
+    """
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str = "cancelled"
+    seed: int = 0
+    timings: Timings = field(default_factory=Timings)
+    evidence: list[Evidence] = field(default_factory=list)
+    failure: SpecxError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        prompt: all tokens of the conversation so far, at least one.
+        sampling: how tokens are chosen, with a seed.
+        n_predict: most tokens to emit; None means no limit.
+        stop: strings that end the answer and are not part of it.
+        ignore_eos: go on past the end of generation.
+        constraint: what the text must match.
+        keep: tokens of the prompt that stay when the context shifts, at least BOS; negative means all.
+        progress: told how much of the prompt has been read.
+        evidence: record why each token was chosen.
+    """
+
+    prompt: Sequence[int]
+    sampling: SamplingSettings
+    n_predict: int | None = None
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+    constraint: Constraint | None = None
+    keep: int = 0
+    progress: Progress | None = None
+    evidence: bool = False
+
+
+class Slot:
+    """Room for one text, and what it holds.
+
+    Attributes:
+        cache: the committed tokens.
+        cached: which tokens these are, `FORGOTTEN` where they cannot be used again.
+        user: the generation that writes in it.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.cached: list[int] = []
+        self.user: Generation | None = None
+
+    def common(self, prompt: Sequence[int]) -> int:
+        """How many of its tokens `prompt` begins with."""
+        end = min(len(self.cached), len(prompt))
+        return next((i for i in range(end) if self.cached[i] != prompt[i]), end)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.cache.rewind(0)
+        self.cached, self.user = [], None
+
+
+class Writer(Protocol):
+    """What generations share: a loaded model and everything that belongs to it."""
+
+    @property
+    def model(self) -> Model:
+        """The target."""
+
+    @property
+    def plan(self) -> Plan:
+        """The objective."""
+
+    @property
+    def drafter(self) -> Drafter:
+        """Where drafts come from."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds."""
+
+    @property
+    def context_shift(self) -> bool:
+        """Whether the oldest tokens are forgotten when a context is full."""
+
+    def slot_for(self, generation: Generation) -> Slot:
+        """Room for it: where most of its prompt is cached already."""
+
+    def measure_staircase(self, cache: Cache, stopped: Callable[[], bool]) -> None:
+        """Time steps at the present length of a text, if that was never done near it."""
+
+    def take_stock(self, step: Step, length: int) -> None:
+        """Learn from a step that was taken at `length`."""
+
+    def remember(self, tokens: Sequence[int]) -> None:
+        """An answer is finished."""
+
+
+class Generation:
+    """One answer. Iterate to write it alone; `write` writes several together.
+
+    `result` is complete once that has ended. It ends as cancelled if another generation needed its room.
+
+    Args:
+        writer: the model.
+        request: what is asked for.
+    """
+
+    def __init__(self, writer: Writer, request: Request) -> None:
+        assert request.sampling.seed is not None
+        vocab = writer.model.vocab
+        self.request = request
+        self.result = Result(seed=request.sampling.seed)
+        self._writer = writer
+        self._stops = frozenset[int]() if request.ignore_eos else vocab.eog
+        prompt = list(request.prompt)
+        keep = len(prompt) if request.keep < 0 else min(request.keep, len(prompt))
+        self._keep = max(keep, int(prompt[:1] == [vocab.bos]))
+        chosen = request.sampling
+        truncation = chosen.top_k, chosen.top_p, chosen.min_p, chosen.typical_p
+        self._text = Text(prompt, self.result.seed, chosen.temperature, truncation)
+        self._sampler = Sampler(chosen, vocab.size, request.constraint, margins=request.evidence)
+        self._decoder = StreamDecoder()
+        self._matcher = StopMatcher(request.stop)
+        self._cancelled = False
+        self._slot: Slot | None = None
+        self._job: Job | None = None
+        self._unread: list[int] = []
+        self._names: tuple[str, ...] = ()
+        self._overhead_s = 0.0  # since the last step
+
+    def cancel(self) -> None:
+        """Finish after the present step. Safe to call from a signal handler."""
+        self._cancelled = True
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it is to go on no more."""
+        return self._cancelled or (self._slot is not None and self._slot.user is not self)
+
+    @property
+    def job(self) -> Job:
+        """The text as the decode loop sees it, from `begin` on."""
+        assert self._job is not None
+        return self._job
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for _, chunk in write(self._writer, (self,), 1):
+            yield chunk
+        if self.result.failure is not None:
+            raise self.result.failure
+
+    def begin(self) -> bool:
+        """Take a slot and look what it holds of the prompt; False if nothing is to be written."""
+        if self.request.n_predict == 0:
+            self.result.finish_reason = "length"
+            return False
+        writer, prompt = self._writer, self._text.tokens
+        slot = self._slot = writer.slot_for(self)
+        slot.user = self
+        kept = slot.cache.reusable(slot.common(prompt[:-1]))
+        slot.cache.rewind(kept)
+        slot.cached = prompt[:kept]
+        writer.measure_staircase(slot.cache, lambda: self.cancelled)
+        if self.cancelled:
+            return True
+        start = writer.clock()
+        drafter = writer.drafter
+        self._names = drafter.source_names
+        drafting = drafter.start(self._text)
+        self._job = Job(self._text, slot.cache, drafting, self._sampler, self._stops)
+        self._unread = prompt[kept:-1]
+        timings = self.result.timings
+        timings.prompt_n = len(self._unread) + 1
+        timings.prompt_ms = (writer.clock() - start) * 1e3
+        return True
+
+    def read(self, most: int | None = None) -> bool:
+        """Read `most` more tokens of the prompt, by default all; returns whether all are read."""
+        writer, slot = self._writer, self._slot
+        assert slot is not None
+        start = writer.clock()
+        piece = self._unread if most is None else self._unread[:most]
+        committed = slot.cache.length + len(piece)
+        try:
+            slot.cache.prefill(piece, progress=self.request.progress, rows=self.job.drafting.observe_prompt)
+        finally:
+            slot.cached = self._text.tokens[: slot.cache.length]
+            self._unread = self._text.tokens[slot.cache.length : -1]
+        timings = self.result.timings
+        timings.prompt_ms += (writer.clock() - start) * 1e3
+        timings.prompt_per_second = timings.prompt_n / max(timings.prompt_ms, 1e-3) * 1e3
+        if slot.cache.length < committed or self._unread:
+            return False
+        writer.measure_staircase(slot.cache, lambda: self.cancelled)
+        self._sampler.begin(self._text.tokens)
+        return True
+
+    def make_room(self, *, alone: bool) -> bool:
+        """Whether there is room for another step, after shifting the context if that is wanted."""
+        writer, slot = self._writer, self._slot
+        assert slot is not None
+        cache = slot.cache
+        if alone:
+            self._timed(lambda: writer.measure_staircase(cache, lambda: self.cancelled))
+        if cache.length + writer.plan.narrowest <= cache.n_ctx:
+            return True
+        discard = max(cache.length - self._keep, 0) // 2
+        if not writer.context_shift or discard < writer.plan.narrowest:
+            self.result.finish_reason = "context"
+            return False
+        cache.shift(self._keep, discard)
+        slot.cached = slot.cached[: self._keep] + [FORGOTTEN] * (cache.length - self._keep)
+        return True
+
+    def take(self, step: Step) -> tuple[Chunk, bool]:
+        """Account for one step; returns what it added and whether the answer is finished."""
+        slot, result = self._slot, self.result
+        assert slot is not None
+        if step.failure is not None:
+            slot.cached = slot.cached[: slot.cache.length - 1] + self._text.tokens[-1:]
+            self.fail(step.failure)
+            return Chunk("", [], 0, 0, 0.0, []), True
+        slot.cached += self._text.tokens[-1 - len(step.tokens) : -1]
+        self._timed(lambda: self._writer.take_stock(step, slot.cache.length))
+        tokens, text, reason = self._decode(step.tokens)
+        result.tokens += tokens
+        result.text += text
+        following = step.tokens[len(tokens) : len(tokens) + 1]
+        ended = reason == "stop" and not self._stops.isdisjoint(following)  # by a token of its own
+        result.evidence += step.evidence[: len(tokens) + ended]
+        seconds = step.seconds + self._overhead_s
+        self._count(step, len(tokens), seconds)
+        if reason:
+            result.finish_reason = reason
+        sources = [self._names[step.draft.sources[i]] for i in step.accepted] + ["target"]
+        drafted, accepted = len(step.draft), len(step.accepted)
+        chunk = Chunk(text, tokens, drafted, accepted, seconds, sources[: len(tokens)], step)
+        return chunk, bool(reason)
+
+    def fail(self, failure: SpecxError) -> None:
+        """It cannot be written."""
+        self.result.failure, self.result.finish_reason = failure, "error"
+
+    def leave(self) -> Chunk | None:
+        """It is finished, whatever the reason; returns text that was held back."""
+        if self._job is not None:
+            self._job.drafting.close()
+        if self._slot is not None:
+            self._writer.remember(self.result.tokens)
+            if self._slot.user is self:
+                self._slot.user = None
+            self._slot = None
+        rest = self._matcher.feed(self._decoder.flush())[0] + self._matcher.flush()
+        self.result.text += rest
+        return Chunk(rest, [], 0, 0, 0.0, []) if rest else None
+
+    def _timed(self, call: Callable[[], None]) -> None:
+        """What is no part of a step, but of the time the answer takes."""
+        start = self._writer.clock()
+        call()
+        self._overhead_s += self._writer.clock() - start
+
+    def _decode(self, tokens: list[int]) -> tuple[list[int], str, str]:
+        """The tokens that belong to the answer, the text they release, and why it ends if it does.
+
+        One at a time, so that the answer ends at the same token however many came in one step.
+        """
+        text, limit, vocab = "", self.request.n_predict, self._writer.model.vocab
+        for count, token in enumerate(tokens):
+            if token in self._stops:
+                return tokens[:count], text, "stop"
+            released, stopped = self._matcher.feed(self._decoder.feed(vocab.piece(token)))
+            text += released
+            if stopped:
+                return tokens[: count + 1], text, "stop"
+            if limit is not None and len(self.result.tokens) + count + 1 >= limit:
+                return tokens[: count + 1], text, "length"
+        return tokens, text, ""
+
+    def _count(self, step: Step, emitted: int, seconds: float) -> None:
+        timings = self.result.timings
+        timings.predicted_n += emitted
+        timings.predicted_ms += seconds * 1e3
+        timings.overhead_ms += self._overhead_s * 1e3
+        timings.predicted_per_second = timings.predicted_n / max(timings.predicted_ms, 1e-6) * 1e3
+        timings.draft_n += len(step.draft)
+        timings.draft_n_accepted += len(step.accepted)
+        timings.steps += 1
+        timings.host_ms += step.host_ms
+        self._overhead_s = 0.0
+        if step.asked is not None:
+            timings.draft_ms += step.asked.ms
+            timings.explored_ms += step.asked.explored_ms
+
+
+def write(
+    writer: Writer, generations: Iterable[Generation], at_once: int
+) -> Iterator[tuple[Generation, Chunk]]:
+    """Write answers, at most `at_once` together, and say what each step adds to which.
+
+    A generation that fails ends with `result.failure`; the others go on.
+
+    Args:
+        writer: the model; has room for `at_once` texts.
+        generations: taken from as there is room.
+        at_once: at least 1.
+    """
+    together = _Together(writer, iter(generations), at_once)
+    try:
+        while together.take_in():
+            yield from together.read_some()
+            yield from together.leave_if_ended()
+            yield from together.step()
+    finally:
+        together.end()  # also if the caller stops, or something else ends it
+
+
+class _Together:
+    """Generations that are written at the same time."""
+
+    def __init__(self, writer: Writer, waiting: Iterator[Generation], at_once: int) -> None:
+        self._writer, self._waiting, self._at_once = writer, waiting, at_once
+        self._reading: list[Generation] = []
+        self._writing: list[Generation] = []
+        self._jobs: list[Job] = []  # of those that are writing, in the same order
+        self._steps: Iterator[list[Step]] | None = None
+
+    def take_in(self) -> bool:
+        """Begin as many as there is room for; returns whether there are any."""
+        while len(self._reading) + len(self._writing) < self._at_once:
+            coming = next(self._waiting, None)
+            if coming is None:
+                break
+            if _guarded(coming, coming.begin):
+                self._reading.append(coming)
+            else:
+                coming.leave()
+        return bool(self._reading or self._writing)
+
+    def read_some(self) -> Iterator[tuple[Generation, Chunk]]:
+        """Read a piece of the first prompt, or all of it if nobody waits for that."""
+        if not self._reading:
+            return
+        first = self._reading[0]
+        if first.cancelled or first.result.failure is not None:
+            yield from self._leave(first)
+        elif _guarded(first, partial(first.read, PIECE if self._writing else None)):
+            self._reading.remove(first)
+            self._writing.append(first)
+            self._jobs.append(first.job)
+            if len(self._jobs) == 1:
+                self._writer.plan.begin()
+
+    def leave_if_ended(self) -> Iterator[tuple[Generation, Chunk]]:
+        """Let those go that were cancelled or have no room for another step."""
+        for generation in list(self._writing):
+            room = partial(generation.make_room, alone=len(self._writing) == 1)
+            if generation.cancelled or not _guarded(generation, room):
+                yield from self._leave(generation)
+
+    def step(self) -> Iterator[tuple[Generation, Chunk]]:
+        """One turn of the loop for all that are writing."""
+        if not self._jobs:
+            self._steps = None
+            return
+        if self._steps is None:
+            writer = self._writer
+            self._steps = decode(writer.model, self._jobs, writer.plan, writer.drafter.needs, writer.clock)
+        steps = next(self._steps)
+        taken = [(each, *each.take(step)) for each, step in zip(list(self._writing), steps, strict=True)]
+        for generation, chunk, finished in taken:
+            if generation.result.failure is None:
+                yield generation, chunk
+            if finished:
+                yield from self._leave(generation)
+
+    def end(self) -> None:
+        """Nobody goes on."""
+        for generation in (*self._reading, *self._writing):
+            generation.leave()
+
+    def _leave(self, generation: Generation) -> Iterator[tuple[Generation, Chunk]]:
+        if generation in self._writing:
+            del self._jobs[self._writing.index(generation)]
+            self._writing.remove(generation)
+        else:
+            self._reading.remove(generation)
+        if (rest := generation.leave()) is not None:
+            yield generation, rest
+
+
+def _guarded(generation: Generation, call: Callable[[], bool]) -> bool:
+    """`call`, or False if it fails: then the generation does."""
+    try:
+        return call()
+    except SpecxError as failure:
+        generation.fail(failure)
+        return False
