@@ -197,6 +197,8 @@ class Drafting:
 class Drafter:
     """Where drafts come from: what is known of one model, shared by all its texts.
 
+    One that keeps nothing of a text defines `propose`; one that does defines `start`.
+
     Attributes:
         source_names: names of the sources that `Draft.sources` indexes.
         needs: what it wants of the target's forward calls.
@@ -205,6 +207,26 @@ class Drafter:
     source_names: tuple[str, ...] = ()
     needs: Want = Want.LOGITS
 
+    def propose(self, text: Text, room: Room) -> Draft:
+        """The best tree after `text` that fits `room`: what costs next to nothing."""
+        return EMPTY_DRAFT
+
+    def observe(self, text: Text, seen: Verified) -> None:
+        """A step was verified, and `text` has grown."""
+
     def start(self, text: Text) -> Drafting:
         """Follow a text, which holds its prompt."""
-        raise NotImplementedError
+        return _Stateless(self, text)
+
+
+class _Stateless(Drafting):
+    """Asks the drafter itself about one text."""
+
+    def __init__(self, drafter: Drafter, text: Text) -> None:
+        self._drafter, self._text = drafter, text
+
+    def propose(self, room: Room) -> Draft:
+        return self._drafter.propose(self._text, room)
+
+    def observe(self, seen: Verified) -> None:
+        self._drafter.observe(self._text, seen)

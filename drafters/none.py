@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specx.drafters.base import Drafter, Drafting, Text
+from specx.drafters.base import Drafter
 
 __all__ = ["NoDrafter"]
 
@@ -11,7 +11,3 @@ class NoDrafter(Drafter):
     """Proposes nothing, learns nothing, costs nothing. Implements `Drafter`."""
 
     source_names = ("padding",)  # what the plan fills a batch up with can turn out right
-
-    def start(self, text: Text) -> Drafting:
-        """Nothing is done for any text."""
-        return Drafting()

@@ -45,7 +45,7 @@ class CompanyCosts:
         """(rows + 1,) by the rows of all texts, divided evenly; infinite where there is not one for each."""
         n = len(lengths)
         depths = self._depths(lengths, 1)
-        costs = [self._staircase.cost(total, 0) + depths * total / n for total in range(n, rows + 1)]
+        costs = [self._alone(total, 0) + depths * total / n for total in range(n, rows + 1)]
         return np.array([*[np.inf] * n, *costs]) * self._ratio(n)
 
     def observe(self, widths: Sequence[int], lengths: Sequence[int], ms: float) -> None:
@@ -66,10 +66,15 @@ class CompanyCosts:
         return 1.0 if nearest is None else self._ratios[nearest][0]
 
     def _computed(self, widths: Sequence[int], lengths: Sequence[int]) -> float:
-        cost = self._staircase.cost(sum(widths), 0)
+        cost = self._alone(sum(widths), 0)
         for width, length in zip(widths, lengths, strict=True):
             cost += self._staircase.cost(width, length) - self._staircase.cost(width, 0)
         return max(cost, 1e-6)
+
+    def _alone(self, rows: int, length: int) -> float:
+        """Of so many rows of one text, or of as many as it can have and in proportion beyond."""
+        most = self._staircase.max_width
+        return self._staircase.cost(min(rows, most), length) * max(rows / most, 1.0)
 
     def _depths(self, lengths: Sequence[int], width: int) -> float:
         """What attention adds for all texts, each with `width` rows."""

@@ -1,0 +1,263 @@
+"""Several texts at once: each is what it would be alone, whoever joins and leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specx.backends.errors import GrammarError
+from specx.backends.llama import kernels as ggml_device
+from specx.backends.scripted import ScriptedModel, SimulatedClock
+from specx.backends.settings import LoadSettings
+from specx.backends.store import Store
+from specx.engine.learned.knowledge import Learned
+from specx.engine.session import Session
+from specx.engine.settings import SamplingSettings
+
+V = 64
+SCRIPT = [int(token) for token in np.random.default_rng(7).integers(1, 28, 40)]
+STEPS = {"0": {str(n): 10.0 + n / 4 for n in range(1, 65)}}
+SAMPLING = (
+    SamplingSettings(seed=5, temperature=0.0),
+    SamplingSettings(seed=6, temperature=0.8),
+    SamplingSettings(seed=7, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.2),
+)
+
+
+def session_of(*, texts=8, drafter="auto", settings=None, **options):
+    """A session on a scripted model whose steps cost little more for many tokens than for one."""
+    clock = SimulatedClock()
+    options = {"vocab_size": V, "script": SCRIPT, "peak": 0.9, "order": 3, "max_texts": texts, **options}
+    model = ScriptedModel(clock=clock, step_costs={1: 10.0, 8: 12.0, 64: 26.0}, **options)
+    asked = LoadSettings(Path("scripted.gguf"), drafter=drafter, store=False, **(settings or {}))
+    learned = Learned(Store(None), model_key="model", cost_key="cost")
+    session = Session(model, asked, learned, name="scripted", clock=clock)
+    session.staircase.load_json(STEPS)
+    return session
+
+
+def prompt_of(number):
+    start = number * 5 % len(SCRIPT)
+    return (SCRIPT * 3)[start : start + 3 + number * 7 % 90]
+
+
+def requests_of(session, count, *, n_predict=30, **options):
+    return [
+        session.generate(
+            prompt_of(i), SAMPLING[i % 3], n_predict=n_predict + 11 * (i % 4), ignore_eos=True, **options
+        )
+        for i in range(count)
+    ]
+
+
+def alone(count, **options):
+    """What each text is by itself, without drafts."""
+    session = session_of(texts=1, drafter="none")
+    generations = requests_of(session, count, **options)
+    for generation in generations:
+        list(generation)
+    return [generation.result.tokens for generation in generations]
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_texts_are_the_same_in_any_company(data):
+    # Texts of uneven length join as there is room, are cancelled, and leave in any order.
+    count = data.draw(st.integers(1, 14), label="texts")
+    drafter = data.draw(st.sampled_from(["none", "auto", "suffix", "recycle"]))
+    session = session_of(
+        texts=data.draw(st.integers(1, 9), label="room"),
+        drafter=drafter,
+        even=data.draw(st.booleans()),
+        max_leaves=data.draw(st.sampled_from([1, 8])),
+        max_width=data.draw(st.sampled_from([1, 2, 8, 64])),
+    )
+    generations = requests_of(session, count)
+    cancelled = data.draw(st.dictionaries(st.integers(0, count - 1), st.integers(0, 30)), label="cancelled")
+    seen = [[] for _ in generations]
+    at_once = data.draw(st.integers(1, 9), label="at once")
+    for generation, chunk in session.together(iter(generations), at_once):
+        number = generations.index(generation)
+        seen[number] += chunk.tokens
+        if len(seen[number]) >= cancelled.get(number, 1000):
+            generation.cancel()
+    for number, (generation, expected) in enumerate(zip(generations, alone(count), strict=True)):
+        result = generation.result
+        assert result.tokens == seen[number] == expected[: len(result.tokens)]
+        if number in cancelled:
+            assert result.finish_reason in ("cancelled", "length")
+            assert len(result.tokens) >= min(cancelled[number], len(expected))
+        else:
+            assert (result.finish_reason, len(result.tokens)) == ("length", len(expected))
+    # And whoever comes later finds everything as it was.
+    later = session.generate(prompt_of(2), SAMPLING[0], n_predict=20, ignore_eos=True)
+    list(later)
+    assert later.result.tokens == session_tokens(prompt_of(2), SAMPLING[0], 20)
+
+
+def session_tokens(prompt, sampling, n_predict):
+    session = session_of(texts=1, drafter="none")
+    generation = session.generate(prompt, sampling, n_predict=n_predict, ignore_eos=True)
+    list(generation)
+    return generation.result.tokens
+
+
+def test_more_texts_share_a_step_and_drafts_are_spread_over_them():
+    session = session_of(even=True)
+    generations = requests_of(session, 8, n_predict=60)
+    shared, widths = set(), set()
+    for _, chunk in session.together(generations):
+        if chunk.step is not None:
+            shared.add(chunk.step.texts)
+            widths.add((chunk.step.texts, chunk.drafted + 1))
+    assert max(shared) == 8
+    assert {texts for texts, width in widths if width > 1} >= {8}  # texts draft in company, too
+    assert all(texts * width <= 64 for texts, width in widths)
+    assert [generation.result.tokens for generation in generations] == alone(8, n_predict=60)
+    accepted = sum(generation.result.timings.draft_n_accepted for generation in generations)
+    steps = max(generation.result.timings.steps for generation in generations)
+    assert accepted > 100
+    assert steps < 93  # tokens of the longest one
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_together_they_take_less_time(even):
+    def seconds(texts, drafter):
+        session = session_of(texts=texts, drafter=drafter, even=even)
+        generations = requests_of(session, 8, n_predict=80)
+        start = session.clock()
+        list(session.together(generations))
+        return session.clock() - start
+
+    one_by_one, together, drafted = seconds(1, "none"), seconds(8, "none"), seconds(8, "auto")
+    assert one_by_one > 3 * together
+    assert drafted < together
+
+
+def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others():
+    session = session_of(drafter="none")
+    first = session.generate(prompt_of(1), SAMPLING[0], n_predict=50, ignore_eos=True)
+    long = session.generate((SCRIPT * 30)[:1000], SAMPLING[0], n_predict=5, ignore_eos=True)
+    order = []
+    for generation, chunk in session.together([first, long]):
+        order.append((generation is long, len(chunk.tokens)))
+    began = next(i for i, (is_long, _) in enumerate(order) if is_long)
+    assert began >= 1000 // 64 - 1  # the first one went on meanwhile
+    assert long.result.timings.prompt_n == 1000
+    assert long.result.tokens == session_tokens((SCRIPT * 30)[:1000], SAMPLING[0], 5)
+
+
+class Dies:
+    """A constraint that allows nothing from the eighth token on."""
+
+    def __init__(self):
+        self.count = 0
+
+    def allowed(self, ids):
+        return np.full(len(ids), self.count < 7)
+
+    def accept(self, token):
+        self.count += 1
+
+
+def test_one_that_fails_leaves_the_others_alone():
+    session = session_of()
+    generations = requests_of(session, 5)
+    generations[2] = session.generate(prompt_of(2), SAMPLING[2], constraint=Dies(), ignore_eos=True)
+    for _ in session.together(generations):
+        pass
+    failed = generations[2].result
+    assert isinstance(failed.failure, GrammarError)
+    assert failed.finish_reason == "error"
+    assert 0 < len(failed.tokens) <= 7
+    for number, expected in enumerate(alone(5)):
+        if number != 2:
+            assert generations[number].result.tokens == expected
+    with pytest.raises(GrammarError):
+        list(session.generate(prompt_of(2), SAMPLING[2], constraint=Dies(), ignore_eos=True))
+
+
+def test_a_full_context_ends_one_text_only():
+    session = session_of(n_ctx=120)
+    generations = requests_of(session, 6, n_predict=60)
+    for _ in session.together(generations):
+        pass
+    for generation, expected in zip(generations, alone(6, n_predict=60), strict=True):
+        room = 120 - (len(generation.request.prompt) - 1)
+        assert generation.result.tokens == expected[:room]
+        assert generation.result.finish_reason == ("length" if len(expected) <= room else "context")
+
+
+def test_contexts_shift_one_by_one():
+    options = {"n_ctx": 64, "settings": {"context_shift": True}}
+    session = session_of(**options)
+    generations = requests_of(session, 4, n_predict=100, keep=4)
+    list(session.together([each for each in generations if len(each.request.prompt) < 60]))
+    for number, generation in enumerate(generations):
+        if len(generation.request.prompt) < 60:
+            single = session_of(texts=1, drafter="none", **options)
+            expected = requests_of(single, 4, n_predict=100, keep=4)[number]
+            list(expected)
+            assert generation.result.tokens == expected.result.tokens
+
+
+def test_prompts_find_what_is_cached_of_them():
+    session = session_of(texts=3)
+    turns = [prompt_of(i) for i in (1, 2, 3)]
+    first = [session.generate(turn, SAMPLING[0], n_predict=10, ignore_eos=True) for turn in turns]
+    list(session.together(first))
+    again = [
+        session.generate([*turn, *answer.result.tokens, 5], SAMPLING[0], n_predict=5, ignore_eos=True)
+        for turn, answer in zip(turns, first, strict=True)
+    ]
+    list(session.together(reversed(again)))
+    assert all(generation.result.timings.prompt_n <= 2 for generation in again)
+
+
+def test_stopping_in_the_middle_gives_every_slot_back():
+    session = session_of(texts=4)
+    generations = requests_of(session, 9)
+    for count, _ in enumerate(session.together(generations)):
+        if count == 20:
+            break
+    assert all(slot.user is None for slot in session.slots)
+    assert {generation.result.finish_reason for generation in generations[4:]} == {"cancelled"}
+    again = requests_of(session, 9)
+    list(session.together(again))
+    assert [generation.result.tokens for generation in again] == alone(9)
+
+
+@pytest.mark.skipif(ggml_device.unavailable() is not None, reason="specx's kernels do not run here")
+@pytest.mark.parametrize("model", ["smollm2_q4_0", "gemma3"])
+def test_real_texts_are_the_same_in_any_company(request, model):
+    # Uneven lengths, more texts than slots, so that they join and leave; gemma3 has a sliding window.
+    path = request.getfixturevalue(model)
+    rng = np.random.default_rng(5)
+
+    def written(texts, drafter, order):
+        asked = LoadSettings(path, n_ctx=512, texts=texts, drafter=drafter, kernels="specx", store=False)
+        with Session.open(asked) as session:
+            session.staircase.load_json(STEPS)  # what steps take here must not decide what is tested
+            generations = [
+                session.generate(
+                    session.tokenize(f"The story of {i} birds{', and of the sea' * (i * 9 % 14)}:", **TEXT),
+                    SamplingSettings(seed=i, temperature=0.0 if i % 2 else 0.9),
+                    n_predict=6 + i * 5 % 17,
+                    ignore_eos=True,
+                )
+                for i in range(11)
+            ]
+            for _ in session.together([generations[i] for i in order], texts):
+                pass
+            return [generation.result.tokens for generation in generations]
+
+    expected = written(1, "none", range(11))
+    assert written(8, "none", rng.permutation(11)) == expected
+    assert written(8, "auto", rng.permutation(11)) == expected
+
+
+TEXT = {"add_special": True, "parse_special": False}
