@@ -29,6 +29,7 @@ __all__ = [
     "StoreError",
     "TemplateError",
     "UsageError",
+    "unexpected",
 ]
 
 
@@ -46,6 +47,11 @@ class SpecxError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def unexpected(problem: Exception, hint: str) -> SpecxError:
+    """What a person is told of an exception that nobody has foreseen."""
+    return SpecxError(f"unexpected {type(problem).__name__}: {str(problem).strip() or 'no message'}", hint)
 
 
 class UsageError(SpecxError):

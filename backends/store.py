@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Entry", "Store", "cache_dir"]
+from specx.backends.places import NO_HOME, expanded, user_folder
+
+__all__ = ["Entry", "Store", "cache_dir", "user_store"]
 
 VERSION = 1  # of the format; entries of another version are treated as missing
 MAX_BYTES = 256 << 20  # oldest entries go when the store grows beyond this
@@ -46,17 +48,24 @@ KINDS = (
 )
 
 
-def cache_dir() -> Path:
-    """`SPECX_CACHE`, else the platform's cache directory for specx."""
+def cache_dir() -> Path | None:
+    """`SPECX_CACHE`, else the platform's cache directory for specx; None if there is no home directory."""
     override = os.environ.get("SPECX_CACHE")
-    if override:
-        try:
-            return Path(override).expanduser()
-        except RuntimeError:  # there is no such user, or no home directory
-            return Path(override)
-    import platformdirs
+    if not override:
+        return user_folder("cache")
+    folder = expanded(Path(override))
+    return None if folder.parts[:1] == ("~",) else folder
 
-    return Path(platformdirs.user_cache_dir("specx", appauthor=False))
+
+def user_store(wanted: bool, notice: Callable[[str], None]) -> Store:
+    """The store in `cache_dir`, or one that keeps nothing: unless it is `wanted`, or where there is no place.
+
+    Args:
+        wanted: whether anything is to be kept.
+        notice: told once if something is to be kept and cannot be.
+    """
+    root = cache_dir() if wanted else None
+    return Store(root, notice, nowhere=NO_HOME if wanted and root is None else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +86,19 @@ class Store:
     Args:
         root: the folder, or None to keep nothing.
         notice: told once what went wrong, if anything does.
+        nowhere: why there is no folder, if a person should know that nothing is kept.
     """
 
-    def __init__(self, root: Path | None, notice: Callable[[str], None] = lambda _text: None) -> None:
+    def __init__(
+        self,
+        root: Path | None,
+        notice: Callable[[str], None] = lambda _text: None,
+        *,
+        nowhere: str = "",
+    ) -> None:
         self.root = root
         self._notice = notice
+        self._nowhere = nowhere
         self._told = False
 
     def load_json(self, kind: str, key: str) -> dict[str, Any] | None:
@@ -232,6 +249,8 @@ class Store:
     def _write(self, kind: str, key: str, suffix: str, data: bytes) -> None:
         path = self._path(kind, key, suffix)
         if path is None:
+            if self._nowhere:
+                self._tell(f"nothing is kept for next time: {self._nowhere}")
             return
         temporary = ""
         try:

@@ -1,28 +1,33 @@
 """How `specx` begins and how every way to end becomes an exit code.
 
-What the commands need is imported inside `run`, because Ctrl-C counts from the first moment on.
+Ctrl-C counts from the first moment on, and an interrupt within an import would leave a traceback. So this
+module imports nothing of specx before `main` has seen to that.
 """
 
 from __future__ import annotations
 
-import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from specx.backends.errors import SpecxError
-from specx.cli.terminal.interrupts import INTERRUPTED, interruptible
+TYPE_CHECKING = False  # that of typing would have to be imported
+if TYPE_CHECKING:
+    from specx.backends.errors import SpecxError
 
 __all__ = ["main", "run"]
 
 CLOSED_PIPE = 141
 """As a shell reports a program that SIGPIPE ended, which is what `| head -1` does to other tools."""
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+INTERRUPTED = 130
+"""As shells report a program that SIGINT ended."""
 
 
 def main() -> None:
     """Entry point of the console script."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored: then it stays so
+        signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(INTERRUPTED))
     sys.exit(run(sys.argv[1:]))
 
 
@@ -32,6 +37,9 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C, 141 if stdout was closed.
     """
+    from specx.backends.errors import SpecxError
+    from specx.cli.terminal.interrupts import interruptible
+
     try:
         with interruptible():
             _open_streams()
@@ -59,6 +67,8 @@ def _open_streams() -> None:
     Raises:
         SpecxError: standard output is closed.
     """
+    from specx.backends.errors import SpecxError
+
     output = sys.stdout
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -79,7 +89,12 @@ def _report(problem: SpecxError) -> int:
 
 
 def _unexpected(problem: Exception, *, verbose: bool) -> int:
-    if isinstance(problem, OSError) and problem.filename is None and problem.errno in NO_ROOM:
+    import errno
+
+    from specx.backends.errors import SpecxError, unexpected
+
+    no_room = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    if isinstance(problem, OSError) and problem.filename is None and problem.errno in no_room:
         _abandon_stdout()
         return _report(
             SpecxError(f"the output cannot be written: {problem.strerror}", "make room, or send it elsewhere")
@@ -88,9 +103,8 @@ def _unexpected(problem: Exception, *, verbose: bool) -> int:
         import traceback
 
         traceback.print_exception(problem)
-    text = str(problem).strip() or "no message"
     hint = "" if verbose else "run it again as `specx --verbose ...` to see where it happened"
-    return _report(SpecxError(f"unexpected {type(problem).__name__}: {text}", hint))
+    return _report(unexpected(problem, hint))
 
 
 def _abandon_stdout() -> None:

@@ -23,10 +23,12 @@ def register(app: typer.Typer) -> None:
 
 def show(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False) -> None:
     """List what is kept: measurements, calibrations, and the text of earlier answers (kind: history)."""
+    from specx.backends.places import NO_HOME
     from specx.backends.store import Store, cache_dir
     from specx.cli.terminal.console import notice, show_table, write
 
-    entries = Store(cache_dir()).entries()
+    root = cache_dir()
+    entries = Store(root).entries()
     if json:
         records = [
             {
@@ -39,12 +41,12 @@ def show(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = Fal
             }
             for e in entries
         ]
-        write(json_module.dumps({"directory": str(cache_dir()), "entries": records}) + "\n")
+        write(json_module.dumps({"directory": root and str(root), "entries": records}) + "\n")
         return
     if not entries:
-        write(f"nothing is kept in {cache_dir()}\n")
+        write("nothing is kept" + (f": {NO_HOME}\n" if root is None else f" in {root}\n"))
         return
-    write(f"{cache_dir()}\n")
+    write(f"{root}\n")
     rows = [
         (e.kind, f"{e.size:,}", _when(e.modified), "damaged" if e.damaged else "", e.key) for e in entries
     ]
@@ -65,6 +67,7 @@ def clear(
 ) -> None:
     """Remove what is kept."""
     from specx.backends.errors import UsageError
+    from specx.backends.places import NO_HOME
     from specx.backends.store import KINDS, Store, cache_dir
     from specx.cli.terminal.console import notice
 
@@ -72,5 +75,9 @@ def clear(
     if kind is not None and kind not in kinds:
         raise UsageError(f"there is no kind {kind!r} of cache entry", f"choose one of {', '.join(kinds)}")
     only_damaged = kind == DAMAGED
-    removed = Store(cache_dir(), notice).clear(None if only_damaged else kind, only_damaged=only_damaged)
-    notice(f"removed {removed} {'entry' if removed == 1 else 'entries'} from {cache_dir()}")
+    root = cache_dir()
+    removed = Store(root, notice).clear(None if only_damaged else kind, only_damaged=only_damaged)
+    if root is None:
+        notice(f"nothing is kept: {NO_HOME}")
+    else:
+        notice(f"removed {removed} {'entry' if removed == 1 else 'entries'} from {root}")

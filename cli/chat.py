@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specx.backends.errors import ContextFullError, FileError, SpecxError, UsageError
+from specx.backends.errors import ContextFullError, SpecxError, UsageError, unexpected
+from specx.backends.places import expanded
+from specx.cli.conversation import Conversation
 from specx.cli.generation import Request, generate, open_session, requested, statistics, summary
 from specx.cli.options.read import (
     DraftOptions,
@@ -23,7 +24,7 @@ from specx.cli.options.read import (
     with_options,
 )
 from specx.cli.terminal.console import StatusLine, end_line, error, notice, write
-from specx.cli.terminal.files import decode, expand_user, read_text, write_atomically
+from specx.cli.terminal.files import read_text
 from specx.cli.terminal.interrupts import on_interrupt
 from specx.cli.terminal.lines import Editor, PlainLines, Reader, history_file
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Chat", "ChatOptions", "Conversation", "chat", "register"]
 
 FULL_HINT = "/reset begins anew; or /save FILE, start again with -c or --context-shift, and /load FILE"
-MESSAGES_HINT = 'a list of {"role": ..., "content": ...} is needed, as /save writes it'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,71 +104,6 @@ def _first_message(prompt: PromptOptions) -> str:
     return "\n".join(part for part in parts if part)
 
 
-class Conversation:
-    """Messages, and the system message they begin with.
-
-    Attributes:
-        start: the first message that the model is still shown; those before it are kept for `save`.
-    """
-
-    def __init__(self, system: str = "") -> None:
-        self.system = system
-        self.messages: list[dict[str, str]] = []
-        self.start = 0
-
-    def since(self, start: int) -> list[dict[str, str]]:
-        """The messages from `start` on, after the system message if there is one."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, *self.messages[start:]]
-
-    def add(self, role: str, content: str) -> None:
-        """One more message."""
-        self.messages.append({"role": role, "content": content})
-
-    def clear(self) -> None:
-        """Forget all but the system message."""
-        self.messages, self.start = [], 0
-
-    def next_exchange(self, start: int) -> int | None:
-        """Where the exchange after the one at `start` begins; None if there is no later one."""
-        later = range(start + 1, len(self.messages))
-        return next((i for i in later if self.messages[i]["role"] == "user"), None)
-
-    def save(self, path: Path) -> None:
-        """Write the messages as JSON."""
-        write_atomically(path, json.dumps(self.since(0), ensure_ascii=False, indent=1) + "\n")
-
-    def load(self, path: Path) -> None:
-        """Take over the messages of a file that `save` wrote, or that another tool wrote in that form.
-
-        Raises:
-            FileError: it cannot be read.
-            UsageError: it holds no such messages; the present ones stay.
-        """
-        try:
-            messages = json.loads(decode(path.read_bytes(), str(path)))
-        except OSError as problem:
-            raise FileError(f"cannot read {path}: {problem.strerror}", "check its name") from problem
-        except ValueError as problem:
-            raise UsageError(f"{path} is not valid JSON: {problem}", MESSAGES_HINT) from problem
-        if not isinstance(messages, list) or not all(map(_is_message, messages)):
-            raise UsageError(f"{path} holds no messages", MESSAGES_HINT)
-        first = messages[:1] if messages and messages[0]["role"] == "system" else []
-        self.system = first[0]["content"] if first else ""
-        self.start = 0
-        self.messages = [
-            {"role": message["role"], "content": message["content"]} for message in messages[len(first) :]
-        ]
-
-
-def _is_message(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.get("role") in ("system", "user", "assistant", "tool")
-        and isinstance(value.get("content"), str)
-    )
-
-
 class Chat:
     """The conversation with one model: messages, commands and answers.
 
@@ -226,6 +161,9 @@ class Chat:
                 interrupted = True
                 notice("Ctrl-C again leaves, and so does /bye")
                 continue
+            except SpecxError as problem:  # this message cannot be used; the next one may
+                self._refuse(problem)
+                continue
             interrupted = False
             if text is None:
                 return
@@ -249,8 +187,15 @@ class Chat:
                 self.conversation.add("user", text)
                 self._answer(self.request)
         except SpecxError as problem:
-            self.failed = True
-            error(problem)
+            self._refuse(problem)
+        except OSError:  # nobody takes the text any more
+            raise
+        except Exception as problem:  # noqa: BLE001 -- a bug must not cost a person the conversation
+            self._refuse(unexpected(problem, "the conversation is as it was before; /save FILE keeps it"))
+
+    def _refuse(self, problem: SpecxError) -> None:
+        self.failed = True
+        error(problem)
 
     def _command(self, text: str) -> None:
         name, _, argument = text.partition(" ")
@@ -372,8 +317,10 @@ class Chat:
 
     def _load(self, argument: str) -> None:
         path = _path("/load", argument)
-        self.conversation.load(path)
+        mended = self.conversation.load(path)
         notice(f"{len(self.conversation.messages)} messages from {path}")
+        if mended:
+            notice(f"{mended} of them held lone surrogates, which are no characters: they became U+FFFD")
 
     def _stats(self, argument: str) -> None:
         if argument:
@@ -398,7 +345,7 @@ class Chat:
 def _path(command: str, argument: str) -> Path:
     if not argument:
         raise UsageError(f"{command} needs the name of a file", f"for example {command} talk.json")
-    return expand_user(Path(argument))
+    return expanded(Path(argument))
 
 
 class _Count:

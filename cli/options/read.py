@@ -24,6 +24,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from specx.backends.errors import DownloadError, UsageError
+from specx.backends.places import expanded
 from specx.backends.settings import ALL_LAYERS, CACHE_TYPES, MAX_THREADS
 from specx.cli.options.groups import (
     DRAFTERS,
@@ -34,7 +35,7 @@ from specx.cli.options.groups import (
     PromptOptions,
     SamplingOptions,
 )
-from specx.cli.terminal.files import expand_user
+from specx.cli.terminal.files import is_text
 from specx.engine.settings import LoadSettings, SamplingSettings
 
 __all__ = [
@@ -73,7 +74,7 @@ def prompt_text(text: str, options: PromptOptions) -> str:
     Raises:
         UsageError: the shell passed bytes that are not UTF-8.
     """
-    if any("\ud800" <= char <= "\udfff" for char in text):  # how Python marks such bytes
+    if not is_text(text):
         raise UsageError("the prompt on the command line is not valid UTF-8", "give it as a file with -f")
     if not options.escape:
         return text
@@ -98,7 +99,7 @@ def with_options(command: Command) -> Command:
         for name, group in groups.items():
             chosen = {field.name: values.pop(field.name) for field in fields(group)}
             # No shell resolves ~ for the environment, the configuration or `--file=~/x`.
-            chosen |= {key: expand_user(value) for key, value in chosen.items() if isinstance(value, Path)}
+            chosen |= {key: expanded(value) for key, value in chosen.items() if isinstance(value, Path)}
             for names in getattr(group, "ALTERNATIVES", ()):
                 _drop_weaker(ctx, chosen, names)
             values[name] = group(**chosen)
@@ -316,11 +317,13 @@ def sampling_settings(options: SamplingOptions) -> SamplingSettings:
 
 
 def check_generation(options: GenerationOptions) -> None:
-    """Raises UsageError if a limit or a stop string makes no sense."""
+    """Raises UsageError if a limit makes no sense, or a text cannot be one."""
     _at_least("-n/--n-predict", options.n_predict, -1)
     _at_least("--keep", options.keep or 0, -1)
     if "" in (options.stop or ()):
         raise UsageError("-r/--stop is empty", "leave it out, or give some text")
+    if not all(map(is_text, options.stop or ())):
+        raise UsageError("-r/--stop is not valid UTF-8", "no text would ever match it")
 
 
 def _bias(text: str) -> tuple[int, float]:

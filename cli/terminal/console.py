@@ -6,12 +6,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from specx.backends.errors import SpecxError
+from specx.cli.terminal.printable import printable
+from specx.cli.terminal.restore import changed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +34,9 @@ __all__ = [
 
 SHOW_AFTER = 0.4
 """Seconds of work before a progress bar appears; shorter waits need no explanation."""
+
+BAR_GONE = "\r\x1b[2K\x1b[?25h"
+"""Sent to a terminal, it takes the line of a bar away and shows the cursor again, which Rich has hidden."""
 
 REFRESH_EVERY = 0.1
 """Seconds between two drawings of a bar or a status line."""
@@ -70,11 +75,12 @@ class _Shown:
 
 
 def write(text: str) -> None:
-    """Generated text to stdout, at once."""
-    sys.stdout.write(text)
+    """Generated text to stdout, at once: as it is, but to a terminal without control characters."""
+    terminal = sys.stdout.isatty()
+    sys.stdout.write(printable(text) if terminal else text)
     sys.stdout.flush()
     if text:
-        _Shown.line_open = text[-1] != "\n" and sys.stdout.isatty()
+        _Shown.line_open = text[-1] != "\n" and terminal
 
 
 def end_line() -> None:
@@ -90,7 +96,7 @@ def notice(text: str) -> None:
     if _Shown.line_open and sys.stderr.isatty():
         _Shown.held.append(text)
     else:
-        _tell(text, style="dim")
+        _tell(printable(text), style="dim")
 
 
 def error(problem: SpecxError) -> None:
@@ -99,9 +105,9 @@ def error(problem: SpecxError) -> None:
 
     with suppress(OSError):  # the text may be what cannot be written
         end_line()
-    _tell(Text.assemble(("error: ", "bold red"), problem.message))
+    _tell(Text.assemble(("error: ", "bold red"), printable(problem.message)))
     if problem.hint:
-        _tell(Text.assemble(("hint: ", "bold cyan"), problem.hint))
+        _tell(Text.assemble(("hint: ", "bold cyan"), printable(problem.hint)))
 
 
 def _tell(text: str | Text, style: str | None = None) -> None:
@@ -144,6 +150,7 @@ class Progress:
         self._enabled = sys.stderr.isatty()  # Rich also says yes to FORCE_COLOR
         self._begun = self._drawn = time.monotonic()
         self._bar: RichProgress | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -163,10 +170,11 @@ class Progress:
             from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn
             from rich.progress import TimeRemainingColumn as Remaining
 
-            columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+            columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
             columns += [TaskProgressColumn(), *([Remaining(compact=True)] if self._remaining else [])]
             self._bar = Progress(*columns, console=stderr(), transient=True, auto_refresh=False)
-            self._bar.add_task(self._label, total=1.0)
+            self._bar.add_task(printable(self._label), total=1.0)
+            self._open.enter_context(changed(lambda: BAR_GONE))
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=fraction, refresh=True)
 
@@ -180,6 +188,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        self._open.close()
 
 
 class StatusLine:
@@ -194,6 +203,8 @@ class StatusLine:
         self._enabled = enabled and capable and os.name == "posix"
         self._rows = 0
         self._drawn = 0.0
+        self._changed = False
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -202,7 +213,14 @@ class StatusLine:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._rows:
-            self._send(f"\x1b7\x1b[{self._rows};1H\x1b[2K\x1b[r\x1b8")
+            self._send(self._undo())
+        self._open.close()
+
+    def _undo(self) -> str:
+        return f"\x1b7\x1b[{self._rows};1H\x1b[2K\x1b[r\x1b8"
+
+    def _forget(self) -> None:
+        self._rows = 0  # so that the next drawing sets the region again
 
     def update(self, text: str) -> None:
         """Show `text`, if the last drawing is old enough."""
@@ -215,9 +233,12 @@ class StatusLine:
             return
         if size.lines != self._rows:
             # Index down and up again: a cursor on the last line makes room by scrolling first.
-            self._send(f"\x1bD\x1b[1A\x1b7\x1b[1;{size.lines - 1}r\x1b8")
+            if not self._changed:
+                self._changed = True
+                self._open.enter_context(changed(self._undo, self._forget))
             self._rows = size.lines
-        line = stderr().render_str(text[: size.columns - 1], style="dim")
+            self._send(f"\x1bD\x1b[1A\x1b7\x1b[1;{size.lines - 1}r\x1b8")
+        line = stderr().render_str(printable(text)[: size.columns - 1], style="dim")
         with stderr().capture() as drawn:
             stderr().print(line, end="")
         self._send(f"\x1b7\x1b[{size.lines};1H\x1b[2K{drawn.get()}\x1b8")

@@ -6,22 +6,32 @@ import contextlib
 import os
 import stat
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from specx.backends.errors import FileError, SpecxError, UsageError
 
-__all__ = ["decode", "expand_user", "read_stdin", "read_text", "stdin_is_piped", "write_atomically"]
+__all__ = [
+    "decode",
+    "is_text",
+    "read_bytes",
+    "read_stdin",
+    "read_text",
+    "stdin_is_piped",
+    "whole_text",
+    "write_atomically",
+]
 
 
 def decode(data: bytes, name: str) -> str:
-    """UTF-8 `data` as text.
+    """UTF-8 `data` as text, without the byte order mark that some editors begin a file with.
 
     Raises:
         UsageError: it is not UTF-8; says at which byte of `name`.
     """
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as problem:
         byte = f"byte 0x{data[problem.start]:02x} at offset {problem.start}"
         raise UsageError(
@@ -30,12 +40,31 @@ def decode(data: bytes, name: str) -> str:
         ) from problem
 
 
-def expand_user(path: Path) -> Path:
-    """`path` with a `~` at its beginning resolved, if there is such a user."""
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can express `text`: not the lone surrogates that stand for bytes or come from JSON."""
     try:
-        return path.expanduser()
-    except RuntimeError:
-        return path
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def whole_text(text: str) -> str:
+    """`text` with U+FFFD for every lone surrogate."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def read_bytes(path: Path) -> bytes:
+    """What is in a file.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as problem:  # ValueError: a name with a NUL character
+        reason = getattr(problem, "strerror", None) or problem
+        raise FileError(f"cannot read {path}: {reason}", "check its name") from problem
 
 
 def read_text(path: Path) -> str:
@@ -47,10 +76,7 @@ def read_text(path: Path) -> str:
     """
     if str(path) == "-":
         return read_stdin()
-    try:
-        return decode(path.read_bytes(), str(path))
-    except OSError as problem:
-        raise FileError(f"cannot read {path}: {problem.strerror}", "check its name") from problem
+    return decode(read_bytes(path), str(path))
 
 
 def check_plot(path: Path, endings: Sequence[str]) -> None:
@@ -94,10 +120,11 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         SpecxError: the file cannot be written; an older file is left as it was.
     """
-    data = text.encode()
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = text.encode(errors="replace")  # as on standard output; a name of a file may be no text
+    temporary = None
     try:
+        path = Path(os.path.realpath(path))
+        temporary = path.with_name(f".specx-{os.getpid()}-{time.monotonic_ns():x}.tmp")
         if path.exists() and not path.is_file():
             path.write_bytes(data)
             return
@@ -108,7 +135,9 @@ def write_atomically(path: Path, text: str) -> None:
         if path.exists():
             temporary.chmod(stat.S_IMODE(path.stat().st_mode))
         temporary.replace(path)
-    except OSError as problem:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise SpecxError(f"cannot write {path}: {problem.strerror}", "choose another place") from problem
+    except (OSError, ValueError) as problem:  # ValueError: a name with a NUL character, or none at all
+        with contextlib.suppress(OSError, ValueError):
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+        reason = getattr(problem, "strerror", None) or problem
+        raise SpecxError(f"cannot write {path}: {reason}", "choose another place") from problem

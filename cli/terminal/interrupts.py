@@ -9,13 +9,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, NoReturn
 
 from specx.backends.llama.callbacks import within_c
+from specx.cli.app import INTERRUPTED
+from specx.cli.terminal.restore import restore
 
 __all__ = ["INTERRUPTED", "interruptible", "on_interrupt"]
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells report a program that SIGINT ended."""
+IMPORTING = "<frozen importlib._bootstrap>"
+"""The file of the frames of Python that import a module."""
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -26,11 +29,16 @@ def interruptible() -> Iterator[None]:
 
     If it is ignored, as in a shell's background jobs, it stays so.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        yield
+        return
+    before = sys.unraisablehook
+    sys.unraisablehook = _unraisable
+    try:
         with _handling(_raise):
             yield
-    else:
-        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager
@@ -58,9 +66,30 @@ def _handling(handler: Handler) -> Iterator[None]:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    if not within_c(frame):
-        raise KeyboardInterrupt
-    # libllama, which may be loading for minutes, has called back: no file is being written meanwhile.
+    # libllama, which may be loading for minutes, has called back, or a module is imported, which might answer
+    # with an error of its own: no file is being written meanwhile.
+    if within_c(frame) or _importing(frame):
+        _leave()
+    raise KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORTING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _unraisable(problem: Any) -> None:
+    """An exception had nowhere to go, as in a finalizer. Of a Ctrl-C there nobody else would ever hear."""
+    if issubclass(problem.exc_type, KeyboardInterrupt):
+        _leave()
+    sys.__unraisablehook__(problem)
+
+
+def _leave() -> NoReturn:
+    restore()
     if sys.stderr.isatty():
-        os.write(2, b"\r\x1b[2K\x1b[?25h")
+        os.write(2, b"\r\n")
     os._exit(INTERRUPTED)

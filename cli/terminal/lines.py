@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from specx.backends.errors import UsageError
 from specx.cli.terminal.console import stderr
-from specx.cli.terminal.files import decode
+from specx.cli.terminal.files import decode, is_text
+from specx.cli.terminal.pasting import Pasted, plain
+from specx.cli.terminal.restore import changed
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.buffer import Buffer
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.key_binding.key_processor import KeyPressEvent
 
@@ -20,6 +25,9 @@ __all__ = ["Editor", "PlainLines", "Reader", "history_file", "is_open", "unwrap"
 
 QUOTES = '"""'
 PROMPT, CONTINUED = "> ", "... "
+LEFT_PROMPT = "\x1b[?2004l\x1b[?1l\x1b[?25h\x1b[0m\r\n"
+"""Sent to a terminal, it undoes what the line editor does: bracketed paste, keys, cursor and colours."""
+
 MAX_HISTORY = 256 * 1024
 """Bytes of typed lines that are kept for the next run."""
 
@@ -58,25 +66,29 @@ class PlainLines:
         """The next message that is not empty.
 
         Raises:
-            UsageError: the input is not UTF-8.
+            UsageError: the message is not UTF-8; the next call gives the one after it.
         """
-        text = ""
+        data = b""
         while True:
             if self._interactive:
-                stderr().print(CONTINUED if text else PROMPT, end="")
+                stderr().print(CONTINUED if data else PROMPT, end="")
             line = sys.stdin.buffer.readline()
-            if not line:
-                return unwrap(text) if text.strip() else None
-            text += decode(line, f"standard input (after {self._offset} bytes)")
-            self._offset += len(line)
-            if not is_open(text.rstrip("\r\n")) and text.strip():
-                return unwrap(text.replace("\r\n", "\n"))
+            data += line
+            # Bytes that are not UTF-8 must not change where the message ends.
+            text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+            if line and (is_open(text.rstrip("\r\n")) or not text.strip()):
+                continue
+            begun, self._offset = self._offset, self._offset + len(data)
+            if not text.strip():
+                return None
+            return unwrap(decode(data, f"standard input (after {begun} bytes)").replace("\r\n", "\n"))
 
 
 class Editor:
     """Messages from prompt_toolkit: editing, history, several lines.
 
-    Enter sends, unless the message is still open; Alt-Enter always begins a new line.
+    Enter sends, unless the message is still open; Alt-Enter always begins a new line. What was pasted neither
+    opens nor ends anything. Ctrl-Z stops specx until the shell lets it go on.
 
     Args:
         history: file of earlier messages, None keeps none.
@@ -86,62 +98,115 @@ class Editor:
     def __init__(self, history: Path | None, commands: Sequence[str]) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import WordCompleter
-        from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+        from specx.cli.terminal.message_history import MessageHistory
+
+        self._pasted = Pasted()
+        self._message = ""
         self._session: PromptSession[str] = PromptSession(
-            history=FileHistory(str(history)) if history else InMemoryHistory(),
+            history=MessageHistory(history, lambda: self._message),
             completer=WordCompleter(list(commands), sentence=True),
             complete_while_typing=False,
             multiline=True,
             prompt_continuation=CONTINUED,
-            key_bindings=_keys(),
+            key_bindings=self._keys(),
             enable_open_in_editor=True,
         )
+        buffer = self._session.default_buffer
+        buffer.on_text_changed += self._edited
+        buffer.accept_handler = self._sending(buffer.accept_handler)
 
     def read(self) -> str | None:
-        """The next message that is not empty."""
+        """The next message that is not empty.
+
+        Raises:
+            UsageError: what was typed is not UTF-8.
+        """
         while True:
+            self._pasted.forget()
             try:
-                text = self._session.prompt(PROMPT)
+                with changed(lambda: LEFT_PROMPT, self._draw):
+                    text = self._session.prompt(PROMPT)
             except EOFError:
                 return None
+            if not is_text(text):
+                raise UsageError(
+                    "the message is not valid UTF-8 and was not sent",
+                    "arrow up brings it back with U+FFFD in place of what is wrong",
+                )
             if text.strip():
-                return unwrap(text)
+                return self._message
 
+    def _sending(self, accept: Callable[[Buffer], bool] | None) -> Callable[[Buffer], bool]:
+        def send(buffer: Buffer) -> bool:
+            self._message = plain(unwrap(self._pasted.disguised()))
+            return accept is not None and accept(buffer)
 
-def _keys() -> KeyBindings:
-    from prompt_toolkit.key_binding import KeyBindings
+        return send
 
-    keys = KeyBindings()
+    def _edited(self, buffer: Buffer) -> None:
+        self._pasted.edited(buffer.text, buffer.cursor_position)
 
-    @keys.add("enter")
-    def _enter(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if is_open(buffer.text):
-            buffer.insert_text("\n")
-        else:
-            buffer.validate_and_handle()
+    def _draw(self) -> None:
+        """Draw the prompt anew: something else has written on the terminal."""
+        app = self._session.app
+        if app.loop is not None:
+            app.loop.call_soon_threadsafe(app.renderer.reset)
+            app.loop.call_soon_threadsafe(app.invalidate)
 
-    @keys.add("escape", "enter")
-    def _alt_enter(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
+    def _keys(self) -> KeyBindings:
+        from prompt_toolkit.enums import DEFAULT_BUFFER
+        from prompt_toolkit.filters import has_focus
+        from prompt_toolkit.key_binding import KeyBindings
+        from prompt_toolkit.keys import Keys
 
-    @keys.add("c-c")
-    def _interrupt(event: KeyPressEvent) -> None:
-        if event.current_buffer.text:
-            event.current_buffer.reset()
-        else:
-            event.app.exit(exception=KeyboardInterrupt())
+        keys, writing = KeyBindings(), has_focus(DEFAULT_BUFFER)  # and not searching
 
-    return keys
+        @keys.add("enter", filter=writing)
+        def _enter(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            if is_open(self._pasted.disguised()):
+                buffer.insert_text("\n")
+            else:
+                buffer.validate_and_handle()
+
+        @keys.add("escape", "enter", filter=writing)
+        def _alt_enter(event: KeyPressEvent) -> None:
+            event.current_buffer.insert_text("\n")
+
+        @keys.add(Keys.BracketedPaste, filter=writing)
+        def _paste(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            before, cursor = buffer.text, buffer.cursor_position
+            piece = event.data.replace("\r\n", "\n").replace("\r", "\n")
+            self._pasted.edited(before[:cursor] + piece + before[cursor:], cursor, pasted=True)
+            buffer.insert_text(piece)
+
+        @keys.add("c-c", filter=writing)
+        def _interrupt(event: KeyPressEvent) -> None:
+            if event.current_buffer.text:
+                event.current_buffer.reset()
+            else:
+                event.app.exit(exception=KeyboardInterrupt())
+
+        if hasattr(signal, "SIGTSTP"):
+
+            @keys.add("c-z")
+            def _stop(_event: KeyPressEvent) -> None:
+                os.kill(0, signal.SIGTSTP)  # as a terminal does: everybody who is in the pipeline
+
+        return keys
 
 
 def history_file() -> Path | None:
-    """The file of typed messages, readable by the user only and cut to `MAX_HISTORY`; None if the cache
-    directory cannot be written."""
+    """The file of typed messages, readable by the user only and cut to `MAX_HISTORY`; None if there is no
+    cache directory or it cannot be written."""
     from specx.backends.store import cache_dir
 
-    path = cache_dir() / "history" / "chat.txt"
+    root = cache_dir()
+    if root is None:
+        return None
+    path = root / "history" / "chat.txt"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:

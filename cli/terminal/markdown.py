@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from rich.live import Live
 from rich.markdown import Markdown
 
 from specx.cli.terminal.console import stdout
+from specx.cli.terminal.printable import printable
+from specx.cli.terminal.restore import changed
 
 __all__ = ["MarkdownStream", "finished"]
+
+
+SHOW_CURSOR = "\x1b[?25h"  # which Rich has hidden
 
 
 class MarkdownStream:
@@ -16,11 +23,14 @@ class MarkdownStream:
     def __init__(self) -> None:
         self._open = ""
         self._live = Live(console=stdout(), transient=True, refresh_per_second=8, vertical_overflow="crop")
+        self._changed = ExitStack()
 
     def add(self, text: str) -> None:
         """More of the text."""
-        self._live.start()
-        self._open += text
+        if not self._live.is_started:
+            self._changed.enter_context(changed(lambda: SHOW_CURSOR))
+            self._live.start()
+        self._open += printable(text)
         done = finished(self._open)
         if done:
             self._live.console.print(Markdown(self._open[:done]), soft_wrap=False)
@@ -31,6 +41,7 @@ class MarkdownStream:
         """Print what is left."""
         self._live.update("")
         self._live.stop()
+        self._changed.close()
         if self._open.strip():
             self._live.console.print(Markdown(self._open), soft_wrap=False)
         self._open = ""

@@ -30,7 +30,7 @@ from specx.backends.machine.machine import (
     this_cpu,
 )
 from specx.backends.settings import LoadSettings
-from specx.backends.store import Store, cache_dir
+from specx.backends.store import Store, user_store
 from specx.engine.cost.patience import is_busy
 from specx.engine.cost.staircase import AGREE, UNSETTLED
 from specx.engine.setup.loading import fit_and_place, load_library, load_on_best_kernels, threads_key
@@ -183,7 +183,7 @@ def probe_machine(
     """
     load_library()
     devices = list_devices()
-    kept = Store(cache_dir() if store else None, notice)
+    kept = user_store(store, notice)
     key = _machine_key(devices)
     measured = None if refresh else _load(kept, key)
     found = measured is not None
@@ -276,7 +276,7 @@ def probe_model(
         ModelError: it cannot be loaded.
     """
     info = read_gguf(settings.model)
-    store = Store(cache_dir() if settings.store else None, notice)
+    store = user_store(settings.store, notice)
     settings = replace(settings, threads=None, threads_batch=None)
     settings = fit_and_place(info, settings, store, loading, notice).settings
     key = threads_key(info, settings)

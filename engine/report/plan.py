@@ -18,7 +18,7 @@ from specx.backends.llama.memory import MemoryNeed, predict_memory
 from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import available_memory
 from specx.backends.settings import LoadSettings
-from specx.backends.store import Store, cache_dir
+from specx.backends.store import Store, user_store
 from specx.engine.cost.staircase import Staircase
 from specx.engine.drafting import forecast
 from specx.engine.learned.knowledge import Learned
@@ -158,7 +158,7 @@ def make_plan(
     """
     info = read_gguf(settings.model)
     named = named_draft(info, settings)
-    store = Store(cache_dir() if settings.store else None, notice)
+    store = user_store(settings.store, notice)
     load_library()
     devices_key = threads_key(info, settings)
     fitted, devices = _fitted(info, settings, store, measure, progress, notice), usable_devices()

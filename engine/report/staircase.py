@@ -10,7 +10,7 @@ from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import OtherWork, bytes_to_read, read_memory, this_cpu
 from specx.backends.settings import LoadSettings
-from specx.backends.store import Store, cache_dir
+from specx.backends.store import user_store
 from specx.engine.cost.patience import is_busy
 from specx.engine.setup.kernels import Comparison, choice_of_auto, compare_kernels
 from specx.engine.setup.loading import fit_and_place, kernels_key, loader, threads_key
@@ -88,7 +88,7 @@ def probe_staircases(
         ModelError: it cannot be loaded.
     """
     info = read_gguf(settings.model)
-    store = Store(cache_dir() if settings.store else None, notice)
+    store = user_store(settings.store, notice)
     warn_of_threads(settings, notice)
     settings = fit_and_place(info, settings, store, loading, notice).settings
     settings = with_measured_threads(settings, store, threads_key(info, settings))

@@ -15,7 +15,7 @@ from specx.backends.llama.model import LlamaModel
 from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import machine_fingerprint
 from specx.backends.settings import LoadSettings
-from specx.backends.store import Store, cache_dir
+from specx.backends.store import Store, user_store
 from specx.drafters import registry
 from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
@@ -66,7 +66,7 @@ def open_session(
         ModelError: it cannot be loaded; what can be said from the file itself is said first.
     """
     info = read_gguf(settings.model)
-    store = Store(cache_dir() if settings.store else None, notice)
+    store = user_store(settings.store, notice)
     explain = explainer(settings, notice)
     warn_of_threads(settings, notice)
     devices_key = threads_key(info, settings)

@@ -199,9 +199,12 @@ def test_an_answer_that_fills_the_context_is_kept(specx):
 
 
 def test_input_that_is_not_utf8(specx):
-    outcome = specx("chat", specx.model, stdin=b"one\nab\xff\n")
-    assert outcome.code == 2
-    assert "standard input (after 4 bytes) is not valid UTF-8: byte 0xff at offset 2" in outcome.err
+    outcome = specx("chat", specx.model, stdin=b'\xef\xbb\xbfone\nab\xff\ntwo\n"""\n\xe9\n"""\nthree\n')
+    assert outcome.code == 1
+    assert "standard input (after 7 bytes) is not valid UTF-8: byte 0xff at offset 2" in outcome.err
+    assert "standard input (after 15 bytes) is not valid UTF-8: byte 0xe9 at offset 4" in outcome.err
+    sent = [prompt.rpartition("[user]")[2] for prompt in specx.session.prompts]
+    assert sent == ["one[assistant]", "two[assistant]", "three[assistant]"]
 
 
 def test_leaving_out_stops_at_the_last_exchange():

@@ -13,7 +13,7 @@ import pytest
 from specx.backends.errors import ModelError
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.backends.settings import LoadSettings
-from specx.backends.store import Store
+from specx.backends.store import Store, cache_dir
 from specx.engine.cost.staircase import Staircase
 from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
@@ -228,7 +228,7 @@ def test_a_plan_rests_on_what_is_kept(smollm2, monkeypatch):
     """What sessions keep under the same settings is what the plan shows, without loading anything."""
     settings = LoadSettings(smollm2, kernels="stock")
     info = plan_report.read_gguf(smollm2)
-    store = Store(plan_report.cache_dir())
+    store = Store(cache_dir())
     fitted = plan_report.fit_and_place(info, settings, store, None, print).settings
     learned = plan_report._learned(info, fitted, store, "stock")
     learned.save_staircase(staircase_of(width=64))

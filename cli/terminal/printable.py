@@ -1,0 +1,24 @@
+"""Text of others on a terminal: a model, a file or a name must not be able to drive it."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["printable"]
+
+CONTROLS = re.compile(r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""C0 and C1 controls but tabs and ends of lines, and bytes of a name that are not UTF-8."""
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters written as escapes, such as `\\x1b`."""
+    return CONTROLS.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    char = match[0]
+    if char == "\r\n":
+        return "\n"
+    if "\udc80" <= char <= "\udcff":  # a byte that is not UTF-8, as Python keeps it
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return f"\\x{ord(char):02x}" if char < "\u0100" else f"\\u{ord(char):04x}"

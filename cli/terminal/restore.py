@@ -1,0 +1,170 @@
+"""The terminal is left as it was found, whatever ends specx or stops it for a while.
+
+Whoever changes the terminal (a scrolling region, a hidden cursor, a line editor's modes) says what undoes the
+change and wraps the time of it in `changed`. What ends in order or with an exception undoes its own change.
+Signals do not unwind anything, so that handlers undo what is open; at other times signals do what they always
+do. Python runs handlers between two of its instructions only, and libllama may compute for minutes, so that a
+thread waits for the same signals.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NamedTuple
+
+__all__ = ["changed", "restore"]
+
+ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGALRM", "SIGUSR1", "SIGUSR2")
+WAIT_S = 1.0  # for a terminal that takes nothing, as after Ctrl-S
+
+
+class _Change(NamedTuple):
+    """What undoes a change of the terminal, and makes it anew."""
+
+    undo: Callable[[], str]
+    redo: Callable[[], None]
+    attributes: Any
+
+
+_open: list[_Change] = []
+_ending = threading.RLock()
+
+
+@contextmanager
+def changed(undo: Callable[[], str], redo: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Inside, the terminal may not be as it was found.
+
+    Args:
+        undo: what to send to the terminal so that it is again; its line settings are looked after here.
+        redo: called when specx goes on after it was stopped.
+    """
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    change = _Change(undo, redo, _attributes())
+    _open.append(change)
+    try:
+        if len(_open) > 1:
+            yield
+        else:
+            with _listening():
+                yield
+    finally:
+        _open.remove(change)
+
+
+def restore() -> None:
+    """Undo every change that is open, if the terminal is ours to change."""
+    terminal = _terminal()
+    if terminal is None:
+        return
+    for change in reversed(_open):
+        _send(terminal, change.undo())
+        _set_attributes(terminal, change.attributes)
+
+
+def _terminal() -> int | None:
+    """The file descriptor of the terminal, unless there is none or another job has it."""
+    for number in (2, 1, 0):
+        if os.isatty(number):
+            try:
+                return number if os.tcgetpgrp(number) == os.getpgrp() else None
+            except OSError:  # it is not the one that controls us, so there are no jobs either
+                return number
+    return None
+
+
+def _attributes() -> Any:
+    import termios
+
+    terminal = _terminal()
+    with suppress(termios.error):
+        return None if terminal is None else termios.tcgetattr(terminal)
+    return None
+
+
+def _set_attributes(terminal: int, attributes: Any) -> None:
+    import termios
+
+    if attributes is not None:
+        with suppress(termios.error):
+            termios.tcsetattr(terminal, termios.TCSANOW, attributes)
+
+
+def _send(terminal: int, codes: str) -> None:
+    from select import select
+
+    with suppress(OSError):
+        if select([], [terminal], [], WAIT_S)[1]:
+            os.write(terminal, codes.encode())
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    handlers = {getattr(signal, name): _end for name in ENDING if hasattr(signal, name)}
+    handlers[signal.SIGTSTP] = _stop
+    # What is ignored stays so, as SIGHUP under nohup.
+    before = [number for number in handlers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in before:
+        signal.signal(number, handlers[number])
+    woken = signal.set_wakeup_fd(_watched(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(woken)
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+
+
+_pipe: list[int] = []
+
+
+def _watched() -> int:
+    """The end of a pipe, whose other end a thread waits at for the number of a signal."""
+    if not _pipe:
+        import ctypes  # noqa: F401 -- not for the first time when the process ends
+
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
+        _pipe.append(writer)
+    return _pipe[0]
+
+
+def _watch(reader: int) -> None:
+    ending = {int(getattr(signal, name)) for name in ENDING if hasattr(signal, name)}
+    while True:
+        for number in os.read(reader, 64):
+            if number in ending and _open:
+                _end(number, None)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """End as the signal ends every other program, with the terminal as it was found."""
+    import ctypes
+
+    with _ending:
+        restore()
+        ctypes.CDLL(None).signal(number, None)  # the default action: signal.signal works in one thread only
+        signal.raise_signal(number)
+        os._exit(128 + number)  # the first process of a container has no default action
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Stop as Ctrl-Z stops every other program, and go on where specx was."""
+    attributes = _attributes()
+    restore()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)  # returns when specx goes on
+    signal.signal(number, _stop)
+    terminal = _terminal()
+    if terminal is not None:
+        _set_attributes(terminal, attributes)
+        for change in _open:
+            change.redo()
