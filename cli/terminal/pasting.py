@@ -28,7 +28,7 @@ class Pasted:
     """Which characters of a text that is being edited were pasted.
 
     An edit replaces one stretch of the text by another, so that all but the stretch keeps its origin. A text
-    that was there before, as after undo, has the origins of then.
+    that was there before, as after undo, has the origins of then, unless one key made it anew.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,8 @@ class Pasted:
         """The text is now `text`; the new part was `pasted` or typed, and begins at `cursor` or before."""
         if text == self._text:
             return
-        known = None if pasted else self._known.get(text)
+        one_key = len(text) == len(self._text) + 1
+        known = None if pasted or one_key else self._known.get(text)
         if known is None:
             start = min(_common(self._text, text), cursor)
             end = _common(self._text[start:][::-1], text[start:][::-1])

@@ -64,7 +64,8 @@ class Generation:
         self.cancelled = True
 
     def __iter__(self):
-        words = itertools.cycle(WORDS) if self.session.endless else WORDS
+        words = (os.environ["FAKE_WORDS"],) if "FAKE_WORDS" in os.environ else WORDS
+        words = itertools.cycle(words) if self.session.endless else words
         for number, word in enumerate(words):
             if self.session.fails_at == number:
                 raise self.session.failure
