@@ -1,18 +1,18 @@
 """How `specx` begins and how every way to end becomes an exit code.
 
-Ctrl-C counts from the first moment on, and an interrupt within an import would leave a traceback. So this
-module imports nothing of specx before `main` has seen to that.
+Ctrl-C counts from the first moment on, and an interrupt within an import would leave a traceback. So nothing
+that Python has not loaded by itself is imported before `main` has seen to that.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Sequence
 
 TYPE_CHECKING = False  # that of typing would have to be imported
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from specx.backends.errors import SpecxError
 
 __all__ = ["main", "run"]
@@ -26,6 +26,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Entry point of the console script."""
+    # Built in; the module around it takes milliseconds to import.
+    import _signal as signal  # type: ignore[import-not-found]
+
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored: then it stays so
         signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(INTERRUPTED))
     sys.exit(run(sys.argv[1:]))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specx.backends.errors import FileError, UsageError
+from specx.backends.errors import UsageError
 from specx.cli.generation import generate, open_session, requested, statistics
 from specx.cli.options.read import (
     DraftOptions,
@@ -22,7 +22,7 @@ from specx.cli.options.read import (
     with_options,
 )
 from specx.cli.terminal.console import end_line, notice, write
-from specx.cli.terminal.files import read_stdin, read_text, stdin_is_piped, write_atomically
+from specx.cli.terminal.files import check_folder, read_stdin, read_text, stdin_is_piped, write_atomically
 from specx.cli.terminal.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -119,10 +119,10 @@ def _checked(output: OutputOptions) -> OutputOptions:
         raise UsageError("--json and --stream-json are both given", "give one of them")
     if output.output in STDOUT:  # as a path it would name the file that stdout goes to, and empty it
         return replace(output, output=None)
-    if output.output is not None and not output.output.absolute().parent.is_dir():
-        raise FileError(f"there is no folder {output.output.absolute().parent}", "create it first")
-    if output.output is not None and output.output.is_dir():
-        raise UsageError(f"{output.output} is a folder", "give the name of a file")
+    if output.output is not None:
+        check_folder(output.output)
+        if output.output.is_dir():
+            raise UsageError(f"{output.output} is a folder", "give the name of a file")
     return output
 
 

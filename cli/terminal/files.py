@@ -13,6 +13,8 @@ from pathlib import Path
 from specx.backends.errors import FileError, SpecxError, UsageError
 
 __all__ = [
+    "check_folder",
+    "check_plot",
     "decode",
     "is_text",
     "read_bytes",
@@ -79,6 +81,21 @@ def read_text(path: Path) -> str:
     return decode(read_bytes(path), str(path))
 
 
+def check_folder(path: Path) -> None:
+    """Before anything is computed: whether the folder of `path`, which is to be written, exists.
+
+    Raises:
+        FileError: it does not.
+    """
+    try:
+        folder = path.absolute().parent
+        exists = folder.is_dir()
+    except OSError:  # the working directory was deleted, or the folder is out of reach
+        folder, exists = path.parent, False
+    if not exists:
+        raise FileError(f"there is no folder {folder}", "create it first")
+
+
 def check_plot(path: Path, endings: Sequence[str]) -> None:
     """Before anything is measured: whether a picture can be drawn into `path`.
 
@@ -90,8 +107,7 @@ def check_plot(path: Path, endings: Sequence[str]) -> None:
 
     if path.suffix.lower() not in endings:
         raise UsageError(f"{path.name} is no picture", f"give --plot a name in {', '.join(endings)}")
-    if not path.absolute().parent.is_dir():
-        raise FileError(f"there is no folder {path.absolute().parent}", "create it first")
+    check_folder(path)
     if find_spec("matplotlib") is None:
         raise UsageError("plots need matplotlib", "pip install 'specx[plot]', or leave --plot out")
 
