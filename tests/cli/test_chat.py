@@ -115,6 +115,70 @@ def test_a_file_that_is_no_conversation_changes_nothing(specx, tmp_path, content
     assert specx.session.prompts[-1].startswith("<s>[user]one")
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"[" * 100_000 + b"]" * 100_000, "is not valid JSON: maximum recursion depth exceeded"),
+        (b"[" + b"9" * 5000 + b"]", "is not valid JSON"),
+        (b"\xff\xfe[\0]\0", "is not valid UTF-8: byte 0xff at offset 0"),
+        (b'[{"role": ["user"], "content": "x"}]', "holds no messages"),
+        (None, "cannot read"),
+    ],
+    ids=range(5),
+)
+def test_an_odd_file_does_not_end_the_chat(specx, tmp_path, data, message):
+    path = tmp_path / ("talk.json" if data else "talk\0.json")
+    if data:
+        path.write_bytes(data)
+    outcome = chat(specx, f"one\n/load {path}\n/save {tmp_path}/no\0name\ntwo\n")
+    assert outcome.code == 1 and message in outcome.err and "cannot write" in outcome.err
+    assert "unexpected" not in outcome.err
+    assert specx.session.prompts[-1] == f"<s>[user]one[assistant]{TEXT}[user]two[assistant]"
+
+
+def test_what_is_no_character_is_mended_and_told(specx, tmp_path):
+    path = tmp_path / "talk.json"
+    path.write_bytes(
+        b'\xef\xbb\xbf[{"role": "system", "content": "a\\ud83d\\ude00"},'
+        b'{"role": "user", "content": "b\\ud83dc"}, {"role": "assistant", "content": "\\udce9"}]'
+    )
+    outcome = chat(specx, f"/load {path}\ntwo\n/save {path}\n")
+    assert outcome.code == 0 and "2 of them held lone surrogates" in outcome.err
+    said = "<s>[system]a😀[user]b�c[assistant]�[user]two[assistant]"
+    assert specx.session.prompts == [said]
+    assert json.loads(path.read_text())[1]["content"] == "b�c"
+
+
+def test_a_bug_does_not_cost_the_conversation(specx, tmp_path):
+    path = tmp_path / "talk.json"
+    chat(specx, f"one\n/save {path}\n")
+    specx.session.fails_at, specx.session.failure = 1, ZeroDivisionError("a bug")
+    outcome = chat(specx, f"/load {path}\ntwo\n/save {path}\n")
+    assert outcome.code == 1 and "error: unexpected ZeroDivisionError: a bug" in outcome.err
+    assert [message["content"] for message in json.loads(path.read_text())] == ["one", TEXT]
+
+
+def test_a_conversation_that_cannot_be_written_leaves_the_old_file(specx, tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    assert chat(specx, f"one\n/save {tmp_path}/link\n").code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert len(json.loads((tmp_path / "real").read_text())) == 2
+    kept = (tmp_path / "real").read_bytes()
+    outcome = chat(
+        specx, f"two\n/save {tmp_path}\n/save {tmp_path}/real/below\n/save {tmp_path}/{'d' * 300}\n"
+    )
+    assert outcome.code == 1 and outcome.err.count("cannot write") == 3
+    assert (tmp_path / "real").read_bytes() == kept
+    assert sorted(path.name for path in tmp_path.iterdir() if "specx-" in path.name) == []
+
+
+@pytest.mark.parametrize("option", ["-p", "-sys", "-r"])
+def test_text_of_the_command_line_that_is_none(specx, option):
+    outcome = specx("complete", specx.model, "-p", "x", option, "caf\udce9")
+    assert outcome.code == 2 and "is not valid UTF-8" in outcome.err
+
+
 def test_regenerate_answers_once_more_with_another_seed(specx):
     chat(specx, "/regenerate\none\n/regenerate\n", "-s", "5")
     assert specx.session.prompts == ["<s>[user]one[assistant]"] * 2

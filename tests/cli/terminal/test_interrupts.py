@@ -75,3 +75,67 @@ def test_another_thread_leaves_signals_alone():
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+def run(code: str, *folders) -> subprocess.CompletedProcess[str]:
+    prefix = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    prefix += f"sys.path += {[str(folder) for folder in folders]}\n"
+    command = [sys.executable, "-P", "-c", prefix + code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+
+
+def test_within_an_import_that_would_answer_with_an_error_of_its_own(tmp_path):
+    (tmp_path / "hiding.py").write_text(
+        "import signal\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\n"
+        "except BaseException:\n    raise ImportError('something is broken')\n"
+    )
+    done = run(
+        "from specx.cli.terminal.interrupts import interruptible\nwith interruptible():\n    import hiding\n",
+        tmp_path,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_within_a_finalizer_where_python_drops_exceptions():
+    done = run("""
+from specx.cli.terminal.interrupts import interruptible
+class Dying:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+with interruptible():
+    Dying()
+    print("went on")
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["signal", "specx.backends.errors", "specx.cli.terminal.interrupts", "specx.cli.commands", "typer"],
+)
+def test_while_specx_begins(module):
+    """Ctrl-C when a module is about to be imported, from the first one that `main` imports on."""
+    done = run(f"""
+from specx.cli.app import main
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.modules.pop({module!r}, None)
+sys.argv = ["specx", "--version"]
+main()
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_when_specx_ends():
+    done = run("""
+import atexit
+from specx.cli.app import main
+atexit.register(signal.raise_signal, signal.SIGINT)
+sys.argv = ["specx", "--version"]
+main()
+""")
+    assert (done.returncode, done.stderr) == (130, "") and done.stdout.startswith("specx ")
