@@ -126,7 +126,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Aligned columns on stdout, never cut to the width of a terminal: a pipe has none."""
     from rich.text import Text
 
-    lines = [columns, *rows]
+    lines = [columns, *([printable(cell).replace("\n", "\\n") for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for i, line in enumerate(lines):
         cells = [

@@ -125,7 +125,7 @@ class Editor:
         while True:
             self._pasted.forget()
             try:
-                with changed(lambda: LEFT_PROMPT, self._draw):
+                with changed(lambda: "\r\n" if stderr().is_dumb_terminal else LEFT_PROMPT, self._draw):
                     text = self._session.prompt(PROMPT)
             except EOFError:
                 return None

@@ -12,6 +12,9 @@ import termios
 
 import pytest
 
+from specx.cli.terminal.console import show_table
+from specx.cli.terminal.printable import printable
+
 PATIENCE = 240  # seconds that a process may take on a busy machine
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 REGION, WHOLE = "\x1b[1;23r", "\x1b[r"  # the scrolling region during an answer, and the usual one
@@ -246,6 +249,25 @@ def test_a_typed_byte_that_is_not_utf8(terminal):
     shell.until("are you?")
     shell.type("\x04", after=3)
     assert shell.process.wait(PATIENCE) == 0
+
+
+ODD = "a\x1b]0;title\x07\x9b31m\rb\r\n\tc\x7f\0é"
+
+
+def test_pipes_get_the_text_as_it_is(spawn, model):
+    process = spawn("complete", model, "-p", "x", "-q", env={"FAKE_WORDS": ODD.replace("\0", "")})
+    out, _err = process.communicate(timeout=PATIENCE)
+    assert out.decode() == ODD.replace("\0", "")
+
+
+def test_printable():
+    assert printable(ODD) == "a\\x1b]0;title\\x07\\x9b31m\\x0db\n\tc\\x7f\\x00é"
+    assert printable("caf\udce9 \ud83d") == "caf\\xe9 \\ud83d"
+
+
+def test_a_table_of_names_that_are_odd(capfd):
+    show_table(("name",), [("a\nb\x1b[2J\udce9",)])
+    assert capfd.readouterr().out == "name\na\\nb\\x1b[2J\\xe9\n"
 
 
 def test_the_model_does_not_drive_the_terminal(terminal):
