@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from specx.backends.llama.callbacks import within_c
 from specx.cli.app import INTERRUPTED
@@ -33,7 +33,14 @@ def interruptible() -> Iterator[None]:
         yield
         return
     before = sys.unraisablehook
-    sys.unraisablehook = _unraisable
+
+    def unraisable(problem: sys.UnraisableHookArgs) -> None:
+        """An exception had nowhere to go, as in a finalizer: of a Ctrl-C nobody else would ever hear."""
+        if issubclass(problem.exc_type, KeyboardInterrupt):
+            _leave()
+        before(problem)
+
+    sys.unraisablehook = unraisable
     try:
         with _handling(_raise):
             yield
@@ -79,13 +86,6 @@ def _importing(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _unraisable(problem: Any) -> None:
-    """An exception had nowhere to go, as in a finalizer. Of a Ctrl-C there nobody else would ever hear."""
-    if issubclass(problem.exc_type, KeyboardInterrupt):
-        _leave()
-    sys.__unraisablehook__(problem)
 
 
 def _leave() -> NoReturn:

@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -69,6 +70,19 @@ def _no_surroundings(monkeypatch, tmp_path):
     (tmp_path / "config.toml").touch()
     monkeypatch.setenv("SPECX_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_ignored():
+    """Programs started in the background, or by nohup, inherit that some signals are ignored."""
+    usual = dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP), signal.SIG_DFL)
+    usual[signal.SIGINT] = signal.default_int_handler
+    ignored = [number for number in usual if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, usual[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture
