@@ -27,6 +27,8 @@ from specx.engine.settings import SamplingSettings
 __all__ = ["Constraint", "Sampler"]
 
 _FEW = 64  # tokens asked about before all kept ones are; a grammar call costs time for each
+_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 class Constraint(Protocol):
@@ -69,14 +71,14 @@ class Sampler:
         self._truncation = (settings.top_k, settings.top_p, settings.min_p, settings.typical_p)
         self._constraint = constraint
         self._argmax = settings.temperature <= 0 and constraint is None and not margins
-        self._bias_ids = np.array(list(settings.logit_bias), np.int32)
-        self._bias = np.array(list(settings.logit_bias.values()), np.float32)
         for token in settings.logit_bias:
             if not 0 <= token < vocab_size:
                 raise UsageError(
                     f"the logit bias names token {token}, which the model does not have",
                     f"token ids go from 0 to {vocab_size - 1}",
                 )
+        self._bias_ids = np.array(list(settings.logit_bias), np.int32)
+        self._bias = np.array([_single(bias) for bias in settings.logit_bias.values()], np.float32)
         self._penalties = _Penalties(settings)
         self._adjusts = bool(settings.logit_bias) or self._penalties.active
         self._scratch = np.empty(vocab_size, np.float32)
@@ -119,8 +121,11 @@ class Sampler:
         """`logits` with bias and penalties, in the scratch row."""
         row = self._scratch
         np.copyto(row, logits)
-        row[self._bias_ids] += self._bias
-        self._penalties.apply(row)
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # a logit of -inf and a bias of +inf: NaN, never chosen
+            row[self._bias_ids] += self._bias
+            self._penalties.apply(row)
         return row
 
     def _rank(
@@ -166,9 +171,9 @@ class _Penalties:
     """llama.cpp's repetition, frequency and presence penalties over the last `repeat_last_n` tokens."""
 
     def __init__(self, settings: SamplingSettings) -> None:
-        self._repeat = np.float32(settings.repeat_penalty)
-        self._frequency = np.float32(settings.frequency_penalty)
-        self._presence = np.float32(settings.presence_penalty)
+        self._repeat = max(_single(settings.repeat_penalty), np.float32(_SMALLEST))
+        self._frequency = _single(settings.frequency_penalty)
+        self._presence = _single(settings.presence_penalty)
         self._length = settings.repeat_last_n
         neutral = self._repeat == 1 and self._frequency == 0 and self._presence == 0
         self.active = self._length != 0 and not neutral
@@ -199,5 +204,17 @@ class _Penalties:
         counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
         logits = row[ids]
         # Dividing would make a negative logit more likely.
-        logits = np.where(logits > 0, logits / self._repeat, logits * self._repeat)
-        row[ids] = logits - (counts * self._frequency + self._presence)
+        repeated = _finite(np.where(logits > 0, logits / self._repeat, logits * self._repeat))
+        change = _finite(counts * self._frequency + self._presence)
+        # What was infinite stays so: a forbidden token, or one that a bias forces.
+        row[ids] = np.where(np.isfinite(logits), _finite(repeated - change), logits)
+
+
+def _single(value: float) -> np.float32:
+    """`value` in single precision; a finite one stays finite."""
+    return np.float32(value if np.isinf(value) else np.clip(value, -_LARGEST, _LARGEST))
+
+
+def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(m,) values, what overflowed at the limit: the difference of two infinities would be no number."""
+    return np.clip(values, np.float32(-_LARGEST), np.float32(_LARGEST))

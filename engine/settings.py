@@ -9,6 +9,12 @@ from specx.backends.settings import LoadSettings
 
 __all__ = ["LoadSettings", "SamplingSettings"]
 
+_GREEDY_BELOW = 1e-250
+"""No noise overturns a difference of two logits divided by less; and far below, the quotient overflows."""
+
+_MOST_KEPT = 2**31 - 1
+"""More tokens than any vocabulary has, and the largest number that native code is told."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
@@ -19,7 +25,7 @@ class SamplingSettings:
 
     Attributes:
         seed: key of the noise; None lets specx choose one and say which.
-        temperature: 0 is plain argmax.
+        temperature: 0 is plain argmax, and so is what is too small to choose anything else.
         top_k: keep the k most likely tokens (0).
         top_p: keep the smallest set of most likely tokens with this mass (1).
         min_p: keep tokens at least this likely relative to the most likely one (0).
@@ -42,3 +48,9 @@ class SamplingSettings:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Values beyond these choose what the value at the limit chooses, and can be computed with.
+        if not self.temperature >= _GREEDY_BELOW:
+            object.__setattr__(self, "temperature", 0.0)
+        object.__setattr__(self, "top_k", min(max(self.top_k, 0), _MOST_KEPT))

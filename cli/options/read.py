@@ -62,7 +62,8 @@ FLASH_ATTENTION = {
 }
 METAVARS = {int: "N", float: "X", Path: "FILE"}
 MAX_SEED = 2**63 - 1
-LOGIT_BIAS = re.compile(r"(\d+)([+-](?:inf|\d+\.?\d*|\.\d+))")
+MAX_SINGLE = 3.4e38  # logits are in single precision
+LOGIT_BIAS = re.compile(r"(\d{1,18})([+-](?:inf|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?))")
 
 
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", "'": "'", '"': '"'}
@@ -286,16 +287,18 @@ def sampling_settings(options: SamplingOptions) -> SamplingSettings:
         UsageError: a value is not allowed.
     """
     for name, value, low, high in (
-        ("--temp", options.temperature, 0, math.inf),
+        ("--temp", options.temperature, 0, MAX_SINGLE),
         ("--top-p", options.top_p, 0, 1),
         ("--min-p", options.min_p, 0, 1),
         ("--typical", options.typical_p, 0, 1),
-        ("--repeat-penalty", options.repeat_penalty, 0, math.inf),
-        ("--frequency-penalty", options.frequency_penalty, -math.inf, math.inf),
-        ("--presence-penalty", options.presence_penalty, -math.inf, math.inf),
+        ("--repeat-penalty", options.repeat_penalty, 0, MAX_SINGLE),
+        ("--frequency-penalty", options.frequency_penalty, -MAX_SINGLE, MAX_SINGLE),
+        ("--presence-penalty", options.presence_penalty, -MAX_SINGLE, MAX_SINGLE),
     ):
-        if not (math.isfinite(value) and low <= value <= high):
-            between = f" from {low} to {high}" if high == 1 else " of at least 0" if low == 0 else ""
+        if not low <= value <= high:  # NaN is nowhere
+            least = " of at least 0" if low == 0 else ""
+            beyond = math.isfinite(value) and abs(value) > MAX_SINGLE
+            between = f" from {low:g} to {high:g}" if high == 1 or beyond else least
             raise UsageError(f"{name} is {value}", f"give a number{between}")
     if not -1 <= options.seed <= MAX_SEED:
         raise UsageError(f"-s/--seed is {options.seed}", f"give a number from 0 to {MAX_SEED}, or -1")
@@ -333,4 +336,9 @@ def _bias(text: str) -> tuple[int, float]:
             f"-l/--logit-bias is {text!r}",
             "give a token id and what to add, for example 15043+1 or 15043-inf",
         )
-    return int(match[1]), float(match[2])
+    bias = float(match[2])
+    if abs(bias) > MAX_SINGLE and "inf" not in match[2]:
+        raise UsageError(
+            f"-l/--logit-bias is {text!r}", f"give a bias from {-MAX_SINGLE:g} to {MAX_SINGLE:g}, or -inf"
+        )
+    return int(match[1]), bias

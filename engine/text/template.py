@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -11,14 +11,12 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from specx.backends.errors import TemplateError
+from specx.engine.text.template_bounds import BoundedEnvironment, Budget, ExhaustedError
+from specx.engine.text.template_forms import TURNS, Form, Message, find_form, passes_on
 
 __all__ = ["CHATML", "ChatTemplate", "Message"]
-
-Message = Mapping[str, Any]
-"""A message: at least `role` ("system", "user", "assistant", ...) and `content`."""
 
 
 class Tokenize(Protocol):
@@ -36,10 +34,13 @@ CHATML = (
 )
 """The template used when a model brings none."""
 
-MAX_LOOP = 100_000
-MAX_TEXT = 64 << 20
-"""What one rendering may count through with `range`, and how many characters it may produce: far more than
-any conversation needs, and little enough that a broken template cannot hang specx or fill the memory."""
+WORK = 128 << 20
+"""What one rendering may do (see `Budget`) besides what the conversation asks for: a thousand times what the
+templates of models do, and little enough that a broken one ends within seconds."""
+
+
+LONGEST_REASON = 500  # a template can say anything
+_HINT = "use `specx complete` with a prompt written in the model's own format"
 
 
 class _Generation(Extension):
@@ -51,22 +52,6 @@ class _Generation(Extension):
         """The nodes between the tags."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox that chat templates are written for, with products kept in bounds."""
-
-    intercepted_binops = frozenset(["*", "**"])
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Refuse a repetition or a power that would not fit in memory."""
-        if operator == "**" and not (abs(left) < 1 << 32 and abs(right) < 64):
-            raise jinja2.exceptions.SecurityError("a power is too large")
-        if operator == "*":
-            for sequence, times in ((left, right), (right, left)):
-                if isinstance(sequence, str | list | tuple) and len(sequence) * times > MAX_TEXT:
-                    raise jinja2.exceptions.SecurityError("a repetition is too long")
-        return super().call_binop(context, operator, left, right)
 
 
 class _Refused(jinja2.TemplateError):
@@ -81,11 +66,11 @@ class ChatTemplate:
         bos, eos: text of the BOS and EOS tokens, which templates write themselves.
 
     Attributes:
-        notice: what a person should know about this template, or None.
+        notice: what a person should know about this template, or None. A conversation can bring it up.
         stops: strings that end an answer besides the model's own end tokens.
 
     Raises:
-        TemplateError: the source is not a valid template.
+        TemplateError: the source is not a valid template, or does not end.
     """
 
     def __init__(self, source: str | None, *, bos: str, eos: str) -> None:
@@ -96,11 +81,13 @@ class ChatTemplate:
             self.notice = "the model file has no chat template; using ChatML"
             self.stops = ("<|im_end|>",)
         self._bos, self._eos = bos, eos
-        environment = _environment()
+        self._environment = _environment()
         try:
-            self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+            self._template = self._environment.from_string(source)
+        except Exception as error:  # besides jinja2's own: what Python says of the program it makes of it
             raise _failure("is not a valid template", error) from error
+        self._forms: dict[tuple[str, ...], Form] = {}
+        self._form({"add_generation_prompt": True, "tools": None})
 
     def render(
         self,
@@ -112,8 +99,9 @@ class ChatTemplate:
     ) -> str:
         """The prompt for a conversation.
 
-        A template that refuses or drops the system message gets its text at the head of the first user
-        message instead.
+        The messages are given to the template in the form in which it passes them on (`Form`). A system
+        message that it refuses or drops goes to the head of the next user message. If it leaves out what was
+        said before the last message, `notice` says so.
 
         Args:
             messages: the conversation, oldest first.
@@ -122,19 +110,58 @@ class ChatTemplate:
             extra: further variables, such as `enable_thinking`.
 
         Raises:
-            TemplateError: the template fails, refuses the messages, or does not end.
+            TemplateError: the template fails, does not end, refuses the messages, or leaves out one that matters.
         """
         variables = {"add_generation_prompt": add_generation_prompt, "tools": tools, **extra}
-        system, folded = _fold_system(messages)
-        if not system:
-            return self._render(messages, variables)
+        form = self._form(variables)
+        text: str | None = None
         try:
-            text = self._render(messages, variables)
+            text = self._render(form.apply(messages), variables)
+            if passes_on(messages, text):
+                return text
         except TemplateError as error:
-            if folded is None or not isinstance(error.__cause__, _Refused):
+            if isinstance(error.__cause__, ExhaustedError):
                 raise
-            return self._render(folded, variables)
-        return text if folded is None or system in text else self._render(folded, variables)
+            refusal = error
+        # It refuses these messages, drops some, or writes their words in another way.
+        found = find_form(messages, lambda marked: self._render(marked, variables), form)
+        if found is None:
+            if text is None:
+                raise refusal
+            return text
+        self._check_lost(messages, found[1])
+        if text is not None and found[0] == form:
+            return text
+        return self._render(found[0].apply(messages), variables)
+
+    def _form(self, variables: Mapping[str, Any]) -> Form:
+        """The form that suits the template, found once for each set of variables."""
+        key = tuple(name for name, value in sorted(variables.items()) if value)
+        if key not in self._forms:
+            self._forms[key] = Form()
+            for roles in TURNS:
+                messages = [{"role": role, "content": role} for role in roles]
+                found = find_form(messages, lambda marked: self._render(marked, variables))
+                if found is not None:
+                    self._forms[key] = found[0]
+                    self._tell_lost(roles, found[1])
+                    break
+        return self._forms[key]
+
+    def _check_lost(self, messages: Sequence[Message], lost: set[int]) -> None:
+        """Raises TemplateError if the model would not see a message that matters, among those `lost`."""
+        roles = [str(message["role"]) for message in messages]
+        for index in sorted(lost):
+            if index == len(messages) - 1 or roles[index] not in ("user", "assistant"):
+                raise TemplateError(
+                    f"the model's chat template does not pass on messages of the role {roles[index]}", _HINT
+                )
+        self._tell_lost(roles, lost)
+
+    def _tell_lost(self, roles: Sequence[str], lost: set[int]) -> None:
+        if lost and self.notice is None and all(index < len(roles) - 1 for index in lost):
+            which = " and ".join(sorted({roles[index] for index in lost}))
+            self.notice = f"the model's chat template leaves out earlier messages ({which})"
 
     def tokenize(self, text: str, tokenize: Tokenize) -> list[int]:
         """Tokens of a rendered prompt. `tokenize` adds BOS only if the template has not written it."""
@@ -154,25 +181,25 @@ class ChatTemplate:
         )
         return next(i for i, (one, other) in enumerate(zip([*a, -1], [*b, -2], strict=False)) if one != other)
 
-    def _render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+    def _render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         names = {
-            "messages": [dict(message) for message in messages],
+            "messages": messages,
+            "documents": None,
             "bos_token": self._bos,
             "eos_token": self._eos,
-            "range": _counted_range(),
             **variables,
         }
+        budget = self._environment.budget = Budget(_work(messages, variables))
         pieces: list[str] = []
-        length = 0
         try:
             for piece in self._template.generate(names):
                 pieces.append(piece)
-                length += len(piece)
-                if length > MAX_TEXT:
-                    raise jinja2.exceptions.SecurityError("the text it writes is too long")
+                budget.left -= len(piece)
+                if budget.left < 0:
+                    budget.spend(0)
         except _Refused as error:
             raise TemplateError(
-                f"the model's chat template refuses this conversation: {error.message}",
+                f"the model's chat template refuses this conversation: {str(error)[:LONGEST_REASON]}",
                 "begin with a user message, and take turns with the assistant",
             ) from error
         except Exception as error:  # a template is foreign code: anything can come out of it
@@ -180,14 +207,24 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-def _environment() -> jinja2.Environment:
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+def _environment() -> BoundedEnvironment:
+    return BoundedEnvironment(
+        filters={"tojson": _to_json},
+        variables={"raise_exception": _raise_exception, "strftime_now": _strftime_now},
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", _Generation],
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment
+
+
+def _work(messages: Sequence[Message], variables: Mapping[str, Any]) -> int:
+    """What rendering a conversation may do: some templates look at every message for every message."""
+    contents = [message.get("content") for message in messages]
+    size = sum(len(text) for text in contents if isinstance(text, str))
+    size += Budget(1 << 62).weigh(
+        [[each for each in contents if not isinstance(each, str)], *variables.values()]
+    )
+    return WORK + 8 * size * (1 + len(messages)) + 4096 * len(messages) ** 2
 
 
 def _to_json(
@@ -207,37 +244,11 @@ def _raise_exception(message: str) -> None:
     raise _Refused(message)
 
 
-def _counted_range() -> Callable[..., range]:
-    left = MAX_LOOP
-
-    def counted(*bounds: int) -> range:
-        nonlocal left
-        numbers = range(*bounds)
-        left -= len(numbers)
-        if left < 0:
-            raise jinja2.exceptions.SecurityError("it loops for too long")
-        return numbers
-
-    return counted
-
-
-def _fold_system(messages: Sequence[Message]) -> tuple[str, list[Message] | None]:
-    """The stripped system text, and the messages with that text moved into the first user message (None if
-    there is no user message to take it)."""
-    if not messages or messages[0]["role"] != "system":
-        return "", None
-    system = str(messages[0]["content"] or "").strip()
-    rest = list(messages[1:])
-    for index, message in enumerate(rest):
-        if message["role"] == "user":
-            rest[index] = {**message, "content": f"{system}\n\n{message['content']}"}
-            return system, rest
-    return system, None
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern[:1000])
 
 
 def _failure(what: str, error: Exception) -> TemplateError:
     line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-    return TemplateError(
-        f"the model's chat template {what}: {str(error) or type(error).__name__}{line}",
-        "use `specx complete` with a prompt written in the model's own format",
-    )
+    reason = str(error)[:LONGEST_REASON] or type(error).__name__
+    return TemplateError(f"the model's chat template {what}: {reason}{line}", _HINT)
