@@ -13,7 +13,8 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 
 from specx.backends.errors import TemplateError
-from specx.engine.text.template_bounds import BoundedEnvironment, Budget, ExhaustedError
+from specx.engine.text.template_bounds import BoundedEnvironment
+from specx.engine.text.template_budget import Budget, ExhaustedError
 from specx.engine.text.template_forms import TURNS, Form, Message, find_form, passes_on
 
 __all__ = ["CHATML", "ChatTemplate", "Message"]
@@ -34,8 +35,8 @@ CHATML = (
 )
 """The template used when a model brings none."""
 
-WORK = 128 << 20
-"""What one rendering may do (see `Budget`) besides what the conversation asks for: a thousand times what the
+WORK = 64 << 20
+"""What one rendering may do (see `Budget`) besides what the conversation asks for: hundreds of times what the
 templates of models do, and little enough that a broken one ends within seconds."""
 
 
@@ -110,7 +111,7 @@ class ChatTemplate:
             extra: further variables, such as `enable_thinking`.
 
         Raises:
-            TemplateError: the template fails, does not end, refuses the messages, or leaves out one that matters.
+            TemplateError: the template fails, does not end, refuses the messages, or leaves one out.
         """
         variables = {"add_generation_prompt": add_generation_prompt, "tools": tools, **extra}
         form = self._form(variables)
@@ -124,7 +125,8 @@ class ChatTemplate:
                 raise
             refusal = error
         # It refuses these messages, drops some, or writes their words in another way.
-        found = find_form(messages, lambda marked: self._render(marked, variables), form)
+        budget = Budget(_work(messages, variables))
+        found = find_form(messages, lambda marked: self._render(marked, variables, budget), form)
         if found is None:
             if text is None:
                 raise refusal
@@ -139,9 +141,10 @@ class ChatTemplate:
         key = tuple(name for name, value in sorted(variables.items()) if value)
         if key not in self._forms:
             self._forms[key] = Form()
+            budget = Budget(_work((), variables))
             for roles in TURNS:
                 messages = [{"role": role, "content": role} for role in roles]
-                found = find_form(messages, lambda marked: self._render(marked, variables))
+                found = find_form(messages, lambda marked: self._render(marked, variables, budget))
                 if found is not None:
                     self._forms[key] = found[0]
                     self._tell_lost(roles, found[1])
@@ -160,7 +163,7 @@ class ChatTemplate:
 
     def _tell_lost(self, roles: Sequence[str], lost: set[int]) -> None:
         if lost and self.notice is None and all(index < len(roles) - 1 for index in lost):
-            which = " and ".join(sorted({roles[index] for index in lost}))
+            which = " and ".join(sorted({roles[index] for index in lost} - {"system"}))
             self.notice = f"the model's chat template leaves out earlier messages ({which})"
 
     def tokenize(self, text: str, tokenize: Tokenize) -> list[int]:
@@ -181,7 +184,9 @@ class ChatTemplate:
         )
         return next(i for i, (one, other) in enumerate(zip([*a, -1], [*b, -2], strict=False)) if one != other)
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    def _render(
+        self, messages: Sequence[Message], variables: Mapping[str, Any], budget: Budget | None = None
+    ) -> str:
         names = {
             "messages": messages,
             "documents": None,
@@ -189,7 +194,7 @@ class ChatTemplate:
             "eos_token": self._eos,
             **variables,
         }
-        budget = self._environment.budget = Budget(_work(messages, variables))
+        budget = self._environment.budget = budget or Budget(_work(messages, variables))
         pieces: list[str] = []
         try:
             for piece in self._template.generate(names):

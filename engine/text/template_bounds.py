@@ -10,7 +10,6 @@ clock, and the same template ends the same way on every machine.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import update_wrapper
 from typing import Any
@@ -20,9 +19,9 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext, markup_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
-from jinja2.utils import Namespace
 from markupsafe import Markup
 
+from specx.engine.text.template_budget import MAX_BITS, TURN, Budget
 from specx.engine.text.template_sizes import (
     CALL_SIZES,
     EACH_FILTERS,
@@ -34,30 +33,12 @@ from specx.engine.text.template_sizes import (
     printf_size,
 )
 
-__all__ = ["BoundedEnvironment", "Budget", "ExhaustedError"]
+__all__ = ["BoundedEnvironment"]
 
 MAX_SOURCE = 1 << 17
-MAX_NODES = 1 << 15
+MAX_NODES = 1 << 14
 """Characters of a template, and parts it is made of: several times those of the longest ones in use."""
 
-MAX_BITS = 1024
-"""Bits of a whole number; arithmetic on longer ones takes more than linear time."""
-
-TURN, NODE = 256, 64
-"""What a turn of a loop or a call, and looking at one value inside another, cost in bytes of work."""
-
-
-_SEQUENCES: tuple[type, ...] = (
-    list,
-    tuple,
-    set,
-    frozenset,
-    range,
-    type({}.keys()),
-    type({}.values()),
-    type({}.items()),
-)
-_CONTAINERS = (*_SEQUENCES, dict, Namespace)
 _PLAIN = (str, list, dict, int, bool, type(None))
 _OF_DICT = frozenset(dir(dict))
 _OF_LOOP = frozenset(
@@ -68,95 +49,6 @@ _OPERATORS = {
     **{"eq": "==", "ne": "!=", "gt": ">", "gteq": ">=", "lt": "<", "lteq": "<="},
     **{"in": "in", "notin": "not in"},
 }
-
-
-class ExhaustedError(SecurityError):
-    """A template has done more than it may."""
-
-    def __init__(self) -> None:
-        super().__init__("it takes too much time or memory")
-
-
-class Budget:
-    """What one rendering may still do, in bytes of work: about a nanosecond, or a byte of memory, each.
-
-    Args:
-        work: how much that is.
-    """
-
-    def __init__(self, work: int) -> None:
-        self.left = work
-
-    def spend(self, work: int) -> None:
-        """Take `work` away.
-
-        Raises:
-            ExhaustedError: so much is not left.
-        """
-        self.left -= work
-        if self.left < 0:
-            raise ExhaustedError
-
-    def check(self, work: int) -> None:
-        """Raises ExhaustedError if `work`, which is not taken away, is more than what is left."""
-        if work > self.left:
-            raise ExhaustedError
-
-    def weigh(self, value: Any) -> int:
-        """Pay for reading through a value and all it holds, as often as it holds it; returns what that cost.
-
-        A list that holds another twice, which holds another twice, and so on, is small and yet without end
-        for whoever prints or compares it.
-        """
-        before = self.left
-        if type(value) is str or isinstance(value, str | bytes):
-            self.spend(len(value))
-        elif isinstance(value, _CONTAINERS):
-            self._weigh_elements([value])
-        return before - self.left
-
-    def _weigh_elements(self, pending: list[Any]) -> None:
-        while pending:
-            each = pending.pop()
-            if isinstance(each, str | bytes):
-                self.spend(NODE + len(each))
-                continue
-            if isinstance(each, Namespace):
-                each = getattr(each, "_Namespace__attrs")  # noqa: B009 (a private name of that class)
-            if isinstance(each, dict):
-                self.spend(NODE * (1 + 2 * len(each)))
-                pending += each
-                pending += each.values()
-            elif isinstance(each, _SEQUENCES):
-                self.spend(NODE * (1 + len(each)))
-                pending += () if isinstance(each, range) else each
-            else:
-                self.spend(NODE)
-
-    def look(self, value: Any) -> int:
-        """Pay for going through a value, but not through what it holds; returns what that cost."""
-        work = 0
-        if isinstance(value, (str, bytes, dict, *_SEQUENCES)):
-            work = len(value) if isinstance(value, str | bytes) else NODE * len(value)
-            self.spend(work)
-        return work
-
-    def made(self, value: Any) -> Any:
-        """Pay for a new value; returns it."""
-        if isinstance(value, int):
-            if value.bit_length() > MAX_BITS:
-                raise SecurityError("a number is too large")
-        elif isinstance(value, str | list | tuple | dict):
-            self.spend(sys.getsizeof(value))
-        return value
-
-    def listed(self, values: Iterable[Any]) -> list[Any]:
-        """All of an iterator, paid for one by one."""
-        taken: list[Any] = []
-        for value in values:
-            self.spend(TURN)
-            taken.append(value)
-        return taken
 
 
 class _BoundedCode(CodeGenerator):
@@ -375,7 +267,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     ) -> Any:
         """Call a function, a macro or a method."""
         budget = __self.budget
-        budget.spend(TURN)
+        budget.spend(2 * TURN)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str | list | tuple | dict | range) or isinstance(__obj, type):
             args = tuple(budget.listed(arg) if isinstance(arg, Iterator) else arg for arg in args)

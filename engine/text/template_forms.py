@@ -1,7 +1,7 @@
 """In which form a chat template takes messages: found by trying it with words that nothing else contains.
 
-Some templates want the content of a message as a list of parts, some drop or refuse a system message, and some
-leave out what came before the last question. No template says so, and what it leaves out of a prompt
+Some templates want the content of a message as a list of parts, some drop or refuse a system message, and
+some leave out what came before the last question. No template says so, and what it leaves out of a prompt
 leaves no trace there. So a conversation of the same roles is rendered, with a needle in place of each text,
 and the needles are looked for.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specx.backends.errors import TemplateError
-from specx.engine.text.template_bounds import ExhaustedError
+from specx.engine.text.template_budget import ExhaustedError
 
 __all__ = ["TURNS", "Form", "Message", "find_form", "passes_on"]
 

@@ -91,6 +91,65 @@ def test_beginning_again_forgets_the_penalties():
     assert sampler.sample(logits, 0) == 0
 
 
+BEYOND = 1e39  # more than single precision holds
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", ["frequency_penalty", "presence_penalty", "repeat_penalty"])
+def test_penalties_at_the_limit_of_single_precision(name, sign):
+    smallest = {"repeat_penalty": 1e-50}.get(name, -BEYOND)
+    sampler = Sampler(plain(temperature=0.0, **{name: BEYOND if sign > 0 else smallest}), 4)
+    sampler.begin([0, 0, 0])
+    logits = np.array([2.0, 1.0, 0.5, -np.inf], np.float32)
+    penalised_more = sign > 0
+    if name == "repeat_penalty":  # dividing a positive logit by nearly nothing makes it the largest
+        assert sampler.sample(logits, 0) == (1 if penalised_more else 0)
+        assert sampler.sample(-np.abs(logits), 0) == (2 if penalised_more else 0)
+    else:
+        assert sampler.sample(logits, 0) == (1 if penalised_more else 0)
+    sampler.begin([0, 1, 2, 3])  # all of them: none is forbidden, and the last stays so
+    assert sampler.sample(logits, 0) in (0, 1, 2)
+
+
+def test_penalties_that_pull_both_ways_leave_a_number():
+    chosen = plain(temperature=0.0, repeat_penalty=3e38, frequency_penalty=-3e38, presence_penalty=3e38)
+    sampler = Sampler(chosen, 2)
+    sampler.begin([0, 0, 0])
+    assert sampler.sample(np.array([-2.0, 1.0], np.float32), 0) in (0, 1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 5e-324, 1e-310, 1e-300, 1e-240, 1e-60])
+def test_a_tiny_temperature_is_greedy(temperature):
+    rng = np.random.default_rng(5)
+    for position in range(50):
+        logits = rng.normal(0, 10, 300).astype(np.float32)
+        assert Sampler(plain(9, temperature=temperature), 300).sample(logits, position) == np.argmax(logits)
+
+
+def test_a_huge_temperature_keeps_choosing_among_the_kept_tokens():
+    sampler = Sampler(plain(9, temperature=1e308, top_k=3), 300)
+    logits = np.arange(300, dtype=np.float32)
+    assert {sampler.sample(logits, position) for position in range(100)} == {297, 298, 299}
+
+
+@pytest.mark.parametrize("top_k", [-5, 0, 10**30])
+def test_a_top_k_that_keeps_everything(top_k):
+    logits = np.random.default_rng(2).normal(0, 1, 500).astype(np.float32)
+    for position in range(20):
+        everything = Sampler(plain(7), 500).sample(logits, position)
+        assert Sampler(plain(7, top_k=top_k), 500).sample(logits, position) == everything
+
+
+def test_a_logit_bias_at_the_limits():
+    logits = np.array([1.0, 0.5, -np.inf], np.float32)
+    for bias in (BEYOND, np.inf):
+        assert Sampler(plain(temperature=0.0, logit_bias={1: bias}), 3).sample(logits, 0) == 1
+        assert Sampler(plain(temperature=0.0, logit_bias={0: -bias}), 3).sample(logits, 0) == 1
+        assert Sampler(plain(temperature=0.0, logit_bias={2: bias}), 3).sample(logits, 0) == 0
+    with pytest.raises(UsageError, match="token 4294967296"):
+        Sampler(plain(logit_bias={2**32: 1.0}), 3)
+
+
 def test_logit_bias():
     logits = np.array([1.0, 0.5, 0.0], np.float32)
     assert Sampler(plain(temperature=0.0, logit_bias={2: 5.0}), 3).sample(logits, 0) == 2

@@ -168,6 +168,18 @@ def test_a_draft_model_that_is_not_there(specx):
         (("--repeat-penalty", "0"), "1 switches it off"),
         (("--repeat-last-n", "-2"), "at least -1"),
         (("--frequency-penalty", "inf"), "give a number"),
+        (("--frequency-penalty", "1e39"), "from -3.4e+38 to 3.4e+38"),
+        (("--presence-penalty", "-1e39"), "from -3.4e+38 to 3.4e+38"),
+        (("--presence-penalty", "nan"), "give a number"),
+        (("--repeat-penalty", "1e39"), "from 0 to 3.4e+38"),
+        (("--repeat-penalty", "nan"), "of at least 0"),
+        (("--temp", "1e39"), "from 0 to 3.4e+38"),
+        (("--temp", "inf"), "of at least 0"),
+        (("--typical", "nan"), "from 0 to 1"),
+        (("--top-k", "nan"), "--help"),
+        (("-l", "15+1e39"), "from -3.4e+38 to 3.4e+38"),
+        (("-l", "15nan"), "15043+1"),
+        (("-l", "9" * 5000 + "+1"), "15043+1"),
         (("-s", "-2"), "or -1"),
         (("-l", "15"), "15043+1"),
         (("-l", "x+1"), "15043+1"),
@@ -182,6 +194,13 @@ def test_a_wrong_value_says_what_is_allowed(specx, arguments, hint):
     outcome = specx("complete", specx.model, "-p", "x", *arguments)
     assert outcome.code == 2, outcome.err
     assert outcome.err.startswith("error: ") and hint in outcome.err.partition("hint: ")[2]
+
+
+def test_values_at_the_limits_mean_what_the_limit_means(settings):
+    _load, sampling = settings("--temp", "1e-310", "--top-k", "9" * 30, "-l", "3+1e3", "-l", "4-inf")
+    assert (sampling.temperature, sampling.top_k) == (0, 2**31 - 1)
+    assert sampling.logit_bias == {3: 1000.0, 4: -math.inf}
+    assert settings("--top-k", "-1", "--temp", "-0.0")[1] == settings("--top-k", "0", "--temp", "0")[1]
 
 
 def test_a_flag_beats_the_environment_beats_the_file(settings, monkeypatch, tmp_path):
