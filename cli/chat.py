@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Chat", "ChatOptions", "Conversation", "chat", "register"]
 
+TAKEN_BACK = "stopped before the answer began; the message is taken back"
 FULL_HINT = "/reset begins anew; or /save FILE, start again with -c or --context-shift, and /load FILE"
 
 
@@ -214,12 +215,16 @@ class Chat:
         except BaseException:
             self.conversation.messages.pop()
             raise
+        if result is None:
+            self.conversation.messages.pop()
+            notice(TAKEN_BACK)
+            return False
         self.last = result
         if result.finish_reason == "cancelled" and self.scripted:
             raise KeyboardInterrupt
         if result.finish_reason == "cancelled" and not result.text:
             self.conversation.messages.pop()
-            notice("stopped before the answer began; the message is taken back")
+            notice(TAKEN_BACK)
             return False
         self.conversation.add("assistant", result.text)
         if self.stats:
@@ -228,8 +233,18 @@ class Chat:
             notice(f"the context of {self.session.n_ctx} tokens is full: {FULL_HINT}")
         return True
 
-    def _generate(self, request: Request) -> Result:
-        tokens = self._prompt()
+    def _generate(self, request: Request) -> Result | None:
+        """The answer; None if Ctrl-C came before the prompt was written down."""
+        known = self.template.notice
+        try:
+            with on_interrupt(_interrupt):
+                tokens, keep = self._prompt(), self._opening()
+        except KeyboardInterrupt:
+            if self.scripted:
+                raise
+            return None
+        if self.template.notice not in (None, known):
+            notice(str(self.template.notice))
         live = self.stats and not self.markdown  # Rich moves the cursor itself
         with _View(markdown=self.markdown) as view, StatusLine(enabled=live) as line:
             count = _Count(line, self.session.drafter_label)
@@ -244,7 +259,7 @@ class Chat:
                 request,
                 show=show,
                 stops=self.template.stops,
-                keep=self._opening(),
+                keep=keep,
             )
 
     def _opening(self) -> int:
@@ -340,6 +355,10 @@ class Chat:
 
     def _bye(self, _argument: str) -> None:
         self._ended = True
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def _path(command: str, argument: str) -> Path:

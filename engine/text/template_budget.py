@@ -20,7 +20,8 @@ TURN, NODE = 256, 64
 _EMPTY = dict[str, str]()
 _VIEWS = (type(_EMPTY.keys()), type(_EMPTY.values()), type(_EMPTY.items()))
 _SEQUENCES: tuple[type[Any], ...] = (list, tuple, set, frozenset, range, *_VIEWS)
-_CONTAINERS = (*_SEQUENCES, dict, Namespace)
+_SIZED: tuple[type[Any], ...] = (*_SEQUENCES, dict)
+_CONTAINERS = (*_SIZED, Namespace)
 
 
 class ExhaustedError(SecurityError):
@@ -93,7 +94,7 @@ class Budget:
         work = 0
         if isinstance(value, str | bytes):
             work = len(value)
-        elif isinstance(value, (dict, *_SEQUENCES)):
+        elif isinstance(value, _SIZED):
             work = NODE * len(value)
         self.spend(work)
         return work
