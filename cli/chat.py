@@ -25,7 +25,7 @@ from specx.cli.options.read import (
 )
 from specx.cli.terminal.console import StatusLine, end_line, error, notice, write
 from specx.cli.terminal.files import read_text
-from specx.cli.terminal.interrupts import on_interrupt
+from specx.cli.terminal.interrupts import on_interrupt, stopping
 from specx.cli.terminal.lines import Editor, PlainLines, Reader, history_file
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Chat", "ChatOptions", "Conversation", "chat", "register"]
 
-TAKEN_BACK = "stopped before the answer began; the message is taken back"
 FULL_HINT = "/reset begins anew; or /save FILE, start again with -c or --context-shift, and /load FILE"
 
 
@@ -215,17 +214,14 @@ class Chat:
         except BaseException:
             self.conversation.messages.pop()
             raise
-        if result is None:
+        cancelled = result is None or result.finish_reason == "cancelled"
+        if cancelled and self.scripted:
+            raise KeyboardInterrupt
+        if result is None or (cancelled and not result.text):
             self.conversation.messages.pop()
-            notice(TAKEN_BACK)
+            notice("stopped before the answer began; the message is taken back")
             return False
         self.last = result
-        if result.finish_reason == "cancelled" and self.scripted:
-            raise KeyboardInterrupt
-        if result.finish_reason == "cancelled" and not result.text:
-            self.conversation.messages.pop()
-            notice(TAKEN_BACK)
-            return False
         self.conversation.add("assistant", result.text)
         if self.stats:
             notice(statistics(result, self.session.drafter_label))
@@ -237,11 +233,9 @@ class Chat:
         """The answer; None if Ctrl-C came before the prompt was written down."""
         known = self.template.notice
         try:
-            with on_interrupt(_interrupt):
+            with stopping():
                 tokens, keep = self._prompt(), self._opening()
         except KeyboardInterrupt:
-            if self.scripted:
-                raise
             return None
         if self.template.notice not in (None, known):
             notice(str(self.template.notice))
@@ -355,10 +349,6 @@ class Chat:
 
     def _bye(self, _argument: str) -> None:
         self._ended = True
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt
 
 
 def _path(command: str, argument: str) -> Path:

@@ -15,7 +15,7 @@ from specx.backends.llama.callbacks import within_c
 from specx.cli.app import INTERRUPTED
 from specx.cli.terminal.restore import restore
 
-__all__ = ["INTERRUPTED", "interruptible", "on_interrupt"]
+__all__ = ["INTERRUPTED", "interruptible", "on_interrupt", "stopping"]
 
 IMPORTING = "<frozen importlib._bootstrap>"
 """The file of the frames of Python that import a module."""
@@ -57,6 +57,13 @@ def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
         action()
 
     with _handling(handle):
+        yield
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Ctrl-C inside raises KeyboardInterrupt, also within `on_interrupt`."""
+    with _handling(_raise):
         yield
 
 

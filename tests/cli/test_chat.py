@@ -361,6 +361,39 @@ def test_a_late_ctrl_c_does_not_end_the_chat(specx, monkeypatch):
         talk.run(reader)
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_before_the_prompt_is_written_down_takes_the_message_back(specx, monkeypatch, capfd):
+    talk = Chat(specx.session, Request(SamplingSettings(), GenerationOptions()))
+    interrupted = []
+
+    def tokenize(text, **_options):
+        if not interrupted:
+            interrupted.append(text)
+            os.kill(os.getpid(), signal.SIGINT)
+        return list(text.encode())
+
+    monkeypatch.setattr(specx.session, "tokenize", tokenize)
+    messages = iter(["one", "two", None])
+    talk.run(SimpleNamespace(read=lambda: next(messages)))
+    assert [message["content"] for message in talk.conversation.messages] == ["two", TEXT]
+    assert "the message is taken back" in capfd.readouterr().err
+    talk.scripted = True
+    interrupted.clear()
+    with pytest.raises(KeyboardInterrupt):
+        talk.run(SimpleNamespace(read=lambda: "three"))
+
+
+def test_a_chat_says_which_messages_the_model_no_longer_sees(specx, capfd):
+    specx.session.chat_template = "{% for m in messages[-3:] %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    talk = Chat(specx.session, Request(SamplingSettings(), GenerationOptions()))
+    talk.take("one")
+    talk.take("two")
+    assert "leaves out earlier messages" not in capfd.readouterr().err
+    talk.take("three")
+    talk.take("four")
+    assert capfd.readouterr().err.count("leaves out earlier messages") == 1
+
+
 def test_markdown_in_a_terminal(terminal):
     shell = terminal("--markdown", "--no-stats", "-p", "hello", "--no-cache")
     shell.until("are you?")
