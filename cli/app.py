@@ -48,6 +48,8 @@ def run(arguments: Sequence[str]) -> int:
             _open_streams()
             from specx.cli.commands import invoke
 
+            _prepare_last_words()
+
             code = invoke(list(arguments))
             sys.stdout.flush()
     except SpecxError as problem:
@@ -82,6 +84,15 @@ def _open_streams() -> None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
     if output is None:
         raise SpecxError("standard output is closed", "send it somewhere: a terminal, a pipe or a file")
+
+
+def _prepare_last_words() -> None:
+    """Say why llama.cpp gives up, if it does, on a terminal that is as it was found."""
+    from specx.backends.llama.last_words import before_the_end
+    from specx.cli.terminal.console import error
+    from specx.cli.terminal.restore import restore
+
+    before_the_end(restore, error)
 
 
 def _report(problem: SpecxError) -> int:

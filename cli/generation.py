@@ -82,7 +82,9 @@ def _load(settings: LoadSettings, *, quiet: bool) -> Session:
     from specx.engine.session import Session
 
     with Progress(f"loading {settings.model.name}") as progress:
-        return Session.open(settings, progress=progress.update, notice=_ignore if quiet else notice)
+        session = Session.open(settings, progress=progress.update, notice=_ignore if quiet else notice)
+    session.warn = notice  # what is probably wrong is told however quiet
+    return session
 
 
 def _ignore(_text: str) -> None:

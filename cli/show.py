@@ -10,6 +10,7 @@ import typer
 from specx.backends.errors import ModelError, UsageError
 from specx.backends.settings import CACHE_TYPES
 from specx.cli.terminal.console import show_table, stdout, write
+from specx.cli.terminal.printable import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -68,7 +69,8 @@ def show(
     if template:
         if info.chat_template is None:
             raise ModelError(f"{info.path} has no chat template", "specx chat uses ChatML with it")
-        write(info.chat_template.rstrip("\n") + "\n")
+        shown = info.chat_template.rstrip("\n") + "\n"
+        write(shown)
         return
     memory = _memory(info, ctx_size, type_k, type_v)
     if as_json:
@@ -171,7 +173,7 @@ def _show_rows(rows: Iterable[tuple[str, str]]) -> None:
     from rich.text import Text
 
     for label, text in rows:
-        stdout().print(Text.assemble((f"{label:<15}", "bold"), text))
+        stdout().print(Text.assemble((f"{label:<15}", "bold"), one_line(text)))
 
 
 def _size(nbytes: int) -> str:

@@ -52,6 +52,9 @@ class Session:
         notice: told what a person should know, one sentence at a time.
         clock: seconds, of everything that is timed.
         draft_models: where a draft model would come from; None for never.
+
+    Attributes:
+        warn: told what is probably a mistake of the person's; the same as `notice` unless it is set.
     """
 
     def __init__(
@@ -76,6 +79,8 @@ class Session:
         self.n_ctx = model.facts.n_ctx
         self.plain_reason = model.facts.plain_reason
         self.notice = notice
+        self.warn = notice
+        self._second_bos_told = False
         self.learned = learned
         self.staircase = learned.load_staircase(Staircase(model.facts.max_width))
         self.slots = [Slot(model.open())]
@@ -152,8 +157,13 @@ class Session:
         return f"{self.drafter_name}, model {model}" if asked else self.drafter_name
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`."""
-        return self.vocab.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
+        """Token ids of `text`; that it has a second BOS is told, once, as llama.cpp does."""
+        tokens = self.vocab.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
+        bos = getattr(self.vocab, "added_bos", None)
+        if add_special and not self._second_bos_told and bos is not None and tokens[:2] == [bos, bos]:
+            self._second_bos_told = True
+            self.warn(f"the prompt begins with {self.bos_text}, and the model adds it as well: both are kept")
+        return tokens
 
     def grammar(self, text: str) -> Constraint:
         """A constraint from a GBNF grammar.

@@ -16,6 +16,7 @@ __all__ = ["GGUFInfo", "Tensor", "read_gguf", "shard_paths", "type_bytes"]
 
 _MOST_BLOCKS = 10_000
 """Above this a layer count is damage and not a model."""
+_TOKENS = "tokenizer.ggml.tokens"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 _HEADS = frozenset({"eagle3", "dflash", "dspark", "gemma4-assistant"})
 _DIFFUSION = frozenset({"dream", "llada", "llada-moe", "rnd1"})
@@ -199,6 +200,8 @@ def _summary(paths: list[Path], parts: list[Part], tensors: tuple[Tensor, ...]) 
     def value(key: str) -> int:
         return head.integer(f"{architecture}.{key}")
 
+    if _TOKENS in head.lengths and _TOKENS not in head.texts:
+        raise ModelError(f"{paths[0]} is damaged: {_TOKENS} is no list of texts", download_again(paths[0]))
     blocks, heads = value("block_count"), value("attention.head_count")
     per_head = value("embedding_length") // heads if heads else 0
     state, kv_heads = _state(head, architecture, tensors)
@@ -220,7 +223,7 @@ def _summary(paths: list[Path], parts: list[Part], tensors: tuple[Tensor, ...]) 
         key_length=value("attention.key_length") or per_head,
         value_length=value("attention.value_length") or per_head,
         feed_forward_length=value("feed_forward_length"),
-        vocabulary_size=head.lengths.get("tokenizer.ggml.tokens", 0),
+        vocabulary_size=head.lengths.get(_TOKENS, 0),
         tokenizer=head.text("tokenizer.ggml.model"),
         pre_tokenizer=head.text("tokenizer.ggml.pre"),
         chat_template=head.text("tokenizer.chat_template") or None,
@@ -232,7 +235,7 @@ def _summary(paths: list[Path], parts: list[Part], tensors: tuple[Tensor, ...]) 
         tensors=tensors,
         metadata=head.metadata,
         fingerprint=digest.hexdigest(),
-        token_span=head.spans.get("tokenizer.ggml.tokens", (0, 0)),
+        token_span=head.spans.get(_TOKENS, (0, 0)),
         token_type_span=head.spans.get("tokenizer.ggml.token_type", (0, 0)),
     )
 

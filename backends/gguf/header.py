@@ -130,6 +130,11 @@ class _Cursor:
         return tuple(self.number(form) for _ in range(count)), count
 
 
+def _is_texts(data: mmap.mmap, at: int) -> bool:
+    """Whether the value at `at`, an array, is one of strings."""
+    return bool(struct.unpack_from("<I", data, at + 4)[0] == _STRING)
+
+
 def _check_length(length: int) -> None:
     """Raises ValueError if nothing in a header is that long: damage, whatever the file's size."""
     if length > _LONGEST:
@@ -150,6 +155,7 @@ class Part:
         self.metadata: dict[str, Scalar | tuple[Scalar, ...]] = {}
         self.lengths: dict[str, int] = {}
         self.spans: dict[str, tuple[int, int]] = {}  # where the elements of arrays lie
+        self.texts: set[str] = set()  # keys of arrays of strings
         self.size = _regular_size(path)
         try:
             with path.open("rb") as file:
@@ -172,6 +178,8 @@ class Part:
                 value, self.lengths[key] = cursor.value()
                 if value is not None:
                     self.metadata[key] = value
+                elif _is_texts(data, start - _ARRAY_HEAD):
+                    self.texts.add(key)
                 if value is None or isinstance(value, tuple):
                     self.spans[key] = (start, cursor.at)
             rows = [_tensor_row(cursor) for _ in range(n_tensors)]

@@ -10,20 +10,34 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
 
+from specx.backends.llama import last_words
 from specx.backends.llama.callbacks import called_by_c
 
-__all__ = ["build_fingerprint", "forget_log", "lib", "recent_log", "runs_here", "set_verbose", "system_info"]
+__all__ = [
+    "build_fingerprint",
+    "forget_log",
+    "lib",
+    "recent_errors",
+    "recent_log",
+    "runs_here",
+    "set_verbose",
+    "system_info",
+]
 
 _LOG_LINES = 200
+_FUNCTION = re.compile(r"^[A-Za-z_][\w:~]*: ")
 SELFTEST_S = 300.0  # loading a large model from a slow disk takes minutes
 SPINS = "1000"  # of a thread that waits, before it sleeps; 10,000 are too many beside another process
+_ERROR = 4  # of ggml's log levels
 _log: deque[str] = deque(maxlen=_LOG_LINES)
+_errors: deque[str] = deque(maxlen=_LOG_LINES)
 _copy_to_stderr = False
 _keep_alive: list[Any] = []  # a collected log callback is a segmentation fault in the next log line
 
@@ -35,18 +49,23 @@ def lib() -> Any:
     # spin through its share of the processors each time. It reads this when it is loaded, and loses nothing
     # by it when it is alone.
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    # Where llama.cpp gives up it would call a debugger; what is to be told is told by `last_words`.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     import llama_cpp
 
     @called_by_c
-    def on_log(_level: int, text: bytes, _data: Any) -> None:
+    def on_log(level: int, text: bytes, _data: Any) -> None:
         line = text.decode("utf-8", "replace")
         _log.append(line)
+        if level == _ERROR:
+            _errors.append(line)
         if _copy_to_stderr:
             sys.stderr.write(line)
 
     callback = llama_cpp.llama_log_callback(on_log)
     _keep_alive.append(callback)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    last_words.install(llama_cpp.llama_cpp._lib)
     llama_cpp.llama_backend_init()
     return llama_cpp
 
@@ -63,9 +82,16 @@ def recent_log(contains: str = "") -> list[str]:
     return [line for line in lines if contains in line]
 
 
+def recent_errors() -> list[str]:
+    """What llama.cpp called an error since the log was started, oldest first, without names of functions."""
+    lines = (_FUNCTION.sub("", line).strip() for line in "".join(_errors).splitlines())
+    return [line for line in lines if line]
+
+
 def forget_log() -> None:
     """Start the log afresh, so that what `recent_log` finds belongs to what comes next."""
     _log.clear()
+    _errors.clear()
 
 
 def system_info() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,8 @@ from specx.backends.gguf.cache_size import CELLS
 from specx.backends.llama.callbacks import called_by_c
 from specx.backends.llama.devices import device_pointer
 from specx.backends.llama.kernels import Kernels
-from specx.backends.llama.library import forget_log, recent_log
+from specx.backends.llama.last_words import working_on
+from specx.backends.llama.library import forget_log, recent_errors, recent_log
 from specx.backends.machine.machine import this_cpu
 from specx.backends.settings import ALL_LAYERS, CACHE_TYPES, LoadSettings
 
@@ -29,6 +31,7 @@ __all__ = [
 MAX_WIDTH = 64  # from here on llama.cpp's attention works in tiles: a step can cost less than one of 16
 PROMPT_ROWS = 64  # at most this many prompt rows have their logits computed
 DEFAULT_CTX = 4096
+FAILED = re.compile(r"^(?:error loading model(?: hyperparameters| vocabulary| architecture)?: )+")
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 
 
@@ -66,6 +69,7 @@ def load_weights(
     callback = module.llama_progress_callback(on_progress)
     params.progress_callback = callback
     forget_log()
+    working_on(settings.model.name)
     model = module.llama_model_load_from_file(os.fsencode(settings.model), params)
     del kept
     if raised:
@@ -117,9 +121,9 @@ def create_context(
     params.no_perf = True
     context = module.llama_init_from_model(model, params)
     if not context:
-        reason = (recent_log("error") or recent_log("fail") or ["no reason given"])[-1]
+        reason = (recent_errors() or ["no reason given"])[-1]
         raise ModelError(
-            f"no context of {wanted} tokens could be created for {settings.model.name}: {reason.strip()}",
+            f"no context of {wanted} tokens could be created for {settings.model.name}: {reason}",
             "try a smaller context (-c 2048) or another KV cache type (-ctk f16 -ctv f16)",
         )
     if not module.llama_get_memory(context):
@@ -186,7 +190,7 @@ def _load_error(settings: LoadSettings) -> ModelError:
             f"{name} does not fit into the memory of this machine",
             "take a smaller quantization, or fewer layers on the GPU (-ngl)",
         )
-    reason = (recent_log("error") or ["no reason given"])[-1].strip()
+    reason = FAILED.sub("", (recent_errors() or ["no reason given"])[0])
     return ModelError(
         f"llama.cpp could not load {name}: {reason}", "run again with --verbose to see its messages"
     )

@@ -24,6 +24,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from specx.backends.errors import DownloadError, UsageError
+from specx.backends.llama.cache_types import check_flash_attention
 from specx.backends.places import expanded
 from specx.backends.settings import ALL_LAYERS, CACHE_TYPES, MAX_THREADS
 from specx.cli.options.groups import (
@@ -165,7 +166,7 @@ def load_settings(model: ModelOptions, draft: DraftOptions | None = None) -> Loa
     draft = draft or DraftOptions()
     _announce_ignored(draft)
     most = draft.draft_max if draft.draft_max is not None else draft.draft_max_old
-    return LoadSettings(
+    settings = LoadSettings(
         model=_locate(model),
         n_ctx=None if model.ctx_size is None else _at_least("-c/--ctx-size", model.ctx_size, 0),
         n_batch=_at_least("-b/--batch-size", model.batch_size, 1),
@@ -193,6 +194,8 @@ def load_settings(model: ModelOptions, draft: DraftOptions | None = None) -> Loa
         store=not model.no_cache,
         verbose=model.verbose,
     )
+    check_flash_attention(settings)
+    return settings
 
 
 def _announce_ignored(draft: DraftOptions) -> None:

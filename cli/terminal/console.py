@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from specx.backends.errors import SpecxError
-from specx.cli.terminal.printable import printable
+from specx.cli.terminal.printable import one_line, printable
 from specx.cli.terminal.restore import changed
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ def _console(*, stderr: bool) -> Console:
     class Piped(Console):
         def on_broken_pipe(self) -> None:  # Rich's own ends with exit code 1
             raise BrokenPipeError
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
     return Piped(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
@@ -126,7 +129,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Aligned columns on stdout, never cut to the width of a terminal: a pipe has none."""
     from rich.text import Text
 
-    lines = [columns, *([printable(cell).replace("\n", "\\n") for cell in row] for row in rows)]
+    lines = [[one_line(cell) for cell in line] for line in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for i, line in enumerate(lines):
         cells = [
@@ -145,7 +148,7 @@ class Progress:
     """
 
     def __init__(self, label: str, *, remaining: bool = False) -> None:
-        self._label = label
+        self._label = one_line(label)
         self._remaining = remaining
         self._enabled = sys.stderr.isatty()  # Rich also says yes to FORCE_COLOR
         self._begun = self._drawn = time.monotonic()
@@ -238,7 +241,7 @@ class StatusLine:
                 self._open.enter_context(changed(self._undo, self._forget))
             self._rows = size.lines
             self._send(f"\x1bD\x1b[1A\x1b7\x1b[1;{size.lines - 1}r\x1b8")
-        line = stderr().render_str(printable(text)[: size.columns - 1], style="dim")
+        line = stderr().render_str(one_line(text)[: size.columns - 1], style="dim")
         with stderr().capture() as drawn:
             stderr().print(line, end="")
         self._send(f"\x1b7\x1b[{size.lines};1H\x1b[2K{drawn.get()}\x1b8")

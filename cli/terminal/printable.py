@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["printable"]
+__all__ = ["one_line", "printable"]
 
-CONTROLS = re.compile(r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""C0 and C1 controls but tabs and ends of lines, and bytes of a name that are not UTF-8."""
+CONTROLS = re.compile(
+    r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""C0 and C1 controls but tabs and ends of lines, what turns text around, bytes of a name that are not UTF-8."""
 
 
 def printable(text: str) -> str:
     """`text` with its control characters written as escapes, such as `\\x1b`."""
     return CONTROLS.sub(_escape, text)
+
+
+def one_line(text: str) -> str:
+    """The same with ends of lines and tabs escaped, too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -96,7 +96,7 @@ class ArmInfo:
         drafter, kernels, threads: of an arm of specx; threads 0 are unknown.
         command: of a peer, its command line.
         load_s: seconds to load the model, which are part of no other number.
-        weight_bytes: bytes of weights that a step reads; 0 if unknown.
+        weight_bytes: bytes of weights that a step of one token reads; 0 if unknown.
         peak_bytes: most memory of its process so far; arms of specx share one. None if it cannot be read.
     """
 

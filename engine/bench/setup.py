@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from specx.backends.errors import UsageError
-from specx.backends.gguf.file import GGUFInfo, read_gguf
+from specx.backends.gguf.checks import read_runnable
+from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama import library as libllama
 from specx.backends.llama.server import LlamaServer, speculation_arguments
 from specx.backends.machine.energy import EnergyMeter
@@ -21,9 +22,9 @@ from specx.backends.machine.machine import machine_fingerprint, read_conditions,
 from specx.backends.settings import LoadSettings
 from specx.engine.bench.records import ArmInfo, Run
 from specx.engine.bench.run import Arm, PeerArm, SpecxArm, nothing_learned, server_sampling
-from specx.engine.report.staircase import read_per_step
 from specx.engine.session import Session
 from specx.engine.settings import SamplingSettings
+from specx.engine.setup.layers import step_bytes
 
 __all__ = ["BenchSettings", "Opened", "load_average", "name_arms", "open_bench", "open_peers"]
 
@@ -129,7 +130,7 @@ def open_bench(
     names = name_arms(settings.drafters, settings.kernels, settings.threads)
     peers = [_peer_name(spec) for spec in settings.peer_specs] if settings.peer else []
     _check_baseline(settings.baseline, [*(arm.name for arm in names), *peers])
-    info = read_gguf(settings.load.model)
+    info = read_runnable(settings.load.model)
     energy = EnergyMeter()
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
@@ -212,7 +213,7 @@ def _arm_info(arm: ArmName, session: Session, info: GGUFInfo, loaded: float) -> 
         kernels=kernels.name if kernels else "",
         threads=_threads(session),
         load_s=round(loaded, 3),
-        weight_bytes=read_per_step(info),
+        weight_bytes=step_bytes(info),
     )
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
-from specx.backends.gguf.file import read_gguf
+from specx.backends.gguf.checks import read_runnable
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama import library as libllama
 from specx.backends.llama.devices import Device, Transfer, list_devices, measure_transfer
@@ -275,7 +275,7 @@ def probe_model(
         DoesNotFitError: there is not enough memory for it.
         ModelError: it cannot be loaded.
     """
-    info = read_gguf(settings.model)
+    info = read_runnable(settings.model)
     store = user_store(settings.store, notice)
     settings = replace(settings, threads=None, threads_batch=None)
     settings = fit_and_place(info, settings, store, loading, notice).settings

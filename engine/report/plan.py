@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specx.backends.gguf.file import GGUFInfo, read_gguf
+from specx.backends.gguf.checks import read_runnable
+from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama.devices import Device
 from specx.backends.llama.kernels import KERNELS
 from specx.backends.llama.memory import MemoryNeed, predict_memory
@@ -27,10 +28,10 @@ from specx.engine.report.advice import Advice, draft_advice, kernels_advice
 from specx.engine.session import Session
 from specx.engine.setup.draft_files import NamedDraft, named_draft
 from specx.engine.setup.explain import gibibytes
-from specx.engine.setup.finder import Candidate, Finder, Unfit, step_bytes
+from specx.engine.setup.finder import Candidate, Finder, Unfit
 from specx.engine.setup.fit import Fit, fit_here
 from specx.engine.setup.kernels import remembered_choice
-from specx.engine.setup.layers import model_layers
+from specx.engine.setup.layers import model_layers, step_bytes
 from specx.engine.setup.loading import cost_key, fit_and_place, kernels_key, load_library, threads_key
 from specx.engine.setup.offloading import FREE_DRAFTS, load_costs, usable_devices
 from specx.engine.setup.placement import ACCEPTANCE, Placed, best_chain, place
@@ -156,7 +157,7 @@ def make_plan(
         DoesNotFitError: there is not enough memory for it.
         ModelError: it cannot be loaded, or the draft model that was named cannot draft for it.
     """
-    info = read_gguf(settings.model)
+    info = read_runnable(settings.model)
     named = named_draft(info, settings)
     store = user_store(settings.store, notice)
     load_library()

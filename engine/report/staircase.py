@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specx.backends.gguf.file import GGUFInfo, read_gguf
+from specx.backends.gguf.checks import read_runnable
 from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import OtherWork, bytes_to_read, read_memory, this_cpu
 from specx.backends.settings import LoadSettings
 from specx.backends.store import user_store
 from specx.engine.cost.patience import is_busy
 from specx.engine.setup.kernels import Comparison, choice_of_auto, compare_kernels
+from specx.engine.setup.layers import step_bytes
 from specx.engine.setup.loading import fit_and_place, kernels_key, loader, threads_key
 from specx.engine.setup.threads import warn_of_threads, with_measured_threads
 from specx.kernels._native import read_bandwidth
@@ -30,7 +31,7 @@ class StaircaseProbe:
 
     Attributes:
         comparison: milliseconds by kernels, depth and width.
-        weight_bytes: bytes of weights that a step reads, the embedding of the input excluded.
+        weight_bytes: bytes of weights that a step of one token reads.
         bandwidth: bytes per second that the memory gives to `threads` threads.
         threads: CPU threads in use.
         auto: name of the kernels that `--kernels auto` takes.
@@ -87,7 +88,7 @@ def probe_staircases(
     Raises:
         ModelError: it cannot be loaded.
     """
-    info = read_gguf(settings.model)
+    info = read_runnable(settings.model)
     store = user_store(settings.store, notice)
     warn_of_threads(settings, notice)
     settings = fit_and_place(info, settings, store, loading, notice).settings
@@ -104,11 +105,4 @@ def probe_staircases(
     if comparison.disturbed:
         notice("something else kept the machine busy: what was measured is shown, but not to be relied on")
     auto = choice_of_auto(comparison, store, kernels_key(info, settings))
-    return StaircaseProbe(comparison, read_per_step(info), bandwidth, threads, auto.name)
-
-
-def read_per_step(info: GGUFInfo) -> int:
-    """Bytes of the weights that every step reads: all but an embedding that is not the head as well."""
-    names = {tensor.name for tensor in info.tensors}
-    skipped = "token_embd.weight" if "output.weight" in names else ""
-    return sum(tensor.nbytes for tensor in info.tensors if tensor.name != skipped)
+    return StaircaseProbe(comparison, step_bytes(info), bandwidth, threads, auto.name)

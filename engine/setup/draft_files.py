@@ -10,6 +10,7 @@ from pathlib import Path
 
 from specx.backends.base import Model
 from specx.backends.errors import ModelError
+from specx.backends.gguf.checks import read_runnable
 from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.memory import predict_memory
@@ -66,7 +67,7 @@ class DraftFiles:
     def obstacle(self, candidate: Candidate) -> str | None:
         """Why it cannot be loaded now (one clause): it would take more memory than is free."""
         try:
-            info = read_gguf(candidate.path)
+            info = read_runnable(candidate.path)
         except ModelError as error:
             return error.message
         need = predict_memory(info, self._settings_of(candidate), kernels=self._kernels).working

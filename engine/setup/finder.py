@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.errors import ModelError
-from specx.backends.gguf.file import GGUFInfo, read_gguf, shard_paths
+from specx.backends.gguf.checks import read_runnable
+from specx.backends.gguf.file import GGUFInfo, shard_paths
 from specx.backends.gguf.vocab_match import match_vocabularies
 from specx.backends.hub.models import FoundModel, list_models
-from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
-from specx.engine.setup.layers import model_layers
+from specx.engine.setup.layers import step_bytes
 from specx.engine.setup.placement import best_chain
 
 __all__ = ["Candidate", "Finder", "Forecast", "Unfit", "examine", "step_bytes"]
@@ -115,16 +115,11 @@ class Forecast:
         )
 
 
-def step_bytes(info: GGUFInfo) -> int:
-    """Bytes of weights that a model reads for one token."""
-    return sum(model_layers(info, LoadSettings(info.path)).read)
-
-
 def examine(target: GGUFInfo, path: Path, name: str | None = None) -> Candidate | Unfit:
     """Whether the GGUF file `path` can draft for `target`, whatever that may bring."""
     name = name or path.stem
     try:
-        info = read_gguf(path)
+        info = read_runnable(path)
         if reason := info.plain_reason:
             return Unfit(path, name, reason)
         match = match_vocabularies(target, info)

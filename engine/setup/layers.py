@@ -9,7 +9,7 @@ from specx.backends.gguf.file import GGUFInfo, Tensor
 from specx.backends.llama.memory import cache_bytes, predict_memory
 from specx.backends.settings import LoadSettings
 
-__all__ = ["Division", "Layers", "model_layers"]
+__all__ = ["Division", "Layers", "model_layers", "step_bytes"]
 
 ACTIVATION_BYTES = 4  # of each number that is handed from device to device
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -24,7 +24,7 @@ class Layers:
 
     Attributes:
         weights: (L + 1,) bytes of the weights of each layer, the head last.
-        read: (L + 1,) bytes of them that a step reads; fewer where only some experts are used.
+        read: (L + 1,) bytes of them that a step of one token reads: of experts, those that it uses.
         cache: (L + 1,) bytes of each layer's KV cache.
         buffers: bytes that computing takes on every device that holds a layer.
         host: bytes in the host's memory wherever the layers are.
@@ -58,13 +58,12 @@ def model_layers(info: GGUFInfo, settings: LoadSettings) -> Layers:
     """
     blocks = info.blocks
     weights, read = [0] * (blocks + 1), [0] * (blocks + 1)
-    used = info.experts_used / info.experts if info.experts else 1.0
     tied = not any(tensor.name == HEAD for tensor in info.tensors)
     for tensor in info.tensors:
         layer = blocks if tied and tensor.name == EMBEDDING else _layer_of(tensor, blocks)
         if layer is not None:
             weights[layer] += tensor.nbytes
-            read[layer] += round(tensor.nbytes * (used if "_exps." in tensor.name else 1.0))
+            read[layer] += _read_of(tensor, info)
     cache = cache_bytes(info, settings)
     elsewhere = predict_memory(info, replace(settings, n_gpu_layers=blocks + 1), gpus=1)
     return Layers(
@@ -75,6 +74,24 @@ def model_layers(info: GGUFInfo, settings: LoadSettings) -> Layers:
         host=elsewhere.working,
         row_bytes=ACTIVATION_BYTES * info.embedding_length,
     )
+
+
+def step_bytes(info: GGUFInfo) -> int:
+    """Bytes of weights that a step of one token reads; each further token of a step may use other experts.
+
+    An embedding counts if it is the head as well, and layers that only draft do not.
+    """
+    return sum(model_layers(info, LoadSettings(info.path)).read)
+
+
+def _read_of(tensor: Tensor, info: GGUFInfo) -> int:
+    """Bytes of a tensor that a step of one token reads."""
+    match = re.match(r"blk\.(\d+)\.", tensor.name)
+    if match and info.nextn_layers and int(match[1]) >= info.blocks - info.nextn_layers:
+        return 0
+    if "_exps." in tensor.name and info.experts:
+        return round(tensor.nbytes * info.experts_used / info.experts)
+    return tensor.nbytes
 
 
 def _layer_of(tensor: Tensor, blocks: int) -> int | None:

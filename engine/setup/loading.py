@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from specx.backends.errors import ModelError
-from specx.backends.gguf.file import GGUFInfo, read_gguf
+from specx.backends.gguf.checks import read_runnable
+from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama import library as libllama
+from specx.backends.llama.cache_types import check_cache_of_model
 from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.model import LlamaModel
 from specx.backends.llama.params import decode_threads
@@ -21,9 +23,10 @@ from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.setup.draft_files import DraftFiles, named_draft
 from specx.engine.setup.explain import Explain, explainer
-from specx.engine.setup.finder import Candidate, step_bytes
+from specx.engine.setup.finder import Candidate
 from specx.engine.setup.fit import Fit, fit_here
 from specx.engine.setup.kernels import Chosen, choose_kernels
+from specx.engine.setup.layers import step_bytes
 from specx.engine.setup.offloading import with_measured_placement, with_placed_draft
 from specx.engine.setup.threads import warn_of_threads, with_measured_threads
 
@@ -65,7 +68,7 @@ def open_session(
         DoesNotFitError: there is not enough memory for it.
         ModelError: it cannot be loaded; what can be said from the file itself is said first.
     """
-    info = read_gguf(settings.model)
+    info = read_runnable(settings.model)
     store = user_store(settings.store, notice)
     explain = explainer(settings, notice)
     warn_of_threads(settings, notice)
@@ -137,7 +140,9 @@ def fit_and_place(
     Raises:
         DoesNotFitError: there is not enough memory for it.
         ModelError: it cannot be loaded, or llama.cpp itself cannot.
+        UsageError: its cache cannot be of the types that `settings` name.
     """
+    check_cache_of_model(info, settings)
     settings = _placed(info, settings, store, progress, notice)  # then main memory need not hold it all
     return fit_here(info, settings, notice, explainer(settings, notice), draft=draft)
 

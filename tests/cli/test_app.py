@@ -210,3 +210,29 @@ def test_the_cache_is_shown_and_cleared(specx, tmp_path):
     assert wrong.code == 2 and "staircase, threads, damaged" in wrong.err
     assert specx("cache", "clear").err.startswith("removed 1 entry from ")
     assert specx("cache", "show").out == f"nothing is kept in {tmp_path / 'cache'}\n"
+
+
+DRAWN = "\x1b]0;title\x07\x1b[31mred \u202egnp\x9b2J caf\u00e9 \U0001f469\u200d\U0001f680"
+SHOWN = "\\x1b]0;title\\x07\\x1b[31mred \\u202egnp\\x9b2J caf\u00e9 \U0001f469\u200d\U0001f680"
+
+
+def test_control_characters_of_files_are_shown_and_not_obeyed(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR")
+    caches = (console.stderr, console.stdout)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        console.notice(DRAWN)
+        console.error(SpecxError(DRAWN, f"a\n{DRAWN}"))
+        console.show_table(("name",), [(f"{DRAWN}\nb\tc",)])
+        console.stdout().print(DRAWN)
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+    told = capsys.readouterr()
+    err, out = (re.sub(r"\x1b\[[\d;]*m", "", text) for text in (told.err, told.out))
+    assert "\x1b[1;31m" in told.err  # what specx colours itself stays so
+    assert err == f"{SHOWN}\nerror: {SHOWN}\nhint: a\n{SHOWN}\n"
+    assert out == f"name\n{SHOWN}\\nb\\tc\n{SHOWN}\n"

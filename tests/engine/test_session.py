@@ -115,6 +115,36 @@ def session_of(
     return session
 
 
+class WithBos:
+    """A vocabulary whose metadata wants token 1 at the beginning."""
+
+    bos = added_bos = 1
+
+    def __init__(self, vocab):
+        self.size = vocab.size
+
+    def tokenize(self, text, *, add_special, parse_special):
+        return [1] * add_special + [1] * text.startswith(b"<s>") + [2]
+
+    def piece(self, token, *, special=False):
+        return b"<s>"
+
+
+def test_a_second_bos_is_kept_and_told_once():
+    notices = []
+    session = session_of(notices=notices)
+    session.vocab = WithBos(session.vocab)
+    warnings = []
+    session.warn = warnings.append
+    assert session.tokenize("a", add_special=True, parse_special=True) == [1, 2]
+    assert session.tokenize("<s>a", add_special=False, parse_special=True) == [1, 2]
+    assert not warnings
+    for _ in range(2):
+        assert session.tokenize("<s>a", add_special=True, parse_special=True) == [1, 1, 2]
+    assert warnings == ["the prompt begins with <s>, and the model adds it as well: both are kept"]
+    assert not notices
+
+
 def run(session, sampling=GREEDY, prompt=PROMPT, n_predict=60, **options):
     generation = session.generate(prompt, sampling, n_predict=n_predict, **options)
     chunks = list(generation)

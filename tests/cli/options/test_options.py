@@ -40,7 +40,7 @@ def test_defaults_are_those_of_the_settings(settings, model):
 def test_every_name_that_people_know(settings, model):
     load, sampling = settings(
         *("-c", "512", "-t", "2", "-tb", "3", "-b", "64", "-ub", "32", "-ngl", "7", "-fa", "off"),
-        *("-ctk", "q8_0", "-ctv", "Q4_0", "--no-mmap", "--mlock", "--swa-full", "--context-shift", "--exact"),
+        *("-ctk", "q8_0", "-ctv", "BF16", "--no-mmap", "--mlock", "--swa-full", "--context-shift", "--exact"),
         *("--drafter", "none", "--draft-max", "4", "--no-cache", "-v"),
         *("-s", "9", "--temp", "0", "--top-k", "3", "--top-p", "0.5", "--min-p", "0.1", "--typical", "0.9"),
         *("--repeat-penalty", "1.1", "--repeat-last-n", "-1", "--frequency-penalty", "-0.5"),
@@ -56,7 +56,7 @@ def test_every_name_that_people_know(settings, model):
         n_gpu_layers=7,
         flash_attn="off",
         type_k="q8_0",
-        type_v="q4_0",
+        type_v="bf16",
         mmap=False,
         mlock=True,
         swa_full=True,
@@ -153,6 +153,8 @@ def test_a_draft_model_that_is_not_there(specx):
     [
         (("-fa", "maybe"), "allowed are on, off, auto"),
         (("-ctk", "q3_k"), "allowed are f32, f16"),
+        (("-ctv", "q8_0", "-fa", "off"), "keep values in f16 (-ctv f16)"),
+        (("-ctvd", "q8_0", "-fa", "off"), "keep values in f16 (-ctvd f16)"),
         (("-ngl", "most"), "a number of layers, auto or all"),
         (("--drafter", "magic"), "allowed are auto, none, free, suffix, recycle, model"),
         (("-ngld", "most"), "a number of layers, auto or all"),

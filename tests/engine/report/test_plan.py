@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from specx.backends.errors import ModelError
+from specx.backends.gguf.file import read_gguf
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, cache_dir
@@ -227,7 +228,7 @@ def test_nothing_is_loaded_when_it_must_not_measure(smollm2, monkeypatch):
 def test_a_plan_rests_on_what_is_kept(smollm2, monkeypatch):
     """What sessions keep under the same settings is what the plan shows, without loading anything."""
     settings = LoadSettings(smollm2, kernels="stock")
-    info = plan_report.read_gguf(smollm2)
+    info = read_gguf(smollm2)
     store = Store(cache_dir())
     fitted = plan_report.fit_and_place(info, settings, store, None, print).settings
     learned = plan_report._learned(info, fitted, store, "stock")

@@ -34,6 +34,26 @@ def test_bytes_that_a_token_reads(target):
     assert step_bytes(target) == 4 * (64 * 64 + 4 * 7 * 64 * 64)  # the head and the layers, not the embedding
 
 
+def test_bytes_that_a_token_reads_of_experts(target):
+    rest = target.tensors[1:]
+    ffn = next(tensor for tensor in rest if tensor.name == "blk.0.ffn_up.weight")
+    experts = replace(ffn, name="blk.0.ffn_up_exps.weight", shape=(*ffn.shape, 8), nbytes=8 * ffn.nbytes)
+    others = tuple(tensor for tensor in target.tensors if tensor is not ffn)
+    moe = replace(target, tensors=(*others, experts), experts=8, experts_used=2)
+    assert step_bytes(moe) == step_bytes(target) + ffn.nbytes  # two of eight where there was one
+    drafting = replace(target, nextn_layers=1)
+    assert step_bytes(drafting) == step_bytes(target) - 4 * 7 * 64 * 64  # its last layer only drafts
+
+
+@pytest.mark.parametrize("what", ["no vocabulary", "encoder"])
+def test_what_writes_no_text_drafts_none(target, tmp_path, write_model, what):
+    tokens = WORDS if what == "encoder" else []
+    path = write_model(tmp_path / "odd.gguf", 16, tokens=tokens, architecture="t5" if tokens else "llama")
+    found = examine(target, path)
+    assert isinstance(found, Unfit)
+    assert what in found.reason
+
+
 def test_what_lies_beside_the_target_and_in_the_places_known(target, tmp_path, write_model):
     (tmp_path / "elsewhere").mkdir()
     write_model(tmp_path / "small.gguf", 16)

@@ -1,0 +1,151 @@
+"""What a header says about a model that llama.cpp would end the process for, or that writes no text."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from specx.backends.errors import ModelError, UsageError
+from specx.backends.gguf.checks import read_runnable
+from specx.backends.gguf.file import read_gguf
+from specx.backends.llama.cache_types import check_cache_of_model, check_flash_attention
+from specx.backends.settings import LoadSettings
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+damage = _load("gguf_damage")
+NAN = float("nan")
+
+
+def u32(value):
+    return damage.scalar(damage.UINT32, value)
+
+
+def f32(value):
+    return damage.scalar(damage.FLOAT32, value)
+
+
+@pytest.fixture
+def changed(tiny_models, tmp_path):
+    """The small model with some values replaced, or left out where they are None."""
+
+    def write(**values):
+        header = damage.parsed(tiny_models["full"].read_bytes())
+        new = {name.replace("__", ".").encode(): value for name, value in values.items()}
+        merged = {**header.values, **new}
+        path = tmp_path / "changed.gguf"
+        kept = {key: value for key, value in merged.items() if value is not None}
+        path.write_bytes(replace(header, values=kept).written())
+        return path
+
+    return write
+
+
+def test_an_undamaged_file_is_read(changed):
+    path = changed(llama__expert_count=u32(0), llama__rope__scaling__type=damage.string(b"yarn"))
+    assert read_runnable(path) == read_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"llama__attention__causal": damage.scalar(damage.BOOL, False)}, "an encoder"),
+        ({"tokenizer__ggml__tokens": None}, "no vocabulary"),
+    ],
+)
+def test_an_obstacle_is_one(changed, values, reason):
+    path = changed(**values)
+    assert reason in read_gguf(path).plain_reason
+    with pytest.raises(ModelError, match=reason) as caught:
+        read_runnable(path)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"llama__block_count": u32(600)}, "block_count is 600"),
+        ({"llama__nextn_predict_layers": u32(3)}, "nextn_predict_layers is 3 of 3 layers"),
+        ({"llama__expert_count": u32(4)}, "expert_used_count is 0 of 4 experts"),
+        ({"llama__expert_used_count": u32(2)}, "expert_used_count is 2 of 0 experts"),
+        ({"llama__expert_count": u32(2000), "llama__expert_used_count": u32(2)}, "expert_count is 2000"),
+        ({"llama__expert_group_count": u32(2)}, "expert_group_count is 2 for 0 experts"),
+        ({"llama__attention__head_count_kv": u32(3)}, "attention.head_count_kv is 3 for 4 heads"),
+        (
+            {"llama__attention__head_count_kv": damage.array(damage.UINT32, [2, 2])},
+            "attention.head_count_kv has 2 values for 3 layers",
+        ),
+        ({"llama__attention__key_length": u32(0), "llama__embedding_length": u32(0)}, "key_length is 0"),
+        ({"llama__rope__dimension_count": u32(15)}, "rope.dimension_count is 15"),
+        ({"llama__rope__dimension_count": u32(0)}, "rope.dimension_count is 0"),
+        ({"llama__rope__dimension_count": u32(18)}, "rope.dimension_count is 18"),
+        ({"llama__attention__layer_norm_rms_epsilon": f32(NAN)}, "layer_norm_rms_epsilon is nan"),
+        ({"llama__attention__layer_norm_rms_epsilon": f32(-1)}, "layer_norm_rms_epsilon is -1.0"),
+        ({"llama__rope__scaling__type": damage.string(b"cubic")}, "rope.scaling.type is 'cubic'"),
+        ({"general__alignment": u32(8)}, "general.alignment is 8"),
+        (
+            {"tokenizer__ggml__tokens": damage.array(damage.STRING, [b"a", b"b", b"a"])},
+            "tokenizer.ggml.tokens has 1 of 3 tokens twice",
+        ),
+        ({"tokenizer__ggml__tokens": damage.array(damage.UINT32, [1] * 2000)}, "tokens is no list of texts"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(changed, values, sentence):
+    path = changed(**values)
+    with pytest.raises(ModelError, match="damaged") as caught:
+        read_runnable(path)
+    assert sentence in caught.value.message
+    assert str(path) in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("kind", [24, 26])
+def test_weights_that_are_integers(tiny_models, tmp_path, kind):
+    header = damage.parsed(tiny_models["full"].read_bytes())
+    *others, last = header.tensors
+    path = tmp_path / "integers.gguf"
+    path.write_bytes(replace(header, tensors=(*others, replace(last, kind=kind))).written())
+    with pytest.raises(ModelError, match="no weights") as caught:
+        read_runnable(path)
+    assert last.name.decode() in caught.value.message
+
+
+def test_a_quantized_v_cache_needs_flash_attention(tmp_path):
+    settings = LoadSettings(tmp_path / "m.gguf", flash_attn="off", type_k="q4_0", drafter="none")
+    check_flash_attention(replace(settings, draft_type_v="q8_0"))
+    check_flash_attention(replace(settings, type_v="q4_0", flash_attn="auto"))
+    with pytest.raises(UsageError, match="needs flash attention") as caught:
+        check_flash_attention(replace(settings, type_v="q4_0"))
+    assert caught.value.exit_code == 2
+    with pytest.raises(UsageError, match="-ctvd"):
+        check_flash_attention(replace(settings, drafter="model", draft_type_v="q8_0"))
+
+
+def test_a_head_is_made_of_whole_blocks(tiny_models):
+    info, settings = read_gguf(tiny_models["full"]), LoadSettings(tiny_models["full"])
+    assert info.key_length == info.value_length == 16
+    check_cache_of_model(info, settings)
+    check_cache_of_model(info, replace(settings, type_k="q8_0", flash_attn="off"))
+    for flag, field in (("-ctk", "type_k"), ("-ctv", "type_v")):
+        with pytest.raises(UsageError, match=f"{flag} is q8_0, in blocks of 32") as caught:
+            check_cache_of_model(info, replace(settings, **{field: "q8_0"}))
+        assert caught.value.hint == f"take a type without blocks: {flag} f16"
+    check_cache_of_model(replace(info, key_length=64), replace(settings, type_k="q8_0"))
+
+
+def test_keys_and_values_that_are_kept_in_one_have_one_type(tiny_models):
+    info, settings = read_gguf(tiny_models["full"]), LoadSettings(tiny_models["full"])
+    latent = replace(info, metadata={**info.metadata, "llama.attention.key_length_mla": 16})
+    check_cache_of_model(latent, settings)
+    with pytest.raises(UsageError, match="keeps both in one"):
+        check_cache_of_model(latent, replace(settings, type_k="f32"))
