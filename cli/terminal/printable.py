@@ -9,7 +9,7 @@ __all__ = ["one_line", "printable"]
 CONTROLS = re.compile(
     r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-"""C0 and C1 controls but tabs and ends of lines, what turns text around, bytes of a name that are not UTF-8."""
+"""C0 and C1 controls but tabs and ends of lines, what turns text around, bytes that are not UTF-8."""
 
 
 def printable(text: str) -> str:
