@@ -54,7 +54,7 @@ def requested(sampling: SamplingOptions, generation: GenerationOptions) -> Reque
 
     Raises:
         UsageError: a value is not allowed, or a file cannot be read.
-        GrammarError: a JSON schema cannot be turned into a grammar.
+        GrammarError: a grammar cannot be used, or a JSON schema cannot be turned into one.
     """
     check_generation(generation)
     return Request(sampling_settings(sampling), generation, _grammar_text(generation))
@@ -92,19 +92,24 @@ def _ignore(_text: str) -> None:
 
 
 def _grammar_text(options: GenerationOptions) -> str | None:
+    """The grammar that is asked for; what is wrong with it is mostly found before a model is loaded."""
     grammar, schema = options.grammar, options.json_schema
     files = (options.grammar_file, options.json_schema_file)
     if sum(given is not None for given in (grammar, schema, *files)) > 1:
         raise UsageError("more than one grammar or JSON schema is given", "give one of them")
     if options.grammar_file is not None:
-        return read_text(options.grammar_file)
+        grammar = read_text(options.grammar_file)
     if options.json_schema_file is not None:
         schema = read_text(options.json_schema_file)
-    if schema is None:
-        return grammar
-    from specx.engine.text.json_schema import grammar_of_schema
+    if schema is not None:
+        from specx.engine.text.json_schema import grammar_of_schema
 
-    return grammar_of_schema(schema)
+        grammar = grammar_of_schema(schema)
+    if grammar is not None:
+        from specx.engine.text.grammar_check import check_grammar
+
+        check_grammar(grammar)
+    return grammar
 
 
 def _check_tokens(session: Session, sampling: SamplingSettings) -> None:

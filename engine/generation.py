@@ -17,7 +17,7 @@ from specx.backends.errors import SpecxError
 from specx.drafters.base import Drafter, Text
 from specx.engine.decode import Evidence, Job, Step, decode
 from specx.engine.plan import Plan
-from specx.engine.sampling import Constraint, Sampler
+from specx.engine.sampling import Constraint, Sampler, Unending
 from specx.engine.settings import SamplingSettings
 from specx.engine.text.stream import StopMatcher, StreamDecoder
 
@@ -116,7 +116,7 @@ class Request:
         sampling: how tokens are chosen, with a seed.
         n_predict: most tokens to emit; None means no limit.
         stop: strings that end the answer and are not part of it.
-        ignore_eos: go on past the end of generation.
+        ignore_eos: go on past the end of generation, as long as the constraint allows anything else.
         constraint: what the text must match.
         keep: tokens of the prompt that stay when the context shifts, at least BOS; negative means all.
         progress: told how much of the prompt has been read.
@@ -211,14 +211,17 @@ class Generation:
         self.request = request
         self.result = Result(seed=request.sampling.seed)
         self._writer = writer
-        self._stops = frozenset[int]() if request.ignore_eos else vocab.eog
+        constraint = request.constraint
+        self._stops = frozenset[int]() if request.ignore_eos and constraint is None else vocab.eog
+        if request.ignore_eos and constraint is not None:
+            constraint = Unending(constraint, vocab.eog, vocab.size)
         prompt = list(request.prompt)
         keep = len(prompt) if request.keep < 0 else min(request.keep, len(prompt))
         self._keep = max(keep, int(prompt[:1] == [vocab.bos]))
         chosen = request.sampling
         truncation = chosen.top_k, chosen.top_p, chosen.min_p, chosen.typical_p
         self._text = Text(prompt, self.result.seed, chosen.temperature, truncation)
-        self._sampler = Sampler(chosen, vocab.size, request.constraint, margins=request.evidence)
+        self._sampler = Sampler(chosen, vocab.size, constraint, margins=request.evidence, ends=vocab.eog)
         self._decoder = StreamDecoder()
         self._matcher = StopMatcher(request.stop)
         self._cancelled = False

@@ -14,7 +14,7 @@ truncation.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from specx.backends.base import Output
 from specx.backends.errors import GrammarError, ModelError, UsageError
 from specx.engine.settings import SamplingSettings
 
-__all__ = ["Constraint", "Sampler"]
+__all__ = ["Constraint", "Sampler", "Unending"]
 
 _FEW = 64  # tokens asked about before all kept ones are; a grammar call costs time for each
 _LARGEST = float(np.finfo(np.float32).max)
@@ -41,6 +41,33 @@ class Constraint(Protocol):
         """`token` was emitted."""
 
 
+class Unending:
+    """A constraint that lets the text end only where nothing else may follow.
+
+    Args:
+        constraint: allows the tokens that end the text where the text may end.
+        ends: those tokens.
+        vocab_size: V.
+    """
+
+    def __init__(self, constraint: Constraint, ends: Iterable[int], vocab_size: int) -> None:
+        self._constraint = constraint
+        self._ends = np.array(sorted(ends), np.int32)
+        self._others = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), self._ends)
+
+    def allowed(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which of the tokens `ids` (m,) int32 may come next, as (m,) bool."""
+        allowed = self._constraint.allowed(ids)
+        going_on = allowed & ~np.isin(ids, self._ends)
+        if going_on.any() or not allowed.any() or self._constraint.allowed(self._others).any():
+            return going_on
+        return allowed
+
+    def accept(self, token: int) -> None:
+        """`token` was emitted."""
+        self._constraint.accept(token)
+
+
 class Sampler:
     """Chooses the token of each position, and follows what was emitted.
 
@@ -49,6 +76,7 @@ class Sampler:
         vocab_size: V.
         constraint: what the tokens emitted from `begin` on must match.
         margins: record `last_margin`, which makes greedy sampling a little slower.
+        ends: tokens that end the text; where the constraint allows nothing else no bias keeps them off.
 
     Raises:
         UsageError: a token of the logit bias is not in the vocabulary.
@@ -61,6 +89,7 @@ class Sampler:
         constraint: Constraint | None = None,
         *,
         margins: bool = False,
+        ends: Iterable[int] = (),
     ) -> None:
         if settings.seed is None:
             raise ValueError("a sampler needs a seed")
@@ -70,6 +99,7 @@ class Sampler:
         self._temperature = settings.temperature
         self._truncation = (settings.top_k, settings.top_p, settings.min_p, settings.typical_p)
         self._constraint = constraint
+        self._ends = np.array(sorted(ends), np.int32)
         self._argmax = settings.temperature <= 0 and constraint is None and not margins
         for token in settings.logit_bias:
             if not 0 <= token < vocab_size:
@@ -156,8 +186,12 @@ class Sampler:
                 break
         if not allowed.any():
             everything = np.arange(len(logits), dtype=np.int32)
-            masked = np.where(constraint.allowed(everything), logits, np.float32(-np.inf))
+            allowed = constraint.allowed(everything)
+            masked = np.where(allowed, logits, np.float32(-np.inf))
             if not (masked > -np.inf).any():
+                if allowed.any() and np.isin(everything[allowed], self._ends).all():
+                    self.last_margin = float("inf")
+                    return int(everything[allowed][0])
                 raise GrammarError(
                     "the grammar allows none of the model's tokens here",
                     "check that the grammar can be completed with the text so far",

@@ -359,6 +359,7 @@ class GenerationOptions:
     """When a generation ends, and what it may say."""
 
     ALTERNATIVES: ClassVar = (("grammar", "grammar_file", "json_schema", "json_schema_file"),)
+    TEXTS: ClassVar = ("stop", "grammar", "json_schema")  # what must be UTF-8
 
     n_predict: Annotated[
         int,
@@ -408,6 +409,8 @@ class GenerationOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptOptions:
     """What the model is asked."""
+
+    TEXTS: ClassVar = ("prompt", "system_prompt")  # what must be UTF-8
 
     prompt: Annotated[str | None, _prompt("-p", "--prompt", text="The prompt.", metavar="TEXT")] = None
     file: Annotated[

@@ -71,13 +71,7 @@ ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", "'": "'", '"': '"'}
 
 
 def prompt_text(text: str, options: PromptOptions) -> str:
-    """`text` of -p or -sys, with escapes resolved if that was asked for.
-
-    Raises:
-        UsageError: the shell passed bytes that are not UTF-8.
-    """
-    if not is_text(text):
-        raise UsageError("the prompt on the command line is not valid UTF-8", "give it as a file with -f")
+    """`text` of -p or -sys, with escapes resolved if that was asked for."""
     if not options.escape:
         return text
     return re.sub(r"\\([nrt\\'\"])", lambda match: ESCAPES[match[1]], text)
@@ -102,6 +96,8 @@ def with_options(command: Command) -> Command:
             chosen = {field.name: values.pop(field.name) for field in fields(group)}
             # No shell resolves ~ for the environment, the configuration or `--file=~/x`.
             chosen |= {key: expanded(value) for key, value in chosen.items() if isinstance(value, Path)}
+            for text in getattr(group, "TEXTS", ()):
+                _check_text(text, chosen[text])
             for names in getattr(group, "ALTERNATIVES", ()):
                 _drop_weaker(ctx, chosen, names)
             values[name] = group(**chosen)
@@ -141,6 +137,20 @@ def _parameters(group: Any) -> list[inspect.Parameter]:
 def _long_name(declarations: tuple[str, ...]) -> str:
     """The first long name among `declarations`, without dashes."""
     return next((name[2:].split("/")[0] for name in declarations if name.startswith("--")), "")
+
+
+def _check_text(name: str, value: str | list[str] | None) -> None:
+    """Raises UsageError if the shell passed bytes that are not UTF-8, which Python marks as surrogates."""
+    for text in value if isinstance(value, list) else [value or ""]:
+        for offset, char in enumerate(text):
+            if "\ud800" <= char <= "\udfff":
+                marked = "\udc80" <= char <= "\udcff"
+                what = f"byte 0x{ord(char) - 0xDC00:02x}" if marked else f"surrogate {char!a}"
+                raise UsageError(
+                    f"the value of --{name.replace('_', '-')} on the command line is not valid UTF-8: "
+                    f"{what} at character {offset}",
+                    "give it in UTF-8, or as a file where there is an option for one",
+                )
 
 
 def _drop_weaker(ctx: typer.Context, values: dict[str, Any], names: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from specx.backends.errors import GrammarError
 from specx.backends.llama.library import lib, recent_log
+from specx.engine.text.grammar_check import check_grammar
 
 __all__ = ["GrammarConstraint"]
 
@@ -30,7 +31,7 @@ class GrammarConstraint:
         root: name of the rule that the whole text must match.
 
     Raises:
-        GrammarError: the grammar does not parse, or has no such rule.
+        GrammarError: the grammar does not parse, has no such rule, or is more than llama.cpp bears.
     """
 
     def __init__(self, vocab: Any, grammar: str, root: str = "root") -> None:
@@ -38,6 +39,7 @@ class GrammarConstraint:
         self._lib = lib()
         if not grammar.strip():
             raise GrammarError("the grammar is empty", 'the smallest one is: root ::= "text"')
+        check_grammar(grammar, root)
         self._sampler, printed = _capturing_stderr(
             lambda: self._lib.llama_sampler_init_grammar(vocab, grammar.encode(), root.encode())
         )

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
-from specx.backends.errors import GrammarError
+from specx.engine.text.schema.converter import gbnf
+from specx.engine.text.schema.document import Document
 
 __all__ = ["grammar_of_schema"]
 
-EXAMPLE = 'for example \'{"type": "object", "properties": {"name": {"type": "string"}}}\', in single quotes'
-
 
 def grammar_of_schema(schema: str) -> str:
-    """The GBNF grammar of the JSON texts that `schema` allows, by llama-cpp-python's converter.
+    """The GBNF grammar of JSON texts that are valid against `schema`, a JSON text; `{}` is any object.
+
+    White space is limited, and of what a schema leaves open only what people mean is written: properties that
+    it does not list only where it speaks of them, numbers of at most 40 digits.
 
     Raises:
-        GrammarError: it is not a JSON schema, or uses what the converter does not know.
+        GrammarError: it is not a JSON schema, uses what a grammar cannot follow, or allows nothing.
     """
-    try:
-        parsed = json.loads(schema)
-    except ValueError as problem:
-        raise GrammarError(f"the JSON schema is not valid JSON: {problem}", EXAMPLE) from problem
-    if not isinstance(parsed, dict):
-        raise GrammarError("the JSON schema is not a JSON object", EXAMPLE)
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    try:
-        return str(json_schema_to_gbnf(json.dumps(parsed or {"type": "object"})))
-    except Exception as problem:  # the converter raises whatever it stumbles over
-        reason = str(problem).partition(" (use --")[0] or type(problem).__name__  # a flag of another program
-        raise GrammarError(
-            f"the JSON schema cannot be turned into a grammar: {reason}",
-            "use type, properties, items, enum, const, anyOf, and $ref within the schema",
-        ) from problem
+    return gbnf(Document(schema))

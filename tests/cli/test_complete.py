@@ -121,6 +121,9 @@ def test_a_grammar_from_a_file_or_a_schema(specx, tmp_path):
     both = specx("complete", specx.model, "-p", "x", "--grammar", "root", "-j", "{}")
     assert both.code == 2 and "more than one grammar" in both.err
     assert specx("complete", specx.model, "-p", "x", "--grammar", "zzz").code == 2
+    file.write_bytes(b'root ::= "caf\xe9"')
+    bad = specx("complete", specx.model, "-p", "x", "--grammar-file", str(file))
+    assert bad.code == 2 and "g.gbnf is not valid UTF-8: byte 0xe9 at offset 13" in bad.err
 
 
 def test_a_schema_becomes_a_grammar(specx):
@@ -137,7 +140,26 @@ def test_a_schema_becomes_a_grammar(specx):
         (("-p", ""), None, "the prompt is empty"),
         ((), b"\n", "the prompt is empty"),
         ((), b"ab\xff", "standard input is not valid UTF-8: byte 0xff at offset 2"),
-        (("-p", "a\udcffb"), None, "command line is not valid UTF-8"),
+        (
+            ("-p", "a\udcffb"),
+            None,
+            "--prompt on the command line is not valid UTF-8: byte 0xff at character 1",
+        ),
+        (("-p", "x", "-sys", "\udce9"), None, "--system-prompt on the command line is not valid UTF-8"),
+        (("-p", "x", "-r", "ok", "-r", "\udce9"), None, "--stop on the command line is not valid UTF-8"),
+        (
+            ("-p", "x", "--grammar", 'root ::= "\udce9"'),
+            None,
+            "--grammar on the command line is not valid UTF-8",
+        ),
+        (
+            ("-p", "x", "-j", '"\ud83d"'),
+            None,
+            "--json-schema on the command line is not valid UTF-8: surrogate",
+        ),
+        (("-p", "x", "-j", "[" * 50_000), None, "the JSON schema is nested more than 100 deep"),
+        (("-p", "x", "--grammar", 'root ::= "a"{3,2}'), None, "the repetition {3,2} in the grammar ends"),
+        (("-p", "x", "-j", '{"not": {}}'), None, "the JSON schema uses not (its root)"),
         (("-p", "x", "--json", "--stream-json"), None, "--json and --stream-json"),
         (("-p", "x", "-l", "1000+1"), None, "names token 1000"),
     ],

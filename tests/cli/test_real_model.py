@@ -310,7 +310,11 @@ def test_verify(specx, tmp_path):
 def test_grammars_schemas_and_stops(specx):
     common = ("complete", "-p", "1 2 3 4 5", "-n", 32, "--temp", 0, "-q", *SMALL)
     assert specx(*common, "--grammar", 'root ::= " yes" | " no"').out in (" yes", " no")
-    assert isinstance(json.loads(specx(*common, "-j", "{}").out), dict)
+    schema = '{"properties": {"say \\"hi\\"": {"enum": ["two\\nlines"]}}, "required": ["say \\"hi\\""]}'
+    assert json.loads(specx(*common, "-j", schema).out) == {'say "hi"': "two\nlines"}
+    once = json.loads(specx(*common, "--grammar", 'root ::= "yes"', "--ignore-eos", "--json").out)
+    assert (once["text"], once["finish_reason"]) == ("yes", "stop") and len(once["tokens"]) <= 3
+    failed(specx(*common, "--grammar", 'root ::= "a"{3,2}'), 2, "the repetition {3,2}", "smaller number")
     stopped = json.loads(specx(*common, "-r", " 8", "--json").out)
     assert (stopped["text"], stopped["finish_reason"]) == (" 6 7", "stop")
     failed(specx(*common, "--grammar", "root := "), 2, "the grammar cannot be used", "GBNF")

@@ -218,6 +218,37 @@ class NoTokenTwice:
         self.recent.append(token)
 
 
+class Within:
+    """Allows the tokens of one set at each place in turn; the end after the first, and then only that."""
+
+    def __init__(self, *places, end=0):
+        self.places, self.end, self.emitted = places, end, []
+
+    def allowed(self, ids):
+        place = len(self.emitted)
+        here = self.places[place] if place < len(self.places) else ()
+        return np.isin(ids, [*here, self.end] if place else here)
+
+    def accept(self, token):
+        assert self.allowed(np.array([token]))[0]
+        self.emitted.append(token)
+
+
+@pytest.mark.parametrize("drafter", ["none", "auto"])
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_finished_grammar_ends_the_answer_whatever_is_ignored(drafter, shift):
+    places = [[3, 4], [0, 5, 6], [7]]
+    for sampling in (GREEDY, replace(GREEDY, logit_bias={0: 40.0}), SETTINGS["warm"]):
+        session = session_of(drafter=drafter, shift=shift)
+        result = run(session, sampling, ignore_eos=True, constraint=Within(*places))
+        assert result.finish_reason == "stop"
+        assert [token in place for token, place in zip(result.tokens, places, strict=True)] == [True] * 3
+    banned = run(session, replace(GREEDY, logit_bias={0: float("-inf")}), constraint=Within(*places))
+    assert (banned.finish_reason, len(banned.tokens)) == ("stop", 3)
+    early = run(session, replace(GREEDY, logit_bias={0: 40.0}), constraint=Within(*places))
+    assert (early.finish_reason, len(early.tokens)) == ("stop", 1)
+
+
 @pytest.mark.parametrize("drafter", [name for name in DRAFTERS if name != "none"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_drafter_does_not_change_the_answer(drafter, name):

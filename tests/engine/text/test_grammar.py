@@ -15,16 +15,6 @@ from specx.engine.text.grammar import GrammarConstraint
 from specx.engine.text.json_schema import grammar_of_schema
 
 
-@pytest.fixture(scope="module")
-def vocab(smollm2):
-    library = lib()
-    parameters = library.llama_model_default_params()
-    parameters.vocab_only = True
-    model = library.llama_model_load_from_file(str(smollm2).encode(), parameters)
-    yield library.llama_model_get_vocab(model)
-    library.llama_model_free(model)
-
-
 def piece(vocab, token):
     buffer = ctypes.create_string_buffer(256)
     n = lib().llama_token_to_piece(vocab, int(token), buffer, 256, 0, False)
@@ -75,8 +65,28 @@ def test_another_root(vocab):
         ('root ::= "a" missing', "missing"),
         ('root ::= ("a"', "expecting"),
         ('start ::= "a"', "root"),
-        ('root ::= root "a"', "left recursion"),
+        ('root ::= root "a"', "left recursion: rule `root`"),
+        ('root ::= a "x" | "y"\na ::= b\nb ::= "z"? a', "left recursion"),
+        ('root ::= "a" ("b"? "c"*)*', "left recursion: rule `root` repeats"),
         ("", "empty"),
+        ('root ::= "a" root', "no text completes the grammar: rule `root`"),
+        ('root ::= "a"{3,2}', r"the repetition \{3,2\} in the grammar ends before it begins"),
+        ('root ::= "a" b{ 4 , 3 }\nb ::= "c"\n@', "ends before it begins"),
+        ('root ::= "a"{0,2001}', "goes beyond 2000"),
+        ('root ::= "a"{99999999999999999999}', "goes beyond 2000"),
+        ("root ::= " + "(" * 60_000 + '"a"' + ")" * 60_000, "parentheses more than 1000 deep"),
+        ("root ::= " + "(" * 60_000 + "@", "parentheses more than 1000 deep"),
+        (
+            "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(20_000)) + 'r20000 ::= "a"',
+            "10000 rules",
+        ),
+        ('root ::= "z" x{1999}\nx ::= y{1999}\ny ::= "a" | ""', "20000 alternatives"),
+        ('root ::= x{1999}\nx ::= y{1999}\ny ::= "a" | ""', "20000 alternatives"),
+        ("root ::= " + " | ".join(f'"{i}"' for i in range(20_001)), "20000 alternatives"),
+        ('root ::= "caf\udce9"', "not valid UTF-8: .* at character 13"),
+        ('root ::= "a\0b"', "NUL"),
+        ('root ::= "a', "cannot be used"),
+        ('root ::= "a" )', "cannot be used"),
     ],
 )
 def test_what_is_wrong_with_a_grammar_is_said(vocab, text, reason, capfd):
@@ -87,19 +97,19 @@ def test_what_is_wrong_with_a_grammar_is_said(vocab, text, reason, capfd):
 
 
 @pytest.mark.parametrize(
-    ("schema", "reason", "hint"),
+    ("grammar", "right", "wrong"),
     [
-        ('{"type":', "not valid JSON", "for example"),
-        ("[]", "not a JSON object", "for example"),
-        ('{"type": "telepathy"}', "telepathy", "use type"),
-        ('{"$ref": "https://nowhere/x"}', r"remote schemas is not allowed$", "within the schema"),
-        ('{"$ref": "#/nowhere"}', "nowhere", "within the schema"),
+        ("root ::= " + "(" * 1000 + '"a"' + ")" * 1000, "a", "aa"),
+        ('root ::= "a"{1999,2000}', "a" * 2000, "a" * 1998),
+        ('root ::= ("a"{3}){2} # (((', "aaaaaa", "aaa"),
+        (r'root ::= [(] "{3,2}" [^"\\\]]+ ("c" | "b")', "({3,2}xb", '({3,2}"b'),
+        ('root ::= "a" root | ""', "aaa", "b"),
+        ("root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(9000)) + 'r9000 ::= "a"', "a", ""),
     ],
 )
-def test_what_is_wrong_with_a_schema_is_said(schema, reason, hint):
-    with pytest.raises(GrammarError, match=reason) as refused:
-        grammar_of_schema(schema)
-    assert hint in refused.value.hint
+def test_grammars_near_the_limits_work(texts, grammar, right, wrong):
+    assert texts.accept(grammar, right)
+    assert not texts.accept(grammar, wrong)
 
 
 def test_sampling_json_of_a_schema(vocab):
@@ -110,12 +120,10 @@ def test_sampling_json_of_a_schema(vocab):
         sampler = Sampler(SamplingSettings(seed=seed), size, constraint)
         text = b""
         rng = np.random.default_rng(seed)
-        for position in range(30):
+        for position in range(60):
             token = sampler.sample(rng.normal(0, 1, size).astype(np.float32), position)
             sampler.accept(token)
             if lib().llama_vocab_is_eog(vocab, token):
                 break
             text += piece(vocab, token)
-        # A model that says anything may stay in the white space for ever; what it wrote is right even so.
-        compact = b"".join(text.split())
-        assert any(full.startswith(compact) for full in (b'{"n":1}', b'{"n":22}'))
+        assert b"".join(text.split()) in (b'{"n":1}', b'{"n":22}')

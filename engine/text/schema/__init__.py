@@ -1,0 +1,1 @@
+"""JSON schemas as GBNF grammars: documents, what they allow, and the rules that say it."""

@@ -1,0 +1,121 @@
+"""Whether a value is valid against a schema: of those that a schema lists, other keywords rule some out."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from specx.engine.text.schema.document import Document, Place, canonical, entered
+from specx.engine.text.schema.facets import counts, explicit_types, number_bounds, string_automaton
+from specx.engine.text.schema.pattern_automaton import containing
+
+__all__ = ["conjunction", "holds", "item_place", "property_places"]
+
+
+def holds(document: Document, place: Place, value: Any, active: tuple[Place, ...] = ()) -> bool:
+    """Whether `value`, with its numbers as int or Decimal, is valid against the schema at `place`.
+
+    Raises:
+        GrammarError: the schema uses what is not known, or refers to itself and nothing else.
+    """
+    schema = document.schema(place)
+    if isinstance(schema, bool):
+        return schema
+    active = entered(active, place)
+    for key, number in conjunction(schema):
+        target = document.target(place) if key == "$ref" else (*place, key, number)
+        if not holds(document, target, value, active):
+            return False
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            right = sum(holds(document, (*place, key, i), value, active) for i in range(len(schema[key])))
+            if right == 0 or (key == "oneOf" and right > 1):
+                return False
+    return _asserted(document, place, schema, value)
+
+
+def conjunction(schema: dict[str, Any]) -> list[tuple[str, int]]:
+    """The schemas that hold beside this one: `$ref` and those of `allOf`, in the order of the text."""
+    found = []
+    for key, value in schema.items():
+        if key == "$ref":
+            found.append((key, 0))
+        elif key == "allOf":
+            found += [(key, i) for i in range(len(value))]
+    return found
+
+
+def _asserted(document: Document, place: Place, schema: dict[str, Any], value: Any) -> bool:
+    if _type(value) not in explicit_types([schema]):
+        return False
+    if any(canonical(value) not in document.listed(place, key) for key in ("const", "enum") if key in schema):
+        return False
+    if isinstance(value, str):
+        return _string(schema, value)
+    if isinstance(value, list):
+        return _array(document, place, schema, value)
+    if isinstance(value, dict):
+        return _object(document, place, schema, value)
+    is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
+    return not is_number or number_bounds([schema]).hold(value)
+
+
+def _string(schema: dict[str, Any], value: str) -> bool:
+    least, most = counts([schema], "minLength", "maxLength")
+    if len(value) < least or (most is not None and len(value) > most):
+        return False
+    allowed = string_automaton([schema])
+    return allowed is None or allowed.accepts(value)
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, Decimal):
+        return "integer" if value == value.to_integral_value() else "number"
+    for kind, name in ((bool, "boolean"), (int, "integer"), (str, "string"), (list, "array")):
+        if isinstance(value, kind):
+            return name
+    return "null" if value is None else "object"
+
+
+def _array(document: Document, place: Place, schema: dict[str, Any], value: list[Any]) -> bool:
+    least, most = counts([schema], "minItems", "maxItems")
+    if len(value) < least or (most is not None and len(value) > most):
+        return False
+    if schema.get("uniqueItems") and len(set(map(canonical, value))) < len(value):
+        return False
+    places = (item_place(place, schema, i) for i in range(len(value)))
+    return all(each is None or holds(document, each, value[i]) for i, each in enumerate(places))
+
+
+def item_place(place: Place, schema: dict[str, Any], index: int) -> Place | None:
+    """Where it is said what the item at `index` of an array must be."""
+    first = "items" if isinstance(schema.get("items"), list) else "prefixItems"  # drafts up to 7
+    rest = "additionalItems" if first == "items" else "items"
+    if index < len(schema.get(first, ())):
+        return (*place, first, index)
+    return (*place, rest) if rest in schema else None
+
+
+def _object(document: Document, place: Place, schema: dict[str, Any], value: dict[str, Any]) -> bool:
+    least, most = counts([schema], "minProperties", "maxProperties")
+    if len(value) < least or (most is not None and len(value) > most):
+        return False
+    if not value.keys() >= set(schema.get("required", ())):
+        return False
+    names = "propertyNames" not in schema or all(
+        holds(document, (*place, "propertyNames"), name) for name in value
+    )
+    return names and all(
+        holds(document, each, value[name]) for name in value for each in property_places(place, schema, name)
+    )
+
+
+def property_places(place: Place, schema: dict[str, Any], name: str) -> list[Place]:
+    """Where it is said what the value of the property `name` must be."""
+    places: list[Place] = [(*place, "properties", name)] if name in schema.get("properties", ()) else []
+    for pattern in schema.get("patternProperties", ()):
+        if containing(pattern).accepts(name):
+            places.append((*place, "patternProperties", pattern))
+    if not places and "additionalProperties" in schema:
+        places.append((*place, "additionalProperties"))
+    return places
