@@ -171,6 +171,8 @@ class Plan:
 
     def _clearly_cheaper(self, terms: Terms, wide: int, narrow: int) -> bool:
         """Whether a step is cheaper than a narrower one beyond the noise of their measurement."""
+        if not np.isfinite(terms.costs[narrow]):
+            return True
         length = terms.jobs[0].cache.length
         noise = self.staircase.noise(wide, length) + self.staircase.noise(narrow, length)
         return float(terms.costs[narrow]) - float(terms.costs[wide]) > noise

@@ -15,8 +15,7 @@ import platform
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ __all__ = [
     "CPU",
     "Conditions",
     "Memory",
-    "OtherWork",
     "available_memory",
     "bytes_to_read",
     "instruction_sets",
@@ -46,7 +44,6 @@ COMMAND_S = 5.0
 MANY_BYTES = 1 << 30  # well beyond the caches of most machines
 MEMORY_SHARE = 8  # at most this part of what is available
 LEAST_BYTES = 1 << 20
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # a second, in /proc/stat
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,49 +161,6 @@ class Conditions:
             "temperature_c": self.temperature,
             "load": None if self.load is None else list(self.load),
         }
-
-
-class OtherWork:
-    """How much of the processors other processes take, from now on.
-
-    Args:
-        cpus: numbers of the logical CPUs that count; in a container the others belong to strangers.
-        root: folder in which `proc` is.
-        own: seconds of CPU time that this process has had, of all threads.
-        clock: seconds.
-    """
-
-    def __init__(
-        self,
-        cpus: Iterable[int],
-        root: Path = ROOT,
-        *,
-        own: Callable[[], float] = time.process_time,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._cpus = frozenset(cpus)
-        self._path = root / "proc/stat"
-        self._own, self._clock = own, clock
-        self._before = self._now()
-
-    def share(self) -> float | None:
-        """Fraction of the processors' time that others have had, 0 to 1; None if that cannot be read."""
-        (others, now), (others_before, before) = self._now(), self._before
-        if others is None or others_before is None or now <= before:
-            return None
-        return min(1.0, max(0.0, (others - others_before) / ((now - before) * len(self._cpus))))
-
-    def _now(self) -> tuple[float | None, float]:
-        ticks = 0
-        seen = 0
-        for line in (read_text(self._path) or "").splitlines():
-            name, *values = line.split()
-            if name.removeprefix("cpu").isdecimal() and int(name[3:]) in self._cpus:
-                numbers = [int(value) for value in values[:8]]
-                ticks += sum(numbers) - sum(numbers[3:5])  # all but idle and waiting for disks
-                seen += 1
-        known = seen == len(self._cpus) > 0
-        return (ticks / CLOCK_TICKS - self._own() if known else None), self._clock()
 
 
 def bytes_to_read(memory: Memory, most: int = MANY_BYTES) -> int:

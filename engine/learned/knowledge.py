@@ -61,9 +61,9 @@ class Learned:
         return staircase
 
     def save_staircase(self, staircase: Staircase) -> None:
-        """Keep what was measured, beside what runs that allow wider steps have kept."""
+        """Keep what was measured, beside what runs that allow wider steps have kept; what is wrong goes."""
         steps = staircase.to_json()
-        if not steps:
+        if not steps and not staircase.contradicted:
             return
         with self._store.locked():
             kept = self._store.load_json("staircase", self._cost_key) or {}

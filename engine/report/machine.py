@@ -21,7 +21,6 @@ from specx.backends.machine.machine import (
     CPU,
     Conditions,
     Memory,
-    OtherWork,
     bytes_to_read,
     instruction_sets,
     machine_fingerprint,
@@ -31,8 +30,7 @@ from specx.backends.machine.machine import (
 )
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, user_store
-from specx.engine.cost.patience import is_busy
-from specx.engine.cost.staircase import AGREE, UNSETTLED
+from specx.engine.cost.timing import Clock, Measurement, Watch, watch_others
 from specx.engine.setup.loading import fit_and_place, load_library, load_on_best_kernels, threads_key
 from specx.engine.setup.threads import ThreadTimes, candidates, load_threads, measure_threads, save_threads
 from specx.kernels._native import read_bandwidth
@@ -41,7 +39,7 @@ __all__ = ["MachineProbe", "Measured", "ModelProbe", "measure_machine", "probe_m
 
 KIND = "machine"  # of the entry in the store
 REPEATS = 2  # per visit
-VISITS = 2  # to each number of threads
+VISITS = 2  # to each number of threads: the second tells whether the first was disturbed
 BUDGET_S = 12.0  # for reading memory
 
 Fraction = Callable[[float], None]
@@ -189,9 +187,7 @@ def probe_machine(
     found = measured is not None
     reason = ggml_device.unavailable()
     if measured is None:
-        cpu, others = this_cpu(), OtherWork(this_cpu().allowed)
-        measured = measure_machine(cpu, read_memory(), devices, progress=progress)
-        measured = replace(measured, disturbed=measured.disturbed or is_busy(others))
+        measured = measure_machine(this_cpu(), read_memory(), devices, progress=progress)
         if measured.disturbed:
             notice("something else kept the machine busy: what was measured is shown, but not kept")
         else:
@@ -218,7 +214,8 @@ def measure_machine(
     progress: Fraction,
     read: Callable[[int, int, int], float] = read_bandwidth,
     copy: Callable[[str], Transfer] = measure_transfer,
-    clock: Callable[[], float] = perf_counter,
+    clock: Clock = perf_counter,
+    watch: Watch = watch_others,
 ) -> Measured:
     """Time reading memory with 1 to all usable threads, and copying it to each GPU.
 
@@ -228,30 +225,35 @@ def measure_machine(
         read: bytes per second, from bytes, threads and repeats.
         copy: how fast the device of that name takes bytes.
         clock: seconds.
+        watch: how other work is watched for.
     """
     gpus = [device.name for device in devices if device.is_gpu]
     nbytes = bytes_to_read(memory)
     counts = _thread_counts(cpu.usable_threads)
-    rates: dict[int, list[float]] = {}
-    start, done = clock(), 0
-    for visit in range(VISITS):
-        for threads in counts[:: 1 if visit else -1]:
-            if clock() - start > BUDGET_S and rates:
-                break
-            rates.setdefault(threads, []).append(read(nbytes, threads, REPEATS))
-            done += 1
-            progress(done / (VISITS * len(counts) + len(gpus)))
-    odd = sum(max(taken) > AGREE * min(taken) for taken in rates.values())
-    transfers = {}
-    for name in gpus:
+    rates: dict[int, float] = {}
+    transfers: dict[str, Transfer] = {}
+    works = VISITS * len(counts) + len(gpus)
+    measurement: Measurement[int] = Measurement(BUDGET_S, clock=clock, watch=watch, needed=0)
+
+    def step(threads: int, _n: int) -> float:
+        rate = read(nbytes, threads, REPEATS)
+        rates[threads] = max(rate, rates.get(threads, 0.0))  # noise only ever adds time
+        done = 1 + sum(len(taken) for times in measurement.times.values() for taken in times.values())
+        progress(done / works)
+        return nbytes / rate * 1e3
+
+    # The widest first; all others as far as the budget reaches.
+    order = [*((i, threads, 1) for i, threads in enumerate(counts[::-1])), *((1, n, 1) for n in counts)]
+    measurement.take(order, step)
+    for i, name in enumerate(gpus, len(measurement.times)):
         transfers[name] = copy(name)
-        done += 1
-        progress(min(done / (VISITS * len(counts) + len(gpus)), 1.0))
+        progress(1 - (len(gpus) - 1 - (i - len(measurement.times))) / works)
+    measurement.finish()
     return Measured(
-        bandwidth={threads: max(rates[threads]) for threads in sorted(rates)},  # noise only ever adds time
+        bandwidth={threads: rates[threads] for threads in sorted(rates)},
         transfers=transfers,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
-        disturbed=odd > UNSETTLED * len(rates),
+        disturbed=measurement.disturbed,
     )
 
 
@@ -285,9 +287,7 @@ def probe_model(
         return ModelProbe(str(settings.model), times, from_store=True)
     model = load_on_best_kernels(info, settings, store, loading, notice).model
     try:
-        others = OtherWork(this_cpu().allowed)
         times = measure_threads(model, candidates(this_cpu()), progress=progress)
-        times = replace(times, disturbed=times.disturbed or is_busy(others))
     finally:
         model.close()
     if times.disturbed:

@@ -8,10 +8,10 @@ from typing import Any
 
 from specx.backends.gguf.checks import read_runnable
 from specx.backends.llama.params import decode_threads
-from specx.backends.machine.machine import OtherWork, bytes_to_read, read_memory, this_cpu
+from specx.backends.machine.machine import bytes_to_read, read_memory
 from specx.backends.settings import LoadSettings
 from specx.backends.store import user_store
-from specx.engine.cost.patience import is_busy
+from specx.engine.cost.timing import unwatched, watch_others
 from specx.engine.setup.kernels import Comparison, choice_of_auto, compare_kernels
 from specx.engine.setup.layers import step_bytes
 from specx.engine.setup.loading import fit_and_place, kernels_key, loader, threads_key
@@ -94,14 +94,14 @@ def probe_staircases(
     settings = fit_and_place(info, settings, store, loading, notice).settings
     settings = with_measured_threads(settings, store, threads_key(info, settings))
     threads = decode_threads(settings)
-    others = OtherWork(this_cpu().allowed)
+    busy = watch_others()
     bandwidth = read_bandwidth(bytes_to_read(read_memory()), threads, BANDWIDTH_REPEATS)
     load = loader(settings, store, loading, notice)
     comparison, model, _ = compare_kernels(
-        load, depths=depths, widths=widths, budget_s=BUDGET_S, progress=progress, busy=lambda: False
+        load, depths=depths, widths=widths, budget_s=BUDGET_S, progress=progress, watch=unwatched
     )
     model.close()
-    comparison.disturbed |= is_busy(others)
+    comparison.disturbed |= busy()
     if comparison.disturbed:
         notice("something else kept the machine busy: what was measured is shown, but not to be relied on")
     auto = choice_of_auto(comparison, store, kernels_key(info, settings))

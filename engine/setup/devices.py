@@ -16,11 +16,13 @@ from typing import Any
 from specx.backends.base import Model
 from specx.backends.llama.devices import TRANSFER_BYTES, Device, Transfer, measure_transfer
 from specx.engine.cost.staircase import Staircase
+from specx.engine.cost.timing import Clock, Watch, powers, unwatched, watch_others
 from specx.engine.setup.layers import Division, Layers
 
 __all__ = ["DeviceCost", "measure_devices", "unmixed"]
 
-WIDTHS = (1, 2, 4, 8, 16, 32)  # tokens of a step that placements are compared by
+WIDTHS = powers(32)  # tokens of a step that placements are compared by
+REMOTE = "RPC"  # how llama.cpp's names of devices behind its RPC server begin
 LEAST_SHARE = 0.01  # of a mixture's time: what is left for a device is never less, whatever the noise says
 
 
@@ -94,7 +96,8 @@ def measure_devices(
     *,
     host_rate: Callable[[], float],
     transfer: Callable[[str, int], Transfer] = measure_transfer,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
+    watch: Watch = watch_others,
 ) -> tuple[list[DeviceCost], bool]:
     """Time the steps of a model on every device that has room for a layer of it.
 
@@ -106,22 +109,28 @@ def measure_devices(
             steps are taken to last as long as reading it does, whatever their width.
         transfer: copies so many bytes to a device.
         clock: seconds.
+        watch: how other work is watched for. A remote device may be a process on this machine, whose work is
+            no other: its steps must only agree among themselves.
 
     Returns:
         The costs, the host's first, and whether something else kept the machine busy meanwhile.
     """
     host, *others = devices
     total, read = len(target), sum(target.read)
-    steps, disturbed = {n: read / host_rate() * 1e3 for n in WIDTHS}, False
     if _free(host) >= target.host + target.needed(0, total):
-        steps, disturbed = _time_steps(load(((host.name, total),)), clock)
+        steps, disturbed = _time_steps(load(((host.name, total),)), clock, watch)
+    else:
+        busy = watch()
+        steps = dict.fromkeys(WIDTHS, read / host_rate() * 1e3)
+        disturbed = busy()
     costs = [DeviceCost(host.name, _free(host), steps, read)]
     for device in others:
         count = target.most_that_fit(_free(device))
         if not count:
             continue
         division = tuple((name, n) for name, n in ((host.name, total - count), (device.name, count)) if n)
-        mixed, noisy = _time_steps(load(division), clock)
+        watched = unwatched if device.name.startswith(REMOTE) else watch
+        mixed, noisy = _time_steps(load(division), clock, watched)
         share = sum(target.read[total - count :]) / read
         row, many = transfer(device.name, target.row_bytes), transfer(device.name, TRANSFER_BYTES)
         alone = DeviceCost(
@@ -157,9 +166,9 @@ def unmixed(
     return alone
 
 
-def _time_steps(model: Model, clock: Callable[[], float]) -> tuple[dict[int, float], bool]:
+def _time_steps(model: Model, clock: Clock, watch: Watch) -> tuple[dict[int, float], bool]:
     """Milliseconds by width in the empty context, and whether they were disturbed; closes the model."""
-    staircase = Staircase(min(model.facts.max_width, max(WIDTHS)))
+    staircase = Staircase(min(model.facts.max_width, max(WIDTHS)), watch=watch)
     try:
         staircase.measure(model.open(), clock=clock)
     finally:

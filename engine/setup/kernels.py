@@ -18,8 +18,8 @@ from specx.backends.base import Cache, Model
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.store import Store
-from specx.engine.cost.patience import PATIENCE, Busy, Patience
-from specx.engine.cost.staircase import UNSETTLED, unsettled
+from specx.engine.cost.timing import Clock, Measurement, Watch, powers, time_step, watch_others
+from specx.engine.setup.basis import is_contradicted
 from specx.engine.setup.explain import Explain, silent
 from specx.engine.setup.placement import ACCEPTANCE
 
@@ -35,9 +35,9 @@ __all__ = [
 ]
 
 DEPTH = 256  # tokens of context at which kernels are compared
-WIDTHS = (1, 2, 4, 8, 16)
+WIDTHS = powers(16)
 BUDGET_S = 1.0  # for each of the kernels
-LEAST, MOST = 3, 8  # visits to each width; the least may take `PATIENCE` times the budget
+LEAST, MOST = 3, 8  # visits to each width: of three one is undisturbed, and after eight the least stays
 CLEARLY = 1.03  # times as fast: less may be noise
 
 
@@ -115,8 +115,8 @@ def choose_kernels(
     *,
     measure: bool = True,
     explain: Explain = silent,
-    clock: Callable[[], float] = time.perf_counter,
-    busy: Busy | None = None,
+    clock: Clock = time.perf_counter,
+    watch: Watch = watch_others,
 ) -> Chosen:
     """Load a model on the kernels that suit it.
 
@@ -132,7 +132,7 @@ def choose_kernels(
         measure: compare them if that was never done.
         explain: told the reasons.
         clock: seconds.
-        busy: whether something else keeps the machine busy, as in `Patience`.
+        watch: how other work is watched for.
     """
     reason = None if wanted == STOCK.name else ggml_device.unavailable()
     if reason and wanted != "auto":
@@ -150,13 +150,22 @@ def choose_kernels(
         kernels = ggml_device.KERNELS[kept]
         explain(f"kernels: {kernels.name}, {why}")
         return Chosen(load(kernels), kernels)
-    return _compare_and_choose(load, store, key, notice, clock, busy)
+    return _compare_and_choose(load, store, key, notice, clock, watch)
 
 
 def remembered_choice(store: Store, key: str) -> str | None:
-    """Name of the kernels that were chosen before; None if they never were."""
-    kept = (store.load_json("kernels", key) or {}).get("choice")
-    return kept if isinstance(kept, str) and kept in ggml_device.KERNELS else None
+    """Name of the kernels that were chosen before; None if they never were, or by times that proved wrong."""
+    data = store.load_json("kernels", key) or {}
+    kept = data.get("choice")
+    if not isinstance(kept, str) or kept not in ggml_device.KERNELS:
+        return None
+    try:
+        by_depth = data.get("steps", {}).get(kept, {})
+        basis = {int(d): {int(n): float(ms) for n, ms in steps.items()} for d, steps in by_depth.items()}
+    except (ValueError, TypeError, AttributeError):
+        basis = {}  # of an earlier version, or of none
+    wrong = any(is_contradicted(store, f"{key}-{kept}", depth, steps) for depth, steps in basis.items())
+    return None if wrong else kept
 
 
 def choice_of_auto(comparison: Comparison, store: Store, key: str) -> Kernels:
@@ -173,11 +182,11 @@ def _compare_and_choose(
     store: Store,
     key: str,
     notice: Callable[[str], None],
-    clock: Callable[[], float],
-    busy: Busy | None,
+    clock: Clock,
+    watch: Watch,
 ) -> Chosen:
     start = clock()
-    comparison, model, loaded = compare_kernels(load, clock=clock, busy=busy)
+    comparison, model, loaded = compare_kernels(load, clock=clock, watch=watch)
     best = choice_of_auto(comparison, store, key)
     if best != loaded:
         model.close()
@@ -186,7 +195,7 @@ def _compare_and_choose(
     if comparison.disturbed:
         notice(f"{took}, but the machine was busy: specx's own are used, and compared again next time")
         return Chosen(model, best)
-    store.save_json("kernels", key, {"choice": best.name})
+    store.save_json("kernels", key, {"choice": best.name, "steps": comparison.steps})
     if best == STOCK:
         notice(f"{took}: llama.cpp's own are the fastest for this model here")
     else:
@@ -201,8 +210,8 @@ def compare_kernels(
     depths: Sequence[int] = (DEPTH,),
     widths: Sequence[int] = WIDTHS,
     budget_s: float = BUDGET_S,
-    clock: Callable[[], float] = time.perf_counter,
-    busy: Busy | None = None,
+    clock: Clock = time.perf_counter,
+    watch: Watch = watch_others,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Comparison, SwitchableModel, Kernels]:
     """Time a model on each of the kernels.
@@ -213,8 +222,8 @@ def compare_kernels(
         widths: tokens of a step.
         budget_s: seconds for each of the kernels and depths, reading the context excluded.
         clock: seconds.
-        busy: whether something else keeps the machine busy, as in `Patience`: then a depth that takes too
-            long to reach is measured in the empty context, and not all widths are.
+        watch: how other work is watched for. Beside it a depth that takes too long to reach is measured in
+            the empty context, not all widths are, and what comes after it is left out.
         progress: called with the fraction done, 0 to 1, reading the context excluded.
 
     Returns:
@@ -224,77 +233,78 @@ def compare_kernels(
     # Stock kernels and specx's attention share the weights, so they take turns on one loaded model.
     ours = not ggml_device.unavailable()
     groups = ((STOCK, ATTENTION), (SPECX,)) if ours else ((STOCK,),)
-    done = 0.0
+    done, model, loaded = 0.0, load(STOCK), STOCK
     for arms in groups:
-        model = load(arms[0])
+        if arms[0] != loaded:
+            model.close()
+            model, loaded = load(arms[0]), arms[0]
+        share = len(arms) / sum(map(len, groups))
+        timing = _Timing(model, model.open(), arms, budget_s, clock, watch, _part(progress, done, share))
+        done += share
         try:
-            cache = model.open()
-            fitting = [n for n in widths if n <= cache.max_width]
-            reached = [d for d in depths if d + max(fitting) <= cache.n_ctx] or [0]
-            for depth in reached:
-                patience = Patience(budget_s * len(arms), clock, busy)
-                cache.rewind(0)
-                if not patience.prefill(cache, depth):
-                    cache.rewind(0)
-                share = len(arms) / len(reached) / sum(map(len, groups))
-                told = _part(progress, done, share)
-                done += share
-                turns = _take_turns(model, cache, arms, fitting, budget_s, clock, patience, told)
-                for name, times in turns.items():
-                    comparison.disturbed |= len(unsettled(times)) > UNSETTLED * len(times)
-                    least = {n: min(taken) for n, taken in times.items()}  # noise only ever adds
-                    comparison.steps.setdefault(name, {})[cache.length] = least
-                comparison.disturbed |= patience.ended
-            cache.close()
+            busy = timing.at(depths, widths, comparison)
         except BaseException:
             model.close()
             raise
-        if ours and arms[0] != SPECX:
-            model.close()
-    return comparison, model, arms[0]
+        if busy:  # nothing follows from it, whatever the others would take
+            break
+    return comparison, model, loaded
+
+
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    """How the kernels that share a loaded model are timed."""
+
+    model: SwitchableModel
+    cache: Cache
+    arms: Sequence[Kernels]
+    budget_s: float
+    clock: Clock
+    watch: Watch
+    progress: Callable[[float], None]
+
+    def at(self, depths: Sequence[int], widths: Sequence[int], comparison: Comparison) -> bool:
+        """Time steps at each of the depths, and put them into `comparison`; true if others were busy."""
+        fitting = [n for n in widths if n <= self.cache.max_width]
+        reached = [d for d in depths if d + max(fitting) <= self.cache.n_ctx] or [0]
+        for i, depth in enumerate(reached):
+            progress = _part(self.progress, i / len(reached), 1 / len(reached))
+            measurement = self._measure(depth, fitting, progress)
+            comparison.disturbed |= measurement.disturbed
+            for name, steps in measurement.least().items():
+                comparison.steps.setdefault(name, {})[self.cache.length] = steps
+            if measurement.busy:
+                break
+        self.cache.close()
+        return measurement.busy
+
+    def _measure(
+        self, depth: int, widths: Sequence[int], progress: Callable[[float], None]
+    ) -> Measurement[str]:
+        """Each width on each of the kernels, as often as the budget allows; the first time always."""
+        measurement: Measurement[str] = Measurement(
+            self.budget_s * len(self.arms),
+            clock=self.clock,
+            watch=self.watch,
+            progress=progress,
+            turns=len(self.arms) * len(widths),
+            least=LEAST,
+            most=MOST,
+        )
+        self.cache.rewind(0)
+        if not measurement.prefill(self.cache, depth):
+            self.cache.rewind(0)
+        by_name = {kernels.name: kernels for kernels in self.arms}
+
+        def step(name: str, n: int) -> float:
+            self.model.kernels = by_name[name]
+            return time_step(self.cache, n, self.clock, calls=2)
+
+        order = ((visit, name, n) for visit in range(MOST) for name in by_name for n in widths)
+        measurement.take(order, step)
+        return measurement
 
 
 def _part(progress: Callable[[float], None] | None, done: float, share: float) -> Callable[[float], None]:
     """What is told the fraction of a `share` of the work, which begins when `done` of all of it is."""
     return lambda fraction: None if progress is None else progress(done + share * fraction)
-
-
-def _take_turns(
-    model: SwitchableModel,
-    cache: Cache,
-    arms: Sequence[Kernels],
-    widths: Sequence[int],
-    budget_s: float,
-    clock: Callable[[], float],
-    patience: Patience,
-    progress: Callable[[float], None],
-) -> dict[str, dict[int, list[float]]]:
-    """Milliseconds of each width on each of the kernels, as often as the budget allows; the first always."""
-    times: dict[str, dict[int, list[float]]] = {kernels.name: {} for kernels in arms}
-    start, budget_s = clock(), budget_s * len(arms)
-    for visit in range(MOST):
-        for kernels in arms:
-            model.kernels = kernels
-            for i, n in enumerate(widths):
-                if i and patience.ended:
-                    break
-                spent = clock() - start
-                if visit > 0 and (patience.ended or spent > budget_s * (1 if visit >= LEAST else PATIENCE)):
-                    return times
-                times[kernels.name].setdefault(n, []).append(_time(cache, n, clock))
-                taken = sum(len(ms) for by in times.values() for ms in by.values()) / len(arms) / len(widths)
-                progress(min(max(taken / MOST, min(spent / budget_s, taken / LEAST)), 1.0))
-    return times
-
-
-def _time(cache: Cache, n: int, clock: Callable[[], float]) -> float:
-    """Milliseconds of a step of `n` tokens after another one of the same width."""
-    length = cache.length
-    took = 0.0
-    for _ in range(2):  # the first builds the graph
-        start = clock()
-        cache.forward(np.zeros(n, np.int32), np.arange(-1, n - 1, dtype=np.int32))
-        took = (clock() - start) * 1e3
-        cache.keep([0])
-        cache.rewind(length)
-    return took

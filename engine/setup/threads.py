@@ -13,15 +13,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from specx.backends.base import Cache, Model
+from specx.backends.base import Model
 from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import CPU, this_cpu
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
-from specx.engine.cost.patience import PATIENCE
-from specx.engine.cost.staircase import AGREE, UNSETTLED
+from specx.engine.cost.timing import Clock, Measurement, Watch, time_step, watch_others
+from specx.engine.setup.basis import is_contradicted
 from specx.engine.setup.explain import Explain, silent
-from specx.engine.setup.kernels import DEPTH
+from specx.engine.setup.kernels import DEPTH, remembered_choice
 
 __all__ = [
     "ThreadTimes",
@@ -39,9 +39,8 @@ BATCH = (8, 32)  # a step that verifies drafts, and a piece of a prompt
 NARROWEST = 16  # counts below this part of all threads are not tried
 NEAR = 1.03  # times as slow: less may be noise, and leaves cores to others
 HOPELESS = 1.5  # times as slow as the best: not visited again
-LONG_MS = 500.0
 BUDGET_S = 6.0
-LEAST, MOST = 3, 8  # visits to each count; the least may take `PATIENCE` times the budget
+LEAST, MOST = 3, 8  # visits to each count: of three one is undisturbed, and after eight the least stays
 
 
 class ThreadedModel(Model, Protocol):
@@ -120,7 +119,8 @@ def measure_threads(
     *,
     budget_s: float = BUDGET_S,
     progress: Callable[[float], None] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
+    watch: Watch = watch_others,
 ) -> ThreadTimes:
     """Time calls of a model on each number of threads, in turns.
 
@@ -132,25 +132,31 @@ def measure_threads(
         budget_s: seconds it may take; a slow model takes longer, to be visited `LEAST` times.
         progress: called with the fraction done, 0 to 1.
         clock: seconds.
+        watch: how other work is watched for.
     """
-    times: dict[int, dict[int, list[float]]] = {}
     cache = model.open()
-    if min(cache.max_width, cache.n_ctx - DEPTH) >= max(BATCH):
+    roomy = min(cache.max_width, cache.n_ctx - DEPTH) >= max(BATCH)
+    if roomy:
         cache.prefill([0] * DEPTH)
     depth = cache.length
-    start, visit = clock(), 0
-    for visit, n, threads in _turns(counts, times):
-        spent = (clock() - start) / budget_s
-        if visit and spent > (1 if visit >= LEAST else PATIENCE):
-            break
+    measurement: Measurement[int] = Measurement(
+        budget_s,
+        clock=clock,
+        watch=watch,
+        progress=progress,
+        turns=len(counts) * len((*DECODE, *BATCH)),
+        needed=len((*DECODE, *BATCH)),
+        least=LEAST,
+        most=MOST,
+    )
+
+    def step(threads: int, n: int) -> float:
         model.set_threads(threads, threads)
-        times.setdefault(n, {}).setdefault(threads, []).append(_time(cache, depth, n, clock))
-        if progress is not None:
-            progress(min(max(visit / MOST, min(spent, (visit + 1) / LEAST)), 1.0))
+        return time_step(cache, n, clock, calls=2)
+
+    measurement.take(_turns(counts, measurement.times), step)
     cache.close()
-    taken = [ms for by in times.values() for ms in by.values() if len(ms) > 1]
-    odd = sum(sorted(ms)[len(ms) // 2] > AGREE * min(ms) for ms in taken)
-    return ThreadTimes(_least(times), depth, disturbed=odd > UNSETTLED * len(taken))
+    return ThreadTimes(_least(measurement.times), depth, disturbed=measurement.disturbed)
 
 
 def with_measured_threads(
@@ -183,10 +189,11 @@ def warn_of_threads(settings: LoadSettings, notice: Callable[[str], None], cpu: 
 
 
 def load_threads(store: Store, key: str) -> ThreadTimes | None:
-    """What was measured before, if anything."""
+    """What was measured before, if anything, and was not found to be wrong since."""
     data = store.load_json(KIND, key)
     try:
-        return None if data is None else ThreadTimes.from_json(data)
+        times = None if data is None else ThreadTimes.from_json(data)
+        return None if times is None or _is_contradicted(store, key, times) else times
     except (ValueError, TypeError, AttributeError, KeyError):
         store.set_aside(KIND, key)
         return None
@@ -198,22 +205,33 @@ def save_threads(store: Store, key: str, times: ThreadTimes) -> None:
         store.save_json(KIND, key, times.to_json())
 
 
+def _is_contradicted(store: Store, key: str, times: ThreadTimes) -> bool:
+    """Whether the steps that are kept on these numbers of threads are far from what they were chosen by."""
+    setup, _, kernels = key.rpartition("-")
+    setup = f"{setup}-t{times.decode}-b{times.batch}"
+    name = remembered_choice(store, setup) if kernels == "auto" else kernels
+    if name is None:
+        return False
+    steps = {n: by[times.decode if n in DECODE else times.batch] for n, by in times.steps.items()}
+    return is_contradicted(store, f"{setup}-{name}", times.depth, steps)
+
+
 def _turns(
     counts: Sequence[int], times: Mapping[int, Mapping[int, Sequence[float]]]
 ) -> Iterator[tuple[int, int, int]]:
-    """(visit, tokens, threads) of what is timed next; every other visit goes the other way round.
+    """(visit, threads, tokens) of what is timed next; every other visit goes the other way round.
 
     The first visit goes down from the widest count and ends at a hopeless one: fewer threads are slower
     still, and could take minutes.
 
     Args:
-        times: what has been measured so far, as it grows.
+        times: what has been measured so far by threads and tokens, as it grows.
     """
     live = {widths: sorted(counts, reverse=True) for widths in (DECODE, BATCH)}
     for visit in range(MOST):
         for widths in (DECODE, BATCH):
             for threads in live[widths][:: -1 if visit % 2 else 1]:
-                yield from ((visit, n, threads) for n in widths)
+                yield from ((visit, threads, n) for n in widths)
                 if visit == 0 and _score(_least(times), widths, threads) > HOPELESS:
                     break
             least = _least(times)
@@ -225,28 +243,13 @@ def _turns(
             ]
 
 
-def _time(cache: Cache, depth: int, n: int, clock: Callable[[], float]) -> float:
-    """Milliseconds of a call of `n` tokens: the lesser of two, because the first one builds the graph and
-    wakes the threads up, unless it takes so long that this is nothing to it."""
-    least = np.inf
-    for _ in range(2):
-        cache.rewind(depth)
-        start = clock()
-        if n <= cache.max_width:
-            cache.forward(np.zeros(n, np.int32), np.arange(-1, n - 1, dtype=np.int32))
-            took = (clock() - start) * 1e3
-            cache.keep([0])
-        else:  # a model that decodes plainly
-            cache.prefill([0] * n)
-            took = (clock() - start) * 1e3
-        least = min(least, took)
-        if took > LONG_MS:
-            break
-    return max(least, 1e-6)
-
-
 def _least(times: Mapping[int, Mapping[int, Sequence[float]]]) -> dict[int, dict[int, float]]:
-    return {n: {threads: min(taken) for threads, taken in by.items()} for n, by in times.items()}
+    """Least milliseconds by tokens and threads, of times by threads and tokens."""
+    least: dict[int, dict[int, float]] = {}
+    for threads, by_tokens in times.items():
+        for n, taken in by_tokens.items():
+            least.setdefault(n, {})[threads] = min(taken)
+    return least
 
 
 def _score(steps: Mapping[int, Mapping[int, float]], widths: Sequence[int], threads: int) -> float:

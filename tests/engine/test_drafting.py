@@ -13,6 +13,7 @@ from specx.backends.errors import ModelError, UsageError
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
+from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import MOST_TRIED, TRIAL_TOKENS, DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
@@ -97,6 +98,7 @@ def session_of(world, *, drafter="auto", forced=None, root=None, quantized=False
         clock=world.clock,
         draft_models=draft_models,
     )
+    session.staircase.watch = unwatched
     session.staircase.load_json(STEPS)
     world.session = session
     return session

@@ -15,6 +15,7 @@ from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.drafters.base import Draft
+from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.plan import Plan, _Reason
@@ -34,12 +35,6 @@ SETTINGS = {
     "greedy penalties": SamplingSettings(seed=7, temperature=0.0, frequency_penalty=0.6, repeat_last_n=20),
 }
 FLAT = {"0": {str(n): 10.0 + n / 100 for n in range(1, 65)}}
-
-
-@pytest.fixture(autouse=True)
-def _quiet_machine(monkeypatch):
-    """Whatever else this machine does, a measurement counts as undisturbed."""
-    monkeypatch.setattr("specx.engine.cost.staircase.unsettled", lambda _times: [])
 
 
 class Drafts:
@@ -88,8 +83,9 @@ def session_of(
         )
 
     with_model = draft is not None or drafter == "model"
-    if with_model:
-        options |= {"clock": clock, "step_costs": {1: 10.0, 64: 10.6}}
+    simulated = with_model or not load  # what a step really takes must not decide a test
+    if simulated:
+        options = {"step_costs": {1: 10.0, 64: 10.6}, **options, "clock": clock}
     backend = ScriptedBackend(**{"vocab_size": V, "script": SCRIPT, "peak": 0.9, **options})
     settings = LoadSettings(
         Path("scripted.gguf"),
@@ -107,8 +103,9 @@ def session_of(
         name="scripted",
         notice=notice,
         draft_models=draft_models if with_model else None,
-        **({"clock": clock} if with_model else {}),
+        **({"clock": clock} if simulated else {}),
     )
+    session.staircase.watch = unwatched
     if load:
         session.staircase.load_json(load)
         session.staircase.observe = lambda *_step: None  # what a step really takes must not decide a test
@@ -667,14 +664,14 @@ def test_a_run_with_narrow_steps_leaves_wider_ones_to_be_measured(tmp_path):
             assert (f", {n} cost " in measured[0]) == (n in told)  # nothing is told that was not timed
 
 
-def test_a_disturbed_measurement_is_told_and_not_kept(tmp_path, monkeypatch):
+def test_a_disturbed_measurement_is_told_and_not_kept(tmp_path):
     with session_of(tmp_path, load=FLAT):
         pass
     before = {path: path.read_bytes() for path in files(tmp_path)}
     notices = []
     with session_of(tmp_path, notices, load=None) as session:
         session.staircase.load_json({})
-        monkeypatch.setattr("specx.engine.cost.staircase.unsettled", list)
+        session.staircase.watch = lambda: lambda: True
         run(session, n_predict=3)
         assert session.staircase.depths
     assert len(notices) == 2
@@ -682,6 +679,24 @@ def test_a_disturbed_measurement_is_told_and_not_kept(tmp_path, monkeypatch):
     assert {path: before.get(path) for path in files(tmp_path) if path.parent.name == "staircase"} == {
         path: data for path, data in before.items() if path.parent.name == "staircase"
     }
+
+
+def test_what_is_kept_and_contradicted_by_real_steps_is_measured_again(tmp_path):
+    notices = []
+    wrong = {"0": {str(n): 100.0 + n for n in range(1, 65)}}
+    with session_of(tmp_path, notices, load=None, draft_max=1) as session:
+        session.staircase.load_json(wrong)
+        for _ in range(10):
+            run(session)
+            if session.staircase.contradicted:
+                break
+            session.forget_conversation()
+        assert session.staircase.contradicted
+        session.forget_conversation()
+        run(session)
+        assert session.staircase.steps(session.staircase.depths[0])[1] == pytest.approx(10.0)
+    with session_of(tmp_path, notices, load=None) as session:
+        assert session.staircase.cost(1, 100) == pytest.approx(10.0, rel=0.1)
 
 
 @pytest.mark.parametrize("calls", [1, 8, 40])

@@ -19,6 +19,7 @@ from specx.engine.bench import setup as bench_setup
 from specx.engine.bench.records import ArmInfo, Run
 from specx.engine.bench.run import SpecxArm
 from specx.engine.bench.setup import Opened, name_arms
+from specx.engine.cost.timing import unwatched
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
 from specx.engine.settings import LoadSettings
@@ -42,6 +43,7 @@ class Scripted:
         backend = ScriptedBackend(300, script=script, peak=0.95, step_costs=STEPS, clock=clock, n_ctx=1024)
         learned = Learned(Store(None), model_key="m", cost_key="c")
         session = Session(backend, LoadSettings(Path("m.gguf")), learned, name="scripted", clock=clock)
+        session.staircase.watch = unwatched
         names = name_arms(settings.drafters, settings.kernels, settings.threads)
         infos = [ArmInfo(name=n.name, plain=n.plain, drafter=n.drafter, threads=2) for n in names]
         arms = [Meddled(self, SpecxArm(info, session, settings.sampling)) for info in infos]

@@ -20,6 +20,7 @@ from specx.engine.bench.report import make_report
 from specx.engine.bench.run import Bench, PeerArm, SpecxArm, schedule, server_sampling
 from specx.engine.bench.setup import name_arms
 from specx.engine.bench.suites import Prompt, Workload
+from specx.engine.cost.timing import unwatched
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
 from specx.engine.settings import LoadSettings, SamplingSettings
@@ -47,7 +48,9 @@ def make_session(*, peak=0.95, n_ctx=2048, script=tuple(range(20, 60)), **given)
         300, script=script, peak=peak, n_ctx=n_ctx, step_costs=STEPS, clock=clock, **given
     )
     learned = Learned(Store(None), model_key="m", cost_key="c")
-    return Session(backend, LoadSettings(Path("m.gguf")), learned, name="scripted", clock=clock)
+    session = Session(backend, LoadSettings(Path("m.gguf")), learned, name="scripted", clock=clock)
+    session.staircase.watch = unwatched
+    return session
 
 
 def make_arm(session, name="none", drafter=None, *, plain="none", warm=False, sampling=GREEDY):

@@ -12,6 +12,7 @@ from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.drafters.base import EMPTY_DRAFT
+from specx.engine.cost.timing import unwatched
 from specx.engine.decode import Step
 from specx.engine.learned.knowledge import Learned
 from specx.engine.learned.records import MOST_DRAFTERS, MOST_TOKENS, TrackRecord, TrackRecords
@@ -109,6 +110,7 @@ def test_a_session_keeps_the_time_that_really_passed(tmp_path):
     learned = Learned(store, model_key="model", cost_key=KEY)
     settings = LoadSettings(Path("scripted.gguf"))
     with Session(backend, settings, learned, name="scripted", clock=clock) as session:
+        session.staircase.watch = unwatched
         generation = session.generate(script[:8], SamplingSettings(temperature=0.0), n_predict=400)
         steps = [chunk.step for chunk in generation if chunk.step]
         record = learned.records.all()["auto"]

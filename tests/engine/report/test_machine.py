@@ -15,6 +15,7 @@ from specx.backends.llama.model import decode_threads
 from specx.backends.machine.machine import CPU, Memory
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, cache_dir
+from specx.engine.cost.timing import unwatched
 from specx.engine.report import machine as probe_module
 from specx.engine.report.machine import Measured, measure_machine, probe_machine, probe_model
 from specx.engine.session import Session
@@ -44,6 +45,7 @@ def measure(count, *, available=64 << 30, devices=(HOST,), rate=lambda threads: 
         read=read,
         copy=lambda name: Transfer(3e9),
         clock=lambda: now[0],
+        watch=unwatched,
     )
     assert fractions == sorted(fractions) and fractions[-1] <= 1
     return found, asked
@@ -78,6 +80,18 @@ def test_the_best_of_two_visits_counts_and_disagreement_is_noticed():
     assert found.bandwidth == {1: 1.2e9, 2: 2e9} and not found.disturbed
     rates = iter((2e9, 1e9, 3e9, 9e9))
     found, _ = measure(2, rate=lambda _threads: next(rates))
+    assert found.disturbed
+
+
+def test_steady_work_beside_it_is_noticed():
+    found = measure_machine(
+        cpu(2),
+        Memory(1 << 30, 1 << 30),
+        (HOST,),
+        progress=lambda _f: None,
+        read=lambda _bytes, threads, _repeats: 1e9 * threads,
+        watch=lambda: lambda: True,
+    )
     assert found.disturbed
 
 
@@ -116,7 +130,7 @@ def test_foreign_values_are_refused(change):
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """No other work counts, and measurements of the machine are counted instead of made."""
+    """Measurements of the machine are counted instead of made."""
     made = []
 
     def measured(*_facts, **_options):
@@ -124,7 +138,6 @@ def quiet(monkeypatch):
         return MEASURED
 
     monkeypatch.setattr(probe_module, "measure_machine", measured)
-    monkeypatch.setattr(probe_module, "is_busy", lambda _others: False)
     return made
 
 
@@ -167,12 +180,13 @@ def test_a_damaged_entry_is_set_aside_and_measured_anew(quiet, data):
 
 
 def test_what_was_measured_beside_other_work_is_shown_but_not_kept(quiet, monkeypatch):
-    monkeypatch.setattr(probe_module, "is_busy", lambda _others: True)
+    beside = replace(MEASURED, disturbed=True)
+    monkeypatch.setattr(probe_module, "measure_machine", lambda *_facts, **_options: beside)
     notices = []
     found = probe_machine(progress=lambda _f: None, notice=notices.append)
     assert found.measured.bandwidth == MEASURED.bandwidth and found.to_json()["disturbed"]
     assert len(notices) == 1 and "not kept" in notices[0]
-    assert not probe().from_store
+    assert not probe().from_store  # it is measured again
 
 
 def test_a_cache_that_cannot_be_written_is_no_harm(quiet, monkeypatch, tmp_path):

@@ -16,6 +16,7 @@ from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, cache_dir
 from specx.engine.cost.staircase import Staircase
+from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.learned.records import TrackRecord
@@ -77,6 +78,7 @@ def rate_of(sharpness, token_ms, n=800):
     backend = ScriptedBackend(V, sharpness=3.0, step_costs=STEPS, clock=clock)
     settings = LoadSettings(Path("scripted.gguf"), drafter="model")
     session = Session(backend, settings, learned, name="scripted", clock=clock, draft_models=models)
+    session.staircase.watch = unwatched
     session.staircase.load_json({"0": {str(n): ms for n, ms in STEPS.items()}})
     sampling = SamplingSettings(seed=3, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
     generation = session.generate([1, 2, 3], sampling, n_predict=n, ignore_eos=True)

@@ -14,6 +14,7 @@ from specx.backends.llama.kernels import STOCK
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
+from specx.engine.cost.timing import unwatched
 from specx.engine.setup import offloading
 from specx.engine.setup.devices import DeviceCost, measure_devices, unmixed
 from specx.engine.setup.kernels import Chosen
@@ -43,6 +44,7 @@ class Machine:
         self.speeds = speeds
         self.clock = SimulatedClock()
         self.loaded = []
+        self.watch = unwatched
 
     def load(self, division):
         total, steps = sum(count for _, count in division), {}
@@ -60,7 +62,7 @@ class Machine:
     def transfer(_name, nbytes):
         return Transfer(nbytes / (LATENCY_MS / 1e3 + nbytes / BYTES_PER_S))
 
-    def measure(self, devices, layers=LAYERS):
+    def measure(self, devices, layers=LAYERS, watch=unwatched):
         return measure_devices(
             layers,
             devices,
@@ -68,6 +70,7 @@ class Machine:
             host_rate=lambda: 1e10,
             transfer=self.transfer,
             clock=self.clock,
+            watch=watch,
         )
 
 
@@ -152,7 +155,7 @@ def decide(tmp_path, monkeypatch):
         offloading,
         "measure_devices",
         lambda target, devices, load, **rest: measure_devices(
-            target, devices, load, **rest, transfer=machine.transfer
+            target, devices, load, **rest, transfer=machine.transfer, watch=machine.watch
         ),
     )
 
@@ -231,3 +234,24 @@ def test_a_draft_model_is_placed_by_the_same_costs(decide, tmp_path, monkeypatch
     assert place_draft(asked, Store(tmp_path), "key").offload == (("GPU", 11),)
     assert place_draft(asked, Store(tmp_path), "other key").n_gpu_layers == 0
     assert place_draft(replace(asked, n_gpu_layers=2), Store(tmp_path), "key").offload is None
+
+
+def test_what_was_timed_beside_other_work_is_not_kept(decide, tmp_path):
+    decide.machine.watch = lambda: lambda: True
+    told = decide([CPU, GPU]).told
+    assert len(told) == 1 and "the machine was busy" in told[0]
+    assert not list((tmp_path / "devices").glob("*.json"))
+    decide.machine.watch = unwatched
+    assert "busy" not in decide([CPU, GPU]).told[0]
+    assert decide([CPU, GPU]).told == []
+
+
+def test_the_work_of_a_remote_device_is_not_that_of_others():
+    machine, watched = Machine({"CPU": HOST, "RPC0": FAST}), []
+
+    def watch():
+        watched.append(1)
+        return lambda: len(watched) > 1  # whatever is watched after the host
+
+    _, disturbed = machine.measure([CPU, device("RPC0", "GPU", 4 * GIB)], watch=watch)
+    assert (disturbed, watched) == (False, [1])

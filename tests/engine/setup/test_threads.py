@@ -12,6 +12,7 @@ from specx.backends.machine.machine import CPU
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
 from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
+from specx.engine.cost.timing import unwatched
 from specx.engine.setup.threads import (
     BATCH,
     candidates,
@@ -54,7 +55,7 @@ class Machine(ScriptedBackend):
 
 def measure(cost, counts, **options):
     machine = Machine(cost, **options)
-    times = measure_threads(machine, counts, clock=machine.clock)
+    times = measure_threads(machine, counts, clock=machine.clock, watch=unwatched)
     assert machine.length == 0
     return times, machine
 
@@ -128,7 +129,7 @@ def test_a_model_that_decodes_plainly():
 def test_a_slow_model_takes_as_long_as_it_must_and_says_how_far_it_is():
     fractions = []
     machine = Machine(lambda n, t: 900.0)
-    measure_threads(machine, (1, 2), clock=machine.clock, progress=fractions.append)
+    measure_threads(machine, (1, 2), clock=machine.clock, watch=unwatched, progress=fractions.append)
     assert machine.clock() < 20
     assert fractions and all(0 <= f <= 1 for f in fractions)
     assert fractions == sorted(fractions)
@@ -167,6 +168,31 @@ def test_it_survives_the_store_unless_it_was_disturbed(tmp_path):
     assert load_threads(store, "k") == times
     save_threads(store, "busy", replace(times, disturbed=True))
     assert load_threads(store, "busy") is None
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_steady_work_beside_it_is_noticed(tmp_path, busy):
+    machine, store = Machine(lambda n, t: 60.0 / t), Store(tmp_path)
+    times = measure_threads(machine, (1, 2, 4), clock=machine.clock, watch=lambda: lambda: busy)
+    save_threads(store, "k", times)
+    assert times.disturbed == busy
+    assert (load_threads(store, "k") is None) == busy
+
+
+@pytest.mark.parametrize(("factor", "holds"), [(1.0, True), (1.3, True), (4.0, False), (0.2, False)])
+@pytest.mark.parametrize("kernels", ["auto", "specx"])
+def test_numbers_whose_times_are_contradicted_are_not_used(tmp_path, kernels, factor, holds):
+    store, key = Store(tmp_path), f"model-machine-{kernels}"
+    times, _ = measure(saturated, (2, 4, 8))
+    save_threads(store, key, times)
+    setup = f"model-machine-t{times.decode}-b{times.batch}"
+    store.save_json("kernels", setup, {"choice": "specx"})
+    assert load_threads(store, key) == times
+    steps = {str(n): factor * ms for n, ms in ((1, 10.0), (8, 20.0), (32, 80.0))}
+    store.save_json("staircase", f"{setup}-specx", {"steps": {"0": steps, "288": steps}})
+    assert (load_threads(store, key) is not None) == holds
+    found = with_measured_threads(SETTINGS, store, key)
+    assert (found is not SETTINGS) == holds
 
 
 GOOD = {

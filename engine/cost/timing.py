@@ -1,0 +1,272 @@
+"""How anything is timed: in turns, within a budget, and beside no other work.
+
+Whatever else the machine does only ever adds time. So what is compared takes turns, of repeated times the
+least counts, and what was measured while other processes kept the machine busy is neither kept nor decides
+anything, however steady it looks: steady work beside it makes every repetition equally slow.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from specx.backends.base import Cache
+from specx.backends.machine.machine import this_cpu
+from specx.backends.machine.other_work import OtherWork, Work
+
+__all__ = [
+    "PATIENCE",
+    "Busy",
+    "Clock",
+    "Measurement",
+    "Stopped",
+    "Watch",
+    "disturbs",
+    "never",
+    "powers",
+    "relative_noise",
+    "time_step",
+    "unsettled",
+    "unwatched",
+    "watch_others",
+]
+
+# A system that is left alone takes some hundredths of a CPU. One busy loop takes its fair share: a third of a
+# CPU or more beside two threads on two CPUs, and nearly a whole one on many.
+MOST_SHARE = 0.1  # of the CPUs' time that others may have
+MOST_OTHERS = 0.5  # CPUs' worth of it at most: one process that reads memory slows down all threads of a step
+MOST_WAITED = 0.1  # of the time that threads of this process may wait while others run
+PATIENCE = 3.0  # times the budget: then a measurement ends if others are the reason
+# Repetitions on a quiet machine differ by some percent, beside bursts of other work severalfold.
+AGREE = 1.3  # repetitions agree if half of them are at most this many times the least
+ODD = 2.0  # a width is implausible if other ways to compute as many tokens are this many times cheaper
+TILES = 32  # tokens: llama.cpp's attention computes more of them in tiles, which can be cheaper than fewer
+UNSETTLED = 0.25  # a larger share of such widths means that something else kept the machine busy
+LEAST_NOISE = 0.005  # of a time: two repetitions that agree better do so by chance
+ONE_TIME_NOISE = 0.03  # of times that were not repeated: what two repetitions of a step usually differ by
+LONG_MS = 500.0  # a step to which building its graph is nothing
+
+Arm = TypeVar("Arm", bound=Hashable)
+Clock = Callable[[], float]
+Stopped = Callable[[], bool]
+Busy = Callable[[], bool]
+"""Whether other work has kept the machine busy since a moment."""
+Watch = Callable[[], Busy]
+"""Begins to watch for other work."""
+
+
+class _EndedError(Exception):
+    """A prompt is not read to its end."""
+
+
+def never() -> bool:
+    """False."""
+    return False
+
+
+def powers(most: int) -> tuple[int, ...]:
+    """Widths that tell the most about all others: powers of two up to `most`."""
+    return tuple(1 << i for i in range(most.bit_length()))
+
+
+def unwatched() -> Busy:
+    """A `Watch` that sees nothing: for what is shown and told to be unreliable, whatever it is beside."""
+    return never
+
+
+def watch_others() -> Busy:
+    """A `Watch` for other processes on the CPUs that this one may use."""
+    others = OtherWork(this_cpu().allowed)
+    return lambda: disturbs(others.so_far())
+
+
+def disturbs(work: Work) -> bool:
+    """Whether what was measured meanwhile is neither kept nor decides anything."""
+    if work.others_s is None or work.seconds <= 0:
+        return False
+    if work.others_s - work.tick_s > min(MOST_SHARE * work.cpus, MOST_OTHERS) * work.seconds:
+        return True
+    # More threads than CPUs wait for each other, too: no longer than others ran is their fault.
+    waited = min(work.waited_s or 0.0, work.others_s + work.tick_s)
+    return waited > MOST_WAITED * work.seconds
+
+
+def time_step(cache: Cache, n: int, clock: Clock, *, calls: int = 1) -> float:
+    """Milliseconds of a step of `n` tokens, of which nothing is kept; wider ones than possible are read.
+
+    Args:
+        cache: its committed tokens are the same afterwards.
+        n: tokens.
+        clock: seconds.
+        calls: the least of so many counts, as the first builds the graph and wakes threads up; of long ones
+            the first.
+    """
+    length, least = cache.length, np.inf
+    for _ in range(calls):
+        start = clock()
+        if n <= cache.max_width:
+            cache.forward(np.zeros(n, np.int32), np.arange(-1, n - 1, dtype=np.int32))
+            took = (clock() - start) * 1e3
+            cache.keep([0])
+        else:  # a model that decodes plainly
+            cache.prefill([0] * n)
+            took = (clock() - start) * 1e3
+        cache.rewind(length)
+        least = min(least, took)
+        if took > LONG_MS:
+            break
+    return max(float(least), 1e-6)
+
+
+class Measurement(Generic[Arm]):
+    """Times of steps of several widths on several arms, taken in turns.
+
+    It is watched from the moment that it is made. A slow model is given the time that it takes. But beside
+    other work every step can take a hundred times as long, and what comes out is not kept: after `PATIENCE`
+    times the budget such a measurement ends, and makes do with what it has.
+
+    Args:
+        budget_s: seconds it should take.
+        clock: seconds.
+        watch: how other work is watched for.
+        stopped: whether to stop at once, asked before each step.
+        progress: called with the fraction done, 0 to 1.
+        turns: arms times widths.
+        needed: widths of each arm that are timed in any case.
+        least: visits to each that may take `PATIENCE` times the budget; the first visit always is made.
+        most: visits to each.
+    """
+
+    def __init__(
+        self,
+        budget_s: float,
+        *,
+        clock: Clock = time.perf_counter,
+        watch: Watch = watch_others,
+        stopped: Stopped = never,
+        progress: Callable[[float], None] | None = None,
+        turns: int = 1,
+        needed: int = 1,
+        least: int = 1,
+        most: int = 1,
+    ) -> None:
+        self.times: dict[Arm, dict[int, list[float]]] = {}
+        self.stopped = False
+        self.busy = False
+        self._budget_s, self._clock, self._start = budget_s, clock, clock()
+        self._watched, self._asked, self._progress = watch(), stopped, progress
+        self._turns, self._needed, self._least, self._most = turns, needed, least, most
+        self._ended = False
+        self._told = 0.0
+        self._began = self._start
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has taken `PATIENCE` times the budget, and something else is the reason."""
+        late = self._ended or self._clock() - self._start > PATIENCE * self._budget_s
+        self._ended = late and (self._ended or self._watched())
+        return self._ended
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether what was measured is neither kept nor decides anything; known once `take` is done."""
+        odd = sum(len(unsettled(times)) for times in self.times.values())
+        return self.busy or odd > UNSETTLED * sum(map(len, self.times.values()))
+
+    def least(self) -> dict[Arm, dict[int, float]]:
+        """The least milliseconds by arm and width."""
+        return {arm: {n: min(taken) for n, taken in times.items()} for arm, times in self.times.items()}
+
+    def prefill(self, cache: Cache, length: int) -> bool:
+        """Commit `length` tokens, which counts for nothing in the budget; false if it ended meanwhile."""
+
+        def check(_done: int, _total: int) -> None:
+            if self.ended:
+                raise _EndedError
+
+        try:
+            cache.prefill([0] * length, progress=check)
+        except _EndedError:
+            return False
+        return True
+
+    def take(
+        self,
+        order: Iterable[tuple[int, Arm, int]],
+        step: Callable[[Arm, int], float],
+        guess: Callable[[int], float] = lambda _n: 0.0,
+    ) -> None:
+        """Time what comes next in `order`, as far as there is time for it.
+
+        Args:
+            order: (visit, arm, width); what it has not yielded yet may follow from `times`.
+            step: milliseconds of a step of an arm and a width.
+            guess: milliseconds that a step of a width may take.
+        """
+        self._began = self._clock()
+        for visit, arm, n in order:
+            if self._asked():
+                break
+            known = self.times.setdefault(arm, {})
+            if (visit or len(known) >= self._needed) and not self._has_time(visit, guess(n)):
+                continue
+            ms = step(arm, n)
+            known.setdefault(n, []).append(ms)
+            self._tell(visit)
+        self.finish()
+        self.stopped = self._asked()
+
+    def finish(self) -> None:
+        """The end of what counts: other work from now on disturbs nothing."""
+        self.busy = self.busy or self._ended or self._watched()
+
+    def _has_time(self, visit: int, guess_ms: float) -> bool:
+        if self.ended:
+            return False
+        spent_s = self._clock() - self._began
+        if visit < self._least:
+            return not visit or spent_s <= PATIENCE * self._budget_s
+        return spent_s + guess_ms / 1e3 <= self._budget_s
+
+    def _tell(self, visit: int) -> None:
+        if self._progress is None:
+            return
+        spent = (self._clock() - self._began) / self._budget_s
+        count = sum(len(taken) for times in self.times.values() for taken in times.values())
+        visits = max(visit, count / self._turns)
+        self._told = min(max(self._told, visits / self._most, min(spent, visits / self._least)), 1.0)
+        self._progress(self._told)
+
+
+def unsettled(times: Mapping[int, Sequence[float]]) -> list[int]:
+    """Widths of which half of the times are not close to the least, or are dearer than they can be.
+
+    Args:
+        times: milliseconds by width.
+    """
+    least = {n: min(taken) for n, taken in times.items()}
+    single = min((least[n] / n for n in (1, 2) if n in least), default=np.inf)
+    found = []
+    for n, taken in times.items():
+        wider = min((ms for m, ms in least.items() if n < m <= TILES), default=np.inf)
+        median = sorted(taken)[len(taken) // 2]
+        if median > AGREE * least[n] or least[n] > ODD * min(n * single, wider):
+            found.append(n)
+    return found
+
+
+def relative_noise(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """Standard deviation of each least time, as a part of it.
+
+    Few repetitions say little of their width alone, so each is given at least what is usual for all.
+
+    Args:
+        times: milliseconds by width.
+    """
+    spreads = {n: sorted(taken)[len(taken) // 2] / min(taken) - 1 for n, taken in times.items()}
+    repeated = [spreads[n] for n, taken in times.items() if len(taken) > 1]
+    usual = max(float(np.median(repeated)), LEAST_NOISE) if repeated else ONE_TIME_NOISE
+    return {n: max(spread, usual) for n, spread in spreads.items()}
