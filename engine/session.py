@@ -17,11 +17,12 @@ from specx.engine.cost.identity import Identity, identity_text, measure_identity
 from specx.engine.cost.staircase import Staircase
 from specx.engine.decode import Step
 from specx.engine.drafting import DraftModels
-from specx.engine.generation import Chunk, Generation, Request, Result, Slot, Timings, write
+from specx.engine.generation import Generation, Slot, write
 from specx.engine.learned.knowledge import Learned
 from specx.engine.plan import Plan
 from specx.engine.sampling import Constraint
 from specx.engine.settings import SamplingSettings
+from specx.engine.text.answer import Chunk, Request, Result, Timings
 
 __all__ = ["Chunk", "Generation", "Result", "Session", "Timings"]
 
