@@ -25,7 +25,8 @@ import numpy as np
 
 from specx.backends.llama.kernels import KERNELS
 from specx.backends.llama.model import LlamaBackend
-from specx.backends.settings import LoadSettings
+from specx.backends.machine.machine import this_cpu
+from specx.backends.settings import Load
 
 PROMPT, TOKENS = 64, 8
 COLUMNS = {  # heading: figure, unit, digits
@@ -87,7 +88,8 @@ def measure(model: Path, kernels: str, how: str) -> Usage:
     """Bytes made resident by a model that is "mapped" or "read"; seconds of loading, and with a prompt."""
     before = resident()
     start = time.perf_counter()
-    backend = LlamaBackend(LoadSettings(model=model, mmap=how == "mapped"), kernels=KERNELS[kernels])
+    threads = this_cpu().default_threads
+    backend = LlamaBackend(Load(model, threads, threads, mmap=how == "mapped"), kernels=KERNELS[kernels])
     loaded = time.perf_counter() - start
     backend.prefill([0] * PROMPT)
     ready = time.perf_counter() - start

@@ -30,7 +30,7 @@ from specx.backends.errors import SpecxError
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.llama.library import lib
 from specx.backends.llama.model import LlamaBackend
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import Load
 from specx.engine.bench.suites import Prompt, load_suite
 
 Logits = NDArray[np.float32]
@@ -132,17 +132,13 @@ def windows(tokens: Sequence[int], positions: int, size: int) -> list[NDArray[np
 
 def measure(arguments: argparse.Namespace, text: str) -> dict[str, dict[Arm, Distance]]:
     """By what the arms are compared with ("stock", and "32-bit floats" if wanted), and by arm."""
-    settings = LoadSettings(
-        model=arguments.model,
-        n_ctx=arguments.window + 64,
-        threads=arguments.threads,
-        threads_batch=arguments.threads,
-    )
+    threads = arguments.threads
+    wanted = Load(arguments.model, threads, threads, n_ctx=arguments.window + 64)
     with ExitStack() as stack:
-        backends = {arm: load(stack, settings, arm) for arm in (REFERENCE, *ARMS)}
+        backends = {arm: load(stack, wanted, arm) for arm in (REFERENCE, *ARMS)}
         if arguments.exact:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            floats = replace(settings, model=in_floats(settings.model, folder), type_k="f32", type_v="f32")
+            floats = replace(wanted, path=in_floats(wanted.path, folder), type_k="f32", type_v="f32")
             backends[EXACT] = load(stack, floats, EXACT)
         found = {REFERENCE.name: {arm: Distance() for arm in ARMS}}
         if arguments.exact:
@@ -158,9 +154,9 @@ def measure(arguments: argparse.Namespace, text: str) -> dict[str, dict[Arm, Dis
     return found
 
 
-def load(stack: ExitStack, settings: LoadSettings, arm: Arm) -> LlamaBackend:
+def load(stack: ExitStack, wanted: Load, arm: Arm) -> LlamaBackend:
     """A model of the arm's own, closed with the stack."""
-    return stack.enter_context(closing(LlamaBackend(settings, kernels=arm.kernels, repack=arm.repack)))
+    return stack.enter_context(closing(LlamaBackend(wanted, kernels=arm.kernels, repack=arm.repack)))
 
 
 def in_floats(model: Path, folder: Path) -> Path:

@@ -18,9 +18,9 @@ from pathlib import Path
 import rpc_device
 
 from specx.backends.gguf.file import read_gguf
-from specx.backends.llama.kernels import KERNELS
+from specx.backends.llama.kernels import KERNELS, Kernels
 from specx.backends.llama.model import LlamaBackend
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import Load
 from specx.engine.cost.staircase import Staircase
 from specx.engine.setup.devices import measure_devices
 from specx.engine.setup.layers import Division, model_layers
@@ -32,25 +32,22 @@ WIDTHS = (1, 4, 8)
 
 def main() -> int:
     arguments = _parser().parse_args()
-    settings = LoadSettings(
-        arguments.model, n_ctx=1024, threads=arguments.threads, kernels=arguments.kernels, store=False
-    )
+    wanted = Load(arguments.model, arguments.threads, arguments.threads, n_ctx=1024)
     with rpc_device.served(arguments.device_threads) as endpoint:
         rpc_device.register(endpoint)
-        _compare(settings, arguments.layers, repack=arguments.repack)
+        _compare(wanted, KERNELS[arguments.kernels], arguments.layers, repack=arguments.repack)
     return 0
 
 
-def _compare(settings: LoadSettings, layers: Sequence[int], *, repack: bool) -> None:
-    target = model_layers(read_gguf(settings.model), settings)
+def _compare(wanted: Load, kernels: Kernels, layers: Sequence[int], *, repack: bool) -> None:
+    target = model_layers(read_gguf(wanted.path), wanted)
     devices = usable_devices()
 
     def load(division: Division) -> LlamaBackend:
         offload = tuple((name, count) for name, count in division if name != devices[0].name)
         count = sum(count for _, count in offload)
-        chosen = KERNELS[settings.kernels]
-        placed = replace(settings, offload=offload, n_gpu_layers=count)
-        return LlamaBackend(placed, kernels=chosen, repack=repack)
+        placed = replace(wanted, offload=offload, n_gpu_layers=count)
+        return LlamaBackend(placed, kernels=kernels, repack=repack)
 
     costs, disturbed = measure_devices(target, devices, load, host_rate=lambda: 1e10)
     host, other = costs

@@ -19,11 +19,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from specx.backends.settings import LoadSettings
 from specx.engine.bench.suites import Prompt, load_suite
 from specx.engine.report.plan import DraftOption, make_plan
 from specx.engine.session import Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, AskedModel, SamplingSettings
 from specx.engine.text.template import ChatTemplate
 
 GREEDY = SamplingSettings(seed=1, temperature=0.0)
@@ -42,32 +41,32 @@ def main() -> int:
             alone = Path(cache, Path(model).name)  # models beside the target are found, too
             alone.symlink_to(Path(model).resolve())
             drafter = "model" if draft else "auto"
-            settings = LoadSettings(alone, drafter=drafter, draft_model=Path(draft) if draft else None)
-            _row(settings, prompts, arguments.n_predict)
+            asked = Asked(alone, drafter=drafter, draft=AskedModel(Path(draft) if draft else None))
+            _row(asked, prompts, arguments.n_predict)
     return 0
 
 
-def _row(settings: LoadSettings, prompts: Sequence[Prompt], n_predict: int) -> None:
+def _row(asked: Asked, prompts: Sequence[Prompt], n_predict: int) -> None:
     """Predict, answer everything, and print what came of it."""
-    draft = settings.draft_model
+    draft = asked.draft.model
     wanted = draft.stem if draft else "free drafts"
-    assumed = _option(make_plan(settings).options, wanted)
+    assumed = _option(make_plan(asked).options, wanted)
     drafted_ms = plain_ms = 0.0
-    with Session.open(settings, notice=lambda text: print(text, file=sys.stderr)) as session:
+    with Session.open(asked, notice=lambda text: print(text, file=sys.stderr)) as session:
         for prompt in prompts:
             tokens = _encode(session, prompt)
             if len(tokens) + n_predict > session.n_ctx:
                 print(f"{prompt.id} does not fit the context", file=sys.stderr)
                 continue
-            for drafter in ("none", settings.drafter):
+            for drafter in ("none", asked.drafter):
                 ms = _answer(session, tokens, drafter, n_predict)
                 drafted_ms += ms if drafter != "none" else 0.0
                 plain_ms += ms if drafter == "none" else 0.0
         records = session.learned.records.all()
-    record = records[f"model, model {wanted}" if draft else settings.drafter]
+    record = records[f"model, model {wanted}" if draft else asked.drafter]
     cells = (assumed.predicted or 0.0, record.promised_speedup, record.speedup, plain_ms / drafted_ms)
     figures = "".join(f"{value:9.2f}" for value in cells)
-    print(f"{settings.model.stem:<28}{wanted:<18}{figures}{record.tokens:8.0f}", flush=True)
+    print(f"{asked.model.stem:<28}{wanted:<18}{figures}{record.tokens:8.0f}", flush=True)
 
 
 def _option(options: Sequence[DraftOption], wanted: str) -> DraftOption:

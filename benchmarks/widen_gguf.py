@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from specx.backends.errors import SpecxError
 from specx.engine.session import Session
-from specx.engine.settings import LoadSettings, SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 
 TYPES = {
     "F16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
@@ -209,7 +209,7 @@ def answers(model: Path) -> list[list[int]]:
     """Greedy continuations of the prompts of the check, without speculation."""
     greedy = SamplingSettings(temperature=0.0, seed=1)
     found = []
-    with Session.open(LoadSettings(model=model, n_ctx=512, drafter="none", store=False)) as session:
+    with Session.open(Asked(model=model, n_ctx=512, drafter="none", store=False)) as session:
         for text in CHECK_PROMPTS:
             generation = session.generate(
                 session.tokenize(text, add_special=True, parse_special=False), greedy, n_predict=CHECK_TOKENS

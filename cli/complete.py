@@ -215,6 +215,7 @@ class _Writer:
             "seed": result.seed,
             "drafter": self._session.drafter_name,
             "model": self._session.model_name,
+            "setup": self._session.setup.to_json() if self._session.setup else {},
             "timings": result.timings.as_dict(),
         }
         return {**whole, "done": True} if self._options.stream_json else whole

@@ -15,13 +15,13 @@ from specx.cli.options.read import (
     ModelOptions,
     SamplingOptions,
     check_generation,
-    load_settings,
+    read_asked,
     sampling_settings,
 )
 from specx.cli.terminal.console import Progress, notice
 from specx.cli.terminal.files import read_text
 from specx.cli.terminal.interrupts import on_interrupt
-from specx.engine.settings import LoadSettings, SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 
 if TYPE_CHECKING:
     from specx.engine.session import Chunk, Result, Session
@@ -69,20 +69,20 @@ def open_session(
     Raises:
         SpecxError: the model cannot be found or loaded, or does not have the tokens of the request.
     """
-    settings = load_settings(model, draft)
+    asked = read_asked(model, draft)
     if request is not None and request.options.n_predict == 0:
-        settings = replace(settings, measure=False)
-    with _load(settings, quiet=quiet) as session:
+        asked = replace(asked, measure=False)
+    with _load(asked, quiet=quiet) as session:
         if request is not None:
             _check_tokens(session, request.sampling)
         yield session
 
 
-def _load(settings: LoadSettings, *, quiet: bool) -> Session:
+def _load(asked: Asked, *, quiet: bool) -> Session:
     from specx.engine.session import Session
 
-    with Progress(f"loading {settings.model.name}") as progress:
-        session = Session.open(settings, progress=progress.update, notice=_ignore if quiet else notice)
+    with Progress(f"loading {asked.model.name}") as progress:
+        session = Session.open(asked, progress=progress.update, notice=_ignore if quiet else notice)
     session.warn = notice  # what is probably wrong is told however quiet
     return session
 

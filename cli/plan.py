@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specx.cli.options.read import DraftOptions, ModelOptions, load_settings, with_options
+from specx.cli.options.read import DraftOptions, ModelOptions, read_asked, with_options
 from specx.cli.terminal.console import Progress, notice, show_table, stdout, write
 from specx.engine.setup.explain import gibibytes
 
@@ -46,9 +46,9 @@ def plan(
 
     if refresh and not measure:
         raise UsageError("--refresh and --no-measure contradict each other", "leave one of them out")
-    settings = load_settings(model, draft)
-    with Progress(f"loading {settings.model.name}") as progress:
-        found = make_plan(settings, measure=measure, refresh=refresh, progress=progress.update, notice=notice)
+    asked = read_asked(model, draft)
+    with Progress(f"loading {asked.model.name}") as progress:
+        found = make_plan(asked, measure=measure, refresh=refresh, progress=progress.update, notice=notice)
     if json:
         write(json_module.dumps(found.to_json()) + "\n")
     else:
@@ -56,10 +56,9 @@ def plan(
 
 
 def _show(found: PlanReport) -> None:
-    show_table(
-        (found.name, f"context {found.need.n_ctx}"),
-        [*_memory(found), *(("", change) for change in found.changes), *_machine(found)],
-    )
+    setup = found.setup
+    told = [("", change) for change in setup.changes]
+    show_table(("model", setup.name), [*setup.told().items(), *_memory(found), *told])
     if found.placed is not None and len(found.placed.alternatives) > 1:
         _show_placements(found)
     if found.steps:
@@ -82,7 +81,7 @@ def _show(found: PlanReport) -> None:
 
 def _memory(found: PlanReport) -> list[tuple[str, str]]:
     """Rows about memory: how much, and what for."""
-    need = found.need
+    need = found.setup.need
     parts = (
         (need.weights, "weights"),
         (need.kv, "cache"),
@@ -97,23 +96,6 @@ def _memory(found: PlanReport) -> list[tuple[str, str]]:
         fits = "it fits" if need.working <= found.available else "it does not fit"
         of = f" of {gibibytes(found.available)} available: {fits}"
     return [("memory", f"{gibibytes(need.working)}{of}"), ("", f"{listed}{gpu}")]
-
-
-def _machine(found: PlanReport) -> list[tuple[str, str]]:
-    """Rows about threads, kernels and placement."""
-    threads = "as measured" if found.threads_measured else "by rule; `specx probe MODEL` measures"
-    rows = [("threads", f"{found.threads}, {threads}")]
-    rows.append(("kernels", found.kernels or "not compared yet"))
-    if len(found.devices) < 2:
-        rows.append(("placement", f"everything on {found.devices[0].name}: there is no GPU"))
-    elif found.placed is None:
-        names = ", ".join(device.name for device in found.devices)
-        rows.append(("placement", f"not decided: {names} were not timed with this model"))
-    elif found.placed.best is None:
-        rows.append(("placement", "no way fits"))
-    else:
-        rows.append(("placement", found.placed.best.described()))
-    return rows
 
 
 def _show_placements(found: PlanReport) -> None:

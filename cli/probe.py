@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specx.backends.errors import UsageError
-from specx.cli.options.read import ModelOptions, load_settings, with_options
+from specx.cli.options.read import ModelOptions, read_asked, with_options
 from specx.cli.terminal.console import Progress, notice, show_table, stdout, write
 from specx.cli.terminal.files import check_plot
 
 if TYPE_CHECKING:
-    from specx.backends.settings import LoadSettings
     from specx.engine.report.staircase import StaircaseProbe
+    from specx.engine.settings import Asked
 
 __all__ = ["register"]
 
@@ -60,19 +60,19 @@ def probe(
     if staircase:
         if refresh:
             raise UsageError("--staircase measures anew each time", "leave --refresh out")
-        _probe_staircase(load_settings(model), depth or [DEPTH], plot, json=json)
+        _probe_staircase(read_asked(model), depth or [DEPTH], plot, json=json)
         return
     for name, given in (("--depth", depth), ("--plot", plot)):
         if given:
             raise UsageError(f"{name} is about staircases", "say --staircase as well, or leave it out")
     named = any(name is not None for name in (model.model, model.model_flag, model.hf_repo))
-    settings = load_settings(model) if named else None
-    if settings and (settings.threads or settings.threads_batch):
+    asked = read_asked(model) if named else None
+    if asked and (asked.threads or asked.threads_batch):
         notice("the number of threads is what is measured: -t and -tb do not count")
-    _probe_machine(settings, keep=not model.no_cache, refresh=refresh, json=json)
+    _probe_machine(asked, keep=not model.no_cache, refresh=refresh, json=json)
 
 
-def _probe_machine(settings: LoadSettings | None, *, keep: bool, refresh: bool, json: bool) -> None:
+def _probe_machine(asked: Asked | None, *, keep: bool, refresh: bool, json: bool) -> None:
     from specx.cli.probe_tables import show_machine, show_model
     from specx.engine.report.machine import probe_machine, probe_model
 
@@ -81,16 +81,14 @@ def _probe_machine(settings: LoadSettings | None, *, keep: bool, refresh: bool, 
     found = None
     if not json:
         show_machine(machine)
-    if settings is not None:
-        with Progress(f"loading {settings.model.name}") as loading, Progress("trying threads") as trying:
+    if asked is not None:
+        with Progress(f"loading {asked.model.name}") as loading, Progress("trying threads") as trying:
 
             def tried(fraction: float) -> None:
                 loading.close()  # a terminal shows one bar at a time
                 trying.update(fraction)
 
-            found = probe_model(
-                settings, refresh=refresh, loading=loading.update, progress=tried, notice=notice
-            )
+            found = probe_model(asked, refresh=refresh, loading=loading.update, progress=tried, notice=notice)
     if json:
         record = {**machine.to_json(), "model": found and found.to_json()}
         write(json_module.dumps(record) + "\n")
@@ -98,22 +96,22 @@ def _probe_machine(settings: LoadSettings | None, *, keep: bool, refresh: bool, 
         show_model(found)
 
 
-def _probe_staircase(settings: LoadSettings, depths: list[int], plot: Path | None, *, json: bool) -> None:
+def _probe_staircase(asked: Asked, depths: list[int], plot: Path | None, *, json: bool) -> None:
     from specx.engine.report.staircase import probe_staircases
 
     if plot is not None:
         check_plot(plot, PICTURES)
-    with Progress(f"loading {settings.model.name}") as loading, Progress("timing steps") as timing:
+    with Progress(f"loading {asked.model.name}") as loading, Progress("timing steps") as timing:
 
         def timed(fraction: float) -> None:
             loading.close()  # a terminal shows one bar at a time
             timing.update(fraction)
 
-        found = probe_staircases(settings, depths, loading=loading.update, progress=timed, notice=notice)
+        found = probe_staircases(asked, depths, loading=loading.update, progress=timed, notice=notice)
     if plot is not None:
         from specx.cli.probe_plots import draw_staircases
 
-        draw_staircases(found, plot, title=settings.model.stem)
+        draw_staircases(found, plot, title=asked.model.stem)
     if json:
         write(json_module.dumps(found.to_json()) + "\n")
     else:
@@ -138,5 +136,7 @@ def _show(found: StaircaseProbe) -> None:
                 f"{name}: a single token reads {gigabytes:.2f} GB of weights at {rate:.1f} GB/s, {share:.0%}"
             )
         stdout().print()
-    stdout().print(f"memory: {found.bandwidth / 1e9:.1f} GB/s with {found.threads} threads")
+    stdout().print(
+        f"memory: {found.bandwidth / 1e9:.1f} GB/s with {found.threads.value} threads, {found.threads.why}"
+    )
     stdout().print(f"--kernels auto takes {found.auto}")

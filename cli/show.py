@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specx.backends.errors import ModelError, UsageError
-from specx.backends.settings import CACHE_TYPES
+from specx.backends.settings import CACHE_TYPES, DEFAULT_CTX
 from specx.cli.terminal.console import show_table, stdout, write
 from specx.cli.terminal.printable import one_line
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from specx.backends.llama.memory import MemoryNeed
 
 __all__ = ["register", "show"]
-
-DEFAULT_CONTEXT = 4096
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +48,7 @@ def show(
             "--ctx-size",
             min=0,
             help="Context to count the memory for; 0 is the model's own.",
-            show_default=f"the model's own, at most {DEFAULT_CONTEXT}",
+            show_default=f"the model's own, at most {DEFAULT_CTX}",
         ),
     ] = None,
     type_k: Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Type of the K cache.")] = "f16",
@@ -87,13 +85,15 @@ def show(
 
 def _memory(info: GGUFInfo, ctx_size: int | None, type_k: str, type_v: str) -> MemoryNeed:
     """What running it on this machine's main memory takes, drafts included."""
-    from specx.backends.llama.memory import predict_memory
-    from specx.backends.settings import LoadSettings
+    from specx.backends.llama.memory import predict_memory, wanted_context
+    from specx.backends.machine.machine import this_cpu
+    from specx.backends.settings import Load
 
     for name in (type_k, type_v):
         if name not in CACHE_TYPES:
             raise UsageError(f"unknown KV cache type {name!r}", f"use one of {', '.join(CACHE_TYPES)}")
-    return predict_memory(info, LoadSettings(info.path, n_ctx=ctx_size, type_k=type_k, type_v=type_v))
+    threads, n_ctx = this_cpu().default_threads, wanted_context(ctx_size, info.context_length)
+    return predict_memory(info, Load(info.path, threads, threads, n_ctx=n_ctx, type_k=type_k, type_v=type_v))
 
 
 def _record(info: GGUFInfo, memory: MemoryNeed, *, tensors: bool) -> dict[str, Any]:

@@ -22,11 +22,11 @@ from specx.backends.errors import SpecxError
 from specx.drafters.guesser import GuessCosts
 from specx.drafters.mixture import MixtureDrafter
 from specx.drafters.model import DraftModel
+from specx.engine.cost.rate import ACCEPTANCE
 from specx.engine.cost.staircase import Staircase
 from specx.engine.learned.knowledge import Learned
 from specx.engine.setup.explain import Explain, silent
 from specx.engine.setup.finder import Candidate, Forecast, Unfit
-from specx.engine.setup.placement import ACCEPTANCE
 
 __all__ = ["DraftModels", "ModelSource", "forecast"]
 

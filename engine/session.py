@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from specx.backends.base import Cache, Model, Progress, Vocab
 from specx.backends.errors import ContextFullError, GrammarError, UsageError
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import FLOAT_CACHES, Load
 from specx.drafters import registry
 from specx.drafters.base import Drafter
 from specx.drafters.mixture import MixtureDrafter
@@ -21,7 +21,10 @@ from specx.engine.generation import Generation, Slot, write
 from specx.engine.learned.knowledge import Learned
 from specx.engine.plan import Plan
 from specx.engine.sampling import Constraint
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
+from specx.engine.setup.choice import Setup
+from specx.engine.setup.explain import silent
+from specx.engine.setup.here import Here
 from specx.engine.text.answer import Chunk, Request, Result, Timings
 
 __all__ = ["Chunk", "Generation", "Result", "Session", "Timings"]
@@ -46,13 +49,14 @@ class Session:
 
     Args:
         model: the target.
-        settings: how it was loaded.
+        asked: what was asked for.
         learned: what is kept of the model between runs.
         name: what to call the model.
         chat_template: its own template, if it has one.
         notice: told what a person should know, one sentence at a time.
         clock: seconds, of everything that is timed.
         draft_models: where a draft model would come from; None for never.
+        setup: everything that was decided for it; None if nothing was.
 
     Attributes:
         warn: told what is probably a mistake of the person's; the same as `notice` unless it is set.
@@ -61,18 +65,20 @@ class Session:
     def __init__(
         self,
         model: Model,
-        settings: LoadSettings,
+        asked: Asked,
         learned: Learned,
         *,
         name: str,
         chat_template: str | None = None,
-        notice: Notice = lambda _text: None,
+        notice: Notice = silent,
         clock: Callable[[], float] = time.perf_counter,
         draft_models: Callable[[Session], DraftModels] | None = None,
+        setup: Setup | None = None,
     ) -> None:
         self.model = model
-        self.settings = settings
-        self.context_shift = settings.context_shift
+        self.asked = asked
+        self.setup = setup
+        self.context_shift = asked.context_shift
         self.clock = clock
         self.model_name = name
         self.chat_template = chat_template
@@ -86,30 +92,44 @@ class Session:
         self.staircase = learned.load_staircase(Staircase(model.facts.max_width))
         self.slots = [Slot(model.open())]
         widths = self._exact_widths()
-        self.plan = Plan(self.staircase, max_nodes=settings.draft_max, widths=widths, clock=clock)
+        self.plan = Plan(self.staircase, max_nodes=asked.draft_max, widths=widths, clock=clock)
         self.draft_models = draft_models(self) if draft_models and not self.plain_reason else None
         self.drafter_name = ""
         self.drafter: Drafter
-        self.set_drafter(settings.drafter)
-        if self.plain_reason and settings.drafter != "none":
+        self.set_drafter(setup.drafter.value if setup else asked.drafter)
+        if self.plain_reason and asked.drafter != "none":
             notice(f"{name} decodes plainly: {self.plain_reason}")
 
     @classmethod
     def open(
         cls,
-        settings: LoadSettings,
+        asked: Asked,
         *,
         progress: Callable[[float], None] | None = None,
-        notice: Notice | None = None,
+        notice: Notice = silent,
+        setup: Setup | None = None,
     ) -> Session:
-        """Load a GGUF file.
+        """Load a GGUF file, as it was decided if it was.
 
         Raises:
+            DoesNotFitError: there is not enough memory for it.
             ModelError: it cannot be loaded.
         """
-        from specx.engine.setup.loading import open_session
+        from specx.engine.setup.open import open_model
 
-        return open_session(cls, settings, progress, notice or (lambda _text: None))
+        here = Here.of(asked, progress=progress, notice=notice)
+        opened = open_model(asked, here, setup)
+        setup = opened.setup
+        return cls(
+            opened.model,
+            asked,
+            Learned(here.store, model_key=setup.info.fingerprint, cost_key=setup.cost_key()),
+            name=setup.name,
+            chat_template=setup.info.chat_template,
+            notice=notice,
+            draft_models=_draft_models(setup, here),
+            setup=setup,
+        )
 
     @property
     def bos_text(self) -> str:
@@ -347,7 +367,7 @@ class Session:
         return identity
 
     def _exact_widths(self) -> frozenset[int] | None:
-        if not (self.settings.exact and self.settings.measure) or self.plain_reason:
+        if not (self.asked.exact and self.asked.measure) or self.plain_reason:
             return None
         identity = self.measure_identity()
         if identity.exact_trees:
@@ -365,3 +385,34 @@ def describe(staircase: Staircase) -> str:
     costs, timed = staircase.costs(0), staircase.steps(staircase.depths[0])
     wide = [f"{n} cost {costs[n] / costs[1]:.1f}x" for n in (4, 8, 16) if n < len(costs) and n in timed]
     return f"one token {costs[1]:.1f} ms" + "".join(f", {text}" for text in wide)
+
+
+def _draft_models(setup: Setup, here: Here) -> Callable[[Session], DraftModels] | None:
+    """Where draft models come from; None if nothing asks one, or there is no memory for the one named."""
+    asked = setup.asked
+    left_out = asked.draft.model is not None and setup.draft is None
+    if not registry.find(setup.drafter.value).guessers or left_out:
+        return None
+
+    def made(session: Session) -> DraftModels:
+        from specx.engine.setup.draft_files import DraftFiles
+        from specx.engine.setup.layers import step_bytes
+        from specx.engine.setup.load import load_chosen
+
+        def load(wanted: Load) -> Model:
+            return load_chosen(setup.info, wanted, setup.kernels, replace(here, progress=None)).model
+
+        return DraftModels(
+            DraftFiles(setup, here, load),
+            session.learned,
+            session.staircase,
+            step_bytes=step_bytes(setup.info),
+            n_ctx=session.n_ctx,
+            forced=setup.draft,
+            quantized_cache=not {asked.draft.type_k, asked.draft.type_v} <= {*FLOAT_CACHES, None},
+            notice=here.notice,
+            explain=here.explain,
+            clock=session.clock,
+        )
+
+    return made

@@ -1,13 +1,80 @@
-"""What a person can ask of one generation. Plain values, no behaviour."""
+"""What a person can ask of a run and of one generation. Plain values, no behaviour."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from specx.backends.settings import LoadSettings
+__all__ = ["WITH_MODEL", "Asked", "AskedModel", "SamplingSettings"]
 
-__all__ = ["LoadSettings", "SamplingSettings"]
+WITH_MODEL = ("auto", "model")
+"""Drafters that ask a draft model."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskedModel:
+    """What was said about one model. None means that it was left open.
+
+    Attributes:
+        model: the GGUF file.
+        threads, threads_batch: CPU threads for one token, and for more than one.
+        n_gpu_layers: layers on GPUs; -1 is all of them.
+        type_k, type_v: KV cache types by ggml name ("f16", "q8_0", ...).
+    """
+
+    model: Path | None = None
+    threads: int | None = None
+    threads_batch: int | None = None
+    n_gpu_layers: int | None = None
+    type_k: str | None = None
+    type_v: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(AskedModel):
+    """What a person said about a run. Nothing is ever written back into it: what follows from it is decided
+    in `specx.engine.setup.decide`.
+
+    Attributes:
+        model: the GGUF file.
+        n_ctx: tokens of context of each text; None leaves it open, 0 is what the model was trained for.
+        texts: how many texts are written at once.
+        n_batch, n_ubatch: most tokens per libllama call and per compute graph while a prompt is read.
+        flash_attn: "on", "off" or "auto".
+        mmap, mlock: as in llama.cpp.
+        swa_full: keep the whole history of sliding-window layers.
+        kernels: "auto" (whichever is measured to be the fastest), "specx", "attention" (of specx's only that)
+            or "stock".
+        drafter: "auto", "none", "free" (the two that follow), "suffix", "recycle" or "model".
+        draft_max: most drafted tokens per step; None means the staircase decides.
+        draft: of the draft model, named or found.
+        exact: use only batch widths and orders whose logits are bit-identical.
+        context_shift: forget the oldest tokens instead of stopping when the context is full.
+        store: keep and use measurements, calibrations and caches under the cache directory.
+        measure: time what was never timed here, on this machine; not worth it where nothing is decoded.
+        verbose: tell every decision, and show llama.cpp's own messages.
+    """
+
+    model: Path
+    n_ctx: int | None = None
+    texts: int = 1
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    flash_attn: str | None = None
+    mmap: bool = True
+    mlock: bool = False
+    swa_full: bool = False
+    kernels: str = "auto"
+    drafter: str = "auto"
+    draft_max: int | None = None
+    draft: AskedModel = AskedModel()
+    exact: bool = False
+    context_shift: bool = False
+    store: bool = True
+    measure: bool = True
+    verbose: bool = False
+
 
 _GREEDY_BELOW = 1e-250
 """No noise overturns a difference of two logits divided by less; and far below, the quotient overflows."""

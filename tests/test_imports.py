@@ -56,6 +56,57 @@ def test_an_upward_import_would_be_seen(tmp_path, monkeypatch):
     assert sorted(upward(path)) == ["specx.cli", "specx.drafters.base", "specx.engine.plan"]
 
 
+def modules() -> dict[str, Path]:
+    """Every module of the package by its full name."""
+    named = {}
+    for path in sources(*LAYERS):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        named[".".join(("specx", *(part for part in parts if part != "__init__")))] = path
+    return named
+
+
+def graph(known: dict[str, Path]) -> dict[str, set[str]]:
+    """The modules that each module imports, wherever in it that stands."""
+    found: dict[str, set[str]] = {}
+    for name, path in known.items():
+        names = {full if full in known else full.rpartition(".")[0] for full in imported(path)}
+        found[name] = (names & known.keys()) - {name}
+    return found
+
+
+def circles(edges: dict[str, set[str]]) -> set[str]:
+    """Modules that import themselves by way of others, and those between them."""
+    left = {name: set(others) for name, others in edges.items()}
+    while True:
+        used = set().union(*left.values()) if left else set()
+        ends = {name for name, others in left.items() if not others or name not in used}
+        if not ends:
+            return set(left)
+        left = {name: others - ends for name, others in left.items() if name not in ends}
+
+
+def test_imports_form_no_circle():
+    assert circles(graph(modules())) == set()
+
+
+def test_a_circle_would_be_seen():
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a"}}
+    assert circles(edges) == {"b", "c"}
+
+
+@pytest.mark.parametrize("folder", ["engine/cost", "engine/setup", "engine/learned", "engine/text", "engine"])
+def test_nothing_below_imports_what_reports(folder):
+    """Reports and comparisons read what was decided; nothing that decides reads them."""
+    named = {f"specx.engine.{room}" for room in ("report", "bench")}
+    seen = {
+        (path.name, name)
+        for path in (ROOT / folder).glob("*.py")
+        for name in imported(path)
+        if ".".join(name.split(".")[:3]) in named
+    }
+    assert seen == set()
+
+
 def test_only_head_training_imports_torch():
     files = [
         path for path in sources(*LAYERS) if any(name.split(".")[0] == "torch" for name in imported(path))

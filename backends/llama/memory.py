@@ -14,11 +14,11 @@ from typing import Any
 
 from specx.backends.gguf.cache_size import cells, layer_cache_bytes, window_cells, windowed_layers
 from specx.backends.gguf.file import GGUFInfo, Tensor
-from specx.backends.llama.kernels import KERNELS, SPECX, STOCK, Kernels, library
-from specx.backends.llama.params import MAX_WIDTH, PROMPT_ROWS, check_cache_type, wanted_context
-from specx.backends.settings import LoadSettings
+from specx.backends.llama.kernels import SPECX, STOCK, Kernels, library
+from specx.backends.llama.params import MAX_WIDTH, PROMPT_ROWS, check_cache_type
+from specx.backends.settings import DEFAULT_CTX, Load
 
-__all__ = ["NOTHING", "MemoryNeed", "cache_bytes", "predict_memory", "repacked_types"]
+__all__ = ["NOTHING", "MemoryNeed", "cache_bytes", "predict_memory", "repacked_types", "wanted_context"]
 
 MIB = 1 << 20
 PROCESS_BYTES = 66 * MIB
@@ -116,47 +116,50 @@ class MemoryNeed:
 
 def predict_memory(
     info: GGUFInfo,
-    settings: LoadSettings,
+    load: Load,
     *,
     kernels: Kernels | None = None,
     repacked: Mapping[str, float] = NOTHING,
     gpus: int = 0,
-    draft: GGUFInfo | None = None,
+    drafting: bool = True,
+    history: bool = True,
+    draft: tuple[GGUFInfo, Load] | None = None,
 ) -> MemoryNeed:
-    """What loading `info` with `settings`, reading a prompt that fills the context, and decoding take.
+    """What loading `info` as `load` says, reading prompts that fill the context, and decoding take.
 
     Args:
         info: the header of the model.
-        settings: how it is loaded; the file they name is not looked at.
-        kernels: what multiplies; by default what the settings say, and specx's for "auto".
+        load: how it is loaded; the file it names is not looked at.
+        kernels: what multiplies; specx's by default, where there are any.
         repacked: what llama.cpp rearranges itself (`repacked_types`).
         gpus: how many GPUs with memory of their own layers go to.
-        draft: a second model that drafts.
+        drafting: whether tokens are drafted.
+        history: whether drafts come from earlier answers as well.
+        draft: a second model that drafts, and how it is loaded.
 
     Raises:
-        ModelError: the settings name a type that a cache cannot have.
+        ModelError: a cache cannot have the type that it is to have.
     """
-    kernels = kernels or KERNELS.get(settings.kernels) or (SPECX if library() else STOCK)
-    n_ctx = wanted_context(settings, info.context_length)
-    n_ubatch = _ubatch(settings, n_ctx)
-    first = _first_offloaded(info, settings) if gpus else info.blocks + 1
-    weights = _Weights(info, settings, kernels, repacked, n_ctx, first)
-    cache = cache_bytes(info, settings)
-    compute = _compute_bytes(info, settings, n_ctx, n_ubatch)
-    drafting = settings.drafter != "none" and info.plain_reason is None
+    kernels = kernels or (SPECX if library() else STOCK)
+    n_ubatch = _ubatch(load)
+    first = _first_offloaded(info, load) if gpus else info.blocks + 1
+    weights = _Weights(info, load, kernels, repacked, first)
+    cache = cache_bytes(info, load)
+    compute = _compute_bytes(info, load, n_ubatch)
+    drafting = drafting and info.plain_reason is None
     rows = max(PROMPT_ROWS, MAX_WIDTH) if drafting else 1
     need = MemoryNeed(
-        n_ctx=n_ctx,
+        n_ctx=load.n_ctx,
         weights=weights.working,
         kv=sum(cache[:first]),
         compute=compute if first > 0 else 0,
         logits=rows * info.vocabulary_size * 4,
-        drafter=_drafter_bytes(info, settings, n_ctx) if drafting else 0,
+        drafter=_drafter_bytes(info, load, history=history) if drafting else 0,
         draft=0,
         base=PROCESS_BYTES + _vocabulary_bytes(info),
         repack=0,
         mapped=weights.mapped,
-        locked=settings.mlock,
+        locked=load.mlock,
         gpu_weights=weights.gpu,
         gpu_kv=sum(cache[first:]),
         gpu_compute=compute * gpus if first <= info.blocks else 0,
@@ -164,8 +167,18 @@ def predict_memory(
     need = replace(need, repack=weights.repack(need))
     if draft is None:
         return need
-    its = _draft_settings(settings, n_ctx)
-    return _with_draft(need, predict_memory(draft, its, kernels=kernels, repacked=repacked, gpus=gpus))
+    other, its = draft
+    return _with_draft(
+        need, predict_memory(other, its, kernels=kernels, repacked=repacked, gpus=gpus, drafting=False)
+    )
+
+
+def wanted_context(asked: int | None, trained: int) -> int:
+    """Tokens of context, as llama.cpp rounds them up: those `asked` for, 0 being what the model was `trained`
+    for, and None that or the usual number, whichever is less."""
+    if asked is None:
+        return cells(min(DEFAULT_CTX, trained or DEFAULT_CTX))
+    return cells(asked or trained or DEFAULT_CTX)
 
 
 def repacked_types(system_info: str) -> dict[str, float]:
@@ -199,16 +212,15 @@ class _Weights:
     def __init__(
         self,
         info: GGUFInfo,
-        settings: LoadSettings,
+        load: Load,
         kernels: Kernels,
         repacked: Mapping[str, float],
-        n_ctx: int,
         first: int,
     ) -> None:
         self.size = info.size
         self.ours = kernels.weights
         self.repacked = repacked
-        self.in_file = settings.mmap or settings.mlock
+        self.in_file = load.mmap or load.mlock
         self.working = self.mapped = self.gpu = self.cold = self.largest = 0
         tied = not any(tensor.name == HEAD for tensor in info.tensors)
         for tensor in info.tensors:
@@ -219,7 +231,7 @@ class _Weights:
             if tied and tensor.name == EMBEDDING:
                 in_place = self._add_multiplied(tensor, offloaded=info.blocks >= first)
             if not in_place:
-                self._add_looked_up(tensor, n_ctx)
+                self._add_looked_up(tensor, load.texts * load.n_ctx)
 
     def repack(self, need: MemoryNeed) -> int:
         """Pages of the file beyond the ones in use, for good or while it is loaded.
@@ -255,9 +267,9 @@ class _Weights:
         packed = tensor.type in PACKED and dimensions > 1
         return self.ours and (packed or (tensor.type in COPIED and dimensions == 2))
 
-    def _add_looked_up(self, tensor: Tensor, n_ctx: int) -> None:
+    def _add_looked_up(self, tensor: Tensor, tokens: int) -> None:
         """Rows of the tokens that occur: 8 n^0.58 different ones in n of text or code, by Heaps' law."""
-        rows = round(8 * n_ctx**0.58)
+        rows = round(8 * tokens**0.58)
         self._add_in_place(min(tensor.nbytes, rows * LOOKUP_BYTES) if self.in_file else tensor.nbytes)
 
     def _add_in_place(self, nbytes: int) -> None:
@@ -280,48 +292,46 @@ def _layer(tensor: Tensor, info: GGUFInfo) -> int:
     return info.blocks if tensor.name.startswith("output") else -1
 
 
-def _first_offloaded(info: GGUFInfo, settings: LoadSettings) -> int:
+def _first_offloaded(info: GGUFInfo, load: Load) -> int:
     """Index of the first layer on a GPU: the last ones are offloaded, the head counting as the very last."""
-    wanted = settings.n_gpu_layers
-    if settings.offload is not None:
-        wanted = sum(count for _, count in settings.offload)
-    if wanted is None or wanted < 0:
-        return 0
-    return max(0, info.blocks + 1 - wanted)
+    wanted = load.n_gpu_layers
+    if load.offload is not None:
+        wanted = sum(count for _, count in load.offload)
+    return 0 if wanted < 0 else max(0, info.blocks + 1 - wanted)
 
 
-def _ubatch(settings: LoadSettings, n_ctx: int) -> int:
-    return max(1, min(n_ctx, settings.n_batch, settings.n_ubatch))
+def _ubatch(load: Load) -> int:
+    return max(1, min(load.n_ctx, load.n_batch, load.n_ubatch))
 
 
-def cache_bytes(info: GGUFInfo, settings: LoadSettings) -> tuple[int, ...]:
-    """Bytes (layers,) of the cache that `info` has when it is loaded with `settings`.
+def cache_bytes(info: GGUFInfo, load: Load) -> tuple[int, ...]:
+    """Bytes (layers,) of the caches of all texts that `info` has room for when it is loaded as `load` says.
 
     Raises:
-        ModelError: the settings name a type that a cache cannot have.
+        ModelError: a cache cannot have the type that it is to have.
     """
-    n_ctx = wanted_context(settings, info.context_length)
-    for name in (settings.type_k, settings.type_v):
+    for name in (load.type_k, load.type_v):
         check_cache_type(name)
-    return layer_cache_bytes(
+    layers = layer_cache_bytes(
         info,
-        n_ctx,
-        type_k=settings.type_k,
-        type_v=settings.type_v,
-        n_ubatch=_ubatch(settings, n_ctx),
-        swa_full=settings.swa_full,
-        flash_attn=settings.flash_attn != "off",
+        load.n_ctx,
+        type_k=load.type_k,
+        type_v=load.type_v,
+        n_ubatch=_ubatch(load),
+        swa_full=load.swa_full,
+        flash_attn=load.flash_attn != "off",
     )
+    return tuple(load.texts * nbytes for nbytes in layers)
 
 
-def _compute_bytes(info: GGUFInfo, settings: LoadSettings, n_ctx: int, n_ubatch: int) -> int:
+def _compute_bytes(info: GGUFInfo, load: Load, n_ubatch: int) -> int:
     """The buffer for the graph of `n_ubatch` tokens: what lives at its widest moment, in a feed-forward part,
     in attention or in the head. Derived from what llama.cpp reports for models of six shapes."""
-    flash = settings.flash_attn != "off"
-    everything, windowed = cells(n_ctx), windowed_layers(info)
+    flash = load.flash_attn != "off"
+    everything, windowed = cells(load.n_ctx), windowed_layers(info)
     masked = 0 if info.state == "recurrent" else everything
     if windowed:
-        masked += everything if settings.swa_full else window_cells(info, n_ctx, n_ubatch)
+        masked += everything if load.swa_full else window_cells(info, load.n_ctx, n_ubatch)
     width, queries = info.embedding_length, info.heads * info.key_length
     keys = max(info.kv_heads, default=0) * info.key_length
     inner = max(info.feed_forward_length, 2 * info.integer("ssm.inner_size"))
@@ -339,26 +349,13 @@ def _compute_bytes(info: GGUFInfo, settings: LoadSettings, n_ctx: int, n_ubatch:
     return max(layers, rows * 4 * (info.vocabulary_size + 2 * width))
 
 
-def _drafter_bytes(info: GGUFInfo, settings: LoadSettings, n_ctx: int) -> int:
-    text = n_ctx + (HISTORY_TOKENS if settings.store else 0)
+def _drafter_bytes(info: GGUFInfo, load: Load, *, history: bool) -> int:
+    text = load.texts * load.n_ctx + (HISTORY_TOKENS if history else 0)
     return info.vocabulary_size * ROW_BYTES + CONTEXT_BYTES + text * TEXT_BYTES
 
 
 def _vocabulary_bytes(info: GGUFInfo) -> int:
     return info.vocabulary_size * (MERGED_TOKEN_BYTES if info.tokenizer == "gpt2" else TOKEN_BYTES)
-
-
-def _draft_settings(settings: LoadSettings, n_ctx: int) -> LoadSettings:
-    """How a draft model is loaded beside a model with a context of `n_ctx`."""
-    return replace(
-        settings,
-        n_ctx=n_ctx,
-        n_gpu_layers=settings.draft_gpu_layers,
-        offload=None,
-        type_k=settings.draft_type_k,
-        type_v=settings.draft_type_v,
-        drafter="none",
-    )
 
 
 def _with_draft(need: MemoryNeed, draft: MemoryNeed) -> MemoryNeed:

@@ -24,7 +24,7 @@ from specx.backends.llama.kernels import STOCK, Kernels, enable
 from specx.backends.llama.library import lib, set_verbose
 from specx.backends.llama.params import MAX_WIDTH, PROMPT_ROWS, create_context, load_weights
 from specx.backends.llama.vocab import LlamaVocab
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import Load
 
 __all__ = ["LlamaModel"]
 
@@ -43,7 +43,7 @@ class LlamaModel:
             they were loaded.
 
     Args:
-        settings: how to load it.
+        load: how to load it.
         progress: called with the loaded fraction, 0 to 1.
         kernels: what attention and weights are computed with.
         repack: let llama.cpp rearrange weights for this CPU (off only for builds that crash with it).
@@ -55,39 +55,37 @@ class LlamaModel:
 
     def __init__(
         self,
-        settings: LoadSettings,
+        load: Load,
         *,
         progress: Callable[[float], None] | None = None,
         kernels: Kernels = STOCK,
         repack: bool = True,
     ) -> None:
-        set_verbose(settings.verbose)
+        set_verbose(load.verbose)
         self._lib = lib()
         self.kernels = kernels
         enable(kernels)
         self._ctx: Any = None
         self._model: Any = None
-        self._model = load_weights(self._lib, settings, progress, repack=repack)
+        self._model = load_weights(self._lib, load, progress, repack=repack)
         self.vocab = LlamaVocab(self._model)
         plain_reason = self._why_plain()
-        self.n_swa: int = 0 if settings.swa_full else self._lib.llama_model_n_swa(self._model)
+        self.n_swa: int = 0 if load.swa_full else self._lib.llama_model_n_swa(self._model)
         # A sequence that lags behind would keep cells of the sliding window from being reused. And where all
         # widths give the same bits, chains keep the text the same to the last bit; an accepted branch would
         # leave the cells in another order, and sums of floats depend on it.
         leaves = 1 if plain_reason or self.n_swa or kernels.attention else MAX_LEAVES
-        streams = settings.texts > 1 and kernels.attention
+        streams = load.texts > 1 and kernels.attention
         try:
-            self._ctx = create_context(
-                self._lib, self._model, settings, kernels, leaves=leaves, streams=streams
-            )
+            self._ctx = create_context(self._lib, self._model, load, kernels, leaves=leaves, streams=streams)
         except BaseException:
             self.close()
             raise
         self.memory = self._lib.llama_get_memory(self._ctx)
-        self.facts = self._facts(settings.texts, plain_reason, leaves, even=streams)
+        self.facts = self._facts(load.texts, plain_reason, leaves, even=streams)
         self.piece: int = min(self._lib.llama_n_batch(self._ctx), self._lib.llama_n_ubatch(self._ctx))
         self._batch = Batch(self._lib, max(self.piece, self.facts.max_rows), leaves)
-        self._caches: list[LlamaCache | None] = [None] * settings.texts
+        self._caches: list[LlamaCache | None] = [None] * load.texts
 
     @property
     def n_threads(self) -> int:

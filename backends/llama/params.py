@@ -15,34 +15,28 @@ from specx.backends.llama.devices import device_pointer
 from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.last_words import working_on
 from specx.backends.llama.library import forget_log, recent_errors, recent_log
-from specx.backends.machine.machine import this_cpu
-from specx.backends.settings import ALL_LAYERS, CACHE_TYPES, LoadSettings
+from specx.backends.settings import CACHE_TYPES, Load
 
 __all__ = [
     "MAX_WIDTH",
     "PROMPT_ROWS",
     "check_cache_type",
     "create_context",
-    "decode_threads",
     "load_weights",
-    "wanted_context",
 ]
 
 MAX_WIDTH = 64  # from here on llama.cpp's attention works in tiles: a step can cost less than one of 16
 PROMPT_ROWS = 64  # at most this many prompt rows have their logits computed
-DEFAULT_CTX = 4096
 FAILED = re.compile(r"^(?:error loading model(?: hyperparameters| vocabulary| architecture)?: )+")
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 
 
-def load_weights(
-    module: Any, settings: LoadSettings, progress: Callable[[float], None] | None, *, repack: bool
-) -> Any:
-    """The llama_model of `settings`.
+def load_weights(module: Any, load: Load, progress: Callable[[float], None] | None, *, repack: bool) -> Any:
+    """The llama_model of `load`.
 
     Args:
         module: llama_cpp.
-        settings: how it is to be loaded.
+        load: how it is to be loaded.
         progress: called with the loaded fraction, 0 to 1.
         repack: let llama.cpp rearrange weights for this CPU.
 
@@ -62,37 +56,37 @@ def load_weights(
         return not raised
 
     params = module.llama_model_default_params()
-    params.n_gpu_layers = ALL_LAYERS if settings.n_gpu_layers is None else settings.n_gpu_layers
-    kept = _divide(module, params, settings.offload)
-    params.load_mode = _load_mode(module, settings)
+    params.n_gpu_layers = load.n_gpu_layers
+    kept = _divide(module, params, load.offload)
+    params.load_mode = _load_mode(module, load)
     params.use_extra_bufts = repack
     callback = module.llama_progress_callback(on_progress)
     params.progress_callback = callback
     forget_log()
-    working_on(settings.model.name)
-    model = module.llama_model_load_from_file(os.fsencode(settings.model), params)
+    working_on(load.path.name)
+    model = module.llama_model_load_from_file(os.fsencode(load.path), params)
     del kept
     if raised:
         if model:
             module.llama_model_free(model)
         raise raised[0]
     if not model:
-        raise _load_error(settings)
+        raise _load_error(load)
     if not module.llama_model_has_decoder(model) or module.llama_model_has_encoder(model):
         module.llama_model_free(model)
-        raise _not_a_decoder(settings)
+        raise _not_a_decoder(load)
     return model
 
 
 def create_context(
-    module: Any, model: Any, settings: LoadSettings, kernels: Kernels, *, leaves: int, streams: bool
+    module: Any, model: Any, load: Load, kernels: Kernels, *, leaves: int, streams: bool
 ) -> Any:
-    """A llama_context for the texts of `settings`.
+    """A llama_context for the texts of `load`.
 
     Args:
         module: llama_cpp.
         model: the llama_model.
-        settings: how it is loaded.
+        load: how it is loaded.
         kernels: what attention is computed with.
         leaves: of a token tree; each takes a sequence.
         streams: whether each text has cells of its own, in a stream of the KV cache.
@@ -101,40 +95,35 @@ def create_context(
         ModelError: it cannot be created.
     """
     params = module.llama_context_default_params()
-    wanted = wanted_context(settings, int(module.llama_model_n_ctx_train(model)))
+    wanted = load.n_ctx
     # Streams divide the cells evenly, in steps of CELLS.
-    per_text = -(-wanted // CELLS) * CELLS if settings.texts > 1 else wanted
-    params.n_ctx = per_text * settings.texts
-    params.n_batch = max(1, min(settings.n_batch, wanted), settings.texts)
-    params.n_ubatch = max(1, min(settings.n_ubatch, settings.n_batch), settings.texts)
-    params.n_seq_max = settings.texts * leaves
+    per_text = -(-wanted // CELLS) * CELLS if load.texts > 1 else wanted
+    params.n_ctx = per_text * load.texts
+    params.n_batch = max(1, min(load.n_batch, wanted), load.texts)
+    params.n_ubatch = max(1, min(load.n_ubatch, load.n_batch), load.texts)
+    params.n_seq_max = load.texts * leaves
     params.kv_unified = not streams
-    params.n_outputs_max = max(MAX_WIDTH, PROMPT_ROWS, settings.texts)
-    params.n_threads = decode_threads(settings)
-    params.n_threads_batch = settings.threads_batch or decode_threads(settings)
+    params.n_outputs_max = max(MAX_WIDTH, PROMPT_ROWS, load.texts)
+    params.n_threads = load.threads
+    params.n_threads_batch = load.threads_batch
     # "auto" looks at which device computes attention, and gives it up for any but the layer's own.
     auto = "on" if kernels.attention else "auto"
-    params.flash_attn_type = FLASH_ATTN[auto if settings.flash_attn == "auto" else settings.flash_attn]
-    params.type_k = _cache_type(module, settings.type_k)
-    params.type_v = _cache_type(module, settings.type_v)
-    params.swa_full = settings.swa_full
+    params.flash_attn_type = FLASH_ATTN[auto if load.flash_attn == "auto" else load.flash_attn]
+    params.type_k = _cache_type(module, load.type_k)
+    params.type_v = _cache_type(module, load.type_v)
+    params.swa_full = load.swa_full
     params.no_perf = True
     context = module.llama_init_from_model(model, params)
     if not context:
         reason = (recent_errors() or ["no reason given"])[-1]
         raise ModelError(
-            f"no context of {wanted} tokens could be created for {settings.model.name}: {reason}",
+            f"no context of {wanted} tokens could be created for {load.path.name}: {reason}",
             "try a smaller context (-c 2048) or another KV cache type (-ctk f16 -ctv f16)",
         )
     if not module.llama_get_memory(context):
         module.llama_free(context)
-        raise _not_a_decoder(settings)
+        raise _not_a_decoder(load)
     return context
-
-
-def decode_threads(settings: LoadSettings) -> int:
-    """CPU threads for decoding one token: what the settings say, or else one for each usable core."""
-    return settings.threads or this_cpu().default_threads
 
 
 def _divide(module: Any, params: Any, offload: tuple[tuple[str, int], ...] | None) -> tuple[Any, ...]:
@@ -153,13 +142,6 @@ def _divide(module: Any, params: Any, offload: tuple[tuple[str, int], ...] | Non
     return devices, shares
 
 
-def wanted_context(settings: LoadSettings, trained: int) -> int:
-    """Tokens of context that `settings` ask for, of a model trained for `trained`; llama.cpp rounds it up."""
-    if settings.n_ctx is None:
-        return min(DEFAULT_CTX, trained or DEFAULT_CTX)
-    return settings.n_ctx or trained
-
-
 def check_cache_type(name: str) -> None:
     """Raise ModelError unless keys or values can be kept as the ggml type `name`."""
     if name not in CACHE_TYPES:
@@ -171,14 +153,14 @@ def _cache_type(module: Any, name: str) -> int:
     return int(getattr(module, f"GGML_TYPE_{name.upper()}"))
 
 
-def _load_mode(module: Any, settings: LoadSettings) -> int:
-    if settings.mlock:
+def _load_mode(module: Any, load: Load) -> int:
+    if load.mlock:
         return int(module.LLAMA_LOAD_MODE_MLOCK)
-    return int(module.LLAMA_LOAD_MODE_MMAP if settings.mmap else module.LLAMA_LOAD_MODE_NONE)
+    return int(module.LLAMA_LOAD_MODE_MMAP if load.mmap else module.LLAMA_LOAD_MODE_NONE)
 
 
-def _load_error(settings: LoadSettings) -> ModelError:
-    name = settings.model.name
+def _load_error(load: Load) -> ModelError:
+    name = load.path.name
     for line in recent_log("unknown model architecture")[-1:]:
         architecture = line.rsplit(":", 1)[-1].strip().strip("'")
         return ModelError(
@@ -196,8 +178,8 @@ def _load_error(settings: LoadSettings) -> ModelError:
     )
 
 
-def _not_a_decoder(settings: LoadSettings) -> ModelError:
+def _not_a_decoder(load: Load) -> ModelError:
     return ModelError(
-        f"{settings.model.name} is not a decoder-only language model",
+        f"{load.path.name} is not a decoder-only language model",
         "specx runs models that continue text; encoders, embedding and diffusion models are not supported",
     )

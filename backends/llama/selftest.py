@@ -11,9 +11,11 @@ import numpy as np
 def main() -> None:
     """Load the model and decode four tokens."""
     from specx.backends.llama.model import LlamaModel
-    from specx.backends.settings import LoadSettings
+    from specx.backends.machine.machine import this_cpu
+    from specx.backends.settings import Load
 
-    model = LlamaModel(LoadSettings(model=Path(sys.argv[1]), n_ctx=64))
+    threads = this_cpu().default_threads
+    model = LlamaModel(Load(Path(sys.argv[1]), threads, threads, n_ctx=64))
     model.open().forward(np.arange(4, dtype=np.int32), np.arange(-1, 3, dtype=np.int32))
 
 

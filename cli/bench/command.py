@@ -98,7 +98,7 @@ def _measure(
     seed = settings.sampling.seed or 0
     items = load_work(work, seed)
     with ExitStack() as stack:
-        with Progress(f"loading {settings.load.model.name}") as progress:
+        with Progress(f"loading {settings.asked.model.name}") as progress:
             opened = stack.enter_context(open_bench(settings, progress=progress.update, notice=notice))
         stack.enter_context(open_peers(settings, opened))
         opened.run.settings["suite"] = work.synthetic or work.suite

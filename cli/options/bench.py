@@ -17,7 +17,7 @@ from specx.cli.options.read import (
     ModelOptions,
     SamplingOptions,
     check_threads,
-    load_settings,
+    read_asked,
     sampling_settings,
 )
 from specx.cli.terminal.files import check_plot
@@ -216,9 +216,9 @@ def bench_settings(
     threads = _thread_counts(model.threads)
     plain_model = {item.name: getattr(model, item.name) for item in fields(ModelOptions)}
     plain_model |= {"threads": threads[0], "kernels": _names("--kernels", model.kernels, KERNELS)[0]}
-    load = load_settings(ModelOptions(**plain_model), replace(draft, drafter=drafters[0]))
+    asked = read_asked(ModelOptions(**plain_model), replace(draft, drafter=drafters[0]))
     return BenchSettings(
-        load=load,
+        asked=asked,
         drafters=drafters,
         kernels=_names("--kernels", model.kernels, KERNELS),
         threads=threads,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from specx.backends.settings import CACHE_TYPES
-from specx.engine.settings import LoadSettings, SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 
 __all__ = [
     "DRAFTERS",
@@ -28,7 +28,7 @@ __all__ = [
 DRAFTERS = ("auto", "none", "free", "suffix", "recycle", "model")
 KERNELS = ("auto", "specx", "attention", "stock")
 
-LOAD = LoadSettings(Path())
+ASKED = Asked(Path())
 SAMPLING = SamplingSettings()
 
 
@@ -84,7 +84,7 @@ class ModelOptions:
             envvar="LLAMA_ARG_CTX_SIZE",
             show_default="the model's own, at most 4096",
         ),
-    ] = LOAD.n_ctx
+    ] = ASKED.n_ctx
     threads: Annotated[
         int | None,
         _model(
@@ -94,20 +94,20 @@ class ModelOptions:
             envvar="LLAMA_ARG_THREADS",
             show_default="measured",
         ),
-    ] = LOAD.threads
+    ] = ASKED.threads
     threads_batch: Annotated[
         int | None,
         _model("-tb", "--threads-batch", text="CPU threads for reading prompts.", show_default="measured"),
-    ] = LOAD.threads_batch
+    ] = ASKED.threads_batch
     batch_size: Annotated[
         int, _model("-b", "--batch-size", text="Tokens of a prompt per call.", envvar="LLAMA_ARG_BATCH")
-    ] = LOAD.n_batch
+    ] = ASKED.n_batch
     ubatch_size: Annotated[
         int,
         _model(
             "-ub", "--ubatch-size", text="Tokens of a prompt per compute graph.", envvar="LLAMA_ARG_UBATCH"
         ),
-    ] = LOAD.n_ubatch
+    ] = ASKED.n_ubatch
     gpu_layers: Annotated[
         str,
         _model(
@@ -120,15 +120,16 @@ class ModelOptions:
         ),
     ] = "auto"
     flash_attn: Annotated[
-        str,
+        str | None,
         _model(
             "-fa",
             "--flash-attn",
             text="Flash attention.",
             metavar="on|off|auto",
             envvar="LLAMA_ARG_FLASH_ATTN",
+            show_default="on",
         ),
-    ] = LOAD.flash_attn
+    ] = ASKED.flash_attn
     kernels: Annotated[
         str,
         _model(
@@ -136,37 +137,39 @@ class ModelOptions:
             text="Whose kernels the CPU runs: the fastest, specx's, their attention alone, llama.cpp's.",
             metavar="|".join(KERNELS),
         ),
-    ] = LOAD.kernels
+    ] = ASKED.kernels
     cache_type_k: Annotated[
-        str,
+        str | None,
         _model(
             "-ctk",
             "--cache-type-k",
             text=f"Type of the K cache: {', '.join(CACHE_TYPES)}.",
             metavar="TYPE",
             envvar="LLAMA_ARG_CACHE_TYPE_K",
+            show_default="f16",
         ),
-    ] = LOAD.type_k
+    ] = ASKED.type_k
     cache_type_v: Annotated[
-        str,
+        str | None,
         _model(
             "-ctv",
             "--cache-type-v",
             text="Type of the V cache, as above.",
             metavar="TYPE",
             envvar="LLAMA_ARG_CACHE_TYPE_V",
+            show_default="f16",
         ),
-    ] = LOAD.type_v
-    mmap: Annotated[bool, _model("--mmap/--no-mmap", text="Map the file instead of reading it.")] = LOAD.mmap
+    ] = ASKED.type_v
+    mmap: Annotated[bool, _model("--mmap/--no-mmap", text="Map the file instead of reading it.")] = ASKED.mmap
     mlock: Annotated[
         bool, _model("--mlock", text="Keep the model in memory, never in swap.", envvar="LLAMA_ARG_MLOCK")
-    ] = LOAD.mlock
+    ] = ASKED.mlock
     swa_full: Annotated[
         bool,
         _model(
             "--swa-full", text="Keep the whole history of sliding-window layers.", envvar="LLAMA_ARG_SWA_FULL"
         ),
-    ] = LOAD.swa_full
+    ] = ASKED.swa_full
     context_shift: Annotated[
         bool,
         _model(
@@ -174,13 +177,13 @@ class ModelOptions:
             text="When the context is full, forget the oldest tokens instead of stopping.",
             envvar="LLAMA_ARG_CONTEXT_SHIFT",
         ),
-    ] = LOAD.context_shift
+    ] = ASKED.context_shift
     no_cache: Annotated[
         bool, _model("--no-cache", text="Neither use nor keep anything in the cache directory.")
-    ] = not LOAD.store
+    ] = not ASKED.store
     verbose: Annotated[
         bool, _model("-v", "--verbose", text="Show llama.cpp's own messages, and tracebacks.")
-    ] = LOAD.verbose
+    ] = ASKED.verbose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +194,7 @@ class DraftOptions:
 
     drafter: Annotated[
         str, _drafting("--drafter", text="Where drafts come from.", metavar="|".join(DRAFTERS))
-    ] = LOAD.drafter
+    ] = ASKED.drafter
     draft_max: Annotated[
         int | None,
         _drafting(
@@ -200,7 +203,7 @@ class DraftOptions:
             envvar="LLAMA_ARG_DRAFT_MAX",
             show_default="measured",
         ),
-    ] = LOAD.draft_max
+    ] = ASKED.draft_max
     draft_model: Annotated[
         str | None,
         _drafting(
@@ -232,13 +235,13 @@ class DraftOptions:
             text="CPU threads of the draft model.",
             show_default="those of the model",
         ),
-    ] = LOAD.draft_threads
+    ] = ASKED.draft.threads
     threads_batch_draft: Annotated[
         int | None,
         _drafting(
             "-tbd", "--threads-batch-draft", text="The same for reading text.", show_default="as above"
         ),
-    ] = LOAD.draft_threads_batch
+    ] = ASKED.draft.threads_batch
     gpu_layers_draft: Annotated[
         str,
         _drafting(
@@ -251,29 +254,31 @@ class DraftOptions:
         ),
     ] = "auto"
     cache_type_k_draft: Annotated[
-        str,
+        str | None,
         _drafting(
             "-ctkd",
             "--cache-type-k-draft",
             text="Type of its K cache. Less than 8 bits can ruin its guesses.",
             metavar="TYPE",
+            show_default="f16",
             envvar="LLAMA_ARG_CACHE_TYPE_K_DRAFT",
         ),
-    ] = LOAD.draft_type_k
+    ] = ASKED.draft.type_k
     cache_type_v_draft: Annotated[
-        str,
+        str | None,
         _drafting(
             "-ctvd",
             "--cache-type-v-draft",
             text="Type of its V cache.",
             metavar="TYPE",
+            show_default="f16",
             envvar="LLAMA_ARG_CACHE_TYPE_V_DRAFT",
         ),
-    ] = LOAD.draft_type_v
+    ] = ASKED.draft.type_v
     exact: Annotated[
         bool,
         _drafting("--exact", text="Use only batch shapes whose logits are bit-identical to plain decoding."),
-    ] = LOAD.exact
+    ] = ASKED.exact
     draft_max_old: Annotated[int | None, _hidden("--draft", "--draft-n", "--spec-draft-n-max")] = None
     draft_length: Annotated[
         list[str] | None, _hidden("--draft-min", "--draft-n-min", "--draft-p-min", "--spec-draft-n-min")

@@ -37,7 +37,7 @@ from specx.cli.options.groups import (
     SamplingOptions,
 )
 from specx.cli.terminal.files import is_text
-from specx.engine.settings import LoadSettings, SamplingSettings
+from specx.engine.settings import Asked, AskedModel, SamplingSettings
 
 __all__ = [
     "DraftOptions",
@@ -47,8 +47,8 @@ __all__ = [
     "SamplingOptions",
     "check_generation",
     "check_threads",
-    "load_settings",
     "prompt_text",
+    "read_asked",
     "sampling_settings",
     "with_options",
 ]
@@ -166,8 +166,8 @@ def _drop_weaker(ctx: typer.Context, values: dict[str, Any], names: tuple[str, .
             values[name] = None
 
 
-def load_settings(model: ModelOptions, draft: DraftOptions | None = None) -> LoadSettings:
-    """What to load and how.
+def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
+    """What was asked for.
 
     Raises:
         UsageError: no model or more than one is named, or a value is not allowed.
@@ -176,36 +176,50 @@ def load_settings(model: ModelOptions, draft: DraftOptions | None = None) -> Loa
     draft = draft or DraftOptions()
     _announce_ignored(draft)
     most = draft.draft_max if draft.draft_max is not None else draft.draft_max_old
-    settings = LoadSettings(
+    asked = Asked(
         model=_locate(model),
         n_ctx=None if model.ctx_size is None else _at_least("-c/--ctx-size", model.ctx_size, 0),
         n_batch=_at_least("-b/--batch-size", model.batch_size, 1),
-        n_ubatch=min(_at_least("-ub/--ubatch-size", model.ubatch_size, 1), model.batch_size),
+        n_ubatch=_at_least("-ub/--ubatch-size", model.ubatch_size, 1),
         threads=_threads("-t/--threads", model.threads),
         threads_batch=_threads("-tb/--threads-batch", model.threads_batch),
         n_gpu_layers=_gpu_layers(model.gpu_layers),
-        flash_attn=FLASH_ATTENTION[_one_of("-fa/--flash-attn", model.flash_attn, FLASH_ATTENTION)],
+        flash_attn=_flash_attention(model.flash_attn),
         kernels=_one_of("--kernels", model.kernels, KERNELS),
-        type_k=_one_of("-ctk/--cache-type-k", model.cache_type_k, CACHE_TYPES),
-        type_v=_one_of("-ctv/--cache-type-v", model.cache_type_v, CACHE_TYPES),
+        type_k=_cache_type("-ctk/--cache-type-k", model.cache_type_k),
+        type_v=_cache_type("-ctv/--cache-type-v", model.cache_type_v),
         mmap=model.mmap,
         mlock=model.mlock,
         swa_full=model.swa_full,
         drafter=_one_of("--drafter", draft.drafter, DRAFTERS),
         draft_max=None if most is None else _at_least("--draft-max", most, 0),
-        draft_model=_locate_draft(draft),
-        draft_threads=_threads("-td/--threads-draft", draft.threads_draft),
-        draft_threads_batch=_threads("-tbd/--threads-batch-draft", draft.threads_batch_draft),
-        draft_gpu_layers=_gpu_layers(draft.gpu_layers_draft, "-ngld/--gpu-layers-draft"),
-        draft_type_k=_one_of("-ctkd/--cache-type-k-draft", draft.cache_type_k_draft, CACHE_TYPES),
-        draft_type_v=_one_of("-ctvd/--cache-type-v-draft", draft.cache_type_v_draft, CACHE_TYPES),
+        draft=AskedModel(
+            model=_locate_draft(draft),
+            threads=_threads("-td/--threads-draft", draft.threads_draft),
+            threads_batch=_threads("-tbd/--threads-batch-draft", draft.threads_batch_draft),
+            n_gpu_layers=_gpu_layers(draft.gpu_layers_draft, "-ngld/--gpu-layers-draft"),
+            type_k=_cache_type("-ctkd/--cache-type-k-draft", draft.cache_type_k_draft),
+            type_v=_cache_type("-ctvd/--cache-type-v-draft", draft.cache_type_v_draft),
+        ),
         exact=draft.exact,
         context_shift=model.context_shift,
         store=not model.no_cache,
         verbose=model.verbose,
     )
-    check_flash_attention(settings)
-    return settings
+    check_flash_attention(
+        asked.flash_attn, asked.type_v, asked.draft.type_v if draft.drafter != "none" else None
+    )
+    return asked
+
+
+def _flash_attention(value: str | None) -> str | None:
+    if value is None:
+        return None
+    return FLASH_ATTENTION[_one_of("-fa/--flash-attn", value, FLASH_ATTENTION)]
+
+
+def _cache_type(name: str, value: str | None) -> str | None:
+    return None if value is None else _one_of(name, value, CACHE_TYPES)
 
 
 def _announce_ignored(draft: DraftOptions) -> None:

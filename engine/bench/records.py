@@ -96,7 +96,8 @@ class ArmInfo:
         drafter, kernels, threads: of an arm of specx; threads 0 are unknown.
         command: of a peer, its command line.
         load_s: seconds to load the model, which are part of no other number.
-        weight_bytes: bytes of weights that a step of one token reads; 0 if unknown.
+        setup: of an arm of specx, everything that was decided for it, as `Setup.to_json` has it.
+        weight_bytes: bytes of weights that decoding one token reads; 0 if unknown.
         peak_bytes: most memory of its process so far; arms of specx share one. None if it cannot be read.
     """
 
@@ -108,6 +109,7 @@ class ArmInfo:
     threads: int = 0
     command: list[str] = field(default_factory=list)
     load_s: float = 0.0
+    setup: dict[str, Any] = field(default_factory=dict)
     weight_bytes: int = 0
     peak_bytes: int | None = None
 

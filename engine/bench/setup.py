@@ -19,11 +19,10 @@ from specx.backends.llama import library as libllama
 from specx.backends.llama.server import LlamaServer, speculation_arguments
 from specx.backends.machine.energy import EnergyMeter
 from specx.backends.machine.machine import machine_fingerprint, read_conditions, read_memory, this_cpu
-from specx.backends.settings import LoadSettings
 from specx.engine.bench.records import ArmInfo, Run
 from specx.engine.bench.run import Arm, PeerArm, SpecxArm, nothing_learned, server_sampling
 from specx.engine.session import Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.layers import step_bytes
 
 __all__ = ["BenchSettings", "Opened", "load_average", "name_arms", "open_bench", "open_peers"]
@@ -39,7 +38,7 @@ class BenchSettings:
     """What to compare.
 
     Attributes:
-        load: how models are loaded; its drafter, kernels and threads are replaced by the following.
+        asked: what was said of the model; its drafter, kernels and threads are replaced by the following.
         drafters, kernels, threads: every combination is an arm, and plain decoding is always one.
         sampling: how tokens are chosen, with a seed.
         n_predict: most tokens of an answer.
@@ -53,7 +52,7 @@ class BenchSettings:
         baseline: name of the arm to compare with; empty is plain decoding.
     """
 
-    load: LoadSettings
+    asked: Asked
     drafters: Sequence[str] = ("auto",)
     kernels: Sequence[str] = ("auto",)
     threads: Sequence[int | None] = (None,)
@@ -130,7 +129,7 @@ def open_bench(
     names = name_arms(settings.drafters, settings.kernels, settings.threads)
     peers = [_peer_name(spec) for spec in settings.peer_specs] if settings.peer else []
     _check_baseline(settings.baseline, [*(arm.name for arm in names), *peers])
-    info = read_runnable(settings.load.model)
+    info = read_runnable(settings.asked.model)
     energy = EnergyMeter()
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
@@ -156,6 +155,7 @@ def open_peers(settings: BenchSettings, opened: Opened) -> Iterator[None]:
     """
     first = opened.arms[0].info.name
     session = opened.sessions[first]
+    assert session.setup is not None
     energy = EnergyMeter()
     with ExitStack() as stack:
         for spec in settings.peer_specs if settings.peer else ():
@@ -165,7 +165,7 @@ def open_peers(settings: BenchSettings, opened: Opened) -> Iterator[None]:
                 name=_peer_name(spec),
                 plain=_peer_name("") if spec and "" in settings.peer_specs else first,
                 peer=True,
-                threads=_threads(session),
+                threads=session.setup.load.threads,
                 command=server.command,
             )
             opened.arms.append(PeerArm(info, server, server_sampling(settings.sampling), energy=energy))
@@ -194,10 +194,8 @@ def _open_session(
     notice: Notice,
 ) -> Session:
     wanted = next((name for name in settings.drafters if name != PLAIN), PLAIN)
-    load = replace(settings.load, drafter=wanted, kernels=arm.kernels)
-    if arm.threads is not None:
-        load = replace(load, threads=arm.threads)
-    session = stack.enter_context(Session.open(load, progress=progress, notice=notice))
+    asked = replace(settings.asked, drafter=wanted, kernels=arm.kernels, threads=arm.threads)
+    session = stack.enter_context(Session.open(asked, progress=progress, notice=notice))
     # What a benchmark writes is not what this user reads; what it measures of the machine is kept.
     stack.callback(setattr, session, "learned", session.learned)
     session.learned = nothing_learned()
@@ -205,14 +203,15 @@ def _open_session(
 
 
 def _arm_info(arm: ArmName, session: Session, info: GGUFInfo, loaded: float) -> ArmInfo:
-    kernels = getattr(session.model, "kernels", None)
+    assert session.setup is not None
     return ArmInfo(
         name=arm.name,
         plain=arm.plain,
         drafter=arm.drafter,
-        kernels=kernels.name if kernels else "",
-        threads=_threads(session),
+        kernels=session.setup.kernels.value or "",
+        threads=session.setup.threads.value,
         load_s=round(loaded, 3),
+        setup=session.setup.to_json(),
         weight_bytes=step_bytes(info),
     )
 
@@ -229,7 +228,7 @@ def _server(settings: BenchSettings, session: Session, spec: str) -> LlamaServer
     """
     assert settings.peer is not None
     arguments = [
-        *_server_arguments(settings.load, session),
+        *_server_arguments(session),
         *settings.peer_arguments,
         *speculation_arguments(spec),
     ]
@@ -238,20 +237,20 @@ def _server(settings: BenchSettings, session: Session, spec: str) -> LlamaServer
     )
 
 
-def _threads(session: Session) -> int:
-    return int(getattr(session.model, "n_threads", 0))
-
-
-def _server_arguments(load: LoadSettings, session: Session) -> list[str]:
-    threads = str(_threads(session))
-    batch = str(getattr(session.model, "n_threads_batch", threads))
-    arguments = ["-m", str(load.model), "-c", str(session.n_ctx), "-t", threads, "-tb", batch]
+def _server_arguments(session: Session) -> list[str]:
+    """The options of a server that runs as `session` does."""
+    assert session.setup is not None
+    load = session.setup.load
+    arguments = ["-m", str(load.path), "-c", str(session.n_ctx)]
+    arguments += ["-t", str(load.threads), "-tb", str(load.threads_batch)]
     arguments += ["-fa", load.flash_attn, "-ctk", load.type_k, "-ctv", load.type_v]
     arguments += ["-b", str(load.n_batch), "-ub", str(load.n_ubatch)]
     return [*arguments, "--parallel", "1", "--cache-ram", "0", "--no-webui"]
 
 
 def _new_run(settings: BenchSettings, info: GGUFInfo, arms: Sequence[Arm], session: Session) -> Run:
+    assert session.setup is not None
+    load = session.setup.load
     return Run(
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
         model={
@@ -271,12 +270,12 @@ def _new_run(settings: BenchSettings, info: GGUFInfo, arms: Sequence[Arm], sessi
         },
         settings={
             "context": session.n_ctx,
-            "type_k": settings.load.type_k,
-            "type_v": settings.load.type_v,
-            "flash_attn": settings.load.flash_attn,
-            "gpu_layers": settings.load.n_gpu_layers,
-            "draft_max": settings.load.draft_max,
-            "exact": settings.load.exact,
+            "type_k": load.type_k,
+            "type_v": load.type_v,
+            "flash_attn": load.flash_attn,
+            "gpu_layers": load.n_gpu_layers,
+            "draft_max": settings.asked.draft_max,
+            "exact": settings.asked.exact,
             "n_predict": settings.n_predict,
             "rounds": settings.rounds,
             "turns": settings.turns,

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from specx.backends.gguf.file import GGUFInfo
+from specx.engine.cost.rate import ACCEPTANCE, chain_rate
 from specx.engine.cost.staircase import Staircase
-from specx.engine.setup.kernels import reference_rate
-from specx.engine.setup.placement import ACCEPTANCE, best_chain
 
 __all__ = ["Advice", "Sibling", "draft_advice", "kernels_advice", "sibling_of"]
 
 LEAST = 1.05  # times as fast: what brings less is not worth a line
 SHARE = 1 / 8  # of the target's size: a draft model that is easy to come by in most families
-MOST_SHARE = 1 / 2  # as candidates must be
+MOST_SHARE = 1 / 2  # of the target's: a sibling of nearly its size is not worth fetching
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ FAMILIES: tuple[tuple[str, str, range, Sibling], ...] = (
 
 
 def sibling_of(info: GGUFInfo) -> Sibling | None:
-    """The smallest model of the family of `info`, if that is certain and at most half its size."""
+    """The smallest model of the family of `info`, if that is certain and much smaller."""
     for architectures, named, vocabulary, sibling in FAMILIES:
         if (
             info.architecture in architectures.split("|")
@@ -101,8 +100,7 @@ def draft_advice(info: GGUFInfo, staircase: Staircase, best: float) -> Advice | 
     costs = staircase.costs(0)
     sibling = sibling_of(info)
     share = sibling.parameters / info.parameters if sibling else SHARE
-    _, gain, ms = best_chain(ACCEPTANCE, costs, float(costs[1]) * share)
-    factor = gain / ms * float(costs[1])
+    factor = chain_rate(costs, draft_ms=float(costs[1]) * share).rate * float(costs[1])
     if factor < LEAST * best:
         return None
     right = f"if {ACCEPTANCE:.0%} of its tokens are right"
@@ -122,7 +120,7 @@ def kernels_advice(used: str, steps: Mapping[str, Mapping[int, float]]) -> Advic
     """
     if used not in steps:
         return None
-    rates = {name: reference_rate(ms) for name, ms in steps.items()}
+    rates = {name: chain_rate(ms).rate for name, ms in steps.items()}
     best = max(rates, key=lambda name: rates[name])
     factor = rates[best] / rates[used]
     if factor < LEAST:

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
-from specx.backends.gguf.checks import read_runnable
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama import library as libllama
 from specx.backends.llama.devices import Device, Transfer, list_devices, measure_transfer
@@ -28,10 +27,13 @@ from specx.backends.machine.machine import (
     read_memory,
     this_cpu,
 )
-from specx.backends.settings import LoadSettings
 from specx.backends.store import Store, user_store
 from specx.engine.cost.timing import Clock, Measurement, Watch, watch_others
-from specx.engine.setup.loading import fit_and_place, load_library, load_on_best_kernels, threads_key
+from specx.engine.settings import Asked
+from specx.engine.setup.decide import decide
+from specx.engine.setup.here import Here
+from specx.engine.setup.load import load_library
+from specx.engine.setup.open import open_model
 from specx.engine.setup.threads import ThreadTimes, candidates, load_threads, measure_threads, save_threads
 from specx.kernels._native import read_bandwidth
 
@@ -258,7 +260,7 @@ def measure_machine(
 
 
 def probe_model(
-    settings: LoadSettings,
+    asked: Asked,
     *,
     refresh: bool = False,
     loading: Fraction | None = None,
@@ -268,7 +270,7 @@ def probe_model(
     """Find the best number of threads for a model, unless that was done before; other runs use it.
 
     Args:
-        settings: how to load the model; the numbers of threads in it do not count.
+        asked: how to load the model; the numbers of threads in it do not count.
         refresh: measure anew.
         loading, progress: called with the loaded and the measured fraction, 0 to 1.
         notice: told what a person should know.
@@ -277,15 +279,14 @@ def probe_model(
         DoesNotFitError: there is not enough memory for it.
         ModelError: it cannot be loaded.
     """
-    info = read_runnable(settings.model)
-    store = user_store(settings.store, notice)
-    settings = replace(settings, threads=None, threads_batch=None)
-    settings = fit_and_place(info, settings, store, loading, notice).settings
-    key = threads_key(info, settings)
+    here = Here.of(asked, progress=loading, notice=notice)
+    asked = replace(asked, threads=None, threads_batch=None)
+    setup = decide(asked, here)
+    store, key = here.store, setup.threads_key
     times = None if refresh else load_threads(store, key)
     if times is not None:
-        return ModelProbe(str(settings.model), times, from_store=True)
-    model = load_on_best_kernels(info, settings, store, loading, notice).model
+        return ModelProbe(str(asked.model), times, from_store=True)
+    model = open_model(asked, here, setup).model
     try:
         times = measure_threads(model, candidates(this_cpu()), progress=progress)
     finally:
@@ -293,7 +294,7 @@ def probe_model(
     if times.disturbed:
         notice("something else kept the machine busy: the number of threads is not kept")
     save_threads(store, key, times)
-    return ModelProbe(str(settings.model), times, from_store=False)
+    return ModelProbe(str(asked.model), times, from_store=False)
 
 
 def _machine_key(devices: Sequence[Device]) -> str:

@@ -11,31 +11,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specx.backends.gguf.checks import read_runnable
-from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama.devices import Device
 from specx.backends.llama.kernels import KERNELS
-from specx.backends.llama.memory import MemoryNeed, predict_memory
-from specx.backends.llama.params import decode_threads
+from specx.backends.llama.memory import predict_memory
 from specx.backends.machine.machine import available_memory
-from specx.backends.settings import LoadSettings
-from specx.backends.store import Store, user_store
+from specx.backends.store import Store
+from specx.engine.cost.rate import ACCEPTANCE, chain_rate
 from specx.engine.cost.staircase import Staircase
 from specx.engine.drafting import forecast
 from specx.engine.learned.knowledge import Learned
 from specx.engine.learned.records import TrackRecord
 from specx.engine.report.advice import Advice, draft_advice, kernels_advice
 from specx.engine.session import Session
-from specx.engine.setup.draft_files import NamedDraft, named_draft
+from specx.engine.settings import Asked
+from specx.engine.setup.choice import Setup
+from specx.engine.setup.decide import decide
 from specx.engine.setup.explain import gibibytes
 from specx.engine.setup.finder import Candidate, Finder, Unfit
-from specx.engine.setup.fit import Fit, fit_here
-from specx.engine.setup.kernels import remembered_choice
+from specx.engine.setup.here import Here
 from specx.engine.setup.layers import model_layers, step_bytes
-from specx.engine.setup.loading import cost_key, fit_and_place, kernels_key, load_library, threads_key
 from specx.engine.setup.offloading import FREE_DRAFTS, load_costs, usable_devices
-from specx.engine.setup.placement import ACCEPTANCE, Placed, best_chain, place
-from specx.engine.setup.threads import with_measured_threads
+from specx.engine.setup.placement import Placed, place
+from specx.engine.setup.wanted import wanted_load
 
 __all__ = ["DraftOption", "PlanReport", "draft_options", "make_plan"]
 
@@ -79,33 +76,21 @@ class PlanReport:
     """What would be decided.
 
     Attributes:
-        model: the file.
-        name: of the model.
-        need: memory it takes.
+        setup: what was decided, with the reasons.
         available: main memory there is; None if that cannot be read.
-        changes: what was changed so that it fits.
         devices: the host and the GPUs.
-        placed: where the layers go, of the devices that were timed; None where there is a choice and nothing
-            was measured.
-        threads: for decoding one token.
-        threads_measured: whether that was measured.
-        kernels: whose kernels; None if they were never compared.
+        placed: where the layers could go, of the devices that were timed; None where there is no choice or
+            nothing was measured.
         steps: milliseconds by tokens of a step, in an empty context; empty if nothing was measured.
         options: sources of drafts, best first.
         unfit: models on this machine that cannot draft for this one.
         advice: what would help, most first.
     """
 
-    model: Path
-    name: str
-    need: MemoryNeed
+    setup: Setup
     available: int | None
-    changes: tuple[str, ...]
     devices: tuple[Device, ...]
     placed: Placed | None
-    threads: int
-    threads_measured: bool
-    kernels: str | None
     steps: dict[int, float]
     options: tuple[DraftOption, ...]
     unfit: tuple[Unfit, ...]
@@ -115,17 +100,15 @@ class PlanReport:
         """What `specx plan --json` prints."""
         placed = self.placed.alternatives if self.placed else ()
         return {
-            "model": str(self.model),
-            "name": self.name,
-            "memory": {**self.need.to_json(), "available": self.available, "changes": list(self.changes)},
+            "model": str(self.setup.asked.model),
+            "name": self.setup.name,
+            "setup": self.setup.to_json(),
+            "memory": {**self.setup.need.to_json(), "available": self.available},
             "devices": [device.to_json() for device in self.devices],
             "placement": [
                 {**option.to_json(), "reason": self.placed.reason(option) if self.placed else ""}
                 for option in placed
             ],
-            "threads": self.threads,
-            "threads_measured": self.threads_measured,
-            "kernels": self.kernels,
             "staircase": {str(n): round(ms, 4) for n, ms in self.steps.items()},
             "drafters": [
                 {**asdict(option), "path": str(option.path) if option.path else None}
@@ -137,18 +120,18 @@ class PlanReport:
 
 
 def make_plan(
-    settings: LoadSettings,
+    asked: Asked,
     *,
     measure: bool = True,
     refresh: bool = False,
     progress: Callable[[float], None] | None = None,
     notice: Callable[[str], None] = lambda _text: None,
 ) -> PlanReport:
-    """What a session with `settings` would decide here, and why.
+    """What a session would decide here, and why.
 
     Args:
-        settings: how the model is to be loaded.
-        measure: load it and measure what was never measured.
+        asked: what a person said.
+        measure: load the model and measure what was never measured.
         refresh: time its steps anew.
         progress: called with the loaded fraction.
         notice: told what a person should know.
@@ -157,34 +140,28 @@ def make_plan(
         DoesNotFitError: there is not enough memory for it.
         ModelError: it cannot be loaded, or the draft model that was named cannot draft for it.
     """
-    info = read_runnable(settings.model)
-    named = named_draft(info, settings)
-    store = user_store(settings.store, notice)
-    load_library()
-    devices_key = threads_key(info, settings)
-    fitted, devices = _fitted(info, settings, store, measure, progress, notice), usable_devices()
-    settings = with_measured_threads(fitted.settings, store, threads_key(info, fitted.settings))
-    learned, kernels, staircase = _known(info, settings, store)
+    here = Here.of(asked, progress=progress, notice=notice)
+    setup = decide(asked, here, timing=measure)
+    learned = _learned(setup, here.store)
+    staircase = learned.load_staircase(Staircase(MAX_WIDTH))
     if refresh or (measure and not staircase.depths):
-        session = _measured_session(settings, refresh, progress, notice)
-        learned, staircase = session.learned, session.staircase
-        kernels = session.model.kernels.name if hasattr(session.model, "kernels") else kernels
-    options, unfit = _options(info, named, store, learned, staircase)
+        with Session.open(asked, progress=progress, notice=notice, setup=setup) as session:
+            session.set_drafter(AUTO)  # without drafts there would be nothing to measure
+            if refresh:
+                session.staircase.load_json({})
+            session.measure_staircase()
+        setup, learned, staircase = session.setup or setup, session.learned, session.staircase
+    options, unfit = _options(setup, here.store, learned, staircase)
+    devices = usable_devices()
     return PlanReport(
-        model=settings.model,
-        name=info.name or settings.model.stem,
-        need=fitted.need,
+        setup=setup,
         available=available_memory(),
-        changes=fitted.changes,
         devices=tuple(devices),
-        placed=_placements(info, settings, store, devices_key, devices),
-        threads=decode_threads(settings),
-        threads_measured=settings.threads is not None,
-        kernels=kernels,
+        placed=_placements(setup, here.store, devices),
         steps=_steps(staircase),
         options=options,
         unfit=unfit,
-        advice=_advice(info, settings, store, fitted, kernels, staircase, options),
+        advice=_advice(setup, here.store, staircase, options),
     )
 
 
@@ -199,8 +176,8 @@ def draft_options(
         forecasts: draft models that were found, with what is predicted of them.
     """
     costs = staircase.costs(0)
-    _, gain, ms = best_chain(ACCEPTANCE, costs, 0.0)
-    free = DraftOption("free drafts", gain / ms * float(costs[1]), f"{ACCEPTANCE:.0%} of them right, assumed")
+    factor = chain_rate(costs).rate * float(costs[1])
+    free = DraftOption("free drafts", factor, f"{ACCEPTANCE:.0%} of them right, assumed")
     if staircase.disturbed:  # one slow single token would promise the moon
         free, *forecasts = (replace(o, predicted=None, basis=DISTURBED) for o in (free, *forecasts))
     options = [DraftOption("none", 1.0, "plain decoding")]
@@ -225,71 +202,34 @@ def _recorded(option: DraftOption, record: TrackRecord | None) -> DraftOption:
     )
 
 
-def _fitted(
-    info: GGUFInfo,
-    settings: LoadSettings,
-    store: Store,
-    measure: bool,
-    progress: Callable[[float], None] | None,
-    notice: Callable[[str], None],
-) -> Fit:
-    """How it would be loaded; GPUs are not timed unless that is allowed."""
-    devices = usable_devices()
-    if not measure and len(devices) > 1 and load_costs(store, threads_key(info, settings), devices) is None:
-        return fit_here(info, settings, notice)
-    return fit_and_place(info, settings, store, progress, notice)
-
-
-def _known(info: GGUFInfo, settings: LoadSettings, store: Store) -> tuple[Learned, str | None, Staircase]:
-    """What is kept of the model: everything learned, the name of its kernels, the times of its steps."""
-    kernels = settings.kernels if settings.kernels in KERNELS else None
-    kernels = kernels or remembered_choice(store, kernels_key(info, settings))
-    learned = _learned(info, settings, store, kernels or "")
-    return learned, kernels, learned.load_staircase(Staircase(MAX_WIDTH))
-
-
-def _learned(info: GGUFInfo, settings: LoadSettings, store: Store, kernels: str) -> Learned:
-    key = cost_key(info, settings, kernels)
-    return Learned(store, model_key=info.fingerprint, cost_key=key)
-
-
-def _measured_session(
-    settings: LoadSettings,
-    refresh: bool,
-    progress: Callable[[float], None] | None,
-    notice: Callable[[str], None],
-) -> Session:
-    """A session that has timed the steps of its model and was closed."""
-    with Session.open(replace(settings, drafter=AUTO), progress=progress, notice=notice) as session:
-        if refresh:
-            session.staircase.load_json({})
-        session.measure_staircase()
-    return session
+def _learned(setup: Setup, store: Store, kernels: str | None = None) -> Learned:
+    """What is kept of the model, on the kernels of that name or on the chosen ones."""
+    return Learned(store, model_key=setup.info.fingerprint, cost_key=setup.cost_key(kernels))
 
 
 def _steps(staircase: Staircase) -> dict[int, float]:
     return dict(staircase.steps(0)) if 0 in staircase.depths else {}
 
 
-def _placements(
-    info: GGUFInfo, settings: LoadSettings, store: Store, key: str, devices: Sequence[Device]
-) -> Placed | None:
+def _placements(setup: Setup, store: Store, devices: Sequence[Device]) -> Placed | None:
     """Where the layers could go, by the costs that are kept; None where there is nothing to choose."""
     if len(devices) < 2:
         return None
-    measured = load_costs(store, key, devices)
-    return None if measured is None else place(model_layers(info, settings), [FREE_DRAFTS], measured.costs)
+    measured = load_costs(store, setup.devices_key, devices)
+    if measured is None:
+        return None
+    return place(model_layers(setup.info, setup.load), [FREE_DRAFTS], measured.costs)
 
 
 def _options(
-    info: GGUFInfo, named: NamedDraft | None, store: Store, learned: Learned, staircase: Staircase
+    setup: Setup, store: Store, learned: Learned, staircase: Staircase
 ) -> tuple[tuple[DraftOption, ...], tuple[Unfit, ...]]:
     """Sources of drafts with what they promise, and models that cannot draft."""
+    info = setup.info
     if not staircase.depths or info.plain_reason:
         return (DraftOption("none", 1.0, info.plain_reason or "plain decoding"),), ()
     found: list[Candidate | Unfit | None] = list(Finder(info, store).search())
-    if named is not None:
-        found.append(named.candidate)
+    found.append(setup.draft)
     costs, target_bytes = staircase.costs(0), step_bytes(info)
     forecasts = {}
     for candidate in found:
@@ -305,40 +245,31 @@ def _options(
 
 
 def _advice(
-    info: GGUFInfo,
-    settings: LoadSettings,
-    store: Store,
-    fitted: Fit,
-    kernels: str | None,
-    staircase: Staircase,
-    options: Sequence[DraftOption],
+    setup: Setup, store: Store, staircase: Staircase, options: Sequence[DraftOption]
 ) -> tuple[Advice, ...]:
     """What would help, most first."""
     found: list[Advice | None] = []
-    if staircase.depths and not staircase.disturbed and not info.plain_reason:
-        found.append(draft_advice(info, staircase, max(option.value for option in options)))
-    if kernels is not None:
-        stairs = {
-            name: _learned(info, settings, store, name).load_staircase(Staircase(MAX_WIDTH))
-            for name in KERNELS
-        }
+    if staircase.depths and not staircase.disturbed and not setup.info.plain_reason:
+        found.append(draft_advice(setup.info, staircase, max(option.value for option in options)))
+    if setup.kernels.value is not None:
+        stairs = {name: _learned(setup, store, name).load_staircase(Staircase(MAX_WIDTH)) for name in KERNELS}
         steps = {name: _steps(known) for name, known in stairs.items() if _steps(known)}
-        found.append(kernels_advice(kernels, steps))
-    if fitted.changes:
-        found += _memory_advice(info, fitted)
+        found.append(kernels_advice(setup.kernels.value, steps))
+    if setup.changes:
+        found += _memory_advice(setup)
     return tuple(sorted((advice for advice in found if advice), key=lambda advice: -advice.factor))
 
 
-def _memory_advice(info: GGUFInfo, fitted: Fit) -> list[Advice]:
+def _memory_advice(setup: Setup) -> list[Advice]:
     """What would give a model back what it had to do without."""
-    need, wanted = fitted.need, replace(fitted.settings, n_ctx=None)
-    small = predict_memory(info, replace(fitted.settings, type_k=SMALL_CACHE, type_v=SMALL_CACHE))
+    small = predict_memory(setup.info, replace(setup.load, type_k=SMALL_CACHE, type_v=SMALL_CACHE))
     found = []
-    if small.kv < need.kv:
-        saved = gibibytes(need.kv - small.kv)
+    if small.kv < setup.need.kv:
+        saved = gibibytes(setup.need.kv - small.kv)
         text = f"a cache in {SMALL_CACHE} would save {saved}"
         found.append(Advice(text, 1.0, f"-ctk {SMALL_CACHE} -ctv {SMALL_CACHE}"))
-    lacking = predict_memory(info, wanted).working - (available_memory() or 0)
+    wanted = predict_memory(setup.info, wanted_load(setup.info, setup.asked))
+    lacking = wanted.working - (available_memory() or 0)
     if lacking > 0:
         found.append(Advice(f"closing other programs that take {gibibytes(lacking)}", 1.0))
     return found

@@ -6,16 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specx.backends.gguf.checks import read_runnable
-from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import bytes_to_read, read_memory
-from specx.backends.settings import LoadSettings
-from specx.backends.store import user_store
 from specx.engine.cost.timing import unwatched, watch_others
-from specx.engine.setup.kernels import Comparison, choice_of_auto, compare_kernels
+from specx.engine.settings import Asked
+from specx.engine.setup.choice import Choice
+from specx.engine.setup.decide import decide
+from specx.engine.setup.here import Here
+from specx.engine.setup.kernels import KernelTimes, choice_of_auto, compare_kernels
 from specx.engine.setup.layers import step_bytes
-from specx.engine.setup.loading import fit_and_place, kernels_key, loader, threads_key
-from specx.engine.setup.threads import warn_of_threads, with_measured_threads
+from specx.engine.setup.load import loader
 from specx.kernels._native import read_bandwidth
 
 __all__ = ["WIDTHS", "StaircaseProbe", "probe_staircases"]
@@ -31,16 +30,16 @@ class StaircaseProbe:
 
     Attributes:
         comparison: milliseconds by kernels, depth and width.
-        weight_bytes: bytes of weights that a step of one token reads.
+        weight_bytes: bytes of weights that decoding one token reads.
         bandwidth: bytes per second that the memory gives to `threads` threads.
-        threads: CPU threads in use.
+        threads: CPU threads in use, and why so many.
         auto: name of the kernels that `--kernels auto` takes.
     """
 
-    comparison: Comparison
+    comparison: KernelTimes
     weight_bytes: int
     bandwidth: float
-    threads: int
+    threads: Choice[int]
     auto: str
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +59,7 @@ class StaircaseProbe:
             "specx_kernels": ours,
             "kernels": self.auto,
             "depths": depths,
-            "threads": self.threads,
+            "threads": self.threads.value,
             "weight_bytes": self.weight_bytes,
             "bandwidth_bytes_per_s": round(self.bandwidth),
             "disturbed": self.comparison.disturbed,
@@ -68,7 +67,7 @@ class StaircaseProbe:
 
 
 def probe_staircases(
-    settings: LoadSettings,
+    asked: Asked,
     depths: Sequence[int],
     *,
     widths: Sequence[int] = WIDTHS,
@@ -79,7 +78,7 @@ def probe_staircases(
     """Load a model on each of the kernels in turn and time its steps.
 
     Args:
-        settings: how to load it; the kernels in it do not count.
+        asked: how to load it; the kernels in it do not count.
         depths: tokens of context.
         widths: tokens of a step.
         loading, progress: called with the loaded and the measured fraction, 0 to 1.
@@ -88,15 +87,11 @@ def probe_staircases(
     Raises:
         ModelError: it cannot be loaded.
     """
-    info = read_runnable(settings.model)
-    store = user_store(settings.store, notice)
-    warn_of_threads(settings, notice)
-    settings = fit_and_place(info, settings, store, loading, notice).settings
-    settings = with_measured_threads(settings, store, threads_key(info, settings))
-    threads = decode_threads(settings)
+    here = Here.of(asked, progress=loading, notice=notice)
+    setup = decide(asked, here)
     busy = watch_others()
-    bandwidth = read_bandwidth(bytes_to_read(read_memory()), threads, BANDWIDTH_REPEATS)
-    load = loader(settings, store, loading, notice)
+    bandwidth = read_bandwidth(bytes_to_read(read_memory()), setup.threads.value, BANDWIDTH_REPEATS)
+    load = loader(setup.load, here)
     comparison, model, _ = compare_kernels(
         load, depths=depths, widths=widths, budget_s=BUDGET_S, progress=progress, watch=unwatched
     )
@@ -104,5 +99,5 @@ def probe_staircases(
     comparison.disturbed |= busy()
     if comparison.disturbed:
         notice("something else kept the machine busy: what was measured is shown, but not to be relied on")
-    auto = choice_of_auto(comparison, store, kernels_key(info, settings))
-    return StaircaseProbe(comparison, step_bytes(info), bandwidth, threads, auto.name)
+    auto = choice_of_auto(comparison, here.store, setup.kernels_key)
+    return StaircaseProbe(comparison, step_bytes(setup.info), bandwidth, setup.threads, auto.name)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from specx.backends.base import Model
 from specx.backends.errors import ModelError
 from specx.backends.gguf.checks import read_runnable
 from specx.backends.gguf.file import GGUFInfo, read_gguf
-from specx.backends.llama.kernels import Kernels
+from specx.backends.llama.kernels import KERNELS
 from specx.backends.llama.memory import predict_memory
 from specx.backends.machine.machine import available_memory
-from specx.backends.settings import LoadSettings
-from specx.backends.store import Store
+from specx.backends.settings import Load
+from specx.engine.settings import Asked
+from specx.engine.setup.choice import Setup
 from specx.engine.setup.explain import gibibytes
-from specx.engine.setup.finder import Candidate, Finder, Unfit, examine
+from specx.engine.setup.finder import Candidate, Finder, Unfit, check_candidate
+from specx.engine.setup.here import Here
+from specx.engine.setup.offloading import place_draft
+from specx.engine.setup.wanted import draft_load
 
 __all__ = ["DraftFiles", "NamedDraft", "named_draft"]
 
@@ -34,31 +38,19 @@ class NamedDraft:
 
 
 class DraftFiles:
-    """Implements `ModelSource`.
+    """Where a session's draft models come from. Implements `ModelSource` of `engine.drafting`.
 
     Args:
-        target: the model to draft for.
-        settings: how it was loaded, and what they say of draft models.
-        kernels: what draft models run on: those of the target.
-        n_ctx: tokens of its context.
-        store: where it is kept what files are.
-        load: loads a model by its settings.
+        setup: of the target, which is loaded.
+        here: where it is kept what files are.
+        load: loads a model on the kernels of the target.
     """
 
-    def __init__(
-        self,
-        target: GGUFInfo,
-        settings: LoadSettings,
-        kernels: Kernels,
-        n_ctx: int,
-        store: Store,
-        load: Callable[[LoadSettings], Model],
-    ) -> None:
-        self._settings = settings
-        self._kernels = kernels
-        self._n_ctx = n_ctx
+    def __init__(self, setup: Setup, here: Here, load: Callable[[Load], Model]) -> None:
+        self._setup = setup
+        self._here = here
         self._load = load
-        self._finder = Finder(target, store)
+        self._finder = Finder(setup.info, here.store)
 
     def search(self) -> Iterator[Candidate | Unfit | None]:
         """Every model of this machine, and those beside the target."""
@@ -70,7 +62,8 @@ class DraftFiles:
             info = read_runnable(candidate.path)
         except ModelError as error:
             return error.message
-        need = predict_memory(info, self._settings_of(candidate), kernels=self._kernels).working
+        kernels = KERNELS.get(self._setup.kernels.value or "")
+        need = predict_memory(info, self._wanted(candidate), kernels=kernels, drafting=False).working
         free = available_memory()
         if free is not None and SPARE * need > free:
             return f"it needs {gibibytes(need)} of memory, and {gibibytes(free)} are free"
@@ -83,36 +76,26 @@ class DraftFiles:
         Raises:
             ModelError: it cannot be loaded.
         """
-        return self._load(self._settings_of(candidate))
+        setup, wanted = self._setup, self._wanted(candidate)
+        if setup.asked.draft.n_gpu_layers is None:
+            wanted = place_draft(read_gguf(candidate.path), wanted, self._here.store, setup.devices_key)
+        return self._load(wanted)
 
-    def _settings_of(self, candidate: Candidate) -> LoadSettings:
-        ours = self._settings
-        return replace(
-            ours,
-            model=candidate.path,
-            n_ctx=self._n_ctx,
-            threads=ours.draft_threads or ours.threads,
-            threads_batch=ours.draft_threads_batch or ours.draft_threads or ours.threads_batch,
-            n_gpu_layers=ours.draft_gpu_layers,
-            offload=None,
-            type_k=ours.draft_type_k,
-            type_v=ours.draft_type_v,
-            drafter="none",
-            draft_model=None,
-        )
+    def _wanted(self, candidate: Candidate) -> Load:
+        return draft_load(self._setup.asked, candidate.path, self._setup.load)
 
 
-def named_draft(target: GGUFInfo, settings: LoadSettings) -> NamedDraft | None:
+def named_draft(target: GGUFInfo, asked: Asked) -> NamedDraft | None:
     """The draft model that a person named, if one is wanted.
 
     Raises:
         ModelError: it cannot draft for `target`.
     """
-    path = settings.draft_model
-    if path is None or settings.drafter == "none":
+    path = asked.draft.model
+    if path is None or asked.drafter == "none":
         return None
     header = read_gguf(path)
-    found = examine(target, path)
+    found = check_candidate(target, path)
     if isinstance(found, Candidate):
         return NamedDraft(found, header)
     if found.difference is not None:

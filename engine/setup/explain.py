@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from specx.backends.settings import LoadSettings
-
-__all__ = ["Explain", "explainer", "gibibytes", "silent"]
+__all__ = ["Explain", "gibibytes", "silent"]
 
 Explain = Callable[[str], None]
 """Told one decision and the numbers it rests on, one sentence at a time."""
@@ -14,11 +12,6 @@ Explain = Callable[[str], None]
 
 def silent(_text: str) -> None:
     """Nobody asked."""
-
-
-def explainer(settings: LoadSettings, notice: Callable[[str], None]) -> Explain:
-    """`notice`, if the settings ask for every decision to be told (`--verbose`)."""
-    return notice if settings.verbose else silent
 
 
 def gibibytes(nbytes: int) -> str:

@@ -1,7 +1,7 @@
-"""Draft models on this machine for a given target: found, examined, and ranked by what they promise.
+"""Draft models on this machine for a given target: found, checked, and ranked by what they promise.
 
-A draft model has the target's vocabulary, and reads at most half as many bytes for a token. What a file is
-does not change, so the answer for every pair is kept.
+A draft model has the target's vocabulary. Whether one is worth asking is for its expected rate to say. What a
+file is does not change, so the answer for every pair is kept.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from specx.backends.gguf.file import GGUFInfo, shard_paths
 from specx.backends.gguf.vocab_match import match_vocabularies
 from specx.backends.hub.models import FoundModel, list_models
 from specx.backends.store import Store
+from specx.engine.cost.rate import chain_rate
 from specx.engine.setup.layers import step_bytes
-from specx.engine.setup.placement import best_chain
 
-__all__ = ["Candidate", "Finder", "Forecast", "Unfit", "examine", "step_bytes"]
+__all__ = ["Candidate", "Finder", "Forecast", "Unfit", "check_candidate"]
 
-MOST_BYTES = 0.5  # of those the target reads for a token
 EXAMINED = 64  # files that are opened in one session; the others' turn comes in later ones
 
 
@@ -103,8 +102,8 @@ class Forecast:
             costs: (W + 1,) milliseconds of a step of the target by its tokens.
             acceptance, token_ms, remembered: see the class.
         """
-        _, gain, ms = best_chain(acceptance, costs, token_ms)
-        return cls(candidate, acceptance, token_ms, gain / ms, 1 / float(costs[1]), remembered)
+        rate = chain_rate(costs, draft_ms=token_ms, acceptance=acceptance).rate
+        return cls(candidate, acceptance, token_ms, rate, 1 / float(costs[1]), remembered)
 
     def explained(self) -> str:
         """The numbers, in words."""
@@ -115,7 +114,7 @@ class Forecast:
         )
 
 
-def examine(target: GGUFInfo, path: Path, name: str | None = None) -> Candidate | Unfit:
+def check_candidate(target: GGUFInfo, path: Path, name: str | None = None) -> Candidate | Unfit:
     """Whether the GGUF file `path` can draft for `target`, whatever that may bring."""
     name = name or path.stem
     try:
@@ -145,7 +144,6 @@ class Finder:
         self._target = target
         self._store = store
         self._models = models
-        self._most = MOST_BYTES * step_bytes(target)
 
     def search(self) -> Iterator[Candidate | Unfit | None]:
         """What is found, as it is found; None stands for a moment's work without a finding."""
@@ -161,14 +159,10 @@ class Finder:
                     if opened >= EXAMINED:
                         continue
                     opened += 1
-                    found = examine(self._target, model.path, model.name)
+                    found = check_candidate(self._target, model.path, model.name)
                     data = _plain(found, stamp)
                     yield None
                 kept[str(model.path)] = data
-                if isinstance(found, Candidate) and found.step_bytes > self._most:
-                    found = Unfit(
-                        model.path, model.name, "it reads more than half as much as the target itself"
-                    )
                 yield found
         finally:
             if opened or kept.keys() != known.keys():

@@ -2,6 +2,11 @@
 
 What a run takes is predicted (backends/llama/memory.py). When it is too much, in this order: the draft model
 is left out, the context is made smaller if nobody asked for one, fewer layers go to the GPU. Each is told.
+The order is a constraint beside the objective, which knows of speed alone. What a run can do comes before
+how fast it is: a draft model, which is nothing but speed, goes before the room for a conversation. And what
+was left open changes before what was asked for: the context goes before the layers, which are changed here
+only where a number of them was asked for (`place` has looked after the memory where it was not).
+
 What does not fit even so is refused only if the system would end a process for it, or if the model is larger
 than the memory of the machine; in between, other programs hold the memory, and a person is warned.
 """
@@ -17,10 +22,19 @@ from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama.devices import list_devices
 from specx.backends.llama.kernels import KERNELS, SPECX, STOCK, library
 from specx.backends.llama.library import system_info
-from specx.backends.llama.memory import NOTHING, MemoryNeed, predict_memory, repacked_types
+from specx.backends.llama.memory import (
+    NOTHING,
+    MemoryNeed,
+    predict_memory,
+    repacked_types,
+    wanted_context,
+)
 from specx.backends.machine.machine import Memory, read_memory
-from specx.backends.settings import LoadSettings
-from specx.engine.setup.explain import Explain, gibibytes, silent
+from specx.backends.settings import Load
+from specx.engine.settings import Asked
+from specx.engine.setup.explain import gibibytes
+from specx.engine.setup.here import Here
+from specx.engine.setup.wanted import draft_load
 
 __all__ = ["LEAST_CONTEXT", "Fit", "Room", "fit", "fit_here", "read_room"]
 
@@ -29,7 +43,6 @@ SLACK = 0.95  # of what is available may be taken: predictions are right to a fe
 GPU_MARGIN = 256 << 20  # of each GPU's memory, for its driver and what we do not see
 SMALLER_TYPE = "q8_0"  # of the cache: half the size, and no difference that anybody has measured
 
-Notice = Callable[[str], None]
 Enough = Callable[[MemoryNeed], bool]
 
 
@@ -76,13 +89,13 @@ class Fit:
     """How a model is loaded so that it fits.
 
     Attributes:
-        settings: as asked for, or with a smaller context or fewer layers on the GPU.
+        load: as wanted, or with a smaller context or fewer layers on the GPU.
         need: what that takes.
         draft: the draft model, if it is kept.
         changes: one sentence for each thing that was changed, or is to be expected.
     """
 
-    settings: LoadSettings
+    load: Load
     need: MemoryNeed
     draft: GGUFInfo | None = None
     changes: tuple[str, ...] = ()
@@ -103,159 +116,171 @@ def read_room() -> Room:
 
 def fit_here(
     info: GGUFInfo,
-    settings: LoadSettings,
-    notice: Notice,
-    explain: Explain = silent,
+    asked: Asked,
+    load: Load,
+    here: Here,
     *,
+    kernels: str | None = None,
     draft: GGUFInfo | None = None,
 ) -> Fit:
-    """`fit` on this machine as it is now; what is changed is told to `notice`.
+    """`fit` on this machine as it is now; what is changed, or to be expected, is told.
 
     Raises:
         DoesNotFitError: it takes more memory than there is.
     """
-    room = read_room()
-    found = fit(info, settings, room, draft=draft, repacked=repacked_types(system_info()))
-    for change in found.changes:
-        notice(change)
-    if 0 < info.context_length < (settings.n_ctx or 0):
-        notice(
+    room, repacked = read_room(), repacked_types(system_info())
+    found = fit(info, asked, load, room, kernels=kernels, draft=draft, repacked=repacked)
+    if 0 < info.context_length < (asked.n_ctx or 0):
+        beyond = (
             f"{_name(info)} was trained for {info.context_length} tokens of context: what it writes beyond "
             "them may make no sense"
         )
+        found = replace(found, changes=(*found.changes, beyond))
+    for change in found.changes:
+        here.notice(change)
     if room.available is not None:
-        explain(f"memory: {_parts(found.need)}; {gibibytes(room.available)} are available")
+        here.explain(f"memory: {_parts(found.need)}; {gibibytes(room.available)} are available")
     return found
 
 
 def fit(
     info: GGUFInfo,
-    settings: LoadSettings,
+    asked: Asked,
+    load: Load,
     room: Room,
     *,
+    kernels: str | None = None,
     draft: GGUFInfo | None = None,
     repacked: Mapping[str, float] = NOTHING,
 ) -> Fit:
-    """The settings nearest to `settings` with which the model fits into `room`.
+    """How the model is loaded so that it fits into `room`, as near to `load` as that can be.
 
     Args:
         info: the header of the model.
-        settings: how it is to be loaded.
+        asked: what was said, which stays as it is.
+        load: how it is to be loaded.
         room: what there is.
+        kernels: name of the kernels, where it is known; by default those asked for.
         draft: a second model that drafts.
         repacked: what llama.cpp rearranges itself (`repacked_types`).
 
     Raises:
-        DoesNotFitError: there are none.
+        DoesNotFitError: there is no such way.
     """
-    search = _Search(info, draft, len(room.gpus), repacked)
-    for ways, enough in (
-        (search.ways(settings, room, room.is_enough), room.is_enough),
-        (search.ways(settings, room, room.is_bearable), room.is_bearable),
-    ):
-        for changed, kept in ways:
+    search = _Search(info, asked, kernels or asked.kernels, draft, len(room.gpus), repacked)
+    for enough in (room.is_enough, room.is_bearable):
+        for changed, kept in search.ways(load, room, enough):
             need = search.need(changed, kept)
             if not enough(need):
                 continue
-            changes = (*search.told(settings, changed, kept, room), *_warnings(info, need, room))
+            changes = (*search.told(load, changed, kept, room), *_warnings(info, need, room))
             return Fit(changed, need, kept, changes)
-    asked = search.need(settings)
-    hint = search.hint(settings, room)
-    raise DoesNotFitError(f"{_name(info)} needs {_parts(asked)}; {_there_is(asked, room)}", hint)
+    needed = search.need(load)
+    raise DoesNotFitError(
+        f"{_name(info)} needs {_parts(needed)}; {_there_is(needed, room)}", search.hint(load, room)
+    )
 
 
 class _Search:
     """The ways to load one model, and what each takes."""
 
     def __init__(
-        self, info: GGUFInfo, draft: GGUFInfo | None, gpus: int, repacked: Mapping[str, float]
+        self,
+        info: GGUFInfo,
+        asked: Asked,
+        kernels: str,
+        draft: GGUFInfo | None,
+        gpus: int,
+        repacked: Mapping[str, float],
     ) -> None:
         self.info = info
+        self.asked = asked
         self.draft = draft
         self._gpus = gpus
         self._repacked = repacked
+        chosen = KERNELS.get(kernels)
+        self._kernels = (chosen,) if chosen else (SPECX, STOCK) if library() else (STOCK,)
 
-    def need(self, settings: LoadSettings, draft: GGUFInfo | None = None) -> MemoryNeed:
-        """What `settings` take, on the kernels that take more if that is still to be chosen."""
-        chosen = KERNELS.get(settings.kernels)
-        kernels = (chosen,) if chosen else (SPECX, STOCK) if library() else (STOCK,)
+    def need(self, load: Load, draft: GGUFInfo | None = None) -> MemoryNeed:
+        """What that takes, on the kernels that take more if they are still to be chosen."""
         needs = (
             predict_memory(
-                self.info, settings, kernels=k, repacked=self._repacked, gpus=self._gpus, draft=draft
+                self.info,
+                load,
+                kernels=kernels,
+                repacked=self._repacked,
+                gpus=self._gpus,
+                drafting=self.asked.drafter != "none",
+                history=self.asked.store,
+                draft=None if draft is None else (draft, draft_load(self.asked, draft.path, load)),
             )
-            for k in kernels
+            for kernels in self._kernels
         )
         return max(needs, key=lambda need: (need.required, need.working))
 
-    def ways(
-        self, settings: LoadSettings, room: Room, enough: Enough
-    ) -> Iterator[tuple[LoadSettings, GGUFInfo | None]]:
-        """Settings to try, and the draft model if it is kept, in the stated order."""
+    def ways(self, load: Load, room: Room, enough: Enough) -> Iterator[tuple[Load, GGUFInfo | None]]:
+        """How it could be loaded, and the draft model if it is kept, in the stated order."""
         if self.draft is not None and enough == room.is_enough:
-            yield settings, self.draft
-        yield settings, None
-        yield self.with_context(settings, enough), None
+            yield load, self.draft
+        yield load, None
+        yield self.with_context(load, enough), None
         if room.gpus:
-            fewer = self.with_layers(settings, room)
+            fewer = self.with_layers(load, room)
             yield fewer, None
             yield self.with_context(fewer, enough), None
 
-    def with_context(self, settings: LoadSettings, enough: Enough) -> LoadSettings:
+    def with_context(self, load: Load, enough: Enough) -> Load:
         """With the largest context for which there is enough, if there is one, and none was asked for."""
-        if settings.n_ctx is not None:
-            return settings
-        return replace(settings, n_ctx=self.most_context(settings, enough) or None)
+        if self.asked.n_ctx is not None:
+            return load
+        return replace(load, n_ctx=self.most_context(load, enough) or load.n_ctx)
 
-    def most_context(self, settings: LoadSettings, enough: Enough) -> int:
-        """The largest context, at most that of `settings`, for which there is enough; 0 without one."""
-        low = self._least_context(settings) // CELLS - 1
-        high = self.need(settings).n_ctx // CELLS
-        low = _most(low, high, lambda n: enough(self.need(replace(settings, n_ctx=n * CELLS))))
-        return low * CELLS if low * CELLS >= self._least_context(settings) else 0
+    def most_context(self, load: Load, enough: Enough) -> int:
+        """The largest context, at most that of `load`, for which there is enough; 0 without one."""
+        least = min(LEAST_CONTEXT, load.n_ctx)
+        low = least // CELLS - 1
+        low = _most(low, load.n_ctx // CELLS, lambda n: enough(self.need(replace(load, n_ctx=n * CELLS))))
+        return low * CELLS if low * CELLS >= least else 0
 
-    def with_layers(self, settings: LoadSettings, room: Room) -> LoadSettings:
+    def with_layers(self, load: Load, room: Room) -> Load:
         """With as many layers on the GPUs as they hold, if that is fewer."""
-        if room.holds_gpu(self.need(settings)):
-            return settings
-        wanted = settings.n_gpu_layers
+        if room.holds_gpu(self.need(load)):
+            return load
         most = self.info.blocks + 1
-        if wanted is not None and wanted >= 0:
-            most = min(most, wanted)
+        if load.n_gpu_layers >= 0:
+            most = min(most, load.n_gpu_layers)
 
-        def placed(layers: int) -> LoadSettings:
-            return replace(settings, n_gpu_layers=layers, offload=None)
+        def placed(layers: int) -> Load:
+            return replace(load, n_gpu_layers=layers, offload=None)
 
         return placed(_most(0, most, lambda layers: room.holds_gpu(self.need(placed(layers)))))
 
-    def told(
-        self, asked: LoadSettings, changed: LoadSettings, kept: GGUFInfo | None, room: Room
-    ) -> Iterator[str]:
+    def told(self, wanted: Load, changed: Load, kept: GGUFInfo | None, room: Room) -> Iterator[str]:
         """What was changed, with its numbers."""
         if self.draft is not None and kept is None:
-            both = self.need(asked, self.draft)
-            yield f"the draft model {_name(self.draft)} is left out: {_excess(both, room)}"
-        if changed.n_ctx != asked.n_ctx:
-            need = self.need(replace(changed, n_ctx=asked.n_ctx))
-            more = f"with {need.n_ctx}, {_excess(need, room)}"
+            both = self.need(wanted, self.draft)
+            yield (
+                f"the draft model {_name(self.draft)} is left out: {_excess(both, room)}, and it is the one "
+                "thing that brings nothing but speed"
+            )
+        if changed.n_ctx != wanted.n_ctx:
+            more = f"with {wanted.n_ctx}, {_excess(self.need(replace(changed, n_ctx=wanted.n_ctx)), room)}"
             yield f"the context is {changed.n_ctx} tokens: {more} (-c sets it)"
-        if changed.n_gpu_layers != asked.n_gpu_layers:
-            excess = _excess(self.need(asked), room)
+        if changed.n_gpu_layers != wanted.n_gpu_layers:
+            excess = _excess(self.need(wanted), room)
             yield f"{changed.n_gpu_layers} layers are on the GPU: otherwise {excess} (-ngl sets it)"
 
-    def hint(self, settings: LoadSettings, room: Room) -> str:
+    def hint(self, load: Load, room: Room) -> str:
         """What to type so that it fits; no context beyond what the model was trained for."""
-        if 0 < self.info.context_length < (settings.n_ctx or 0):
-            settings = replace(settings, n_ctx=self.info.context_length)
+        if self.info.context_length:
+            load = replace(load, n_ctx=min(load.n_ctx, wanted_context(self.info.context_length, 0)))
         for enough in (room.is_enough, room.is_bearable):
-            if context := self.most_context(settings, enough):
+            if context := self.most_context(load, enough):
                 return f"ask for a smaller context: -c {context}"
-            small = replace(settings, type_k=SMALLER_TYPE, type_v=SMALLER_TYPE)
+            small = replace(load, type_k=SMALLER_TYPE, type_v=SMALLER_TYPE)
             if context := self.most_context(small, enough):
                 return f"ask for a smaller cache: -c {context} -ctk {SMALLER_TYPE} -ctv {SMALLER_TYPE}"
         return "take a smaller quantization of it or a smaller model, or close other programs"
-
-    def _least_context(self, settings: LoadSettings) -> int:
-        return min(LEAST_CONTEXT, -(-self.need(settings).n_ctx // CELLS) * CELLS)
 
 
 def _most(low: int, high: int, holds: Callable[[int], bool]) -> int:

@@ -8,7 +8,7 @@ build, threads and cache types.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,20 +18,20 @@ from specx.backends.base import Cache, Model
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.store import Store
+from specx.engine.cost.rate import chain_rate
 from specx.engine.cost.timing import Clock, Measurement, Watch, powers, time_step, watch_others
 from specx.engine.setup.basis import is_contradicted
-from specx.engine.setup.explain import Explain, silent
-from specx.engine.setup.placement import ACCEPTANCE
+from specx.engine.setup.choice import ASKED, MEASURED, Choice
+from specx.engine.setup.here import Here
 
 __all__ = [
     "DEPTH",
     "Chosen",
-    "Comparison",
+    "KernelTimes",
     "choice_of_auto",
     "choose_kernels",
     "compare_kernels",
-    "reference_rate",
-    "remembered_choice",
+    "load_on_chosen",
 ]
 
 DEPTH = 256  # tokens of context at which kernels are compared
@@ -55,7 +55,7 @@ Steps = dict[int, float]
 
 
 @dataclass(slots=True)
-class Comparison:
+class KernelTimes:
     """Milliseconds of a step by kernels, depth and width.
 
     Attributes:
@@ -67,7 +67,7 @@ class Comparison:
     disturbed: bool = False
 
     def best(self) -> Kernels:
-        """The kernels of the highest reference rate; what replaces less wins a near tie."""
+        """The kernels of the highest expected rate; what replaces less wins a near tie."""
         best = STOCK
         for kernels in (ATTENTION, SPECX):
             if kernels.name in self.steps and self.rate(kernels.name) > CLEARLY * self.rate(best.name):
@@ -75,9 +75,9 @@ class Comparison:
         return best
 
     def rate(self, name: str) -> float:
-        """Mean reference rate of the kernels `name` over the depths."""
+        """Expected tokens per millisecond on the kernels `name`, the mean over the depths."""
         depths = self.steps[name].values()
-        return float(np.mean([reference_rate(steps) for steps in depths]))
+        return float(np.mean([chain_rate(steps).rate for steps in depths]))
 
     def explained(self, kernels: Kernels) -> str:
         """How much faster than llama.cpp's kernels `kernels` are, in words."""
@@ -94,63 +94,55 @@ class Chosen:
     """A loaded model and the kernels it runs on."""
 
     model: SwitchableModel
-    kernels: Kernels
-
-
-def reference_rate(steps: Mapping[int, float]) -> float:
-    """Expected tokens per millisecond at the best width, for drafts of `ACCEPTANCE`.
-
-    Args:
-        steps: milliseconds of a step by width.
-    """
-    return max((1 - ACCEPTANCE**n) / (1 - ACCEPTANCE) / ms for n, ms in steps.items())
+    kernels: Choice[str]
 
 
 def choose_kernels(
-    wanted: str,
-    load: Load,
-    store: Store,
-    key: str,
-    notice: Callable[[str], None],
-    *,
-    measure: bool = True,
-    explain: Explain = silent,
-    clock: Clock = time.perf_counter,
-    watch: Watch = watch_others,
-) -> Chosen:
-    """Load a model on the kernels that suit it.
+    wanted: str, store: Store, key: str, notice: Callable[[str], None], *, measure: bool = True
+) -> Choice[str | None]:
+    """The kernels to load a model on; None if they are to be compared on it first.
 
     The last bits of the logits depend on the kernels, so "auto" must not choose now these, now those: what
     cannot be measured in peace, or remembered, runs on specx's.
 
     Args:
         wanted: "auto", or the name of some kernels.
-        load: loads the model on given kernels.
         store: where the choice is kept.
         key: what it depends on.
         notice: told what a person should know.
         measure: compare them if that was never done.
-        explain: told the reasons.
-        clock: seconds.
-        watch: how other work is watched for.
     """
     reason = None if wanted == STOCK.name else ggml_device.unavailable()
-    if reason and wanted != "auto":
-        notice(f"llama.cpp's own kernels are used, not those of specx: {reason}")
-    if reason or wanted == STOCK.name:
-        explain(f"kernels: llama.cpp's own, {'as asked' if wanted == STOCK.name else reason}")
-        return Chosen(load(STOCK), STOCK)
-    kept = remembered_choice(store, key) if wanted == "auto" else wanted
-    why = "as measured before" if wanted == "auto" else "as asked"
-    if kept is None and store.root is None:
-        kept, why = SPECX.name, "because nothing is kept that could be compared"
-    elif kept is None and not measure:
-        kept, why = SPECX.name, "because nothing is decoded that would be worth a comparison"
-    if kept is not None:
-        kernels = ggml_device.KERNELS[kept]
-        explain(f"kernels: {kernels.name}, {why}")
-        return Chosen(load(kernels), kernels)
-    return _compare_and_choose(load, store, key, notice, clock, watch)
+    if reason:
+        if wanted != "auto":
+            notice(f"llama.cpp's own kernels are used, not those of specx: {reason}")
+        return Choice(STOCK.name, f"for those of specx cannot be used: {reason}")
+    if wanted != "auto":
+        return Choice(wanted, ASKED)
+    if kept := remembered_choice(store, key):
+        return Choice(kept, MEASURED)
+    if store.root is None:
+        return Choice(SPECX.name, "for nothing is kept that could be compared")
+    if not measure:
+        return Choice(SPECX.name, "for nothing is decoded that would be worth a comparison")
+    return Choice(None, "compared when it is loaded")
+
+
+def load_on_chosen(
+    kernels: Choice[str | None], load: Load, key: str, here: Here, *, watch: Watch = watch_others
+) -> Chosen:
+    """Load a model on the `kernels` that were chosen, or compare them on it if none were.
+
+    Args:
+        kernels: what `choose_kernels` gave.
+        load: loads the model on given kernels.
+        key: what the choice depends on.
+        here: where it is kept, and who is told.
+        watch: how other work is watched for.
+    """
+    if kernels.value is not None:
+        return Chosen(load(ggml_device.KERNELS[kernels.value]), Choice(kernels.value, kernels.why))
+    return _compare_and_choose(load, key, here, watch)
 
 
 def remembered_choice(store: Store, key: str) -> str | None:
@@ -168,40 +160,33 @@ def remembered_choice(store: Store, key: str) -> str | None:
     return None if wrong else kept
 
 
-def choice_of_auto(comparison: Comparison, store: Store, key: str) -> Kernels:
-    """The kernels that "auto" takes: those chosen before, or else what `comparison` lets expect."""
+def choice_of_auto(times: KernelTimes, store: Store, key: str) -> Kernels:
+    """The kernels that "auto" takes: those chosen before, or else what `times` let expect."""
     if ggml_device.unavailable():
         return STOCK
     if kept := remembered_choice(store, key):
         return ggml_device.KERNELS[kept]
-    return SPECX if comparison.disturbed or store.root is None else comparison.best()
+    return SPECX if times.disturbed or store.root is None else times.best()
 
 
-def _compare_and_choose(
-    load: Load,
-    store: Store,
-    key: str,
-    notice: Callable[[str], None],
-    clock: Clock,
-    watch: Watch,
-) -> Chosen:
-    start = clock()
-    comparison, model, loaded = compare_kernels(load, clock=clock, watch=watch)
-    best = choice_of_auto(comparison, store, key)
+def _compare_and_choose(load: Load, key: str, here: Here, watch: Watch) -> Chosen:
+    start = here.clock()
+    times, model, loaded = compare_kernels(load, clock=here.clock, watch=watch)
+    best = choice_of_auto(times, here.store, key)
     if best != loaded:
         model.close()
         model = load(best)
-    took = f"compared kernels in {clock() - start:.1f} s"
-    if comparison.disturbed:
-        notice(f"{took}, but the machine was busy: specx's own are used, and compared again next time")
-        return Chosen(model, best)
-    store.save_json("kernels", key, {"choice": best.name, "steps": comparison.steps})
+    took = f"compared kernels in {here.clock() - start:.1f} s"
+    if times.disturbed:
+        here.notice(f"{took}, but the machine was busy: specx's own are used, and compared again next time")
+        return Chosen(model, Choice(best.name, "for the machine was busy while they were compared"))
+    here.store.save_json("kernels", key, {"choice": best.name, "steps": times.steps})
     if best == STOCK:
-        notice(f"{took}: llama.cpp's own are the fastest for this model here")
+        here.notice(f"{took}: llama.cpp's own are the fastest for this model here")
     else:
         what = "attention" if best == ATTENTION else "attention and multiplication"
-        notice(f"{took}: specx's own for {what}, {comparison.explained(best)}")
-    return Chosen(model, best)
+        here.notice(f"{took}: specx's own for {what}, {times.explained(best)}")
+    return Chosen(model, Choice(best.name, MEASURED))
 
 
 def compare_kernels(
@@ -213,7 +198,7 @@ def compare_kernels(
     clock: Clock = time.perf_counter,
     watch: Watch = watch_others,
     progress: Callable[[float], None] | None = None,
-) -> tuple[Comparison, SwitchableModel, Kernels]:
+) -> tuple[KernelTimes, SwitchableModel, Kernels]:
     """Time a model on each of the kernels.
 
     Args:
@@ -229,7 +214,7 @@ def compare_kernels(
     Returns:
         The times, and the model as it was loaded last, empty, with the kernels it was loaded on.
     """
-    comparison = Comparison()
+    comparison = KernelTimes()
     # Stock kernels and specx's attention share the weights, so they take turns on one loaded model.
     ours = not ggml_device.unavailable()
     groups = ((STOCK, ATTENTION), (SPECX,)) if ours else ((STOCK,),)
@@ -263,7 +248,7 @@ class _Timing:
     watch: Watch
     progress: Callable[[float], None]
 
-    def at(self, depths: Sequence[int], widths: Sequence[int], comparison: Comparison) -> bool:
+    def at(self, depths: Sequence[int], widths: Sequence[int], comparison: KernelTimes) -> bool:
         """Time steps at each of the depths, and put them into `comparison`; true if others were busy."""
         fitting = [n for n in widths if n <= self.cache.max_width]
         reached = [d for d in depths if d + max(fitting) <= self.cache.n_ctx] or [0]

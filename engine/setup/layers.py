@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from specx.backends.gguf.file import GGUFInfo, Tensor
 from specx.backends.llama.memory import cache_bytes, predict_memory
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import ALL_LAYERS, Load
 
 __all__ = ["Division", "Layers", "model_layers", "step_bytes"]
 
@@ -24,7 +24,7 @@ class Layers:
 
     Attributes:
         weights: (L + 1,) bytes of the weights of each layer, the head last.
-        read: (L + 1,) bytes of them that a step of one token reads: of experts, those that it uses.
+        read: (L + 1,) bytes of them that decoding one token reads, see `step_bytes`.
         cache: (L + 1,) bytes of each layer's KV cache.
         buffers: bytes that computing takes on every device that holds a layer.
         host: bytes in the host's memory wherever the layers are.
@@ -51,25 +51,18 @@ class Layers:
         return max((n for n in range(end + 1) if self.needed(end - n, end) <= nbytes), default=0)
 
 
-def model_layers(info: GGUFInfo, settings: LoadSettings) -> Layers:
-    """The layers of a GGUF model that is loaded with `settings`.
+def model_layers(info: GGUFInfo, load: Load) -> Layers:
+    """The layers of a GGUF model that is loaded as `load` says.
 
     What is not in layers is what is left in main memory when all of them are on a GPU.
     """
-    blocks = info.blocks
-    weights, read = [0] * (blocks + 1), [0] * (blocks + 1)
-    tied = not any(tensor.name == HEAD for tensor in info.tensors)
-    for tensor in info.tensors:
-        layer = blocks if tied and tensor.name == EMBEDDING else _layer_of(tensor, blocks)
-        if layer is not None:
-            weights[layer] += tensor.nbytes
-            read[layer] += _read_of(tensor, info)
-    cache = cache_bytes(info, settings)
-    elsewhere = predict_memory(info, replace(settings, n_gpu_layers=blocks + 1), gpus=1)
+    weights, read = _weight_bytes(info)
+    cache = cache_bytes(info, load)
+    elsewhere = predict_memory(info, replace(load, n_gpu_layers=ALL_LAYERS, offload=None), gpus=1)
     return Layers(
-        weights=tuple(weights),
-        read=tuple(read),
-        cache=(*cache, *[0] * (blocks + 1 - len(cache))),
+        weights=weights,
+        read=read,
+        cache=(*cache, *[0] * (len(weights) - len(cache))),
         buffers=elsewhere.gpu_compute,
         host=elsewhere.working,
         row_bytes=ACTIVATION_BYTES * info.embedding_length,
@@ -77,21 +70,24 @@ def model_layers(info: GGUFInfo, settings: LoadSettings) -> Layers:
 
 
 def step_bytes(info: GGUFInfo) -> int:
-    """Bytes of weights that a step of one token reads; each further token of a step may use other experts.
-
-    An embedding counts if it is the head as well, and layers that only draft do not.
-    """
-    return sum(model_layers(info, LoadSettings(info.path)).read)
+    """Bytes of weights that decoding one token reads: of the experts those that a token uses, of the
+    embedding nothing unless it is the head as well, and of layers that only draft nothing either."""
+    return sum(_weight_bytes(info)[1])
 
 
-def _read_of(tensor: Tensor, info: GGUFInfo) -> int:
-    """Bytes of a tensor that a step of one token reads."""
-    match = re.match(r"blk\.(\d+)\.", tensor.name)
-    if match and info.nextn_layers and int(match[1]) >= info.blocks - info.nextn_layers:
-        return 0
-    if "_exps." in tensor.name and info.experts:
-        return round(tensor.nbytes * info.experts_used / info.experts)
-    return tensor.nbytes
+def _weight_bytes(info: GGUFInfo) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(L + 1,) bytes of the weights of each layer, the head last, and those of them that a token reads."""
+    blocks = info.blocks
+    weights, read = [0] * (blocks + 1), [0] * (blocks + 1)
+    used = info.experts_used / info.experts if info.experts else 1.0
+    tied = not any(tensor.name == HEAD for tensor in info.tensors)
+    for tensor in info.tensors:
+        layer = blocks if tied and tensor.name == EMBEDDING else _layer_of(tensor, blocks)
+        if layer is not None:
+            weights[layer] += tensor.nbytes
+            if not blocks - info.nextn_layers <= layer < blocks:
+                read[layer] += round(tensor.nbytes * (used if "_exps." in tensor.name else 1.0))
+    return tuple(weights), tuple(read)
 
 
 def _layer_of(tensor: Tensor, blocks: int) -> int | None:

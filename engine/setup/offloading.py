@@ -3,36 +3,40 @@ time it is loaded, by the memory that is free then. A machine without a GPU is a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from specx.backends.base import Model
-from specx.backends.gguf.file import GGUFInfo, read_gguf
+from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama.devices import Device, list_devices
-from specx.backends.llama.params import decode_threads
+from specx.backends.llama.kernels import KERNELS
 from specx.backends.machine.machine import available_memory, bytes_to_read, read_memory
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import ALL_LAYERS, Load
 from specx.backends.store import Store
+from specx.engine.cost.rate import ACCEPTANCE
+from specx.engine.settings import Asked
+from specx.engine.setup.choice import ASKED, MEASURED, Choice
 from specx.engine.setup.devices import DeviceCost, measure_devices
-from specx.engine.setup.explain import Explain, silent
+from specx.engine.setup.explain import Explain
 from specx.engine.setup.fit import GPU_MARGIN
+from specx.engine.setup.here import Here
 from specx.engine.setup.kernels import Chosen
 from specx.engine.setup.layers import Division, Layers, model_layers
-from specx.engine.setup.placement import ACCEPTANCE, DraftSource, Placed, fastest_device, place
+from specx.engine.setup.placement import DraftKind, Placed, fastest_device, place
 from specx.kernels._native import read_bandwidth
 
 __all__ = [
     "FREE_DRAFTS",
+    "LayersPlaced",
     "MeasuredDevices",
     "load_costs",
+    "place_draft",
+    "place_layers",
     "usable_devices",
-    "with_measured_placement",
-    "with_placed_draft",
 ]
 
 KIND = "devices"  # of the entries in the store
-FREE_DRAFTS = DraftSource("free drafts", ACCEPTANCE)
+FREE_DRAFTS = DraftKind("free drafts", ACCEPTANCE)
 """What devices are compared by, as kernels are: drafts that cost nothing."""
 BANDWIDTH_BYTES, BANDWIDTH_REPEATS = 1 << 28, 3
 
@@ -43,11 +47,26 @@ class MeasuredDevices:
 
     Attributes:
         costs: of the host and the GPUs that have room for a layer.
-        kernels: name of the kernels that the host was timed with.
+        kernels: the kernels that the host was timed with.
     """
 
     costs: list[DeviceCost]
-    kernels: str
+    kernels: Choice[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LayersPlaced:
+    """Where the layers of a model go.
+
+    Attributes:
+        load: how it is loaded, layers included.
+        where: the same in words, with the reason.
+        kernels: the kernels that this rests on; None if it rests on none.
+    """
+
+    load: Load
+    where: Choice[str]
+    kernels: Choice[str] | None = None
 
 
 def usable_devices() -> list[Device]:
@@ -63,68 +82,70 @@ def usable_devices() -> list[Device]:
     ]
 
 
-def with_measured_placement(
+def place_layers(
     info: GGUFInfo,
-    settings: LoadSettings,
-    store: Store,
+    asked: Asked,
+    load: Load,
     key: str,
-    load: Callable[[LoadSettings], Chosen],
-    *,
-    notice: Callable[[str], None],
-    explain: Explain = silent,
+    open_on: Callable[[Load, str], Chosen] | None,
+    here: Here,
     devices: Sequence[Device] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> LoadSettings:
-    """`settings` with the layers that go to each GPU, unless they say how many, or there is no GPU.
+) -> LayersPlaced:
+    """Where the layers of a model go: as asked, or where they let expect the most tokens per second.
 
     Args:
         info: the model.
-        settings: how it is to be loaded.
-        store: where times are kept.
+        asked: what was said.
+        load: how it is loaded, but for its layers.
         key: what times depend on, but for the devices.
-        load: loads the model with given settings, on the kernels that suit it.
-        notice: told what a person should know.
-        explain: told the reasons.
+        open_on: loads the model so, on the kernels of that name; None where nothing may be timed.
+        here: where times are kept, and who is told.
         devices: the host and the GPUs; those of this machine by default.
-        clock: seconds.
 
     Raises:
         ModelError: the model cannot be loaded.
     """
-    if settings.n_gpu_layers is not None:
-        return settings
     devices = usable_devices() if devices is None else devices
+    count, host = asked.n_gpu_layers, f"all on {devices[0].name}"
     if len(devices) < 2:
-        return replace(settings, n_gpu_layers=0)
-    target = model_layers(info, settings)
-    measured = load_costs(store, key, devices)
-    if measured is None and not settings.measure:
-        return replace(settings, n_gpu_layers=0)
+        return LayersPlaced(replace(load, n_gpu_layers=count or 0), Choice(host, "there is no GPU"))
+    if count is not None:
+        which = "all layers" if count == ALL_LAYERS else f"{count} layers"
+        where = Choice(f"{which} on GPUs" if count else host, ASKED)
+        return LayersPlaced(replace(load, n_gpu_layers=count), where)
+    target = model_layers(info, load)
+    measured = load_costs(here.store, key, devices)
+    if measured is None and open_on is None:
+        why = "the GPUs were not timed with this model"
+        return LayersPlaced(replace(load, n_gpu_layers=0), Choice(host, why))
     if measured is None:
-        measured = _measure(target, settings, store, key, load, notice, devices, clock)
+        assert open_on is not None
+        measured = _measure(target, asked.kernels, load, key, open_on, here, devices)
     placed = place(target, [FREE_DRAFTS], measured.costs)
-    _explain(placed, explain)
+    _explain(placed, here.explain)
     best = placed.best or placed.alternatives[0]
-    return replace(_divided(settings, best.target, devices[0].name), kernels=measured.kernels)
+    # Where nothing had room, nothing was loaded, and no kernels were chosen for it.
+    kernels = measured.kernels if measured.kernels.value in KERNELS else None
+    where = Choice(best.described(), MEASURED)
+    return LayersPlaced(_divided(load, best.target, devices[0].name), where, kernels)
 
 
-def with_placed_draft(settings: LoadSettings, store: Store, key: str) -> LoadSettings:
-    """`settings` of a draft model with all of it on the device that drafts the fastest, unless they say.
+def place_draft(info: GGUFInfo, load: Load, store: Store, key: str) -> Load:
+    """`load` of a draft model with all of it on the device that drafts the fastest.
 
     Args:
-        settings: how the draft model is loaded; the target is loaded already.
+        info: the draft model.
+        load: how it is loaded; the target is loaded already.
         store: where times are kept.
-        key: that of the target's `with_measured_placement`.
+        key: that of the target's `place_layers`.
     """
-    if settings.n_gpu_layers is not None:
-        return settings
     devices = usable_devices()
     measured = load_costs(store, key, devices) if len(devices) > 1 else None
     if measured is None:
-        return replace(settings, n_gpu_layers=0)
-    layers = model_layers(read_gguf(settings.model), settings)
+        return replace(load, n_gpu_layers=0)
+    layers = model_layers(info, load)
     name = fastest_device(layers, measured.costs).name
-    return _divided(settings, ((name, len(layers)),), devices[0].name)
+    return _divided(load, ((name, len(layers)),), devices[0].name)
 
 
 def load_costs(store: Store, key: str, devices: Sequence[Device]) -> MeasuredDevices | None:
@@ -138,7 +159,7 @@ def load_costs(store: Store, key: str, devices: Sequence[Device]) -> MeasuredDev
         costs = [DeviceCost.from_json(each, free[each["name"]]) for each in data["devices"]]
         if not costs or costs[0].name != devices[0].name:
             raise ValueError("the host comes first")
-        return MeasuredDevices(costs, str(data["kernels"]))
+        return MeasuredDevices(costs, Choice(str(data["kernels"]), MEASURED))
     except (ValueError, TypeError, KeyError, AttributeError):
         store.set_aside(KIND, entry)
         return None
@@ -146,46 +167,44 @@ def load_costs(store: Store, key: str, devices: Sequence[Device]) -> MeasuredDev
 
 def _measure(
     target: Layers,
-    settings: LoadSettings,
-    store: Store,
+    wanted: str,
+    base: Load,
     key: str,
-    load: Callable[[LoadSettings], Chosen],
-    notice: Callable[[str], None],
+    open_on: Callable[[Load, str], Chosen],
+    here: Here,
     devices: Sequence[Device],
-    clock: Callable[[], float],
 ) -> MeasuredDevices:
     """Time the devices, keep what was found, and tell it."""
-    kernels = settings.kernels
+    kernels = Choice(wanted, ASKED)
 
     def divided(division: Division) -> Model:
         nonlocal kernels  # compared on the host, where they compute, and then the same everywhere
-        chosen = load(replace(_divided(settings, division, devices[0].name), kernels=kernels))
-        kernels = chosen.kernels.name
+        chosen = open_on(_divided(base, division, devices[0].name), kernels.value)
+        if kernels.value != chosen.kernels.value:
+            kernels = chosen.kernels
         return chosen.model
 
     def host_rate() -> float:
-        return read_bandwidth(
-            bytes_to_read(read_memory(), BANDWIDTH_BYTES), decode_threads(settings), BANDWIDTH_REPEATS
-        )
+        return read_bandwidth(bytes_to_read(read_memory(), BANDWIDTH_BYTES), base.threads, BANDWIDTH_REPEATS)
 
-    start = clock()
-    costs, disturbed = measure_devices(target, devices, divided, host_rate=host_rate, clock=clock)
+    start = here.clock()
+    costs, disturbed = measure_devices(target, devices, divided, host_rate=host_rate, clock=here.clock)
     read = sum(target.read)
     times = ", ".join(f"{cost.reading_ms(1, read):.1f} ms on {cost.name}" for cost in costs)
-    took = f"timed this model's layers in {clock() - start:.1f} s: one token takes {times}"
+    took = f"timed this model's layers in {here.clock() - start:.1f} s: one token takes {times}"
     if disturbed:
-        notice(f"{took}; the machine was busy: this will be measured again next time")
+        here.notice(f"{took}; the machine was busy: this will be measured again next time")
     else:
-        notice(took)
-        kept = {"devices": [cost.to_json() for cost in costs], "kernels": kernels}
-        store.save_json(KIND, _entry(key, devices), kept)
+        here.notice(took)
+        kept = {"devices": [cost.to_json() for cost in costs], "kernels": kernels.value}
+        here.store.save_json(KIND, _entry(key, devices), kept)
     return MeasuredDevices(costs, kernels)
 
 
-def _divided(settings: LoadSettings, division: Division, host: str) -> LoadSettings:
-    """`settings` with the layers divided so."""
+def _divided(load: Load, division: Division, host: str) -> Load:
+    """`load` with the layers divided so."""
     layers = tuple((name, count) for name, count in division if name != host)
-    return replace(settings, offload=layers, n_gpu_layers=sum(count for _, count in layers))
+    return replace(load, offload=layers, n_gpu_layers=sum(count for _, count in layers))
 
 
 def _explain(placed: Placed, explain: Explain) -> None:

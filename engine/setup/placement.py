@@ -21,20 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specx.engine.cost.rate import chain_rate
 from specx.engine.setup.devices import DeviceCost
 from specx.engine.setup.explain import gibibytes
 from specx.engine.setup.layers import Division, Layers
-from specx.kernels._native import best_prefix
 
-__all__ = ["ACCEPTANCE", "DraftSource", "Placed", "Placement", "best_chain", "fastest_device", "place"]
-
-ACCEPTANCE = 0.7
-"""Probability that a further drafted token is right, where nothing better is known: between what draft
-models of one family are reported to reach on prose (0.6) and on code (0.8)."""
+__all__ = ["DraftKind", "Placed", "Placement", "fastest_device", "place"]
 
 
 @dataclass(frozen=True, slots=True)
-class DraftSource:
+class DraftKind:
     """One source of drafts.
 
     Attributes:
@@ -116,7 +112,7 @@ class Placed:
         return f"{other.rate / self.best.rate:.2f}x"
 
 
-def place(target: Layers, drafts: Sequence[DraftSource], devices: Sequence[DeviceCost]) -> Placed:
+def place(target: Layers, drafts: Sequence[DraftKind], devices: Sequence[DeviceCost]) -> Placed:
     """The placement of the highest expected rate.
 
     Integrated GPUs are used where there are no others, as llama.cpp does; they take from the host's memory.
@@ -157,7 +153,7 @@ class _Search:
         self._read = np.concatenate(([0], np.cumsum(target.read)))  # (L + 2,)
         self._held = np.concatenate(([0], np.cumsum(target.weights) + np.cumsum(target.cache)))
 
-    def divisions(self, draft: DraftSource, where: DeviceCost) -> Iterator[Division]:
+    def divisions(self, draft: DraftKind, where: DeviceCost) -> Iterator[Division]:
         """The cheapest division of every width that fits, and everything on one device, fitting or not."""
         total = len(self.target)
         for device in (self.host, *self.others):
@@ -167,21 +163,20 @@ class _Search:
             if (division := self._cheapest(i, taken)) is not None:
                 yield division
 
-    def evaluate(self, division: Division, draft: DraftSource, where: DeviceCost) -> Placement:
+    def evaluate(self, division: Division, draft: DraftKind, where: DeviceCost) -> Placement:
         """The rate of a division with drafts from a model on `where`, and what it takes."""
-        costs = np.full(self.widths[-1] + 1, np.inf)
-        costs[self.widths] = [self._step_ms(division, n) for n in self.widths]
+        steps = {n: self._step_ms(division, n) for n in self.widths}
         draft_ms = 0.0
         if draft.layers is not None:
             draft_ms = _drafting_ms(draft.layers, where, self.host)
-        drafted, gain, ms = best_chain(draft.acceptance, costs, draft_ms)
+        chain = chain_rate(steps, draft_ms=draft_ms, acceptance=draft.acceptance)
         memory = self._memory(division, draft, where)
         return Placement(
             division,
             draft.name,
             where.name if draft.layers is not None else "",
-            drafted,
-            gain / ms * 1e3,
+            chain.drafted,
+            chain.rate * 1e3,
             memory,
             self._excess(memory),
         )
@@ -197,7 +192,7 @@ class _Search:
             first += count
         return ms
 
-    def _memory(self, division: Division, draft: DraftSource, where: DeviceCost) -> dict[str, int]:
+    def _memory(self, division: Division, draft: DraftKind, where: DeviceCost) -> dict[str, int]:
         """Bytes by device; integrated GPUs and the host count as one memory, the host's."""
         memory = {self.host.name: self.target.host}
         first = 0
@@ -209,7 +204,7 @@ class _Search:
             memory[name] = memory.get(name, 0) + nbytes
         return memory
 
-    def _draft_memory(self, draft: DraftSource, where: DeviceCost) -> dict[str, int]:
+    def _draft_memory(self, draft: DraftKind, where: DeviceCost) -> dict[str, int]:
         if draft.layers is None:
             return {}
         layers = draft.layers
@@ -314,19 +309,3 @@ def _drafting_ms(draft: Layers, device: DeviceCost, host: DeviceCost) -> float:
     """Milliseconds to draft one token."""
     handing = 0.0 if device is host else device.handing_ms(1, draft.row_bytes)
     return device.reading_ms(1, sum(draft.read)) + handing
-
-
-def best_chain(acceptance: float, costs: NDArray[np.float64], draft_ms: float) -> tuple[int, float, float]:
-    """Drafted tokens, expected tokens and milliseconds of a step at the best rate.
-
-    Args:
-        acceptance: probability that each further token comes true.
-        costs: (W + 1,) milliseconds of a step by its tokens; infinite where unknown.
-        draft_ms: milliseconds to draft one token.
-    """
-    count = len(costs) - 2
-    probs = (acceptance ** np.arange(1, count + 1)).astype(np.float32)
-    drafting = draft_ms * np.maximum(np.arange(len(costs)) - 1, 0)
-    parents = np.arange(-1, count - 1, dtype=np.int32)
-    _, nodes, _, _, gain, ms = best_prefix(probs, parents, costs + drafting, 0.0, 0.0)
-    return nodes, gain, ms

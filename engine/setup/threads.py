@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from specx.backends.base import Model
-from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import CPU, this_cpu
-from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
+from specx.engine.cost.rate import chain_rate
 from specx.engine.cost.timing import Clock, Measurement, Watch, time_step, watch_others
+from specx.engine.settings import Asked, AskedModel
 from specx.engine.setup.basis import is_contradicted
-from specx.engine.setup.explain import Explain, silent
+from specx.engine.setup.choice import ASKED, MEASURED, Choice
 from specx.engine.setup.kernels import DEPTH, remembered_choice
 
 __all__ = [
     "ThreadTimes",
     "candidates",
+    "choose_threads",
     "load_threads",
     "measure_threads",
     "save_threads",
     "warn_of_threads",
-    "with_measured_threads",
 ]
 
 KIND = "threads"  # of the entries in the store
@@ -67,12 +67,19 @@ class ThreadTimes:
     @property
     def decode(self) -> int:
         """Threads for decoding one token."""
-        return _narrowest(self.steps, DECODE)
+        return _fewest({threads: 1 / ms for threads, ms in self.steps[DECODE[0]].items()})
 
     @property
     def batch(self) -> int:
-        """Threads for drafts and prompts."""
-        return _narrowest(self.steps, BATCH)
+        """Threads for drafts and prompts: those that write the most tokens per second with drafts, if one is
+        read for each that is written."""
+        verified, read = BATCH
+
+        def rate(threads: int) -> float:
+            written = chain_rate({1: self.ms_per_token, verified: self.steps[verified][threads]}).rate
+            return 1 / (1 / written + self.steps[read][threads] / read)
+
+        return _fewest({threads: rate(threads) for threads in self.steps[verified]})
 
     @property
     def ms_per_token(self) -> float:
@@ -159,31 +166,35 @@ def measure_threads(
     return ThreadTimes(_least(measurement.times), depth, disturbed=measurement.disturbed)
 
 
-def with_measured_threads(
-    settings: LoadSettings, store: Store, key: str, explain: Explain = silent
-) -> LoadSettings:
-    """`settings` with the threads that were measured, unless they say how many themselves."""
-    if settings.threads is not None:
-        return settings
+def choose_threads(asked: AskedModel, store: Store, key: str) -> tuple[Choice[int], Choice[int]]:
+    """How many threads decode one token, and more than one: as asked, as measured, or by the rule.
+
+    Args:
+        asked: what was said.
+        store: where measurements are kept.
+        key: what they depend on.
+    """
+    batch = None if asked.threads_batch is None else Choice(asked.threads_batch, ASKED)
+    if asked.threads is not None:
+        return Choice(asked.threads, ASKED), batch or Choice(asked.threads, "as many as for one token")
     kept = load_threads(store, key)
-    if kept is None:
-        explain(f"threads: {decode_threads(settings)}, one for each usable core; `specx probe` measures")
-        return settings
-    explain(f"threads: {kept.decode} for one token, {kept.batch} for more, the fastest as measured")
-    return replace(settings, threads=kept.decode, threads_batch=settings.threads_batch or kept.batch)
+    if kept is not None:
+        return Choice(kept.decode, MEASURED), batch or Choice(kept.batch, MEASURED)
+    rule = Choice(this_cpu().default_threads, "one for each usable core (`specx probe MODEL` measures)")
+    return rule, batch or rule
 
 
-def warn_of_threads(settings: LoadSettings, notice: Callable[[str], None], cpu: CPU | None = None) -> None:
+def warn_of_threads(asked: Asked, notice: Callable[[str], None], cpu: CPU | None = None) -> None:
     """Tell of more threads than there are processors: at every operation some wait for others to run at all.
 
     Args:
-        settings: what was asked for.
+        asked: what was asked for.
         notice: told what a person should know.
         cpu: the processors; by default those of this machine.
     """
     usable = (cpu or this_cpu()).usable_threads
-    asked = (settings.threads, settings.threads_batch, settings.draft_threads, settings.draft_threads_batch)
-    most = max(count or 0 for count in asked)
+    counts = (asked.threads, asked.threads_batch, asked.draft.threads, asked.draft.threads_batch)
+    most = max(count or 0 for count in counts)
     if most > usable:
         notice(f"{most} threads share {usable} usable CPUs: slower than with {usable}")
 
@@ -258,8 +269,7 @@ def _score(steps: Mapping[int, Mapping[int, float]], widths: Sequence[int], thre
     return float(np.exp(np.mean(np.log(ratios))))
 
 
-def _narrowest(steps: Mapping[int, Mapping[int, float]], widths: Sequence[int]) -> int:
-    """The smallest number of threads that is next to as fast as the best one."""
-    scores = {threads: _score(steps, widths, threads) for threads in sorted(steps[widths[0]])}
-    best = min(scores.values())
-    return next(threads for threads, score in scores.items() if score <= NEAR * best)
+def _fewest(rates: Mapping[int, float]) -> int:
+    """The smallest number of threads whose rate is next to the best one."""
+    best = max(rates.values())
+    return next(threads for threads in sorted(rates) if NEAR * rates[threads] >= best)

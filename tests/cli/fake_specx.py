@@ -95,6 +95,7 @@ class Session:
     model_name = "fake"
     bos_text, eos_text = "<s>", "</s>"
     plain_reason = None
+    setup = None
 
     def __init__(self, settings=None):
         self.settings = settings

@@ -43,7 +43,7 @@ def test_quiet_says_nothing_more(specx):
 def test_json_is_one_object(specx):
     outcome = specx("complete", specx.model, "-p", "Once", "--json", "-s", "5", "--drafter", "suffix")
     whole = json.loads(outcome.out)
-    assert set(whole) == {"text", "tokens", "finish_reason", "seed", "drafter", "model", "timings"}
+    assert set(whole) == {"text", "tokens", "finish_reason", "seed", "drafter", "model", "setup", "timings"}
     assert set(whole["timings"]) == TIMINGS
     assert whole["text"] == TEXT
     assert (whole["seed"], whole["drafter"], whole["model"]) == (5, "suffix", "fake")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from specx.backends.llama.devices import Device
 from specx.backends.llama.memory import MemoryNeed
+from specx.backends.settings import Load
 from specx.engine.report import plan as plan_report
 from specx.engine.report.advice import Advice
 from specx.engine.report.plan import DraftOption, PlanReport
+from specx.engine.settings import Asked
+from specx.engine.setup.choice import Choice, Setup
 from specx.engine.setup.devices import DeviceCost
 from specx.engine.setup.finder import Unfit
 from specx.engine.setup.layers import Layers
-from specx.engine.setup.placement import DraftSource, place
+from specx.engine.setup.placement import DraftKind, place
 
 GIB = 1 << 30
 CPU = Device("CPU", "a CPU", "CPU", 8 * GIB, 16 * GIB, unified=True)
@@ -24,18 +28,36 @@ NEED = MemoryNeed(4096, 3 * GIB, GIB, GIB // 4, 0, 0, 0, GIB // 8, 0)
 STEPS = {1: 20.0, 2: 21.0, 4: 23.0, 8: 26.0}
 
 
+def setup(**changes):
+    """What was decided for a model whose header does not matter."""
+    fields = {
+        "asked": Asked(Path("model.gguf")),
+        "info": SimpleNamespace(name="A model"),
+        "load": Load(Path("model.gguf"), 2, 2, n_gpu_layers=0),
+        "context": Choice(4096, "the default"),
+        "texts": Choice(1, "the default"),
+        "threads": Choice(2, "one for each usable core"),
+        "threads_batch": Choice(2, "as asked"),
+        "kernels": Choice("specx", "as measured"),
+        "placement": Choice("all on CPU", "there is no GPU"),
+        "flash_attn": Choice("on", "the default"),
+        "cache_type_k": Choice("f16", "the default"),
+        "cache_type_v": Choice("q8_0", "as asked"),
+        "drafter": Choice("auto", "the default"),
+        "draft_model": Choice(None, "nothing asks one"),
+        "draft": None,
+        "need": NEED,
+        "changes": (),
+    }
+    return Setup(**{**fields, **changes})
+
+
 def report(**changes):
     fields = {
-        "model": Path("model.gguf"),
-        "name": "A model",
-        "need": NEED,
+        "setup": setup(),
         "available": 6 * GIB,
-        "changes": (),
         "devices": (CPU,),
         "placed": None,
-        "threads": 2,
-        "threads_measured": False,
-        "kernels": "specx",
         "steps": STEPS,
         "options": (
             DraftOption("small", 2.5, "70% right, assumed", path=Path("small.gguf")),
@@ -71,7 +93,11 @@ def test_the_tables(specx, planned):
     for text in (
         "4.4 GiB of 6.0 GiB available: it fits",
         "weights 3.0 GiB, cache 1.0 GiB, computing 256 MiB, the rest 128 MiB",
-        "everything on CPU: there is no GPU",
+        "placement      all on CPU, there is no GPU",
+        "threads        2, one for each usable core",
+        "kernels        specx, as measured",
+        "cache type v   q8_0, as asked",
+        "draft model    none, nothing asks one",
         "small        2.50x",
         "1.71x over 3,000 tokens",
         "small: 2.50x plain decoding, about 125 tokens/s in a short context (plain: 50)",
@@ -86,23 +112,20 @@ def test_placements_with_reasons(specx, planned):
         DeviceCost("CPU", 8 * GIB, {1: 60.0, 4: 80.0}, 3 * GIB),
         DeviceCost("GPU0", 2 * GIB, {1: 6.0, 4: 7.0}, 3 * GIB),
     ]
-    planned(report(devices=(CPU, GPU), placed=place(layers, [DraftSource("free drafts", 0.7)], costs)))
+    planned(report(devices=(CPU, GPU), placed=place(layers, [DraftKind("free drafts", 0.7)], costs)))
     outcome = specx("plan", specx.model)
     assert "4 of 12 layers on CPU, 8 of 12 layers on GPU0" in outcome.out
     assert "does not fit by 1.0 GiB" in outcome.out and "best" in outcome.out
     assert "0.39x" in outcome.out
 
 
-def test_devices_that_were_not_timed(specx, planned):
-    planned(report(devices=(CPU, GPU)))
-    assert "not decided: CPU, GPU0 were not timed with this model" in specx("plan", specx.model).out
-
-
 def test_nothing_measured(specx, planned):
-    calls = planned(report(steps={}, kernels=None, advice=()))
+    calls = planned(
+        report(steps={}, setup=setup(kernels=Choice(None, "compared when it is loaded")), advice=())
+    )
     outcome = specx("plan", specx.model, "--no-measure")
     assert outcome.code == 0 and "nothing was measured yet" in outcome.out
-    assert "not compared yet" in outcome.out
+    assert "none, compared when it is loaded" in outcome.out
     assert calls[0][1]["measure"] is False
 
 
@@ -115,6 +138,8 @@ def test_json_holds_everything(specx, planned):
     assert found["drafters"][1]["measured"] == 1.71 and found["drafters"][0]["path"] == "small.gguf"
     assert found["memory"]["working"] == NEED.working and found["memory"]["available"] == 6 * GIB
     assert found["advice"][0]["command"] == "specx pull a/b"
+    assert found["setup"]["threads"] == {"value": 2, "why": "one for each usable core"}
+    assert found["setup"]["draft_model"]["value"] is None and found["setup"]["changes"] == []
 
 
 def test_options_reach_the_plan(specx, planned):

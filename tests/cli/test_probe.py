@@ -14,7 +14,8 @@ from specx.engine.report import machine as probe_module
 from specx.engine.report import staircase as staircase_probe
 from specx.engine.report.machine import MachineProbe, Measured, ModelProbe
 from specx.engine.report.staircase import StaircaseProbe
-from specx.engine.setup.kernels import Comparison
+from specx.engine.setup.choice import Choice
+from specx.engine.setup.kernels import KernelTimes
 from specx.engine.setup.threads import ThreadTimes
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
@@ -35,8 +36,11 @@ def found(monkeypatch):
             name: {depth: {n: ms + depth / 1000 for n, ms in by.items()} for depth in depths}
             for name, by in (("stock", STOCK), ("attention", ATTENTION), ("specx", SPECX))
         }
-        comparison = Comparison(steps, disturbed=True)
-        return StaircaseProbe(comparison, weight_bytes=100_000_000, bandwidth=40e9, threads=2, auto="stock")
+        comparison = KernelTimes(steps, disturbed=True)
+        threads = Choice(2, "as asked")
+        return StaircaseProbe(
+            comparison, weight_bytes=100_000_000, bandwidth=40e9, threads=threads, auto="stock"
+        )
 
     monkeypatch.setattr(staircase_probe, "probe_staircases", measured)
     return asked
@@ -51,6 +55,7 @@ def test_the_table_has_times_ratios_and_bandwidth(specx, found):
     assert lines[1].split() == ["tokens", "stock", "attention", "specx"]
     assert lines[4].split() == ["8", "40.0", "(4.00)", "20.0", "(2.50)", "8.0", "(1.60)"]
     assert any("specx" in line and "20.0 GB/s" in line and "50%" in line for line in lines)
+    assert lines[-2] == "memory: 40.0 GB/s with 2 threads, as asked"
     assert lines[-1] == "--kernels auto takes stock"
 
 

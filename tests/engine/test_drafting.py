@@ -11,13 +11,12 @@ import pytest
 
 from specx.backends.errors import ModelError, UsageError
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
-from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import MOST_TRIED, TRIAL_TOKENS, DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.finder import Candidate, Unfit
 
 V = 64
@@ -70,7 +69,7 @@ class World:
 
 def session_of(world, *, drafter="auto", forced=None, root=None, quantized=False):
     world.notices, world.explained = [], []
-    settings = LoadSettings(Path("scripted.gguf"), drafter=drafter, store=root is not None)
+    settings = Asked(Path("scripted.gguf"), drafter=drafter, store=root is not None)
     learned = Learned(Store(root, world.notices.append), model_key="model", cost_key="cost")
 
     def draft_models(session):
@@ -297,7 +296,7 @@ def test_names():
     named = session_of(World(), forced=candidate("good"))
     assert "model" in named.drafters
     learned = Learned(Store(None), model_key="", cost_key="")
-    bare = Session(ScriptedBackend(V), LoadSettings(Path("x"), store=False), learned, name="x")
+    bare = Session(ScriptedBackend(V), Asked(Path("x"), store=False), learned, name="x")
     with pytest.raises(UsageError, match="no draft model"):
         bare.set_drafter("model")
 

@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 
 from specx.backends.llama import kernels as ggml_device
-from specx.backends.settings import LoadSettings
 from specx.engine.plan import Plan, _Reason
 from specx.engine.report.certificate import PROMPTS, compare_drafters
 from specx.engine.session import Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, AskedModel, SamplingSettings
 from specx.engine.text.template import ChatTemplate
 
 
@@ -38,7 +37,7 @@ class Eager(Plan):
 
 def opened(model, **options):
     settings = {"n_ctx": 512, "threads": 1, "draft_max": 7, "store": False, **options}
-    session = Session.open(LoadSettings(model, **settings))
+    session = Session.open(Asked(model, **settings))
     # Drafts are worth their while up to a point, on any machine.
     session.staircase.load_json({"0": {str(n): 10.0 + n for n in range(1, session.backend.max_width + 1)}})
     session.staircase.observe = lambda *_step: None
@@ -154,7 +153,7 @@ class Curious(Plan):
 
 @pytest.mark.usefixtures("ours")
 def test_a_draft_model_changes_nothing(smollm2, smollm2_q4_0):
-    with opened(smollm2, kernels="specx", draft_model=smollm2_q4_0, draft_threads=1) as session:
+    with opened(smollm2, kernels="specx", draft=AskedModel(smollm2_q4_0, threads=1)) as session:
         session.plan = Curious(session)
         for prompt in encoded(session, PROMPTS[:1]):
             for sampling in (SamplingSettings(seed=3, temperature=0.0), SamplingSettings(seed=4)):

@@ -12,7 +12,6 @@ import pytest
 
 from specx.backends.errors import ContextFullError, GrammarError, UsageError
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
-from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.drafters.base import Draft
 from specx.engine.cost.timing import unwatched
@@ -20,7 +19,7 @@ from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.plan import Plan, _Reason
 from specx.engine.session import DRAFTERS, Session, Timings
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.finder import Candidate
 
 V = 64
@@ -87,7 +86,7 @@ def session_of(
     if simulated:
         options = {"step_costs": {1: 10.0, 64: 10.6}, **options, "clock": clock}
     backend = ScriptedBackend(**{"vocab_size": V, "script": SCRIPT, "peak": 0.9, **options})
-    settings = LoadSettings(
+    settings = Asked(
         Path("scripted.gguf"),
         drafter=drafter,
         draft_max=draft_max,

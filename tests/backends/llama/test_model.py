@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -23,11 +22,11 @@ from specx.backends.errors import ContextFullError, ModelError, RollbackError, S
 from specx.backends.llama import library as libllama
 from specx.backends.llama import model as llama_module
 from specx.backends.llama.model import LlamaBackend
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import Load
 from specx.backends.store import Store
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 
 SAME = 1e-3  # largest difference of a logit on a tiny model
 ROUNDED = 0.04  # the same with flash attention
@@ -46,7 +45,7 @@ def repack(path):
 
 
 def load(path, **options):
-    settings = LoadSettings(path, **{"n_ctx": 512, "threads": 1, **options})
+    settings = Load(path, **{"n_ctx": 512, "threads": 1, "threads_batch": 1, **options})
     return LlamaBackend(settings, repack=repack(path))
 
 
@@ -249,14 +248,13 @@ def test_measuring_steps_where_every_cell_is_in_use(tiny):
     assert np.abs(next_logits(backend, tokens[800]) - logits_after(reference, tokens[:801])).max() < SAME
 
 
-def test_a_session_reads_again_what_the_window_has_lost(tiny):
+def test_a_session_reads_again_what_the_window_has_lost(tiny, tiny_models):
     sampling = SamplingSettings(seed=1, temperature=0.0)
 
     def session(copy):
-        settings = LoadSettings(tiny_path := "sliding", drafter="auto")
         learned = Learned(Store(None), model_key="m", cost_key="c")
         backend = tiny("sliding", copy=copy, n_ctx=2048)
-        made = Session(backend, replace(settings, model=tiny_path), learned, name="tiny")
+        made = Session(backend, Asked(tiny_models["sliding"]), learned, name="tiny")
         made.staircase.load_json({"0": {str(n): 10 + n / 10 for n in range(1, 33)}})
         made.staircase.observe = lambda *_step: None  # what a step really takes must not decide a test
         return made
@@ -497,8 +495,8 @@ def test_limits_that_follow_from_the_settings(tiny_models):
     assert short.max_width == 16
     short.forward(np.ones(16, np.int32), chain(16))
     short.keep([0])
-    assert load(path, n_ctx=None).n_ctx == llama_module.DEFAULT_CTX
-    assert load(path, n_ctx=0).n_ctx == load(path).n_ctx_train == 8192
+    assert load(path, n_ctx=300).n_ctx == 512  # rounded up
+    assert load(path).n_ctx_train == 8192
     backend = load(path, threads=2, threads_batch=1)
     assert (backend.n_threads, backend.n_threads_batch) == (2, 1)
     backend.close()
@@ -508,7 +506,7 @@ def test_limits_that_follow_from_the_settings(tiny_models):
 def test_files_that_cannot_be_loaded(tiny_models, tmp_path):
     missing = tmp_path / "missing.gguf"
     with pytest.raises(ModelError, match=r"could not load missing\.gguf"):
-        LlamaBackend(LoadSettings(missing))
+        LlamaBackend(Load(missing, 1, 1))
     strange = tmp_path / "strange.gguf"
     writer = gguf.GGUFWriter(strange, "quetzalcoatl")
     writer.write_header_to_file()
@@ -516,19 +514,19 @@ def test_files_that_cannot_be_loaded(tiny_models, tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(ModelError, match="architecture 'quetzalcoatl'"):
-        LlamaBackend(LoadSettings(strange))
+        LlamaBackend(Load(strange, 1, 1))
     cut = tmp_path / "cut.gguf"
     shutil.copy(tiny_models["full"], cut)
     with cut.open("r+b") as file:
         file.truncate(cut.stat().st_size - 5000)
     with pytest.raises(ModelError) as error:
-        LlamaBackend(LoadSettings(cut))
+        LlamaBackend(Load(cut, 1, 1))
     assert "quetzalcoatl" not in str(error.value)  # the reason of this file, not of the last one
     assert "cut.gguf" in str(error.value)
     text = tmp_path / "text.gguf"
     text.write_text("no model at all")
     with pytest.raises(ModelError):
-        LlamaBackend(LoadSettings(text))
+        LlamaBackend(Load(text, 1, 1))
 
 
 @pytest.mark.parametrize("options", [{"type_k": "q9_9"}, {"type_v": "i32"}, {"type_k": "q8_0"}], ids=repr)
@@ -540,7 +538,7 @@ def test_cache_types_that_cannot_be_had(tiny_models, options):
 
 def test_loading_can_be_interrupted(tiny_models):
     seen = []
-    load_settings = LoadSettings(tiny_models["full"], n_ctx=256, threads=1)
+    load_settings = Load(tiny_models["full"], 1, 1, n_ctx=256)
     LlamaBackend(load_settings, progress=seen.append, repack=False)
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(1)

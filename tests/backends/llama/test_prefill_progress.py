@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from specx.backends.llama.model import LlamaBackend
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import Load
 
 
 class Stopped(Exception):
@@ -21,7 +21,7 @@ def row(backend: LlamaBackend) -> np.ndarray:
 
 @pytest.mark.parametrize("piece", [0, 1])
 def test_a_raising_progress_stops_within_a_piece(smollm2, piece):
-    settings = LoadSettings(model=smollm2, n_ctx=512, n_ubatch=128, threads=1, threads_batch=1)
+    settings = Load(smollm2, 1, 1, n_ctx=512, n_ubatch=128)
     backend = LlamaBackend(settings)
     seen: list[int] = []
 

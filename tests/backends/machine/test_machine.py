@@ -229,13 +229,10 @@ def test_this_machine_has_what_python_says():
 
 
 SAY = """
-from specx.backends.llama.model import decode_threads
 from specx.backends.machine.machine import machine_fingerprint, this_cpu
-from specx.backends.settings import LoadSettings
-from pathlib import Path
 import os, sys
 os.sched_setaffinity(0, [int(cpu) for cpu in sys.argv[1:]])
-print(this_cpu().usable_threads, decode_threads(LoadSettings(Path())), machine_fingerprint())
+print(this_cpu().usable_threads, this_cpu().default_threads, machine_fingerprint())
 """
 
 

@@ -22,6 +22,10 @@ def test_a_real_model_is_measured_and_says_the_same(smollm2, tmp_path, capfd):
     assert [arm["name"] for arm in data["arms"]] == [
         "none@specx", "suffix@specx", "none@stock", "suffix@stock"
     ]  # fmt: skip
+    for arm in data["arms"]:
+        said = (arm["setup"]["kernels"]["value"], arm["setup"]["threads"]["value"])
+        assert said == (arm["kernels"], arm["threads"])
+        assert arm["setup"]["context"] == {"value": 1024, "why": "as asked"}
     assert len(data["answers"]) == 3 * 4
     assert all(parting["arm"].endswith("@stock") for parting in data["partings"])  # near-ties, if any
     answer = next(a for a in data["answers"] if a["arm"] == "suffix@specx")

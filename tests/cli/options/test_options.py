@@ -11,10 +11,10 @@ from specx.cli.options.read import (
     DraftOptions,
     ModelOptions,
     SamplingOptions,
-    load_settings,
+    read_asked,
     sampling_settings,
 )
-from specx.engine.settings import LoadSettings, SamplingSettings
+from specx.engine.settings import Asked, AskedModel, SamplingSettings
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def settings(specx):
 
 def test_defaults_are_those_of_the_settings(settings, model):
     load, sampling = settings()
-    assert load == LoadSettings(model)
+    assert load == Asked(model)
     assert sampling == SamplingSettings()
     assert sampling_settings(SamplingOptions()) == SamplingSettings()
 
@@ -46,7 +46,7 @@ def test_every_name_that_people_know(settings, model):
         *("--repeat-penalty", "1.1", "--repeat-last-n", "-1", "--frequency-penalty", "-0.5"),
         *("--presence-penalty", "0.25", "-l", "15+1.5", "-l", "16-inf"),
     )
-    assert load == LoadSettings(
+    assert load == Asked(
         model,
         n_ctx=512,
         threads=2,
@@ -126,17 +126,12 @@ def test_a_draft_model_and_how_it_is_loaded(settings, name, model, tmp_path):
     draft = tmp_path / "small.gguf"
     draft.touch()
     flags = ("-td", "2", "-tbd", "3", "-ngld", "all", "-ctkd", "q8_0", "-ctvd", "bf16")
-    assert settings(name, str(draft), *flags)[0] == LoadSettings(
+    assert settings(name, str(draft), *flags)[0] == Asked(
         model,
-        draft_model=draft,
-        draft_threads=2,
-        draft_threads_batch=3,
-        draft_gpu_layers=-1,
-        draft_type_k="q8_0",
-        draft_type_v="bf16",
+        draft=AskedModel(draft, 2, 3, -1, "q8_0", "bf16"),
     )
-    assert settings(name, str(draft), "-ngld", "auto", "-td", "-1")[0] == LoadSettings(
-        model, draft_model=draft
+    assert settings(name, str(draft), "-ngld", "auto", "-td", "-1")[0] == Asked(
+        model, draft=AskedModel(draft)
     )
 
 
@@ -282,7 +277,7 @@ def test_a_configuration_that_is_named_must_be_there(specx, tmp_path, monkeypatc
 
 
 def test_the_groups_cover_the_settings():
-    names = {field.name for field in fields(LoadSettings)}
+    names = {field.name for field in fields(Asked)}
     known = {field.name for group in (ModelOptions, DraftOptions) for field in fields(group)}
     renamed = {
         "n_ctx": "ctx_size",
@@ -292,14 +287,12 @@ def test_the_groups_cover_the_settings():
         "type_k": "cache_type_k",
         "type_v": "cache_type_v",
         "store": "no_cache",
-        "draft_threads": "threads_draft",
-        "draft_threads_batch": "threads_batch_draft",
-        "draft_gpu_layers": "gpu_layers_draft",
-        "draft_type_k": "cache_type_k_draft",
-        "draft_type_v": "cache_type_v_draft",
+        "draft": "draft_model",
     }
-    measured = {"offload", "measure"}  # come of `-ngl auto` and `-n 0`
-    assert {renamed.get(name, name) for name in names - measured} <= known
+    elsewhere = {"measure", "texts"}  # follow from `-n 0`, and from the command
+    assert {renamed.get(name, name) for name in names - elsewhere} <= known
+    drafts = {f"{renamed.get(field.name, field.name)}_draft" for field in fields(AskedModel)}
+    assert drafts - {"model_draft"} <= known
     assert {field.name for field in fields(SamplingSettings)} == {
         field.name for field in fields(SamplingOptions)
     }
@@ -312,6 +305,6 @@ def test_the_drafters_are_those_of_the_engine():
 
 
 def test_settings_from_options_alone(model):
-    assert load_settings(ModelOptions(model=str(model))) == LoadSettings(model)
+    assert read_asked(ModelOptions(model=str(model))) == Asked(model)
     with pytest.raises(UsageError):
-        load_settings(ModelOptions(model=str(model), hf_repo="a/b"))
+        read_asked(ModelOptions(model=str(model), hf_repo="a/b"))

@@ -20,10 +20,9 @@ from specx.engine.bench.report import make_report
 from specx.engine.bench.run import Bench, PeerArm, SpecxArm, schedule, server_sampling
 from specx.engine.bench.setup import name_arms
 from specx.engine.bench.suites import Prompt, Workload
-from specx.engine.cost.timing import unwatched
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
-from specx.engine.settings import LoadSettings, SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 
 GREEDY = SamplingSettings(seed=1, temperature=0.0)
 STEPS = {1: 10.0, 4: 12.0, 8: 14.0, 16: 20.0, 64: 60.0}
@@ -48,9 +47,7 @@ def make_session(*, peak=0.95, n_ctx=2048, script=tuple(range(20, 60)), **given)
         300, script=script, peak=peak, n_ctx=n_ctx, step_costs=STEPS, clock=clock, **given
     )
     learned = Learned(Store(None), model_key="m", cost_key="c")
-    session = Session(backend, LoadSettings(Path("m.gguf")), learned, name="scripted", clock=clock)
-    session.staircase.watch = unwatched
-    return session
+    return Session(backend, Asked(Path("m.gguf")), learned, name="scripted", clock=clock)
 
 
 def make_arm(session, name="none", drafter=None, *, plain="none", warm=False, sampling=GREEDY):

@@ -10,14 +10,13 @@ import pytest
 
 from specx.backends.errors import UsageError
 from specx.backends.scripted import ScriptedBackend, ScriptedVocab
-from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.engine import decode
 from specx.engine.cost.identity import DEPTHS, SPAN, WIDTHS, Identity, identity_text, measure_identity
 from specx.engine.learned.knowledge import Learned
 from specx.engine.report.certificate import PROMPTS, Comparison, compare_drafters, examine, parting
 from specx.engine.session import Result, Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 
 V = 64
 SCRIPT = [int(token) for token in np.random.default_rng(7).integers(1, 42, 40)]
@@ -131,7 +130,7 @@ def test_an_identity_as_json():
 
 def test_an_identity_of_a_shorter_context_is_not_taken_for_that_of_a_longer_one():
     learned = Learned(Store(None), model_key="m", cost_key="c")
-    settings = LoadSettings(Path("scripted.gguf"), exact=True)
+    settings = Asked(Path("scripted.gguf"), exact=True)
     late = {"shape": lambda n, length: 0.5 * (n == 1 and length >= 300), "vocab_size": 300}
     short = Session(Shaped(n_ctx=300, **late), settings, learned, name="short")
     assert short.plan.widths is None
@@ -144,9 +143,7 @@ def test_an_identity_of_a_shorter_context_is_not_taken_for_that_of_a_longer_one(
 
 def session_of(backend):
     learned = Learned(Store(None), model_key="m", cost_key="c")
-    session = Session(
-        backend, LoadSettings(Path("scripted.gguf"), drafter="suffix"), learned, name="scripted"
-    )
+    session = Session(backend, Asked(Path("scripted.gguf"), drafter="suffix"), learned, name="scripted")
     session.staircase.load_json({"0": {str(n): 10.0 + n / 100 for n in range(1, 65)}})
     session.staircase.observe = lambda *_step: None  # what a step really takes must not decide a test
     return session

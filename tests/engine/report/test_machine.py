@@ -11,14 +11,13 @@ from dataclasses import replace
 import pytest
 
 from specx.backends.llama.devices import Device, Transfer
-from specx.backends.llama.model import decode_threads
-from specx.backends.machine.machine import CPU, Memory
-from specx.backends.settings import LoadSettings
+from specx.backends.machine.machine import CPU, Memory, this_cpu
 from specx.backends.store import Store, cache_dir
 from specx.engine.cost.timing import unwatched
 from specx.engine.report import machine as probe_module
 from specx.engine.report.machine import Measured, measure_machine, probe_machine, probe_model
 from specx.engine.session import Session
+from specx.engine.settings import Asked
 
 GPU = Device("GPU0", "Made Up", "GPU", 1 << 30, 1 << 31, unified=False)
 HOST = Device("CPU", "Made Up", "CPU", None, None, unified=True)
@@ -215,8 +214,8 @@ def test_two_processes_at_once(tmp_path):
 
 
 def test_a_model_is_measured_once_and_other_runs_use_it(smollm2, quiet, monkeypatch):
-    settings = LoadSettings(smollm2, kernels="stock", n_ctx=512)
-    counts = sorted({1, decode_threads(settings)})
+    settings = Asked(smollm2, kernels="stock", n_ctx=512)
+    counts = sorted({1, this_cpu().default_threads})
     monkeypatch.setattr(probe_module, "candidates", lambda _cpu: counts)
     real = probe_module.measure_threads
 

@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 
 from specx.backends.errors import ModelError
-from specx.backends.gguf.file import read_gguf
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
-from specx.backends.settings import LoadSettings
-from specx.backends.store import Store, cache_dir
+from specx.backends.store import Store
 from specx.engine.cost.staircase import Staircase
-from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.learned.records import TrackRecord
@@ -24,8 +21,10 @@ from specx.engine.report import plan as plan_report
 from specx.engine.report.advice import FAMILIES, draft_advice, kernels_advice, sibling_of
 from specx.engine.report.plan import DraftOption, draft_options, make_plan
 from specx.engine.session import Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, AskedModel, SamplingSettings
+from specx.engine.setup.decide import decide
 from specx.engine.setup.finder import Candidate, Forecast
+from specx.engine.setup.here import Here
 
 STEPS = {1: 20.0, 2: 21.0, 3: 22.0, 4: 23.0, 6: 24.5, 8: 26.0, 12: 29.0, 16: 32.0, 64: 80.0}
 V = 64
@@ -76,9 +75,8 @@ def rate_of(sharpness, token_ms, n=800):
         )
 
     backend = ScriptedBackend(V, sharpness=3.0, step_costs=STEPS, clock=clock)
-    settings = LoadSettings(Path("scripted.gguf"), drafter="model")
+    settings = Asked(Path("scripted.gguf"), drafter="model")
     session = Session(backend, settings, learned, name="scripted", clock=clock, draft_models=models)
-    session.staircase.watch = unwatched
     session.staircase.load_json({"0": {str(n): ms for n, ms in STEPS.items()}})
     sampling = SamplingSettings(seed=3, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
     generation = session.generate([1, 2, 3], sampling, n_predict=n, ignore_eos=True)
@@ -219,31 +217,29 @@ def test_kernels_are_advised_if_they_were_measured_to_be_faster():
 
 def test_nothing_is_loaded_when_it_must_not_measure(smollm2, monkeypatch):
     monkeypatch.setattr(plan_report.Session, "open", lambda *_args, **_rest: pytest.fail("it was loaded"))
-    found = make_plan(LoadSettings(smollm2), measure=False)
-    assert found.steps == {} and found.kernels is None
+    found = make_plan(Asked(smollm2), measure=False)
+    assert found.steps == {} and found.setup.kernels.value is None
     assert [option.name for option in found.options] == ["none"]
-    assert found.need.weights > 90e6 and found.changes == ()
+    assert found.setup.need.weights > 90e6 and found.setup.changes == ()
     record = json.loads(json.dumps(found.to_json()))
-    assert record["placement"] == [] and record["memory"]["weights"] == found.need.weights
+    assert record["placement"] == [] and record["memory"]["weights"] == found.setup.need.weights
 
 
 def test_a_plan_rests_on_what_is_kept(smollm2, monkeypatch):
     """What sessions keep under the same settings is what the plan shows, without loading anything."""
-    settings = LoadSettings(smollm2, kernels="stock")
-    info = read_gguf(smollm2)
-    store = Store(cache_dir())
-    fitted = plan_report.fit_and_place(info, settings, store, None, print).settings
-    learned = plan_report._learned(info, fitted, store, "stock")
-    learned.save_staircase(staircase_of(width=64))
-    faster = plan_report._learned(info, fitted, store, "specx")
-    faster.save_staircase(staircase_of({n: ms / 3 for n, ms in STEPS.items()}, 64))
+    asked = Asked(smollm2, kernels="stock")
+    here = Here.of(asked)
+    setup = decide(asked, here)
+    for kernels, factor in (("stock", 1), ("specx", 1 / 3)):
+        learned = Learned(here.store, model_key=setup.info.fingerprint, cost_key=setup.cost_key(kernels))
+        learned.save_staircase(staircase_of({n: ms * factor for n, ms in STEPS.items()}, 64))
     monkeypatch.setattr(plan_report.Session, "open", lambda *_args, **_rest: pytest.fail("it was loaded"))
-    found = make_plan(settings)
-    assert found.kernels == "stock" and found.steps[4] == STEPS[4]
+    found = make_plan(asked)
+    assert found.setup.kernels.value == "stock" and found.steps[4] == STEPS[4]
     assert {option.name for option in found.options} >= {"none", "free drafts"}
     assert found.advice[0].command == "--kernels specx"
     assert found.advice[0].factor == pytest.approx(3.0, rel=0.01)
-    assert make_plan(replace(settings, kernels="specx")).steps[4] == pytest.approx(STEPS[4] / 3)
+    assert make_plan(replace(asked, kernels="specx")).steps[4] == pytest.approx(STEPS[4] / 3)
 
 
 @pytest.mark.parametrize("measure", [False, True])
@@ -251,4 +247,4 @@ def test_a_named_draft_model_that_cannot_draft(smollm2, gemma3, monkeypatch, mea
     """It is an error whether steps were measured or not, before anything is loaded."""
     monkeypatch.setattr(plan_report.Session, "open", lambda *_args, **_rest: pytest.fail("it was loaded"))
     with pytest.raises(ModelError, match="share a vocabulary"):
-        make_plan(LoadSettings(smollm2, draft_model=gemma3), measure=measure)
+        make_plan(Asked(smollm2, draft=AskedModel(gemma3)), measure=measure)

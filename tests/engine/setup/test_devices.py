@@ -10,16 +10,17 @@ from types import SimpleNamespace
 import pytest
 
 from specx.backends.llama.devices import Device, Transfer
-from specx.backends.llama.kernels import STOCK
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import Load
 from specx.backends.store import Store
-from specx.engine.cost.timing import unwatched
+from specx.engine.settings import Asked
 from specx.engine.setup import offloading
+from specx.engine.setup.choice import Choice
 from specx.engine.setup.devices import DeviceCost, measure_devices, unmixed
+from specx.engine.setup.here import Here
 from specx.engine.setup.kernels import Chosen
 from specx.engine.setup.layers import Layers
-from specx.engine.setup.placement import DraftSource, fastest_device, place
+from specx.engine.setup.placement import DraftKind, fastest_device, place
 
 GIB = 1 << 30
 ROW_BYTES = 4096
@@ -44,7 +45,6 @@ class Machine:
         self.speeds = speeds
         self.clock = SimulatedClock()
         self.loaded = []
-        self.watch = unwatched
 
     def load(self, division):
         total, steps = sum(count for _, count in division), {}
@@ -62,7 +62,7 @@ class Machine:
     def transfer(_name, nbytes):
         return Transfer(nbytes / (LATENCY_MS / 1e3 + nbytes / BYTES_PER_S))
 
-    def measure(self, devices, layers=LAYERS, watch=unwatched):
+    def measure(self, devices, layers=LAYERS):
         return measure_devices(
             layers,
             devices,
@@ -70,7 +70,6 @@ class Machine:
             host_rate=lambda: 1e10,
             transfer=self.transfer,
             clock=self.clock,
-            watch=watch,
         )
 
 
@@ -99,7 +98,7 @@ def test_predictions_for_other_divisions_come_true():
     costs, _ = machine.measure([CPU, device("GPU", "GPU", GIB // 2 + 10)])
     for layers in range(12):
         gpu = replace(costs[1], memory_free=layers * (GIB // 10))
-        best = place(LAYERS, [DraftSource("none", 0.0)], [costs[0], gpu]).best
+        best = place(LAYERS, [DraftKind("none", 0.0)], [costs[0], gpu]).best
         division = (("CPU", 11 - layers), ("GPU", layers))
         backend = machine.load(tuple((name, count) for name, count in division if count))
         real = dict(backend._step_costs)[1]
@@ -148,36 +147,38 @@ def test_a_draft_model_goes_where_it_drafts_the_fastest():
 
 @pytest.fixture
 def decide(tmp_path, monkeypatch):
-    """`with_measured_placement` of a model of eleven layers, on simulated devices."""
+    """`place_layers` of a model of eleven layers, on simulated devices."""
     monkeypatch.setattr(offloading, "model_layers", lambda _info, _settings: LAYERS)
     machine = Machine({"CPU": HOST, "GPU": FAST})
     monkeypatch.setattr(
         offloading,
         "measure_devices",
         lambda target, devices, load, **rest: measure_devices(
-            target, devices, load, **rest, transfer=machine.transfer, watch=machine.watch
+            target, devices, load, **rest, transfer=machine.transfer
         ),
     )
 
-    def load(settings):
-        rest = 11 - settings.n_gpu_layers
-        division = (("CPU", rest), *settings.offload)
-        return Chosen(machine.load(tuple((name, n) for name, n in division if n)), STOCK)
+    def open_on(load, _kernels):
+        rest = 11 - load.n_gpu_layers
+        division = (("CPU", rest), *load.offload)
+        return Chosen(machine.load(tuple((name, n) for name, n in division if n)), Choice("stock", "fast"))
 
-    def decide(devices, *, store=True, **settings):
+    def decide(devices, *, store=True, timing=True, **asked):
         told, explained = [], []
-        placed = offloading.with_measured_placement(
+        here = Here(Store(tmp_path if store else None), told.append, explained.append, clock=machine.clock)
+        placed = offloading.place_layers(
             SimpleNamespace(),
-            LoadSettings(Path("model.gguf"), **settings),
-            Store(tmp_path if store else None),
+            Asked(Path("model.gguf"), **asked),
+            Load(Path("model.gguf"), 1, 1),
             "key",
-            load,
-            notice=told.append,
-            explain=explained.append,
-            devices=devices,
-            clock=machine.clock,
+            open_on if timing else None,
+            here,
+            devices,
         )
-        return SimpleNamespace(settings=placed, told=told, explained=explained)
+        where = (placed.where.value, placed.where.why)
+        return SimpleNamespace(
+            load=placed.load, where=where, kernels=placed.kernels, told=told, explained=explained
+        )
 
     decide.machine = machine
     return decide
@@ -188,70 +189,65 @@ GPU = device("GPU", "GPU", 4 * GIB)
 
 def test_without_a_gpu_nothing_is_loaded(decide):
     found = decide([CPU])
-    assert found.settings.n_gpu_layers == 0
+    assert found.load.n_gpu_layers == 0 and found.where == ("all on CPU", "there is no GPU")
     assert decide.machine.loaded == [] and found.told == []
 
 
 def test_what_a_person_says_counts(decide):
-    assert decide([CPU, GPU], n_gpu_layers=3).settings.n_gpu_layers == 3
-    assert decide([CPU, GPU], n_gpu_layers=-1).settings.offload is None
+    found = decide([CPU, GPU], n_gpu_layers=3)
+    assert found.load.n_gpu_layers == 3 and found.where == ("3 layers on GPUs", "as asked")
+    found = decide([CPU, GPU], n_gpu_layers=-1)
+    assert found.load.offload is None and found.where == ("all layers on GPUs", "as asked")
     assert decide.machine.loaded == []
 
 
 def test_it_is_measured_once_and_decided_each_time(decide):
     first = decide([CPU, GPU])
-    assert first.settings.offload == (("GPU", 11),) and first.settings.n_gpu_layers == 11
-    assert first.settings.kernels == "stock"  # those that the host was timed with
+    assert first.load.offload == (("GPU", 11),) and first.load.n_gpu_layers == 11
+    assert first.where == ("all on GPU", "as measured")
+    assert str(first.kernels) == "stock, fast"  # those that the host was timed with
     assert len(first.told) == 1 and first.told[0].startswith("timed this model's layers in ")
     assert first.told[0].endswith(": one token takes 44.0 ms on CPU, 5.1 ms on GPU")
     assert "placement: all on CPU: 0.1" in " ".join(first.explained)
     loads = len(decide.machine.loaded)
     again = decide([CPU, device("GPU", "GPU", GIB // 2)])  # somebody else uses the GPU now
-    assert again.settings.offload == (("GPU", 5),)
+    assert again.load.offload == (("GPU", 5),)
+    assert str(again.kernels) == "stock, as measured"
     assert again.told == [] and len(decide.machine.loaded) == loads
     assert decide([CPU, GPU], store=False).told
+
+
+def test_nothing_is_timed_where_that_is_not_allowed(decide):
+    found = decide([CPU, GPU], timing=False)
+    assert found.where == ("all on CPU", "the GPUs were not timed with this model")
+    assert found.load.n_gpu_layers == 0 and decide.machine.loaded == []
+
+
+def test_no_kernels_follow_from_times_of_nothing(decide):
+    """Neither the host nor the GPU has room, so nothing was loaded to be timed."""
+    tiny = [device("CPU", "CPU", 1 << 20), device("GPU", "GPU", 1 << 20)]
+    for _ in range(2):  # measured, and as kept
+        assert decide(tiny).kernels is None
+    assert decide.machine.loaded == []
 
 
 def test_a_slow_gpu_is_left_alone(decide):
     decide.machine.speeds["GPU"] = dict.fromkeys(WIDTHS, 100.0)
     found = decide([CPU, GPU])
-    assert found.settings.offload == () and found.settings.n_gpu_layers == 0
+    assert found.load.offload == () and found.load.n_gpu_layers == 0
 
 
 def test_a_damaged_entry_is_measured_again(decide, tmp_path):
     decide([CPU, GPU])
     (path,) = (tmp_path / "devices").glob("*.json")
     path.write_text('{"version": 1, "devices": [{"name": "GPU"}]}')
-    assert decide([CPU, GPU]).settings.offload == (("GPU", 11),)
+    assert decide([CPU, GPU]).load.offload == (("GPU", 11),)
 
 
 def test_a_draft_model_is_placed_by_the_same_costs(decide, tmp_path, monkeypatch):
     decide([CPU, GPU])
     monkeypatch.setattr(offloading, "usable_devices", lambda: [CPU, GPU])
-    monkeypatch.setattr(offloading, "read_gguf", lambda _path: None)
-    asked = LoadSettings(Path("draft.gguf"))
-    place_draft = offloading.with_placed_draft
-    assert place_draft(asked, Store(tmp_path), "key").offload == (("GPU", 11),)
-    assert place_draft(asked, Store(tmp_path), "other key").n_gpu_layers == 0
-    assert place_draft(replace(asked, n_gpu_layers=2), Store(tmp_path), "key").offload is None
-
-
-def test_what_was_timed_beside_other_work_is_not_kept(decide, tmp_path):
-    decide.machine.watch = lambda: lambda: True
-    told = decide([CPU, GPU]).told
-    assert len(told) == 1 and "the machine was busy" in told[0]
-    assert not list((tmp_path / "devices").glob("*.json"))
-    decide.machine.watch = unwatched
-    assert "busy" not in decide([CPU, GPU]).told[0]
-    assert decide([CPU, GPU]).told == []
-
-
-def test_the_work_of_a_remote_device_is_not_that_of_others():
-    machine, watched = Machine({"CPU": HOST, "RPC0": FAST}), []
-
-    def watch():
-        watched.append(1)
-        return lambda: len(watched) > 1  # whatever is watched after the host
-
-    _, disturbed = machine.measure([CPU, device("RPC0", "GPU", 4 * GIB)], watch=watch)
-    assert (disturbed, watched) == (False, [1])
+    info, wanted = SimpleNamespace(), Load(Path("draft.gguf"), 1, 1)
+    place_draft = offloading.place_draft
+    assert place_draft(info, wanted, Store(tmp_path), "key").offload == (("GPU", 11),)
+    assert place_draft(info, wanted, Store(tmp_path), "other key").n_gpu_layers == 0

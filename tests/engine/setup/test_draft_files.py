@@ -9,12 +9,13 @@ import pytest
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.file import read_gguf
-from specx.backends.llama.kernels import STOCK
-from specx.backends.settings import LoadSettings
-from specx.backends.store import Store
+from specx.backends.settings import Load
+from specx.engine.settings import Asked, AskedModel
 from specx.engine.setup import draft_files
+from specx.engine.setup.decide import decide
 from specx.engine.setup.draft_files import DraftFiles, named_draft
 from specx.engine.setup.finder import Candidate
+from specx.engine.setup.here import Here
 
 
 @pytest.fixture
@@ -22,34 +23,35 @@ def target(tmp_path, write_model):
     return read_gguf(write_model(tmp_path / "target.gguf", 64, layers=4))
 
 
-def drafts_of(target, load=lambda _settings: None, **options):
-    settings = LoadSettings(target.path, threads=3, **options)
-    return DraftFiles(target, settings, STOCK, 512, Store(None), load)
+def drafts_of(target, load=lambda _load: None, **options):
+    asked = Asked(target.path, threads=3, n_ctx=512, kernels="stock", store=False, **options)
+    here = Here.of(asked)
+    return DraftFiles(decide(asked, here), here, load)
 
 
 def test_a_named_model(target, tmp_path, write_model):
     small = write_model(tmp_path / "small.gguf", 16)
-    settings = LoadSettings(target.path, draft_model=small)
+    settings = Asked(target.path, draft=AskedModel(small))
     named = named_draft(target, settings)
     assert named.candidate.path == small and named.candidate.shared == 64
     assert named.header.fingerprint == named.candidate.fingerprint
     assert named_draft(target, replace(settings, drafter="none")) is None
-    assert named_draft(target, replace(settings, draft_model=None)) is None
-    larger = replace(settings, draft_model=write_model(tmp_path / "larger.gguf", 96))
+    assert named_draft(target, replace(settings, draft=AskedModel())) is None
+    larger = replace(settings, draft=AskedModel(write_model(tmp_path / "larger.gguf", 96)))
     assert named_draft(target, larger).candidate.name == "larger"  # whoever names it gets it
 
 
 def test_what_is_wrong_with_a_named_model(target, tmp_path, write_model):
-    settings = LoadSettings(target.path)
-    foreign = write_model(tmp_path / "foreign.gguf", 16, tokens=[f"x{i}" for i in range(64)])
+    settings = Asked(target.path)
+    foreign = write_model(tmp_path / "foreign.gguf", 16, tokens=["x"] * 64)
     with pytest.raises(ModelError, match="these two models don't share a vocabulary: token 0") as caught:
-        named_draft(target, replace(settings, draft_model=foreign))
+        named_draft(target, replace(settings, draft=AskedModel(foreign)))
     assert target.name in caught.value.hint and "-md" in caught.value.hint
     recurrent = write_model(tmp_path / "r.gguf", 16, architecture="mamba", recurrent=True)
     with pytest.raises(ModelError, match="cannot draft: its recurrent state"):
-        named_draft(target, replace(settings, draft_model=recurrent))
+        named_draft(target, replace(settings, draft=AskedModel(recurrent)))
     with pytest.raises(ModelError, match="no file"):
-        named_draft(target, replace(settings, draft_model=Path("missing.gguf")))
+        named_draft(target, replace(settings, draft=AskedModel(Path("missing.gguf"))))
 
 
 def test_how_it_is_loaded(target, tmp_path, write_model):
@@ -58,35 +60,20 @@ def test_how_it_is_loaded(target, tmp_path, write_model):
         target,
         seen.append,
         type_k="q8_0",
-        draft_type_v="q8_0",
-        draft_threads=2,
-        draft_gpu_layers=0,
         drafter="model",
-        draft_model=tmp_path / "x",
+        draft=AskedModel(type_v="q8_0", threads=2, n_gpu_layers=0),
     )
     write_model(tmp_path / "small.gguf", 16)
     (candidate,) = [found for found in drafts.search() if isinstance(found, Candidate)]
     drafts.load(candidate)
-    (settings,) = seen
-    assert settings == LoadSettings(
-        candidate.path,
-        n_ctx=512,
-        threads=2,
-        threads_batch=2,
-        n_gpu_layers=0,
-        type_v="q8_0",
-        drafter="none",
-        draft_threads=2,
-        draft_gpu_layers=0,
-        draft_type_v="q8_0",
-    )
+    assert seen == [Load(candidate.path, 2, 2, n_ctx=512, n_gpu_layers=0, type_v="q8_0")]
 
 
 @pytest.mark.parametrize(("free", "fits"), [(1 << 40, True), (1 << 20, False), (None, True)])
 def test_memory_allows_it_or_not(target, tmp_path, write_model, monkeypatch, free, fits):
     monkeypatch.setattr(draft_files, "available_memory", lambda: free)
     candidate = named_draft(
-        target, LoadSettings(target.path, draft_model=write_model(tmp_path / "small.gguf", 16))
+        target, Asked(target.path, draft=AskedModel(write_model(tmp_path / "small.gguf", 16)))
     ).candidate
     reason = drafts_of(target).obstacle(candidate)
     assert (reason is None) == fits

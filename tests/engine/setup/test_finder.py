@@ -12,7 +12,8 @@ from specx.backends.gguf.file import read_gguf
 from specx.backends.hub.models import FoundModel
 from specx.backends.store import Store
 from specx.engine.setup import finder as candidates
-from specx.engine.setup.finder import Candidate, Finder, Forecast, Unfit, examine, step_bytes
+from specx.engine.setup.finder import Candidate, Finder, Forecast, Unfit, check_candidate
+from specx.engine.setup.layers import step_bytes
 
 WORDS = [f"word{i}" for i in range(64)]
 
@@ -65,11 +66,10 @@ def test_what_lies_beside_the_target_and_in_the_places_known(target, tmp_path, w
     write_model(tmp_path / "huge.gguf", 96, layers=4)
     known = listed(tmp_path / "elsewhere" / "tiny.gguf", tmp_path / "small.gguf", target.path)
     found = search(target, models=known)
-    assert sorted(c.name for c in found if isinstance(c, Candidate)) == ["small", "tiny"]
+    assert sorted(c.name for c in found if isinstance(c, Candidate)) == ["large", "small", "tiny"]
     reasons = {c.name: c.reason for c in found if isinstance(c, Unfit)}
-    assert sorted(reasons) == ["broken", "foreign", "large", "recurrent"]  # a larger file is not even opened
+    assert sorted(reasons) == ["broken", "foreign", "recurrent"]  # a larger file is not even opened
     assert "token 0 is 'word0' in one and 'x'" in reasons["foreign"]
-    assert "more than half" in reasons["large"]
     assert "recurrent" in reasons["recurrent"]
 
 
@@ -78,9 +78,9 @@ def test_a_file_is_examined_once(target, tmp_path, monkeypatch, write_model):
 
     def counted(target, path, name=None):
         opened.append(path.name)
-        return examine(target, path, name)
+        return check_candidate(target, path, name)
 
-    monkeypatch.setattr(candidates, "examine", counted)
+    monkeypatch.setattr(candidates, "check_candidate", counted)
     store = Store(tmp_path / "store")
     small, foreign = (
         write_model(tmp_path / "small.gguf", 16),

@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 from specx.backends.errors import DoesNotFitError
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.gguf.header import Tensor
+from specx.backends.llama.kernels import STOCK
 from specx.backends.llama.memory import MemoryNeed, predict_memory
 from specx.backends.machine.machine import Memory
-from specx.backends.settings import LoadSettings
+from specx.backends.store import Store
+from specx.engine.settings import Asked
 from specx.engine.setup import fit as fit_module
 from specx.engine.setup.fit import LEAST_CONTEXT, SLACK, Room, fit, fit_here
+from specx.engine.setup.here import Here
+from specx.engine.setup.wanted import draft_load, wanted_load
 
 MIB, GIB = 1 << 20, 1 << 30
 LAYERS = 10
@@ -68,11 +72,20 @@ def model(layer: int = 400 * MIB, name: str = "model") -> GGUFInfo:
 
 INFO = model()
 DRAFT = model(20 * MIB, "draft")
-ASKED = LoadSettings(INFO.path, kernels="stock")
+ASKED = Asked(INFO.path, kernels="stock")
+
+
+WANTED = wanted_load(INFO, ASKED)
 
 
 def need(draft: GGUFInfo | None = None, gpus: int = 0, **options) -> MemoryNeed:
-    return predict_memory(INFO, replace(ASKED, **options), draft=draft, gpus=gpus)
+    load = replace(WANTED, **options)
+    both = None if draft is None else (draft, draft_load(ASKED, draft.path, load))
+    return predict_memory(INFO, load, kernels=STOCK, draft=both, gpus=gpus)
+
+
+def fitted(asked, there: Room, draft: GGUFInfo | None = None):
+    return fit(INFO, asked, wanted_load(INFO, asked), there, draft=draft)
 
 
 def room(nbytes: float, *, bearable: int | None = None, ceiling: int = UNLIMITED, gpus=()) -> Room:
@@ -86,30 +99,30 @@ def just(needed: MemoryNeed) -> int:
 
 
 def test_what_fits_is_left_alone():
-    found = fit(INFO, ASKED, room(just(need())))
-    assert (found.settings, found.changes) == (ASKED, ())
+    found = fitted(ASKED, room(just(need())))
+    assert (found.load, found.changes) == (WANTED, ())
     assert found.need == need()
 
 
 def test_where_nothing_can_be_read_nothing_is_changed():
-    found = fit(INFO, ASKED, Room(None, None, None), draft=DRAFT)
-    assert (found.settings, found.draft, found.changes) == (ASKED, DRAFT, ())
+    found = fitted(ASKED, Room(None, None, None), draft=DRAFT)
+    assert (found.load, found.draft, found.changes) == (WANTED, DRAFT, ())
 
 
 def test_the_draft_model_goes_first():
     both = need(DRAFT)
-    found = fit(INFO, ASKED, room(just(both)), draft=DRAFT)
+    found = fitted(ASKED, room(just(both)), draft=DRAFT)
     assert (found.draft, found.changes) == (DRAFT, ())
-    found = fit(INFO, ASKED, room(just(both) - 10 * MIB), draft=DRAFT)
-    assert (found.settings, found.draft) == (ASKED, None)
+    found = fitted(ASKED, room(just(both) - 10 * MIB), draft=DRAFT)
+    assert (found.load, found.draft) == (WANTED, None)
     (told,) = found.changes
     assert told.startswith("the draft model draft.gguf is left out: ")
     assert "GiB would be needed" in told
 
 
 def test_then_the_context_shrinks_as_little_as_needed():
-    found = fit(INFO, ASKED, room(just(need(n_ctx=2048))), draft=DRAFT)
-    assert found.settings == replace(ASKED, n_ctx=2048)
+    found = fitted(ASKED, room(just(need(n_ctx=2048))), draft=DRAFT)
+    assert found.load == replace(WANTED, n_ctx=2048)
     assert found.draft is None
     left_out, smaller = found.changes
     assert "draft.gguf" in left_out
@@ -119,7 +132,7 @@ def test_then_the_context_shrinks_as_little_as_needed():
 def test_a_context_that_was_asked_for_stays():
     asked = replace(ASKED, n_ctx=4096)
     with pytest.raises(DoesNotFitError) as caught:
-        fit(INFO, asked, room(100 * MIB))
+        fitted(asked, room(100 * MIB))
     assert "model.gguf needs 4.3 GiB" in caught.value.message
     assert "weights 3.9 GiB" in caught.value.message
     assert "cache for a context of 4096 250 MiB" in caught.value.message
@@ -130,25 +143,25 @@ def test_the_hint_is_what_would_fit():
     asked = replace(ASKED, n_ctx=30000)
     enough = room(just(need(n_ctx=8192)), ceiling=just(need(n_ctx=8192)))
     with pytest.raises(DoesNotFitError, match="is all there is") as caught:
-        fit(INFO, asked, enough)
+        fitted(asked, enough)
     assert caught.value.hint.endswith("-c 8192")
     with pytest.raises(DoesNotFitError) as caught:  # not more than the model was trained for
-        fit(INFO, replace(asked, n_ctx=10**8), room(just(need(n_ctx=10**6))))
+        fitted(replace(asked, n_ctx=10**8), room(just(need(n_ctx=10**6))))
     assert caught.value.hint.endswith(f"-c {INFO.context_length}")
-    assert fit(INFO, replace(asked, n_ctx=8192), enough).changes == ()
+    assert fitted(replace(asked, n_ctx=8192), enough).changes == ()
     # The cache alone is 62.5 KiB a token; half of that where even the least context is too much.
     little = room(just(need(n_ctx=512, type_k="q8_0", type_v="q8_0")))
     with pytest.raises(DoesNotFitError) as caught:
-        fit(INFO, asked, replace(little, bearable=100 * MIB))
+        fitted(asked, replace(little, bearable=100 * MIB))
     assert caught.value.hint.endswith("-c 512 -ctk q8_0 -ctv q8_0")
     with pytest.raises(DoesNotFitError) as caught:
-        fit(INFO, asked, room(10 * MIB))
+        fitted(asked, room(10 * MIB))
     assert "a smaller quantization" in caught.value.hint
 
 
 def test_between_available_and_all_there_is_a_person_is_warned():
-    found = fit(INFO, ASKED, room(2 * GIB, ceiling=8 * GIB), draft=DRAFT)
-    assert (found.settings, found.draft) == (ASKED, None)  # a smaller context would change nothing much
+    found = fitted(ASKED, room(2 * GIB, ceiling=8 * GIB), draft=DRAFT)
+    assert (found.load, found.draft) == (WANTED, None)  # a smaller context would change nothing much
     left_out, slow = found.changes
     assert "draft.gguf is left out" in left_out
     assert slow.startswith("model.gguf needs 4.3 GiB, and 2.0 GiB are available: it will be slow")
@@ -156,30 +169,30 @@ def test_between_available_and_all_there_is_a_person_is_warned():
 
 def test_the_context_shrinks_so_that_no_process_is_ended():
     bearable = need(n_ctx=1024).required
-    found = fit(INFO, ASKED, room(bearable, ceiling=8 * GIB))
-    assert found.settings.n_ctx == 1024
+    found = fitted(ASKED, room(bearable, ceiling=8 * GIB))
+    assert found.load.n_ctx == 1024
     assert "it will be slow" in found.changes[-1]
 
 
 def test_what_only_just_fits_may_be_slow():
     """Predictions are right to a few percent: within that margin nobody is told that it fits, nor refused."""
     working = need(n_ctx=4096).working
-    found = fit(INFO, replace(ASKED, n_ctx=4096), room(working + 1))
-    assert found.settings.n_ctx == 4096
+    found = fitted(replace(ASKED, n_ctx=4096), room(working + 1))
+    assert found.load.n_ctx == 4096
     (told,) = found.changes
     assert "it may be slow unless" in told
 
 
 def test_what_is_larger_than_the_machine_is_refused():
     with pytest.raises(DoesNotFitError, match=r"3\.0 GiB is all there is"):
-        fit(INFO, ASKED, room(2 * GIB, ceiling=3 * GIB))
+        fitted(ASKED, room(2 * GIB, ceiling=3 * GIB))
 
 
 def test_fewer_layers_go_to_the_gpu():
     free = need(gpus=1, n_gpu_layers=6).gpu
-    found = fit(INFO, ASKED, room(64 * GIB, gpus=[free // 2, free - free // 2 - 1]))
-    two = predict_memory(INFO, replace(ASKED, n_gpu_layers=5), gpus=2)
-    assert found.settings == replace(ASKED, n_gpu_layers=5)
+    found = fitted(ASKED, room(64 * GIB, gpus=[free // 2, free - free // 2 - 1]))
+    two = need(gpus=2, n_gpu_layers=5)
+    assert found.load == replace(WANTED, n_gpu_layers=5)
     assert found.need == two
     (told,) = found.changes
     assert told.startswith("5 layers are on the GPU: otherwise ")
@@ -187,17 +200,17 @@ def test_fewer_layers_go_to_the_gpu():
 
 
 def test_a_smaller_context_comes_before_fewer_layers():
-    found = fit(INFO, ASKED, room(64 * GIB, gpus=[need(gpus=1, n_ctx=1024).gpu]))
-    assert found.settings == replace(ASKED, n_ctx=1024)
-    found = fit(INFO, replace(ASKED, n_ctx=4096), room(64 * GIB, gpus=[need(gpus=1, n_ctx=1024).gpu]))
-    assert found.settings == replace(ASKED, n_ctx=4096, n_gpu_layers=LAYERS)
+    found = fitted(ASKED, room(64 * GIB, gpus=[need(gpus=1, n_ctx=1024).gpu]))
+    assert found.load == replace(WANTED, n_ctx=1024)
+    found = fitted(replace(ASKED, n_ctx=4096), room(64 * GIB, gpus=[need(gpus=1, n_ctx=1024).gpu]))
+    assert found.load == replace(WANTED, n_ctx=4096, n_gpu_layers=LAYERS)
 
 
 def test_layers_that_leave_the_gpu_need_main_memory():
     gpu = need(gpus=1, n_gpu_layers=6).gpu
     main = just(need(gpus=1, n_gpu_layers=6, n_ctx=1024))
-    found = fit(INFO, ASKED, room(main, gpus=[gpu]))
-    assert (found.settings.n_gpu_layers, found.settings.n_ctx) == (6, 1024)
+    found = fitted(ASKED, room(main, gpus=[gpu]))
+    assert (found.load.n_gpu_layers, found.load.n_ctx) == (6, 1024)
     assert len(found.changes) == 2
 
 
@@ -220,34 +233,36 @@ def test_what_is_loaded_is_always_bearable(available, more, n_ctx, gpu, drafted)
     there = room(available, ceiling=available + more, gpus=[] if gpu is None else [gpu])
     asked = replace(ASKED, n_ctx=n_ctx)
     try:
-        found = fit(INFO, asked, there, draft=DRAFT if drafted else None)
+        found = fitted(asked, there, draft=DRAFT if drafted else None)
     except DoesNotFitError as error:
         assert error.hint
-        assert not there.is_bearable(predict_memory(INFO, asked, gpus=len(there.gpus)))
+        assert not there.is_bearable(need(gpus=len(there.gpus), n_ctx=wanted_load(INFO, asked).n_ctx))
         return
     gpus = len(there.gpus)
-    assert found.need == predict_memory(INFO, found.settings, gpus=gpus, draft=found.draft)
+    assert found.need == need(found.draft, gpus, n_ctx=found.load.n_ctx, n_gpu_layers=found.load.n_gpu_layers)
     assert there.is_bearable(found.need)
     assert there.is_enough(found.need) or "be slow unless" in found.changes[-1]
-    if found.settings != asked or (drafted and found.draft is None):
+    if found.load != wanted_load(INFO, asked) or (drafted and found.draft is None):
         assert found.changes
     if n_ctx is None:
-        assert found.settings.n_ctx is None or LEAST_CONTEXT <= found.settings.n_ctx < 4096
+        assert LEAST_CONTEXT <= found.load.n_ctx <= 4096
     else:
-        assert found.settings.n_ctx == n_ctx
+        assert found.load.n_ctx == wanted_load(INFO, asked).n_ctx
 
 
 def test_on_this_machine_changes_are_told_and_the_rest_explained(monkeypatch):
     told, explained = [], []
     monkeypatch.setattr(fit_module, "read_room", lambda: room(just(need(n_ctx=2048))))
-    found = fit_here(INFO, ASKED, told.append, explained.append)
+    found = fit_here(INFO, ASKED, WANTED, Here(Store(None), told.append, explained.append))
     assert told == list(found.changes)
     assert len(told) == 1
     beyond = []
     monkeypatch.setattr(fit_module, "read_room", lambda: room(UNLIMITED))
-    fit_here(INFO, replace(ASKED, n_ctx=INFO.context_length), beyond.append)
-    assert not any("trained" in text for text in beyond)
-    fit_here(INFO, replace(ASKED, n_ctx=INFO.context_length + 1), beyond.append)
+    for n_ctx in (INFO.context_length, INFO.context_length + 1):
+        asked = replace(ASKED, n_ctx=n_ctx)
+        fit_here(INFO, asked, wanted_load(INFO, asked), Here(Store(None), beyond.append))
+        if n_ctx == INFO.context_length:
+            assert beyond == []
     assert sum("trained for 32768 tokens" in text for text in beyond) == 1
     (text,) = explained
     assert text.startswith("memory: 4.1 GiB (weights 3.9 GiB, cache for a context of 2048 125 MiB, ")

@@ -8,14 +8,15 @@ from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK
 from specx.backends.scripted import ScriptedBackend
 from specx.backends.store import Store
-from specx.engine.cost.timing import unwatched
+from specx.engine.setup.choice import Choice
+from specx.engine.setup.here import Here
 from specx.engine.setup.kernels import (
     DEPTH,
-    Comparison,
+    KernelTimes,
     choice_of_auto,
     choose_kernels,
     compare_kernels,
-    reference_rate,
+    load_on_chosen,
 )
 
 FLAT = {n: 10 + 0.1 * n for n in range(1, 65)}
@@ -68,8 +69,9 @@ def choose(tmp_path):
     def run(world, wanted="auto", key="model-machine", *, busy=False, **options):
         notices.clear()
         store = Store(tmp_path, notices.append)
-        options |= {"clock": world.clock, "watch": lambda: lambda: busy}
-        return choose_kernels(wanted, world.load, store, key, notices.append, **options)
+        here = Here(store, notices.append, clock=world.clock)
+        chosen = choose_kernels(wanted, store, key, notices.append, **options)
+        return load_on_chosen(chosen, world.load, key, here, busy=lambda: busy)
 
     run.notices = notices
     return run
@@ -79,7 +81,7 @@ def test_the_times_of_each_are_those_of_its_steps(monkeypatch):
     world = World(monkeypatch, costs())
     world.hiccups = {4: 500.0, 1: 200.0}
     comparison, backend, loaded = compare_kernels(
-        world.load, depths=(16, 256), widths=(1, 2, 4, 32), clock=world.clock, watch=unwatched
+        world.load, depths=(16, 256), widths=(1, 2, 4, 32), clock=world.clock
     )
     assert loaded == SPECX and backend.length == 0
     for name, steps in costs().items():
@@ -101,19 +103,20 @@ def test_the_times_of_each_are_those_of_its_steps(monkeypatch):
 def test_the_fastest_is_taken_and_remembered(monkeypatch, choose, given, best):
     world = World(monkeypatch, given)
     chosen = choose(world)
-    assert chosen.kernels == best == chosen.backend.loaded == chosen.backend.kernels
+    assert chosen.backend.loaded == best == chosen.backend.kernels
+    assert (chosen.kernels.value, chosen.kernels.why) == (best.name, "as measured")
     assert len(choose.notices) == 1 and "compared kernels" in choose.notices[0]
     assert world.closed == len(world.loads) - 1  # nothing but the model in use stays in memory
     again = World(monkeypatch, costs(stock=FLAT, attention=STEEP, specx=STEEP))
-    assert choose(again).kernels == best
+    assert choose(again).kernels == chosen.kernels
     assert again.loads == [best] and again.now == 0 and not choose.notices
-    assert choose(again, key="another machine").kernels == STOCK
+    assert choose(again, key="another machine").kernels.value == "stock"
 
 
 @pytest.mark.parametrize("wanted", ["stock", "attention", "specx"])
 def test_what_is_wanted_is_not_measured(monkeypatch, choose, wanted):
     world = World(monkeypatch, costs())
-    assert choose(world, wanted).kernels.name == wanted
+    assert str(choose(world, wanted).kernels) == f"{wanted}, as asked"
     assert world.now == 0 and not choose.notices
 
 
@@ -121,32 +124,33 @@ def test_a_busy_machine_is_not_believed(monkeypatch, choose):
     world = World(monkeypatch, costs(stock=FLAT, attention=STEEP, specx=STEEP))
     busy = iter(range(10**6))
     monkeypatch.setattr(world, "clock", lambda: world.now + 0.05 * (next(busy) % 3) ** 2)
-    assert choose(world).kernels == SPECX
+    assert choose(world).kernels == Choice("specx", "for the machine was busy while they were compared")
     assert "busy" in choose.notices[0]
     calm = World(monkeypatch, costs(stock=FLAT, attention=STEEP, specx=STEEP))
-    assert choose(calm).kernels == STOCK
+    assert choose(calm).kernels.value == "stock"
 
 
 def test_without_a_store_nothing_is_measured(monkeypatch):
-    world = World(monkeypatch, costs(stock=FLAT, specx=STEEP))
-    chosen = choose_kernels("auto", world.load, Store(None), "key", print, clock=world.clock)
-    assert chosen.kernels == SPECX and world.now == 0
+    World(monkeypatch, costs(stock=FLAT, specx=STEEP))
+    chosen = choose_kernels("auto", Store(None), "key", print)
+    assert chosen == Choice("specx", "for nothing is kept that could be compared")
 
 
 def test_without_the_library_llama_cpp_is_used(monkeypatch, choose):
     world = World(monkeypatch, costs(), missing="they were not built on this machine")
-    assert choose(world).kernels == STOCK and not choose.notices
-    assert choose(world, "specx").kernels == STOCK
+    why = "for those of specx cannot be used: they were not built on this machine"
+    assert choose(world).kernels == Choice("stock", why) and not choose.notices
+    assert choose(world, "specx").kernels == Choice("stock", why)
     assert choose.notices == [
         "llama.cpp's own kernels are used, not those of specx: they were not built on this machine"
     ]
-    comparison, _, loaded = compare_kernels(world.load, clock=world.clock, watch=unwatched)
+    comparison, _, loaded = compare_kernels(world.load, clock=world.clock)
     assert loaded == STOCK and list(comparison.steps) == ["stock"] and comparison.best() == STOCK
 
 
 def test_a_short_context_is_measured_where_it_can_be(monkeypatch):
     world = World(monkeypatch, costs(), n_ctx=128, max_width=8)
-    comparison, _, _ = compare_kernels(world.load, clock=world.clock, watch=unwatched)
+    comparison, _, _ = compare_kernels(world.load, clock=world.clock)
     assert [list(by_depth) for by_depth in comparison.steps.values()] == [[0]] * 3
     assert list(comparison.steps["stock"][0]) == [1, 2, 4, 8]
 
@@ -155,14 +159,12 @@ def test_an_interrupted_comparison_leaves_no_model_behind(monkeypatch):
     world = World(monkeypatch, costs())
     monkeypatch.setattr(world, "clock", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        compare_kernels(world.load, clock=world.clock, watch=unwatched)
+        compare_kernels(world.load, clock=world.clock)
     assert world.closed == len(world.loads) == 1
 
 
-def test_the_rate_is_that_of_the_best_width():
-    assert reference_rate({1: 10.0}) == pytest.approx(0.1)
-    assert reference_rate({1: 10.0, 2: 10.0, 8: 1000.0}) == pytest.approx(0.17)
-    comparison = Comparison(
+def test_the_higher_rate_is_better():
+    comparison = KernelTimes(
         {name: {DEPTH: {1: ms, 4: 2 * ms}} for name, ms in (("stock", 10.0), ("specx", 5.0))}
     )
     assert comparison.best() == SPECX
@@ -172,29 +174,29 @@ def test_the_rate_is_that_of_the_best_width():
 def test_a_comparison_on_a_busy_machine_ends(monkeypatch, choose):
     slow = {n: 1000.0 * n for n in range(1, 65)}
     world = World(monkeypatch, costs(slow, slow, slow))
-    assert choose(world, busy=True).kernels == SPECX
+    assert choose(world, busy=True).kernels.value == "specx"
     assert world.now < 20
     assert "the machine was busy" in choose.notices[0]
     world.now = 0.0
     choose(world)  # compared again, and it is the model that is slow
-    assert world.now > 60
+    assert world.now > 100
     assert "busy" not in choose.notices[0]
 
 
 def test_nothing_is_compared_where_nothing_is_decoded(monkeypatch, choose):
     world = World(monkeypatch, costs(specx=STEEP))
-    assert (choose(world, measure=False).kernels, world.now, choose.notices) == (SPECX, 0.0, [])
+    assert (choose(world, measure=False).kernels.value, world.now, choose.notices) == ("specx", 0.0, [])
     choose(world)
-    assert choose(world, measure=False).kernels == ATTENTION  # as compared before
+    assert choose(world, measure=False).kernels.value == "attention"  # as compared before
 
 
 def test_what_auto_takes_is_what_was_chosen_before(monkeypatch, choose, tmp_path):
     world = World(monkeypatch, costs(specx=STEEP))
-    comparison = compare_kernels(world.load, clock=world.clock, watch=unwatched)[0]
+    comparison = compare_kernels(world.load, clock=world.clock, busy=lambda: False)[0]
     store = Store(tmp_path)
     assert choice_of_auto(comparison, store, "model-machine") == ATTENTION
     assert choice_of_auto(comparison, Store(None), "model-machine") == SPECX  # nothing is compared there
-    assert choice_of_auto(Comparison(comparison.steps, disturbed=True), store, "model-machine") == SPECX
+    assert choice_of_auto(KernelTimes(comparison.steps, disturbed=True), store, "model-machine") == SPECX
     choose(World(monkeypatch, costs()))
     assert choice_of_auto(comparison, store, "model-machine") == SPECX
     World(monkeypatch, costs(), missing="they were not built")
@@ -203,51 +205,6 @@ def test_what_auto_takes_is_what_was_chosen_before(monkeypatch, choose, tmp_path
 
 def test_progress_goes_up_to_the_end(monkeypatch):
     world, told = World(monkeypatch, costs()), []
-    compare_kernels(world.load, depths=(0, 64), clock=world.clock, watch=unwatched, progress=told.append)
+    compare_kernels(world.load, depths=(0, 64), clock=world.clock, busy=lambda: False, progress=told.append)
     assert told == sorted(told)
     assert told[0] > 0 and 0.9 < told[-1] <= 1 + 1e-9
-
-
-def test_steady_work_beside_a_comparison_decides_nothing(monkeypatch, choose, tmp_path):
-    """A busy loop makes all steps slower alike: repetitions agree, within the budget."""
-    beside = {n: 3 * ms for n, ms in STEEP.items()}
-    world = World(monkeypatch, costs(stock=FLAT, attention=STEEP, specx=beside))
-    assert choose(world, busy=True).kernels == SPECX
-    assert "the machine was busy" in choose.notices[0]
-    assert Store(tmp_path).load_json("kernels", "model-machine") is None
-    assert world.loads == [STOCK, SPECX]  # it ended with the first that was disturbed
-    assert world.closed == 1
-    assert choose(world).kernels == STOCK
-
-
-def staircase_on(store, name, steps):
-    kept = {"64": None, **{str(n): [ms, 0.01] for n, ms in steps.items() if n in (1, 2, 4, 8, 16)}}
-    store.save_json("staircase", f"model-machine-{name}", {"steps": {"0": kept, "288": kept}})
-
-
-@pytest.mark.parametrize(("factor", "holds"), [(1.0, True), (1.3, True), (4.0, False), (0.25, False)])
-def test_a_choice_whose_times_are_contradicted_is_made_again(monkeypatch, choose, tmp_path, factor, holds):
-    world, store = World(monkeypatch, costs()), Store(tmp_path)
-    assert choose(world).kernels == SPECX
-    kept = store.load_json("kernels", "model-machine")
-    assert kept["steps"]["specx"]["256"]["8"] == pytest.approx(FLAT[8])
-    staircase_on(store, "stock", {n: 100 * ms for n, ms in FLAT.items()})  # of others it says nothing
-    staircase_on(store, "specx", {n: factor * ms for n, ms in FLAT.items()})
-    now = World(monkeypatch, costs(specx=STEEP))
-    assert choose(now).kernels == (SPECX if holds else ATTENTION)
-    assert (now.now == 0) == holds
-    assert choose(now).kernels == (SPECX if holds else ATTENTION)
-
-
-@pytest.mark.parametrize(
-    "steps", [None, 3, {"specx": 3}, {"specx": {"x": {"1": 1}}}, {"specx": {"0": {"1": None}}}]
-)
-def test_a_choice_without_the_times_it_rests_on_is_kept(monkeypatch, choose, tmp_path, steps):
-    store = Store(tmp_path)
-    store.save_json(
-        "kernels", "model-machine", {"choice": "attention", **({"steps": steps} if steps else {})}
-    )
-    staircase_on(store, "attention", FLAT)
-    world = World(monkeypatch, costs())
-    assert choose(world).kernels == ATTENTION
-    assert world.now == 0

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from specx.engine.setup.devices import DeviceCost
 from specx.engine.setup.layers import Layers
-from specx.engine.setup.placement import DraftSource, place
+from specx.engine.setup.placement import DraftKind, place
 
 GIB = 1 << 30
 WIDTHS = (1, 2, 4, 8)
-FREE = DraftSource("free", 0.7)
+FREE = DraftKind("free", 0.7)
 
 
 def device(name, speed, memory, *, slope=0.05, transfer=math.inf, handing=0.0, unified=False, read=1000):
@@ -66,7 +66,7 @@ def test_buffers_and_cache_take_room_too():
 
 def test_a_gpu_that_holds_only_the_draft_model_gets_it():
     """Where the target's layers are too large for it."""
-    draft = DraftSource("draft", 0.9, model(layers=4, size=GIB // 100))
+    draft = DraftKind("draft", 0.9, model(layers=4, size=GIB // 100))
     devices = [device("CPU", 1000, 16 * GIB), device("GPU", 10_000, GIB // 4)]
     placed = place(model(size=GIB), [FREE, draft], devices)
     assert placed.best.target == (("CPU", 11),)
@@ -76,7 +76,7 @@ def test_a_gpu_that_holds_only_the_draft_model_gets_it():
 
 def test_the_draft_model_stays_on_the_cpu_where_the_gpu_is_full():
     target = model(size=GIB)
-    draft = DraftSource("draft", 0.95, model(layers=4, size=GIB // 200))
+    draft = DraftKind("draft", 0.95, model(layers=4, size=GIB // 200))
     devices = [device("CPU", 1000, 16 * GIB), device("GPU", 2000, 11 * GIB + 10)]
     placed = place(target, [FREE, draft], devices)
     assert placed.best.target == (("GPU", 11),)
@@ -84,8 +84,8 @@ def test_the_draft_model_stays_on_the_cpu_where_the_gpu_is_full():
 
 
 def test_a_draft_model_that_is_too_slow_is_left_out():
-    draft = DraftSource("draft", 0.6, model(size=GIB // 12))
-    placed = place(model(), [DraftSource("none", 0.0), draft], [device("CPU", 1000, 8 * GIB)])
+    draft = DraftKind("draft", 0.6, model(size=GIB // 12))
+    placed = place(model(), [DraftKind("none", 0.0), draft], [device("CPU", 1000, 8 * GIB)])
     assert placed.best.draft == "none" and placed.best.drafted == 0
 
 
@@ -103,7 +103,7 @@ def test_memory_that_is_shared_is_counted_once():
     """What a GPU in main memory takes is missing there."""
     cpu, gpu = device("CPU", 1000, 2 * GIB), device("iGPU", 3000, 2 * GIB, unified=True)
     assert place(model(), [FREE], [cpu, gpu]).best.target == (("iGPU", 11),)
-    draft = DraftSource("draft", 0.9, model(layers=9, size=GIB // 10))
+    draft = DraftKind("draft", 0.9, model(layers=9, size=GIB // 10))
     placed = place(model(), [draft], [cpu, gpu])
     assert placed.best is None
     assert all(option.excess > 0 for option in placed.alternatives)
@@ -117,7 +117,7 @@ def test_an_integrated_gpu_is_left_alone_beside_another():
         device("iGPU", 99_000, 8 * GIB, unified=True),
         device("GPU", 3000, 8 * GIB),
     ]
-    placed = place(model(), [FREE, DraftSource("draft", 0.9, model(layers=1))], devices)
+    placed = place(model(), [FREE, DraftKind("draft", 0.9, model(layers=1))], devices)
     names = {name for option in placed.alternatives for name, _ in option.target}
     assert names | {option.draft_device for option in placed.alternatives} == {"CPU", "GPU", ""}
 
@@ -160,7 +160,7 @@ def test_devices_without_a_common_time_of_single_tokens():
 def test_only_widths_that_every_device_was_timed_at_count():
     cpu = DeviceCost("CPU", 8 * GIB, {1: 1.0, 2: 1.0, 3: 0.001}, 1000)
     gpu = DeviceCost("GPU", 0, {1: 1.0, 2: 1.0}, 1000)
-    best = place(model(size=1000), [DraftSource("sure", 1.0)], [cpu, gpu]).best
+    best = place(model(size=1000), [DraftKind("sure", 1.0)], [cpu, gpu]).best
     assert best.drafted == 1
 
 
@@ -271,9 +271,9 @@ def machines(draw):
 
 @st.composite
 def draft_sources(draw):
-    sources = [DraftSource("free", draw(st.floats(0, 1)))]
+    sources = [DraftKind("free", draw(st.floats(0, 1)))]
     if draw(st.booleans()):
-        sources.append(DraftSource("model", draw(st.floats(0, 1)), draw(models(most=2))))
+        sources.append(DraftKind("model", draw(st.floats(0, 1)), draw(models(most=2))))
     return sources
 
 

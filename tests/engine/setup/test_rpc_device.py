@@ -26,22 +26,22 @@ sys.path.insert(0, sys.argv[1])
 import rpc_device
 from specx.backends.llama.devices import list_devices, measure_transfer
 from specx.backends.llama.library import recent_log
-from specx.backends.settings import LoadSettings
+from specx.engine.settings import Asked
 from specx.engine.settings import SamplingSettings
 from specx.engine.session import Session
 
 def answer(**settings):
     told = []
     # One thread: with such a device registered, llama.cpp's OpenMP threads wait seconds for each other.
-    wanted = LoadSettings(Path(sys.argv[2]), n_ctx=512, drafter="none", threads=1, **settings)
+    wanted = Asked(Path(sys.argv[2]), n_ctx=512, drafter="none", threads=1, **settings)
     with Session.open(wanted, notice=told.append) as session:
         buffers = [line for line in recent_log("compute buffer size") if "RPC0" in line]
         prompt = session.tokenize("Once upon a time", add_special=True, parse_special=False)
         generation = session.generate(prompt, SamplingSettings(temperature=0), n_predict=8)
         list(generation)
-        found = session.settings
-        return {"tokens": generation.result.tokens, "offload": found.offload, "layers": found.n_gpu_layers,
-                "kernels": found.kernels, "told": told, "buffers": len(buffers)}
+        load = session.setup.load
+        return {"tokens": generation.result.tokens, "offload": load.offload, "layers": load.n_gpu_layers,
+                "kernels": session.setup.kernels.value, "told": told, "buffers": len(buffers)}
 
 out = {}
 with rpc_device.served(1) as endpoint:
@@ -49,7 +49,7 @@ with rpc_device.served(1) as endpoint:
     out["devices"] = [(d.name, d.type, d.is_gpu) for d in list_devices()]
     out["transfer"] = measure_transfer("RPC0", 1 << 20).bytes_per_s
     out["host"] = answer(n_gpu_layers=0, kernels="stock")
-    out["part"] = answer(n_gpu_layers=5, offload=(("RPC0", 5),), kernels="stock")
+    out["part"] = answer(n_gpu_layers=5, kernels="stock")
     out["all"] = answer(n_gpu_layers=-1, kernels="stock")
     out["auto"] = answer(verbose=True, kernels="stock")
     out["again"] = answer(verbose=True, kernels="stock")

@@ -8,22 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from specx.backends.machine.machine import CPU
+from specx.backends.machine.machine import CPU, this_cpu
 from specx.backends.scripted import ScriptedBackend, SimulatedClock
-from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
-from specx.engine.cost.timing import unwatched
+from specx.engine.settings import Asked, AskedModel
 from specx.engine.setup.threads import (
     BATCH,
+    ThreadTimes,
     candidates,
+    choose_threads,
     load_threads,
     measure_threads,
     save_threads,
     warn_of_threads,
-    with_measured_threads,
 )
-
-SETTINGS = LoadSettings(Path("model.gguf"))
 
 
 class Machine(ScriptedBackend):
@@ -55,7 +53,7 @@ class Machine(ScriptedBackend):
 
 def measure(cost, counts, **options):
     machine = Machine(cost, **options)
-    times = measure_threads(machine, counts, clock=machine.clock, watch=unwatched)
+    times = measure_threads(machine, counts, clock=machine.clock)
     assert machine.length == 0
     return times, machine
 
@@ -68,10 +66,10 @@ def saturated(n, threads):
 def test_more_threads_than_processors_are_told():
     told, cpu = [], CPU("x", (0, 1), (0, 1))
     for asked in ({}, {"threads": 2, "threads_batch": 2}):
-        warn_of_threads(LoadSettings(Path("model.gguf"), **asked), told.append, cpu)
+        warn_of_threads(Asked(Path("model.gguf"), **asked), told.append, cpu)
     assert told == []
-    for asked in ({"threads": 8}, {"threads_batch": 8}, {"draft_threads": 8}):
-        warn_of_threads(LoadSettings(Path("model.gguf"), **asked), told.append, cpu)
+    for asked in ({"threads": 8}, {"threads_batch": 8}, {"draft": AskedModel(threads=8)}):
+        warn_of_threads(Asked(Path("model.gguf"), **asked), told.append, cpu)
     assert told == ["8 threads share 2 usable CPUs: slower than with 2"] * 3
 
 
@@ -129,7 +127,7 @@ def test_a_model_that_decodes_plainly():
 def test_a_slow_model_takes_as_long_as_it_must_and_says_how_far_it_is():
     fractions = []
     machine = Machine(lambda n, t: 900.0)
-    measure_threads(machine, (1, 2), clock=machine.clock, watch=unwatched, progress=fractions.append)
+    measure_threads(machine, (1, 2), clock=machine.clock, progress=fractions.append)
     assert machine.clock() < 20
     assert fractions and all(0 <= f <= 1 for f in fractions)
     assert fractions == sorted(fractions)
@@ -147,18 +145,30 @@ def test_candidates_are_few_and_within_what_can_be_used():
 
 
 def test_what_was_measured_is_used_unless_the_user_says_otherwise(tmp_path):
-    store, said = Store(tmp_path), []
-    assert with_measured_threads(SETTINGS, store, "k", said.append) is SETTINGS
+    store = Store(tmp_path)
+
+    def chosen(key="k", **asked):
+        return [(c.value, c.why) for c in choose_threads(Asked(Path("model.gguf"), **asked), store, key)]
+
+    rule = (this_cpu().default_threads, "one for each usable core (`specx probe MODEL` measures)")
+    assert chosen() == [rule, rule]
     times, _ = measure(saturated, (2, 4, 8))
     save_threads(store, "k", times)
-    found = with_measured_threads(SETTINGS, store, "k", said.append)
-    assert (found.threads, found.threads_batch) == (4, 8)
-    given = LoadSettings(Path("model.gguf"), threads=2)
-    assert with_measured_threads(given, store, "k", said.append) is given
-    partly = LoadSettings(Path("model.gguf"), threads_batch=3)
-    assert with_measured_threads(partly, store, "k").threads_batch == 3
-    assert with_measured_threads(SETTINGS, store, "another machine") is SETTINGS
-    assert len(said) == 2 and "usable core" in said[0] and "4 for one token, 8 for more" in said[1]
+    assert chosen() == [(4, "as measured"), (8, "as measured")]
+    assert chosen(threads=2) == [(2, "as asked"), (2, "as many as for one token")]
+    assert chosen(threads_batch=3) == [(4, "as measured"), (3, "as asked")]
+    assert chosen(threads=4, threads_batch=8) == [(4, "as asked"), (8, "as asked")]
+    assert chosen("another machine") == [rule, rule]
+
+
+def test_threads_for_a_batch_write_the_most_tokens_with_one_read_for_each():
+    def times(verifying, reading):
+        return ThreadTimes({1: {4: 5.0, 8: 5.0}, 8: verifying, 32: reading})
+
+    assert times({4: 9.0, 8: 10.0}, {4: 40.0, 8: 40.0}).batch == 4  # drafts are verified faster
+    assert times({4: 9.0, 8: 10.0}, {4: 40.0, 8: 20.0}).batch == 8  # prompts are read so much faster
+    # Where drafts do not pay on any, the time they take is of no account.
+    assert times({4: 100.0, 8: 900.0}, {4: 40.0, 8: 20.0}).batch == 8
 
 
 def test_it_survives_the_store_unless_it_was_disturbed(tmp_path):
@@ -168,31 +178,6 @@ def test_it_survives_the_store_unless_it_was_disturbed(tmp_path):
     assert load_threads(store, "k") == times
     save_threads(store, "busy", replace(times, disturbed=True))
     assert load_threads(store, "busy") is None
-
-
-@pytest.mark.parametrize("busy", [False, True])
-def test_steady_work_beside_it_is_noticed(tmp_path, busy):
-    machine, store = Machine(lambda n, t: 60.0 / t), Store(tmp_path)
-    times = measure_threads(machine, (1, 2, 4), clock=machine.clock, watch=lambda: lambda: busy)
-    save_threads(store, "k", times)
-    assert times.disturbed == busy
-    assert (load_threads(store, "k") is None) == busy
-
-
-@pytest.mark.parametrize(("factor", "holds"), [(1.0, True), (1.3, True), (4.0, False), (0.2, False)])
-@pytest.mark.parametrize("kernels", ["auto", "specx"])
-def test_numbers_whose_times_are_contradicted_are_not_used(tmp_path, kernels, factor, holds):
-    store, key = Store(tmp_path), f"model-machine-{kernels}"
-    times, _ = measure(saturated, (2, 4, 8))
-    save_threads(store, key, times)
-    setup = f"model-machine-t{times.decode}-b{times.batch}"
-    store.save_json("kernels", setup, {"choice": "specx"})
-    assert load_threads(store, key) == times
-    steps = {str(n): factor * ms for n, ms in ((1, 10.0), (8, 20.0), (32, 80.0))}
-    store.save_json("staircase", f"{setup}-specx", {"steps": {"0": steps, "288": steps}})
-    assert (load_threads(store, key) is not None) == holds
-    found = with_measured_threads(SETTINGS, store, key)
-    assert (found is not SETTINGS) == holds
 
 
 GOOD = {
@@ -224,5 +209,5 @@ def test_foreign_entries_are_set_aside(tmp_path, data):
     store.save_json("threads", "k", GOOD)
     assert load_threads(store, "k").decode == 1
     store.save_json("threads", "k", data)
-    assert with_measured_threads(SETTINGS, store, "k") is SETTINGS
+    assert load_threads(store, "k") is None
     assert len(notices) == 1 and not (tmp_path / "threads" / "k.json").exists()

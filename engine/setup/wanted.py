@@ -1,0 +1,56 @@
+"""What was asked for as values to load with, before anything was measured or made to fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from specx.backends.gguf.file import GGUFInfo
+from specx.backends.llama.memory import wanted_context
+from specx.backends.machine.machine import this_cpu
+from specx.backends.settings import ALL_LAYERS, Load
+from specx.engine.settings import Asked
+
+__all__ = ["CACHE_TYPE", "FLASH_ATTN", "draft_load", "wanted_load"]
+
+CACHE_TYPE = "f16"
+FLASH_ATTN = "on"
+
+
+def wanted_load(info: GGUFInfo, asked: Asked) -> Load:
+    """How the model with the header `info` is loaded if nothing speaks against it: a thread for each usable
+    core, and all layers on GPUs, unless something else was asked for."""
+    threads = asked.threads or this_cpu().default_threads
+    return Load(
+        asked.model,
+        threads=threads,
+        threads_batch=asked.threads_batch or threads,
+        n_ctx=wanted_context(asked.n_ctx, info.context_length),
+        texts=asked.texts,
+        n_batch=asked.n_batch,
+        n_ubatch=min(asked.n_ubatch, asked.n_batch),
+        n_gpu_layers=ALL_LAYERS if asked.n_gpu_layers is None else asked.n_gpu_layers,
+        flash_attn=asked.flash_attn or FLASH_ATTN,
+        type_k=asked.type_k or CACHE_TYPE,
+        type_v=asked.type_v or CACHE_TYPE,
+        mmap=asked.mmap,
+        mlock=asked.mlock,
+        swa_full=asked.swa_full,
+        verbose=asked.verbose,
+    )
+
+
+def draft_load(asked: Asked, path: Path, target: Load) -> Load:
+    """How the draft model `path` is loaded beside a model that is loaded as `target` says: the same way, but
+    for what was asked of it."""
+    own = asked.draft
+    return replace(
+        target,
+        path=path,
+        threads=own.threads or target.threads,
+        threads_batch=own.threads_batch or own.threads or target.threads_batch,
+        n_gpu_layers=ALL_LAYERS if own.n_gpu_layers is None else own.n_gpu_layers,
+        offload=None,
+        type_k=own.type_k or CACHE_TYPE,
+        type_v=own.type_v or CACHE_TYPE,
+    )
