@@ -134,7 +134,7 @@ class Model(Protocol):
         """Room for one more text; empty.
 
         Raises:
-            RuntimeError: there are `max_texts` already.
+            RuntimeError: there are `max_texts` already, or the model was closed.
         """
 
     def forward(self, trees: Sequence[Tree], want: Want = Want.LOGITS) -> list[Output]:
@@ -229,7 +229,7 @@ class Cache(Protocol):
         """
 
     def close(self) -> None:
-        """Make room for another text. Safe to call twice."""
+        """Make room for another text: nothing else can be done with this one then. Safe to call twice."""
 
 
 @dataclass(frozen=True, slots=True)

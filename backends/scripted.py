@@ -167,6 +167,7 @@ class ScriptedModel:
         self._now = clock or time.perf_counter
         self._sleep = clock.sleep if clock else time.sleep
         self._open: list[ScriptedCache] = []
+        self._loaded = True
         self._rows: dict[tuple[int, ...], NDArray[np.float32]] = {}
         self._buffer = np.empty((self.facts.max_rows, vocab_size), np.float32)
 
@@ -174,8 +175,10 @@ class ScriptedModel:
         """Room for one more text.
 
         Raises:
-            RuntimeError: there are `max_texts` already.
+            RuntimeError: there are `max_texts` already, or the model was closed.
         """
+        if not self._loaded:
+            raise RuntimeError("the model was closed")
         if len(self._open) >= self.facts.max_texts:
             raise RuntimeError(f"there is room for {self.facts.max_texts} texts at once")
         cache = ScriptedCache(self)
@@ -235,12 +238,18 @@ class ScriptedModel:
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
+        self._loaded = False
+        self._open.clear()
         self._rows.clear()
 
     def closed(self, cache: ScriptedCache) -> None:
         """`cache` holds a text no longer."""
-        if cache in self._open:
+        if self.holds(cache):
             self._open.remove(cache)
+
+    def holds(self, cache: ScriptedCache) -> bool:
+        """Whether `cache` is one of its texts, and open."""
+        return cache in self._open
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raise ValueError unless all of `tokens` are in the vocabulary."""
@@ -277,7 +286,7 @@ class ScriptedModel:
 
     def _checked(self, tree: Tree) -> ScriptedCache:
         cache, n = tree.cache, len(tree)
-        if not isinstance(cache, ScriptedCache) or cache not in self._open:
+        if not isinstance(cache, ScriptedCache) or not self.holds(cache):
             raise ValueError("the text is not one of this model's")
         cache.check_idle()
         if not 1 <= n <= self.facts.max_width or len(tree.parents) != n:
@@ -408,7 +417,9 @@ class ScriptedCache(Cache):
         self._model.closed(self)
 
     def check_idle(self) -> None:
-        """Raise RuntimeError if a forward call was not followed by `keep`."""
+        """Raise RuntimeError if a forward call was not followed by `keep`, or the text was closed."""
+        if not self._model.holds(self):
+            raise RuntimeError("the text was closed")
         if self.pending is not None:
             raise RuntimeError("the last forward call was not followed by keep")
 

@@ -17,6 +17,7 @@ __all__ = ["FreeDrafter"]
 SOURCES = frozenset({"suffix", "recycle"})
 MAX_TEXT = 1 << 18
 """Tokens of conversations and history that are searched, about 100 bytes each; then the older half goes."""
+SEPARATOR: NDArray[np.int32] = np.array([-1], np.int32)
 NO_TOKENS: NDArray[np.int32] = np.empty(0, np.int32)
 
 
@@ -75,8 +76,15 @@ class FreeDrafter(Drafter):
         self._history = tokens
 
     def history(self) -> NDArray[np.int32]:
-        """The text that is searched, (n,) int32, -1 between conversations: what `preload` takes."""
-        return self._all[-1].trie.automaton.text() if self._all else self._history
+        """What the next text is searched in, (n,) int32, -1 between conversations: what `preload` takes."""
+        if not self._all:
+            return self._history
+        latest = self._all[-1]
+        parts = [latest.trie.automaton.text()]
+        for writer, tokens in self._finished[latest.seen :]:
+            if writer is not latest:
+                parts += [SEPARATOR, tokens]
+        return np.concatenate(parts)
 
     def finish(self, searched: _Searched, text: Text) -> None:
         """A text is complete: others may draft from it."""
@@ -118,9 +126,12 @@ class FreeDrafter(Drafter):
             return self._idle.pop()
         counts, prior = self.calibration.counts, self.calibration.prior
         trie = FreeTrie(self.table, counts, prior, use_suffix=self._matches, use_recycle=self.recycles)
-        if len(self._history):
-            trie.preload(self._history)
         searched = _Searched(trie)
+        known = self._history
+        if self._all:  # which has what was written while there was one text at a time
+            known, searched.seen = self._all[-1].before(), self._all[-1].seen
+        if len(known):
+            trie.preload(known)
         self._all.append(searched)
         return searched
 
@@ -139,6 +150,10 @@ class _Searched:
         self.trie = trie
         self.text: list[int] = []
         self.seen = self.begun = 0
+
+    def before(self) -> NDArray[np.int32]:
+        """What it holds from before the present conversation."""
+        return self.trie.automaton.text()[: self.trie.conversation_start]
 
     def begin(self, tokens: list[int], max_text: int) -> None:
         """A generation starts after `tokens`."""

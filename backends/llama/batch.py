@@ -83,9 +83,14 @@ class TreeShape:
 
 
 class Batch:
-    """A llama_batch over NumPy buffers that live as long as it does."""
+    """A llama_batch over NumPy buffers that live as long as it does.
+
+    Attributes:
+        capacity: most rows.
+    """
 
     def __init__(self, module: Any, capacity: int, max_leaves: int) -> None:
+        self.capacity = capacity
         self.tokens = np.zeros(capacity, np.int32)
         self.positions = np.zeros(capacity, np.int32)
         self.counts = np.ones(capacity, np.int32)

@@ -43,6 +43,7 @@ class LlamaCache(Cache):
         self._model = model
         self._lib = module
         self._own = tuple(own)
+        self._open = True
         self._length = 0
         self._held = dict.fromkeys(own, 0)  # committed tokens of each sequence
         self._pending: TreeShape | None = None
@@ -56,6 +57,11 @@ class LlamaCache(Cache):
     def length(self) -> int:
         """Number of committed tokens."""
         return self._length
+
+    @property
+    def end(self) -> int:
+        """Position after the committed tokens and the tree that waits for `keep`."""
+        return self._length + (self._pending.height if self._pending is not None else 0)
 
     def prefill(
         self, tokens: Sequence[int], *, progress: Progress | None = None, rows: RowSink | None = None
@@ -189,12 +195,15 @@ class LlamaCache(Cache):
     def close(self) -> None:
         """Make room for another text. Safe to call twice."""
         self._pending = None
-        if self._model.loaded:
+        if self._open:  # else its place may be another's by now
+            self._open = False
             self._clear()
             self._model.closed(self)
 
     def check_idle(self) -> None:
-        """Raise RuntimeError if a forward call was not followed by `keep`."""
+        """Raise RuntimeError if a forward call was not followed by `keep`, or the text was closed."""
+        if not self._open:
+            raise RuntimeError("the text was closed")
         if self._pending is not None:
             raise RuntimeError("the last forward call was not followed by keep")
 
@@ -202,6 +211,10 @@ class LlamaCache(Cache):
         """Remove what lies beyond the committed tokens; all tokens, if that is refused."""
         if not all(self._cut(seq, self._length) for seq in self._sequences):
             self._clear()
+
+    def drop_filler(self) -> None:
+        """Remove the rows that filled up a call in which this text took no part."""
+        self._remove(self.main, self.end)
 
     def _read(self, piece: NDArray[np.int32], rows: RowSink | None) -> None:
         try:

@@ -22,7 +22,13 @@ from specx.backends.llama.cache import LlamaCache
 from specx.backends.llama.callbacks import called_by_c
 from specx.backends.llama.kernels import STOCK, Kernels, enable
 from specx.backends.llama.library import lib, set_verbose
-from specx.backends.llama.params import MAX_WIDTH, PROMPT_ROWS, create_context, load_weights
+from specx.backends.llama.params import (
+    MAX_WIDTH,
+    PROMPT_ROWS,
+    create_context,
+    load_weights,
+    sequences_per_text,
+)
 from specx.backends.llama.vocab import LlamaVocab
 from specx.backends.settings import Load
 
@@ -67,6 +73,7 @@ class LlamaModel:
         enable(kernels)
         self._ctx: Any = None
         self._model: Any = None
+        self._caches: list[LlamaCache | None] = []
         self._model = load_weights(self._lib, load, progress, repack=repack)
         self.vocab = LlamaVocab(self._model)
         plain_reason = self._why_plain()
@@ -77,6 +84,7 @@ class LlamaModel:
         leaves = 1 if plain_reason or self.n_swa or kernels.attention else MAX_LEAVES
         streams = load.texts > 1 and kernels.attention
         try:
+            leaves = min(leaves, sequences_per_text(self._lib, load.texts))
             self._ctx = create_context(self._lib, self._model, load, kernels, leaves=leaves, streams=streams)
         except BaseException:
             self.close()
@@ -85,7 +93,7 @@ class LlamaModel:
         self.facts = self._facts(load.texts, plain_reason, leaves, even=streams)
         self.piece: int = min(self._lib.llama_n_batch(self._ctx), self._lib.llama_n_ubatch(self._ctx))
         self._batch = Batch(self._lib, max(self.piece, self.facts.max_rows), leaves)
-        self._caches: list[LlamaCache | None] = [None] * load.texts
+        self._caches = [None] * load.texts
 
     @property
     def n_threads(self) -> int:
@@ -120,8 +128,10 @@ class LlamaModel:
         """Room for one more text.
 
         Raises:
-            RuntimeError: there are `max_texts` already.
+            RuntimeError: there are `max_texts` already, or the model was closed.
         """
+        if not self.loaded:
+            raise RuntimeError("the model was closed")
         slot = next((i for i, cache in enumerate(self._caches) if cache is None), None)
         if slot is None:
             raise RuntimeError(f"there is room for {len(self._caches)} texts at once")
@@ -130,8 +140,7 @@ class LlamaModel:
 
     def closed(self, cache: LlamaCache) -> None:
         """`cache` holds a text no longer."""
-        if self._caches[cache.slot] is cache:
-            self._caches[cache.slot] = None
+        self._caches[cache.slot] = None
 
     def forward(self, trees: Sequence[Tree], want: Want = Want.LOGITS) -> list[Output]:
         """Compute a tree of tokens beyond each of some texts, committing nothing.
@@ -153,11 +162,13 @@ class LlamaModel:
             self._decode(rows)
             logits = self._logits(computed)
         except BaseException:
-            for cache in (*caches, *fillers):
+            for cache in caches:
                 cache.abandon()
+            for filler in fillers:
+                filler.drop_filler()
             raise
         for filler in fillers:
-            filler.drop_uncommitted()
+            filler.drop_filler()
         return [Output(logits[start : start + len(tree)]) for start, tree in zip(starts, trees, strict=True)]
 
     def read(self, cache: LlamaCache, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32] | None:
@@ -202,6 +213,9 @@ class LlamaModel:
     def close(self) -> None:
         """Give the memory back, that of the caches included. Safe to call twice."""
         if self._ctx is not None:
+            for cache in self._caches:
+                if cache is not None:
+                    cache.close()
             self._lib.llama_free(self._ctx)
             self._ctx = None
         if self._model is not None:
@@ -242,7 +256,8 @@ class LlamaModel:
         """Put the trees into the batch, in the order of their slots.
 
         llama.cpp computes streams together if these are consecutive. Others in between are filled up with
-        rows that nobody wants, which costs less than to read the weights once more.
+        rows that nobody wants, as far as the batch has room, which costs less than to read the weights once
+        more.
 
         Args:
             trees, caches: one tree for each cache.
@@ -253,6 +268,7 @@ class LlamaModel:
         """
         by_slot = {cache.slot: i for i, cache in enumerate(caches)}
         starts, at, wanted = [0] * len(trees), 0, 0
+        spare = self._batch.capacity - sum(map(len, trees))
         for slot in range(min(by_slot), max(by_slot) + 1):
             i = by_slot.get(slot)
             if i is not None:
@@ -262,11 +278,11 @@ class LlamaModel:
             elif self.facts.even and not self.facts.plain_reason:
                 width = len(trees[0])
                 filler = self._caches[slot] or self._cache(slot)
-                if filler.length + width <= self.facts.n_ctx:
+                if width <= spare and filler.end + width <= self.facts.n_ctx:
                     fillers.append(filler)
                     tokens = np.full(width, FILLER, np.int32)
-                    self._batch.fill_chain(tokens, filler.length, filler.main, 0, at)
-                    at += width
+                    self._batch.fill_chain(tokens, filler.end, filler.main, 0, at)
+                    at, spare = at + width, spare - width
         return at, starts
 
     def _decode(self, rows: int) -> None:

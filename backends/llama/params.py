@@ -23,6 +23,7 @@ __all__ = [
     "check_cache_type",
     "create_context",
     "load_weights",
+    "sequences_per_text",
 ]
 
 MAX_WIDTH = 64  # from here on llama.cpp's attention works in tiles: a step can cost less than one of 16
@@ -103,7 +104,7 @@ def create_context(
     params.n_ubatch = max(1, min(load.n_ubatch, load.n_batch), load.texts)
     params.n_seq_max = load.texts * leaves
     params.kv_unified = not streams
-    params.n_outputs_max = max(MAX_WIDTH, PROMPT_ROWS, load.texts)
+    params.n_outputs_max = max(MAX_WIDTH, PROMPT_ROWS, params.n_seq_max)
     params.n_threads = load.threads
     params.n_threads_batch = load.threads_batch
     # "auto" looks at which device computes attention, and gives it up for any but the layer's own.
@@ -124,6 +125,22 @@ def create_context(
         module.llama_free(context)
         raise _not_a_decoder(load)
     return context
+
+
+def sequences_per_text(module: Any, texts: int) -> int:
+    """How many sequences each of so many texts may have.
+
+    llama.cpp sets a row of logits aside for each sequence, so there are no more than rows of a call.
+
+    Raises:
+        ModelError: there are not enough for one each.
+    """
+    most = int(module.llama_max_parallel_sequences())
+    if texts > most:
+        raise ModelError(
+            f"llama.cpp computes at most {most} texts at once, not {texts}", f"take {most} or fewer at once"
+        )
+    return max(MAX_WIDTH // texts, 1)
 
 
 def _divide(module: Any, params: Any, offload: tuple[tuple[str, int], ...] | None) -> tuple[Any, ...]:

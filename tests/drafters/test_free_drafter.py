@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from specx.backends.base import Output
-from specx.drafters.base import EMPTY_DRAFT
+from specx.drafters.base import EMPTY_DRAFT, Room, Text, Verified
 from specx.drafters.calibration.free import CELLS, Calibration
 from specx.drafters.free import FreeDrafter
 from specx.drafters.none import NoDrafter
@@ -20,11 +20,22 @@ def one_hot_rows(tokens, scale=9.0):
     return rows
 
 
-def decode(drafter, stream, start, width, leaves=8):
+def start(drafter, tokens, seed=0, temperature=0.0):
+    """A text that begins with `tokens`, and what follows it."""
+    text = Text(list(tokens), seed, temperature)
+    return text, drafter.start(text)
+
+
+def emit(text, drafting, tokens, draft, rows):
+    text.append(tokens)
+    drafting.observe(Verified(tokens, draft, Output(rows)))
+
+
+def decode(text, drafting, stream, width, leaves=8):
     """Run the decode loop over a known stream; yields (draft, accepted rows) of every step."""
-    at = start
+    at = len(text.tokens)
     while at < len(stream):
-        draft = drafter.propose(width, leaves)
+        draft = drafting.propose(Room(width, leaves))
         path, node = [], -1
         while at + len(path) < len(stream):
             below = np.flatnonzero((draft.parents == node) & (draft.tokens == stream[at + len(path)]))
@@ -34,18 +45,22 @@ def decode(drafter, stream, start, width, leaves=8):
             path.append(node)
         emitted = stream[at : at + len(path) + 1]
         rows = np.random.default_rng(at).normal(size=(len(draft) + 1, VOCAB)).astype(np.float32)
-        following = stream[at : at + len(path) + 1]
-        rows[[0, *(i + 1 for i in path)][: len(following)]] = one_hot_rows(following)
-        drafter.observe(emitted, draft, Output(rows))
+        rows[[0, *(i + 1 for i in path)][: len(emitted)]] = one_hot_rows(emitted)
+        emit(text, drafting, emitted, draft, rows)
         yield draft, path
         at += len(emitted)
 
 
 def test_draft_follows_repeated_text():
-    drafter = FreeDrafter(VOCAB)
     phrase = list(range(10, 22))
-    drafter.begin(phrase + phrase[:6])
-    assert drafter.propose(6, 1).tokens.tolist() == phrase[6:]
+    _, drafting = start(FreeDrafter(VOCAB), phrase + phrase[:6])
+    assert drafting.propose(Room(6, 1)).tokens.tolist() == phrase[6:]
+
+
+@pytest.mark.parametrize("room", [Room(0, 1), Room(5, 0)])
+def test_nothing_is_drafted_without_room(room):
+    _, drafting = start(FreeDrafter(VOCAB), [1, 2, 1, 2, 1])
+    assert len(drafting.propose(room)) == 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -53,10 +68,10 @@ def test_drafts_are_well_formed_trees_best_first(temperature):
     rng = np.random.default_rng(3)
     stream = rng.integers(0, 6, 300).tolist()
     drafter = FreeDrafter(VOCAB)
-    drafter.begin(stream[:50], seed=4, temperature=temperature)
+    text, drafting = start(drafter, stream[:50], seed=4, temperature=temperature)
     sizes = []
-    for leaves, start, stop in ((1, 50, 170), (3, 170, 300)):
-        for draft, _ in decode(drafter, stream[:stop], start, 12, leaves):
+    for leaves, stop in ((1, 170), (3, 300)):
+        for draft, _ in decode(text, drafting, stream[:stop], 12, leaves):
             n = len(draft)
             sizes.append(n)
             assert (draft.tokens.dtype, draft.parents.dtype) == (np.int32, np.int32)
@@ -78,10 +93,9 @@ def test_probabilities_become_the_observed_frequencies():
     stream = []
     for _ in range(1500):
         stream += [2, 3 if rng.random() < 0.7 else 4]
-    drafter = FreeDrafter(VOCAB)
-    drafter.begin(stream[:10])
+    text, drafting = start(FreeDrafter(VOCAB), stream[:10])
     predicted, accepted = 0.0, 0
-    for i, (draft, path) in enumerate(decode(drafter, stream, 10, 3)):
+    for i, (draft, path) in enumerate(decode(text, drafting, stream, 3)):
         if i > 200:
             predicted += float(draft.probs.sum())
             accepted += len(path)
@@ -90,15 +104,15 @@ def test_probabilities_become_the_observed_frequencies():
 
 
 def test_rows_of_rejected_nodes_are_learned_too():
-    drafter = FreeDrafter(VOCAB, sources=("recycle",))
-    drafter.begin([1, 2])
-    drafter.observe_rows(np.array([1, 2], np.int32), one_hot_rows([2, 7]))
-    draft = drafter.propose(1, 1)
+    text, drafting = start(FreeDrafter(VOCAB, sources=("recycle",)), [1, 2])
+    drafting.observe_prompt(np.array([1, 2], np.int32), one_hot_rows([2, 7]))
+    draft = drafting.propose(Room(1, 1))
     assert draft.tokens.tolist() == [7]
-    drafter.observe([9], draft, Output(one_hot_rows([9, 33])))  # 7 was wrong; had it been right, 33 followed
-    drafter.observe([2], EMPTY_DRAFT, Output(one_hot_rows([2])))
-    drafter.observe([7], EMPTY_DRAFT, Output(one_hot_rows([7])))
-    assert drafter.propose(1, 1).tokens.tolist() == [33]
+    # 7 was wrong; had it been right, 33 followed
+    emit(text, drafting, [9], draft, one_hot_rows([9, 33]))
+    emit(text, drafting, [2], EMPTY_DRAFT, one_hot_rows([2]))
+    emit(text, drafting, [7], EMPTY_DRAFT, one_hot_rows([7]))
+    assert drafting.propose(Room(1, 1)).tokens.tolist() == [33]
 
 
 def test_the_noise_of_the_position_is_used_when_it_helps():
@@ -106,16 +120,15 @@ def test_the_noise_of_the_position_is_used_when_it_helps():
 
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 1, (VOCAB, VOCAB)).astype(np.float32)
-    drafter = FreeDrafter(VOCAB, sources=("recycle",))
-    drafter.begin([0], seed=11, temperature=1.0)
+    text, drafting = start(FreeDrafter(VOCAB, sources=("recycle",)), [0], seed=11, temperature=1.0)
     last, right, best = 0, 0, 0
     for position in range(1, 1500):
-        draft = drafter.propose(1, 1)
+        draft = drafting.propose(Room(1, 1))
         y = int(np.argmax(logits[last] + gumbel(11, position, np.arange(VOCAB, dtype=np.int32))))
         if position > 500:
             right += draft.tokens.tolist() == [y]
             best += int(np.argmax(logits[last])) == y
-        drafter.observe([y], EMPTY_DRAFT, Output(logits[last : last + 1]))
+        emit(text, drafting, [y], EMPTY_DRAFT, logits[last : last + 1])
         last = y
     assert right > 2 * best
 
@@ -123,8 +136,7 @@ def test_the_noise_of_the_position_is_used_when_it_helps():
 def test_calibration_survives_a_save(tmp_path):
     drafter = FreeDrafter(VOCAB)
     stream = np.random.default_rng(1).integers(0, 4, 200).tolist()
-    drafter.begin(stream[:20])
-    list(decode(drafter, stream, 20, 4))
+    list(decode(*start(drafter, stream[:20]), stream, 4))
     np.savez(tmp_path / "calibration.npz", **drafter.calibration.to_arrays())
     with np.load(tmp_path / "calibration.npz") as arrays:
         restored = Calibration.from_arrays(arrays)
@@ -149,22 +161,153 @@ def test_damaged_calibration_is_refused(arrays):
 
 def test_rows_survive_a_save():
     drafter, other = FreeDrafter(VOCAB), FreeDrafter(VOCAB)
-    drafter.begin([1, 2])
-    drafter.observe_rows(np.array([1, 2], np.int32), one_hot_rows([2, 7]))
+    _, drafting = start(drafter, [1, 2])
+    drafting.observe_prompt(np.array([1, 2], np.int32), one_hot_rows([2, 7]))
     other.restore(drafter.to_arrays())
-    other.begin([2])
-    assert other.propose(1, 1).tokens.tolist() == [7]
+    assert start(other, [2])[1].propose(Room(1, 1)).tokens.tolist() == [7]
     with pytest.raises(ValueError, match="rows"):
         FreeDrafter(5).restore(drafter.to_arrays())
 
 
-def test_old_text_makes_room(monkeypatch):
-    monkeypatch.setattr("specx.drafters.free.MAX_TEXT", 100)
+def test_old_text_makes_room():
+    drafter = FreeDrafter(VOCAB, max_text=100)
+    for tokens in (list(range(60)), [7, 7, *range(60)]):
+        start(drafter, tokens)[1].close()
+    assert drafter.history().tolist() == [*range(10, 60), -1, 7, 7, *range(60)]
+
+
+def test_a_text_that_goes_on_from_the_one_before_is_searched_once():
     drafter = FreeDrafter(VOCAB)
-    drafter.begin(list(range(60)))
-    drafter.begin([7, 7, *range(60)])
-    text = drafter.history().tolist()
-    assert text == [*range(10, 60), -1, 7, 7, *range(60)]
+    text, drafting = start(drafter, [1, 2, 3])
+    emit(text, drafting, [4, 5], EMPTY_DRAFT, one_hot_rows([4]))
+    drafting.close()
+    start(drafter, [1, 2, 3, 4, 5, 6])[1].close()
+    assert drafter.history().tolist() == [1, 2, 3, 4, 5, 6]
+    start(drafter, [1, 2, 9])[1].close()
+    assert drafter.history().tolist() == [1, 2, 3, 4, 5, 6, -1, 1, 2, 9]
+
+
+PHRASE = list(range(10, 22))
+
+
+def write(drafting, text, tokens):
+    """Emit `tokens` one by one; the logits say nothing."""
+    for token in tokens:
+        emit(text, drafting, [token], EMPTY_DRAFT, np.zeros((1, VOCAB), np.float32))
+
+
+def test_what_one_text_has_finished_the_others_draft_from():
+    drafter = FreeDrafter(VOCAB, sources=("suffix",))
+    first, one = start(drafter, [1, 2])
+    second, other = start(drafter, [3, 4])
+    write(one, first, PHRASE)
+    write(other, second, PHRASE[:6])
+    assert other.propose(Room(6, 1)).tokens.tolist() == []  # the first is still being written
+    one.close()
+    other.close()
+    # Whichever place the next two take, what both wrote is history for them.
+    text_a, a = start(drafter, [5, *PHRASE[:6]])
+    text_b, b = start(drafter, [6, *PHRASE[:6]])
+    for drafting in (a, b):
+        draft = drafting.propose(Room(6, 1))
+        assert draft.tokens.tolist() == PHRASE[6:]
+        assert [drafter.source_names[source] for source in draft.sources] == ["history"] * 6
+    assert (text_a.tokens[0], text_b.tokens[0]) == (5, 6)
+
+
+def test_a_prompt_of_one_text_is_not_written_into_the_others():
+    drafter = FreeDrafter(VOCAB, sources=("suffix",))
+    _, one = start(drafter, PHRASE)  # only read, nothing is emitted
+    _, other = start(drafter, [3])
+    one.close()
+    other.close()
+    proposals = [start(drafter, [4 + i, *PHRASE[:6]])[1].propose(Room(6, 1)) for i in range(2)]
+    assert sorted(len(draft) for draft in proposals) == [0, 6]
+
+
+def test_a_finished_text_is_history_once():
+    drafter = FreeDrafter(VOCAB, sources=("suffix",))
+    for i in range(6):
+        first, one = start(drafter, [1, i])
+        second, other = start(drafter, [2, i])
+        write(one, first, [30 + i, 40])
+        write(other, second, [50 + i, 41])
+        one.close()
+        one.close()
+        other.close()
+    for tokens in ([1], [2]):
+        start(drafter, tokens)  # both places have seen everything now
+    searched = drafter.history().tolist()
+    assert [searched.count(token) for i in range(6) for token in (30 + i, 50 + i)] == [1] * 12
+
+
+def test_what_was_written_one_text_at_a_time_is_history_for_several():
+    drafter = FreeDrafter(VOCAB, sources=("suffix",))
+    drafter.preload(np.array([50, 51, 52, 53], np.int32))
+    text, alone = start(drafter, [1, 2])
+    write(alone, text, PHRASE)
+    alone.close()
+    for prompt in ([3], [4], [5]):  # all at once, the last two in places that are new
+        _, drafting = start(drafter, [*prompt, *PHRASE[:4]])
+        assert drafting.propose(Room(4, 1)).tokens.tolist() == PHRASE[4:8]
+        _, drafting = start(drafter, [*prompt, 50, 51])
+        assert drafting.propose(Room(2, 1)).tokens.tolist() == [52, 53]
+
+
+def test_the_history_has_what_was_written_last_whoever_wrote_it():
+    drafter = FreeDrafter(VOCAB, sources=("suffix",))
+    pairs = [start(drafter, [1 + i]) for i in range(3)]
+    for i, (text, drafting) in enumerate(pairs):
+        write(drafting, text, [20 + i, 30 + i])
+        drafting.close()
+    searched = drafter.history().tolist()
+    for i in range(3):
+        assert searched.count(20 + i) == 1
+        at = searched.index(20 + i)
+        assert searched[at : at + 2] == [20 + i, 30 + i]
+        assert at + 2 == len(searched) or searched[at + 2] == -1
+
+
+def test_texts_share_the_recycled_rows_and_the_calibration():
+    drafter = FreeDrafter(VOCAB)
+    text, one = start(drafter, [1, 2])
+    _, other = start(drafter, [5, 2])
+    one.observe_prompt(np.array([1, 2], np.int32), one_hot_rows([2, 7]))
+    assert other.propose(Room(1, 1)).tokens.tolist() == [7]  # after another token, but after 2
+    before = drafter.calibration.hazards().copy()
+    emit(text, one, [7], EMPTY_DRAFT, one_hot_rows([7]))
+    assert (drafter.calibration.hazards() != before).any()
+    surer = Text([1, 2])
+    sure = drafter.start(surer).propose(Room(1, 1))
+    untaught = FreeDrafter(VOCAB)
+    untaught.restore(drafter.to_arrays())
+    unsure = start(untaught, [1, 2])[1].propose(Room(1, 1))
+    assert sure.tokens.tolist() == unsure.tokens.tolist() == [7]
+    assert sure.probs[0] > unsure.probs[0]
+
+
+def test_texts_that_take_turns_do_not_mix():
+    rng = np.random.default_rng(8)
+    drafter = FreeDrafter(VOCAB, sources=("suffix",))
+    steps = []
+    for low in (0, 30):
+        stream = rng.integers(low, low + 5, 120).tolist()
+        steps.append(decode(*start(drafter, stream[:20]), stream, 4))
+    drafted = 0
+    for pair in zip(*steps, strict=False):
+        for low, (draft, _) in zip((0, 30), pair, strict=True):
+            assert all(low <= token < low + 5 for token in draft.tokens.tolist())
+            drafted += len(draft)
+    assert drafted > 100
+
+
+def test_history_is_found_by_every_text():
+    drafter = FreeDrafter(VOCAB, sources=("suffix",))
+    drafter.preload(np.array([*PHRASE, -1, 60, 61], np.int32))
+    assert drafter.history().tolist() == [*PHRASE, -1, 60, 61]
+    for i in range(3):
+        _, drafting = start(drafter, [i, *PHRASE[:4]])
+        assert drafting.propose(Room(3, 1)).tokens.tolist() == PHRASE[4:7]
 
 
 def test_unknown_sources_are_refused():
@@ -173,7 +316,10 @@ def test_unknown_sources_are_refused():
 
 
 def test_no_drafter_drafts_nothing():
-    drafter = NoDrafter()
-    drafter.begin([1, 2, 1, 2], seed=1, temperature=0.5)
-    assert len(drafter.propose(8, 8)) == 0
-    assert drafter.cost_ms == 0
+    text, drafting = start(NoDrafter(), [1, 2, 1, 2], seed=1, temperature=0.5)
+    assert len(drafting.propose(Room(8, 8))) == 0
+    assert list(drafting.offers(Room(8, 8))) == []
+    drafting.observe_prompt(np.array([1], np.int32), one_hot_rows([2]))
+    emit(text, drafting, [1], EMPTY_DRAFT, one_hot_rows([1]))
+    assert len(drafting.propose(Room(8, 8))) == 0
+    drafting.close()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, FreeTrie, LogitRows, gumbel
+from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, FreeTrie, LogitRows, RecycleTable, gumbel
 from specx.kernels.reference.drafts import FreeTrieReference
 
 CELLS = math.prod(SUFFIX_SHAPE) + math.prod(RECYCLE_SHAPE)
@@ -49,7 +49,8 @@ STEP = st.fixed_dictionaries(
 def test_native_equals_reference(use, history, context, temperature, steps, prior_seed):
     prior = np.random.default_rng(prior_seed).uniform(0.05, 0.9, CELLS).astype(np.float32)
     counts, counts_reference = np.zeros((2, CELLS, 2), np.float32)
-    native = FreeTrie(VOCAB, counts, prior, *use)
+    table = RecycleTable(VOCAB)
+    native = FreeTrie(table, counts, prior, *use)
     reference = FreeTrieReference(counts_reference, prior, noise, *use)
     for trie, kind in ((native, ints), (reference, list)):
         trie.preload(kind(history))
@@ -59,7 +60,7 @@ def test_native_equals_reference(use, history, context, temperature, steps, prio
         rows = (
             np.random.default_rng(step["logits"]).normal(0, 2, (len(step["rows"]), VOCAB)).astype(np.float32)
         )
-        native.update_rows(ints([p for p, _ in step["rows"]]), ints([t for _, t in step["rows"]]), rows)
+        table.update(ints([p for p, _ in step["rows"]]), ints([t for _, t in step["rows"]]), rows)
         for (previous, token), row in zip(step["rows"], rows, strict=True):
             reference.table.update(previous, token, row)
         settings_ = 5, position, temperature, step["coupled"]
@@ -77,11 +78,12 @@ def test_native_equals_reference(use, history, context, temperature, steps, prio
 
 def new_trie(hazard=0.5, **options):
     counts, prior = np.zeros((CELLS, 2), np.float32), np.full(CELLS, hazard, np.float32)
-    return FreeTrie(VOCAB, counts, prior, **options), counts
+    table = RecycleTable(VOCAB)
+    return FreeTrie(table, counts, prior, **options), counts, table
 
 
 def test_context_that_extends_the_conversation_continues_it():
-    trie, _ = new_trie()
+    trie, *_ = new_trie()
     trie.begin(ints([1, 2, 3]))
     trie.append(4)
     trie.begin(ints([1, 2, 3, 4, 5]))
@@ -93,7 +95,7 @@ def test_context_that_extends_the_conversation_continues_it():
 
 
 def test_history_is_a_source_of_its_own():
-    trie, _ = new_trie(hazard=0.9)
+    trie, *_ = new_trie(hazard=0.9)
     trie.preload(ints([1, 2, 3, 4, -1, 7, 8]))
     trie.begin(ints([9, 1, 2]))
     tokens, parents, _, sources = trie.grow(2, 1)
@@ -101,19 +103,19 @@ def test_history_is_a_source_of_its_own():
 
 
 def test_calibration_is_shared_not_copied():
-    trie, counts = new_trie()
+    trie, counts, table = new_trie()
     trie.begin(ints([1, 2, 1]))
     trie.observe([2])
     assert counts.sum() == 2  # one hit, one trial
     with pytest.raises(TypeError):
-        FreeTrie(VOCAB, np.zeros((CELLS, 2)), np.zeros(CELLS, np.float32))
+        FreeTrie(table, np.zeros((CELLS, 2)), np.zeros(CELLS, np.float32))
 
 
 def test_update_tree_learns_every_node_under_its_parent():
-    trie, _ = new_trie()
+    trie, _, table = new_trie()
     logits = LogitRows(np.eye(VOCAB, dtype=np.float32)[:4])
     trie.update_tree(8, 9, ints([5, 6, 7]), ints([-1, 0, -1]), logits)
-    best = {pair: int(trie.table.lookup(*pair)[0][0]) for pair in [(8, 9), (9, 5), (5, 6), (9, 7)]}
+    best = {pair: int(table.lookup(*pair)[0][0]) for pair in [(8, 9), (9, 5), (5, 6), (9, 7)]}
     assert best == {(8, 9): 0, (9, 5): 1, (5, 6): 2, (9, 7): 3}
     with pytest.raises(ValueError, match="parent"):
         trie.update_tree(8, 9, ints([5, 6]), ints([1, -1]), logits)
@@ -122,6 +124,34 @@ def test_update_tree_learns_every_node_under_its_parent():
 
 
 def test_tokens_outside_the_vocabulary_are_refused():
-    trie, _ = new_trie()
+    trie, *_ = new_trie()
     with pytest.raises(IndexError):
         trie.begin(ints([VOCAB]))
+
+
+def test_tries_share_a_table_and_counts_and_no_text():
+    one, counts, table = new_trie()
+    other = FreeTrie(table, counts, np.full(CELLS, 0.5, np.float32))
+    one.begin(ints([1, 2, 3, 1]))
+    other.begin(ints([7, 1]))
+    assert other.grow(1, 1)[0].tolist() == []  # what the other one was given is not searched
+    table.update(ints([7]), ints([1]), np.eye(VOCAB, dtype=np.float32)[5:6])
+    assert other.grow(1, 1)[0].tolist() == [5]
+    one.update_tree(9, 4, ints([]), ints([]), LogitRows(np.eye(VOCAB, dtype=np.float32)[6:7]))
+    other.observe([4])
+    assert other.grow(1, 1)[0].tolist() == [6]
+    before = counts.sum()
+    one.observe([2])
+    assert counts.sum() > before
+    assert one.automaton.text().tolist() == [1, 2, 3, 1, 2]
+    assert other.automaton.text().tolist() == [7, 1, 4]
+
+
+def test_a_table_lives_as_long_as_the_tries_that_use_it():
+    trie, _, table = new_trie()
+    table.update(ints([-1]), ints([3]), np.eye(VOCAB, dtype=np.float32)[5:6])
+    del table
+    trie.begin(ints([3]))
+    assert trie.grow(1, 1)[0].tolist() == [5]
+    with pytest.raises(TypeError):
+        FreeTrie(None, np.zeros((CELLS, 2), np.float32), np.zeros(CELLS, np.float32))

@@ -1,16 +1,15 @@
 """Cache sizes from headers, against what llama.cpp says it sets aside."""
 
 import re
-from collections import deque
 from dataclasses import replace
 
 import pytest
 
 from specx.backends.gguf.cache_size import CELLS, cells, layer_cache_bytes, window_cells, windowed_layers
 from specx.backends.gguf.file import read_gguf
-from specx.backends.llama import library as libllama
-from specx.backends.llama.model import LlamaBackend
-from specx.backends.settings import Load
+from specx.backends.llama.library import set_verbose
+from specx.backends.llama.model import LlamaModel
+from specx.backends.settings import LoadSettings
 
 MIB = 1 << 20
 
@@ -26,25 +25,26 @@ def full(tiny_models):
     return read_gguf(tiny_models["full"])
 
 
-def llamas_own_figures(load: Load, monkeypatch: pytest.MonkeyPatch) -> float:
+def llamas_own_figures(settings: LoadSettings, capsys: pytest.CaptureFixture[str]) -> float:
     """MiB of all caches and states that llama.cpp reports."""
-    monkeypatch.setattr(libllama, "_log", deque())  # all of it: usually only the end is kept
-    LlamaBackend(load).close()
-    lines = [line for line in libllama.recent_log("buffer size") if re.search(r"(KV|RS) buffer", line)]
+    capsys.readouterr()
+    LlamaModel(replace(settings, verbose=True)).close()
+    set_verbose(False)
+    lines = [line for line in capsys.readouterr().err.splitlines() if re.search(r"(KV|RS) buffer size", line)]
     assert lines
     return sum(float(re.search(r"([\d.]+) MiB", line)[1]) for line in lines)
 
 
-def predicted(load: Load) -> float:
+def predicted(settings: LoadSettings) -> float:
     """MiB."""
     layers = layer_cache_bytes(
-        read_gguf(load.path),
-        load.n_ctx,
-        type_k=load.type_k,
-        type_v=load.type_v,
-        n_ubatch=load.n_ubatch,
-        swa_full=load.swa_full,
-        flash_attn=load.flash_attn != "off",
+        read_gguf(settings.model),
+        settings.n_ctx,
+        type_k=settings.type_k,
+        type_v=settings.type_v,
+        n_ubatch=settings.n_ubatch,
+        swa_full=settings.swa_full,
+        flash_attn=settings.flash_attn != "off",
     )
     return sum(layers) / MIB
 
@@ -61,14 +61,14 @@ def predicted(load: Load) -> float:
         {"n_ctx": 1024, "flash_attn": "off"},
     ],
 )
-def test_it_is_what_llama_cpp_sets_aside(tiny_models, monkeypatch, name, options):
-    load = Load(tiny_models[name], 1, 1, **({"n_ctx": 4096} | options))
-    assert predicted(load) == pytest.approx(llamas_own_figures(load, monkeypatch), abs=0.011)
+def test_it_is_what_llama_cpp_sets_aside(tiny_models, capsys, name, options):
+    settings = LoadSettings(tiny_models[name], **({"n_ctx": 4096} | options))
+    assert predicted(settings) == pytest.approx(llamas_own_figures(settings, capsys), abs=0.011)
 
 
-def test_quantized_caches_are_what_llama_cpp_sets_aside(smollm2, monkeypatch):
-    load = Load(smollm2, 1, 1, n_ctx=1000, type_k="q8_0", type_v="q4_0")
-    assert predicted(load) == pytest.approx(llamas_own_figures(load, monkeypatch), abs=0.011)
+def test_quantized_caches_are_what_llama_cpp_sets_aside(smollm2, capsys):
+    settings = LoadSettings(smollm2, n_ctx=1000, type_k="q8_0", type_v="q4_0")
+    assert predicted(settings) == pytest.approx(llamas_own_figures(settings, capsys), abs=0.011)
 
 
 def test_cells_are_rounded_up_and_windows_hold_a_batch_besides(tiny_models):
