@@ -127,6 +127,7 @@ class ScriptedModel:
         step_costs: rows -> milliseconds a forward call of that many rows lasts at least; a number in between
             costs what the next one given does. None costs nothing.
         clock: what that time passes on; None waits.
+        cache_class: of the caches that `open` gives.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class ScriptedModel:
         can_rewind: bool = True,
         step_costs: Mapping[int, float] | None = None,
         clock: SimulatedClock | None = None,
+        cache_class: type[ScriptedCache] | None = None,
     ) -> None:
         self.vocab = ScriptedVocab(vocab_size)
         self.facts = Facts(
@@ -166,6 +168,7 @@ class ScriptedModel:
         self._step_costs = sorted((step_costs or {}).items())
         self._now = clock or time.perf_counter
         self._sleep = clock.sleep if clock else time.sleep
+        self._cache_class = cache_class or ScriptedCache
         self._open: list[ScriptedCache] = []
         self._loaded = True
         self._rows: dict[tuple[int, ...], NDArray[np.float32]] = {}
@@ -181,7 +184,7 @@ class ScriptedModel:
             raise RuntimeError("the model was closed")
         if len(self._open) >= self.facts.max_texts:
             raise RuntimeError(f"there is room for {self.facts.max_texts} texts at once")
-        cache = ScriptedCache(self)
+        cache = self._cache_class(self)
         self._open.append(cache)
         return cache
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from specx.backends.llama.kernels import KERNELS
-from specx.backends.llama.model import LlamaBackend
+from specx.backends.llama.model import LlamaModel
 from specx.backends.machine.machine import this_cpu
 from specx.backends.settings import Load
 
@@ -89,13 +89,14 @@ def measure(model: Path, kernels: str, how: str) -> Usage:
     before = resident()
     start = time.perf_counter()
     threads = this_cpu().default_threads
-    backend = LlamaBackend(Load(model, threads, threads, mmap=how == "mapped"), kernels=KERNELS[kernels])
+    wanted = Load(model, threads, threads, mmap=how == "mapped")
+    cache = LlamaModel(wanted, kernels=KERNELS[kernels]).open()
     loaded = time.perf_counter() - start
-    backend.prefill([0] * PROMPT)
+    cache.prefill([0] * PROMPT)
     ready = time.perf_counter() - start
     for _ in range(TOKENS):
-        backend.forward(np.zeros(1, np.int32), np.array([-1], np.int32))
-        backend.keep([0])
+        cache.forward(np.zeros(1, np.int32), np.array([-1], np.int32))
+        cache.keep([0])
     times = {"load_s": loaded, "ready_s": ready} if how == "mapped" else {}
     return {how: resident() - before, **times}
 

@@ -26,10 +26,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from specx.backends.base import Cache
 from specx.backends.errors import SpecxError
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.llama.library import lib
-from specx.backends.llama.model import LlamaBackend
+from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import Load
 from specx.engine.bench.suites import Prompt, load_suite
 
@@ -135,28 +136,30 @@ def measure(arguments: argparse.Namespace, text: str) -> dict[str, dict[Arm, Dis
     threads = arguments.threads
     wanted = Load(arguments.model, threads, threads, n_ctx=arguments.window + 64)
     with ExitStack() as stack:
-        backends = {arm: load(stack, wanted, arm) for arm in (REFERENCE, *ARMS)}
+        caches = {arm: load(stack, wanted, arm) for arm in (REFERENCE, *ARMS)}
         if arguments.exact:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             floats = replace(wanted, path=in_floats(wanted.path, folder), type_k="f32", type_v="f32")
-            backends[EXACT] = load(stack, floats, EXACT)
+            caches[EXACT] = load(stack, floats, EXACT)
         found = {REFERENCE.name: {arm: Distance() for arm in ARMS}}
         if arguments.exact:
             found[EXACT.name] = {arm: Distance() for arm in (REFERENCE, *ARMS)}
-        tokens = backends[REFERENCE].vocab.tokenize(text.encode(), add_special=False, parse_special=False)
+        vocab = caches[REFERENCE].model.vocab
+        tokens = vocab.tokenize(text.encode(), add_special=False, parse_special=False)
         for window in windows(tokens, arguments.positions, arguments.window):
-            for backend in backends.values():
-                backend.rewind(0)
+            for cache in caches.values():
+                cache.rewind(0)
             for start in range(0, len(window), REFERENCE.width):
                 piece = window[start : start + REFERENCE.width]
-                rows = {arm: read(backend, piece, arm.width) for arm, backend in backends.items()}
+                rows = {arm: read(cache, piece, arm.width) for arm, cache in caches.items()}
                 compare(rows, found)
     return found
 
 
-def load(stack: ExitStack, wanted: Load, arm: Arm) -> LlamaBackend:
-    """A model of the arm's own, closed with the stack."""
-    return stack.enter_context(closing(LlamaBackend(wanted, kernels=arm.kernels, repack=arm.repack)))
+def load(stack: ExitStack, wanted: Load, arm: Arm) -> Cache:
+    """Room for a text in a model of the arm's own, which is closed with the stack."""
+    model = LlamaModel(wanted, kernels=arm.kernels, repack=arm.repack)
+    return stack.enter_context(closing(model)).open()
 
 
 def in_floats(model: Path, folder: Path) -> Path:
@@ -173,14 +176,14 @@ def in_floats(model: Path, folder: Path) -> Path:
     return target
 
 
-def read(backend: LlamaBackend, tokens: NDArray[np.int32], width: int) -> Numbers:
+def read(cache: Cache, tokens: NDArray[np.int32], width: int) -> Numbers:
     """Commit tokens in steps of `width`; (n, V) log probabilities of what follows each of them."""
     rows = []
     for start in range(0, len(tokens), width):
         piece = tokens[start : start + width]
-        output = backend.forward(piece, np.arange(-1, len(piece) - 1, dtype=np.int32))
+        output = cache.forward(piece, np.arange(-1, len(piece) - 1, dtype=np.int32))
         rows.append(log_softmax(output.logits))
-        backend.keep(range(len(piece)))
+        cache.keep(range(len(piece)))
     return np.concatenate(rows)
 
 

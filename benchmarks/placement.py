@@ -19,7 +19,7 @@ import rpc_device
 
 from specx.backends.gguf.file import read_gguf
 from specx.backends.llama.kernels import KERNELS, Kernels
-from specx.backends.llama.model import LlamaBackend
+from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import Load
 from specx.engine.cost.staircase import Staircase
 from specx.engine.setup.devices import measure_devices
@@ -43,11 +43,11 @@ def _compare(wanted: Load, kernels: Kernels, layers: Sequence[int], *, repack: b
     target = model_layers(read_gguf(wanted.path), wanted)
     devices = usable_devices()
 
-    def load(division: Division) -> LlamaBackend:
+    def load(division: Division) -> LlamaModel:
         offload = tuple((name, count) for name, count in division if name != devices[0].name)
         count = sum(count for _, count in offload)
         placed = replace(wanted, offload=offload, n_gpu_layers=count)
-        return LlamaBackend(placed, kernels=kernels, repack=repack)
+        return LlamaModel(placed, kernels=kernels, repack=repack)
 
     costs, disturbed = measure_devices(target, devices, load, host_rate=lambda: 1e10)
     host, other = costs
@@ -55,10 +55,10 @@ def _compare(wanted: Load, kernels: Kernels, layers: Sequence[int], *, repack: b
     print("layers there  " + "".join(f"{f'{n} predicted':>14}{'measured':>10}{'off':>7}" for n in WIDTHS))
     for count in layers:
         divided = ((host.name, len(target) - count), (other.name, count))
-        backend = load(tuple((name, n) for name, n in divided if n))
+        model = load(tuple((name, n) for name, n in divided if n))
         staircase = Staircase(max(WIDTHS))
-        staircase.measure(backend)
-        backend.close()
+        staircase.measure(model.open())
+        model.close()
         line = f"{count:<14}"
         for n in WIDTHS:
             share = sum(target.read[len(target) - count :])

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.drafters.calibration.free import CELLS, SUFFIX_CELLS, Calibration
-from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, FreeTrie
+from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, FreeTrie, RecycleTable
 
 WIDTHS = (2, 4, 8, 16)
 RIDGE = 1.0
@@ -42,6 +42,14 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class Free:
+    """What proposes drafts: a trie, and the table of recycled rows that it looks into."""
+
+    table: RecycleTable
+    trie: FreeTrie
+
+
+@dataclass(frozen=True)
 class Setup:
     """What the drafters may use."""
 
@@ -49,10 +57,11 @@ class Setup:
     warm: bool
     prompt_rows: bool
 
-    def trie(self, vocab_size: int, calibration: Calibration) -> FreeTrie:
+    def free(self, vocab_size: int, calibration: Calibration) -> Free:
         """A new, empty trie on a calibration."""
         use = {f"use_{name}": name in self.sources for name in ("suffix", "recycle")}
-        return FreeTrie(vocab_size, calibration.counts, calibration.prior, **use)
+        table = RecycleTable(vocab_size)
+        return Free(table, FreeTrie(table, calibration.counts, calibration.prior, **use))
 
 
 @dataclass
@@ -84,10 +93,10 @@ def load(folder: Path) -> list[Trace]:
     return traces
 
 
-def learn(trie: FreeTrie, trace: Trace, start: int, stop: int) -> None:
+def learn(table: RecycleTable, trace: Trace, start: int, stop: int) -> None:
     """Recycle the rows of positions start to stop of prompt + output."""
     tokens = np.concatenate(([-1], trace.prompt, trace.output)).astype(np.int32)
-    trie.table.update_top(
+    table.update_top(
         tokens[start:stop], tokens[start + 1 : stop + 1], trace.ids[start:stop], trace.logits[start:stop]
     )
 
@@ -101,11 +110,11 @@ def accepted_nodes(tokens: list[int], parents: list[int], output: list[int]) -> 
     return n
 
 
-def replay(trie: FreeTrie, trace: Trace, width: int, leaves: int, prompt_rows: bool) -> Tally:
+def replay(free: Free, trace: Trace, width: int, leaves: int, prompt_rows: bool) -> Tally:
     """Decode one trace with a fixed width."""
-    prompt, output = len(trace.prompt), trace.output.tolist()
+    trie, prompt, output = free.trie, len(trace.prompt), trace.output.tolist()
     trie.begin(trace.prompt)
-    learn(trie, trace, 0 if prompt_rows else prompt - 1, prompt)
+    learn(free.table, trace, 0 if prompt_rows else prompt - 1, prompt)
     trie.observe(output[:1])  # the prompt gives the first token
     tally, at = Tally(), 1
     while at < len(output):
@@ -113,7 +122,7 @@ def replay(trie: FreeTrie, trace: Trace, width: int, leaves: int, prompt_rows: b
         accepted = accepted_nodes(tokens.tolist(), parents.tolist(), output[at:])
         emitted = min(accepted + 1, len(output) - at)
         trie.observe(output[at : at + emitted])
-        learn(trie, trace, prompt + at - 1, prompt + at - 1 + emitted)
+        learn(free.table, trace, prompt + at - 1, prompt + at - 1 + emitted)
         tally.add(Tally(1, emitted, float(probs.sum()), accepted))
         at += emitted
     return tally
@@ -123,12 +132,12 @@ def replay_all(traces: list[Trace], setup: Setup, width: int, leaves: int) -> di
     """Tallies by category, and of "all"."""
     vocab_size = 1 + max(int(max(t.ids.max(), t.prompt.max(), t.output.max())) for t in traces)
     tallies: dict[str, Tally] = defaultdict(Tally)
-    trie = setup.trie(vocab_size, Calibration())
+    free = setup.free(vocab_size, Calibration())
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(traces)) if setup.warm else range(len(traces))
     for i in order:
         if not setup.warm:
-            trie = setup.trie(vocab_size, Calibration())
-        tally = replay(trie, traces[i], width, leaves, setup.prompt_rows)
+            free = setup.free(vocab_size, Calibration())
+        tally = replay(free, traces[i], width, leaves, setup.prompt_rows)
         tallies[traces[i].category].add(tally)
         tallies["all"].add(tally)
     return tallies
@@ -176,16 +185,16 @@ def fit(traces: list[Trace], sources: tuple[str, ...]) -> None:
     vocab_size = 1 + max(int(max(t.ids.max(), t.prompt.max(), t.output.max())) for t in traces)
     for warm in (False, True):
         setup = Setup(sources, warm, prompt_rows=False)
-        trie = setup.trie(vocab_size, Calibration())
+        free = setup.free(vocab_size, Calibration())
         for i in np.random.default_rng(SHUFFLE_SEED).permutation(len(traces)):
             calibration = Calibration()  # of one trace: too short to forget much
-            fresh = setup.trie(vocab_size, calibration)
+            fresh = setup.free(vocab_size, calibration)
             if warm:
-                fresh.preload(trie.automaton.text())
-                fresh.table.restore(*trie.table.export())
+                fresh.trie.preload(free.trie.automaton.text())
+                fresh.table.restore(*free.table.export())
             replay(fresh, traces[i], 2, 1, prompt_rows=False)
             counts += calibration.counts
-            trie = fresh
+            free = fresh
     for name, block, shape in (
         ("suffix", counts[:SUFFIX_CELLS], SUFFIX_SHAPE),
         ("recycled", counts[SUFFIX_CELLS:], RECYCLE_SHAPE),

@@ -17,6 +17,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,13 +25,14 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from replay import Setup, Trace, accepted_nodes, learn, load
+from replay import Free, Setup, Trace, accepted_nodes, learn, load
 
-from specx.backends.base import Backend
-from specx.drafters.base import Draft, Drafter
+from specx.backends.base import Facts
+from specx.drafters.base import Draft, Drafting, Room
 from specx.drafters.calibration.free import Calibration
+from specx.engine.budget import Budget, Decision, Part, Planned
 from specx.engine.cost.staircase import Staircase
-from specx.engine.plan import Decision, Plan
+from specx.engine.plan import Plan
 from specx.kernels._native import FreeTrie
 
 STAIRCASES = Path(__file__).with_name("staircases.json")
@@ -81,13 +83,25 @@ class FixedWidth:
     def begin(self) -> None:
         """A generation starts."""
 
-    def choose(self, drafter: Drafter, backend: Backend) -> Decision:
+    def choose(self, jobs: Sequence[Planned], facts: Facts) -> Decision:
         """As much of the draft as the width takes."""
-        draft = drafter.propose(self.width - 1, backend.max_leaves)
-        return Decision(draft, 0, 1.0, 1.0)
+        [job] = jobs
+        draft = job.drafting.propose(Room(self.width - 1, facts.max_leaves))
+        return Decision((Part(draft, 0, 1.0),), 1.0, 1.0)
 
     def observe(self, *_step: object) -> None:
         """Nothing is learned."""
+
+
+class Guessing(Drafting):
+    """Proposes what a trie grows."""
+
+    def __init__(self, trie: FreeTrie) -> None:
+        self.trie = trie
+
+    def propose(self, room: Room) -> Draft:
+        """The best tree that fits `room`."""
+        return Draft(*self.trie.grow(room.limit, room.leaves))
 
 
 def staircase(data: dict[str, dict[str, float]]) -> Staircase:
@@ -97,30 +111,27 @@ def staircase(data: dict[str, dict[str, float]]) -> Staircase:
 
 
 def run(
-    trie: FreeTrie, trace: Trace, world: World, chain: bool, plan: Plan | FixedWidth | None, out: Outcome
+    free: Free, trace: Trace, world: World, chain: bool, plan: Plan | FixedWidth | None, out: Outcome
 ) -> float:
     """Milliseconds to decode one trace, by `plan` or, without one, by the oracle."""
-    prompt, output = len(trace.prompt), trace.output.tolist()
+    trie, prompt, output = free.trie, len(trace.prompt), trace.output.tolist()
     trie.begin(trace.prompt)
-    learn(trie, trace, max(0, prompt - PROMPT_ROWS), prompt)
+    learn(free.table, trace, max(0, prompt - PROMPT_ROWS), prompt)
     trie.observe(output[:1])  # the prompt gives the first token
-    leaves = 1 if chain else MAX_LEAVES
-    backend = SimpleNamespace(length=0, n_ctx=1 << 20, max_width=MAX_WIDTH, max_leaves=leaves)
-
-    def guess(limit: int, leaves: int) -> Draft:
-        return Draft(*trie.grow(limit, leaves))
-
-    drafter = SimpleNamespace(propose=guess, offer=lambda: None)
+    facts = Facts(n_ctx=1 << 20, max_width=MAX_WIDTH, max_leaves=1 if chain else MAX_LEAVES)
+    cache, drafting = SimpleNamespace(length=0), Guessing(trie)
+    jobs = (cast(Planned, SimpleNamespace(cache=cache, drafting=drafting, budget=Budget())),)
     if plan is not None:
         plan.begin()
     at, before, total = 1, 1, 0.0
     while at < len(output):
-        backend.length = length = prompt + at
+        cache.length = length = prompt + at
         if plan is None:
-            draft = best_in_hindsight(guess(MAX_WIDTH - 1, leaves), output[at:], world, length)
+            widest = drafting.propose(Room(MAX_WIDTH - 1, facts.max_leaves))
+            draft = best_in_hindsight(widest, output[at:], world, length)
         else:
-            decision = plan.choose(cast(Drafter, drafter), cast(Backend, backend))
-            draft = decision.draft
+            decision = plan.choose(jobs, facts)
+            draft = decision.parts[0].draft
         accepted = accepted_nodes(draft.tokens.tolist(), draft.parents.tolist(), output[at:])
         emitted = min(accepted + 1, len(output) - at)
         n = len(draft) + 1
@@ -129,10 +140,10 @@ def run(
             out.promised += float(draft.probs.sum())
             out.accepted += accepted
         if plan is not None:
-            plan.observe(decision, accepted, length, forward, HOST_MS)
+            plan.observe(decision, jobs, [length], [accepted], forward, HOST_MS)
         total, before = total + forward + HOST_MS, n
         trie.observe(output[at : at + emitted])
-        learn(trie, trace, prompt + at - 1, prompt + at - 1 + emitted)
+        learn(free.table, trace, prompt + at - 1, prompt + at - 1 + emitted)
         at += emitted
     return total
 
@@ -158,17 +169,17 @@ def simulate(
     setup = Setup(("suffix", "recycle"), warm, prompt_rows=True)
     world = World(staircase(data))
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
-    tries: list[FreeTrie] = []
+    free: list[Free] = []
     for trace in traces:
-        if not warm or not tries:
-            tries = [setup.trie(vocab_size, Calibration()) for _ in (None, None, *FIXED)]
+        if not warm or not free:
+            free = [setup.free(vocab_size, Calibration()) for _ in (None, None, *FIXED)]
         out = Outcome()
         for i in range(1, len(trace.output)):
             out.plain += world.time(1, len(trace.prompt) + i, 1) + HOST_MS / 3
-        out.plan = run(tries[0], trace, world, chain, Plan(staircase(data)), out)
-        out.oracle = run(tries[1], trace, world, chain, None, out)
-        for width, trie in zip(FIXED, tries[2:], strict=True):
-            out.fixed[width] = run(trie, trace, world, chain, FixedWidth(width), out)
+        out.plan = run(free[0], trace, world, chain, Plan(staircase(data)), out)
+        out.oracle = run(free[1], trace, world, chain, None, out)
+        for width, each in zip(FIXED, free[2:], strict=True):
+            out.fixed[width] = run(each, trace, world, chain, FixedWidth(width), out)
         outcomes[trace.category].append(out)
     return outcomes
 

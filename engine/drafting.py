@@ -30,6 +30,7 @@ from specx.engine.setup.finder import Candidate, Forecast, Unfit
 
 __all__ = ["DraftModels", "ModelSource", "forecast"]
 
+MOST_TRIED = 3  # models in one session: each that disappoints has cost its loading
 REMEMBERED = 64  # scored tokens from which on an acceptance is believed
 LOAD_BYTES_PER_MS = 0.4e6  # of a model file, before one was loaded; rearranging weights takes most of it
 SHORT, LONG = 0.1, 0.15  # cost of a further token in a short call, and in a long one, in calls of one token
@@ -117,7 +118,8 @@ class DraftModels:
         self._mixture: MixtureDrafter | None = None
         self._required = False
         self._exhausted = False  # no candidate promises anything
-        self._scored = 0  # tokens of the present model that were scored before it was taken up
+        self._tried = 0
+        self._before = np.zeros(2)  # right and scored tokens of the present model before its trial
         self._judged = self._alarmed = False
 
     @property
@@ -146,7 +148,7 @@ class DraftModels:
         """Go back to what was kept when the session began."""
         if self.model is not None and self.candidate is not None:
             self.model.calibration = self._learned.load_pair(self.candidate.fingerprint)[0]
-            self._scored = self.model.calibration.trials
+            self._begin_trial(self.model)
             self.model.collapse.restart()
 
     def close(self) -> None:
@@ -163,7 +165,7 @@ class DraftModels:
 
     def _look_around(self, length: int) -> None:
         """One moment of looking for candidates; when all are known, the best one is taken up."""
-        if self._exhausted:
+        if self._exhausted or self._tried >= MOST_TRIED:
             return
         if self.forced is not None:
             self._exhausted = True
@@ -217,7 +219,8 @@ class DraftModels:
         if self.forced is not None:
             costs.open_ms = 0.0  # it was asked for
         self.candidate = candidate
-        self._scored, self._judged, self._alarmed = calibration.trials, False, False
+        self._alarmed = False
+        self._tried += 1
         self.model = DraftModel(
             lambda: self._load(candidate),
             n_ctx=self._n_ctx,
@@ -226,7 +229,12 @@ class DraftModels:
             calibration=calibration,
             clock=self._clock,
         )
+        self._begin_trial(self.model)
         self._use(self.model)
+
+    def _begin_trial(self, model: DraftModel) -> None:
+        """It is judged by what is scored from now on."""
+        self._before, self._judged = model.calibration.tokens.copy(), False
 
     def _load(self, candidate: Candidate) -> Model | None:
         start = self._clock()
@@ -244,11 +252,12 @@ class DraftModels:
             return model.failure or "it cannot be loaded"
         if model.loaded and model.collapse.alarm:
             self._tell_collapse(model)
-            self._judged = False
-        if self._judged or model.calibration.trials - self._scored < REMEMBERED or self.candidate is None:
+            self._begin_trial(model)
+        right, scored = (model.calibration.tokens - self._before).tolist()
+        if self._judged or scored < REMEMBERED or self.candidate is None:
             return None
         self._judged = True
-        acceptance, ms = model.calibration.recent, model.costs.token_ms
+        acceptance, ms = right / scored, model.costs.token_ms
         now = Forecast.of(self.candidate, self._staircase.costs(length), acceptance, ms)
         told = f"{acceptance:.0%} of its tokens right, {ms:.1f} ms a token"
         if now.rate > now.plain_rate or self.forced is not None:

@@ -44,6 +44,7 @@ class Plan:
         widths: the only batch widths allowed (bit-identical ones), or None for all. With such a set a tree
             is a chain: an accepted branch would leave the cache in another order.
         clock: seconds.
+        asking: decides when sources that cost time are asked.
 
     Attributes:
         asking: when sources that cost time are asked.
@@ -56,10 +57,11 @@ class Plan:
         max_nodes: int | None = None,
         widths: frozenset[int] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        asking: type[Asking] = Asking,
     ) -> None:
         self.staircase = staircase
         self.company = CompanyCosts(staircase)
-        self.asking = Asking(self._best, self._expected, clock)
+        self.asking = asking(self._best, self._expected, clock)
         self.max_nodes = max_nodes
         self.widths = widths
         self._host_ms = 0.0  # of each text: all time outside the model, whatever is then chosen
@@ -152,7 +154,7 @@ class Plan:
         draft = drafts[0]
         leaf, nodes, width, branches, gain, cost = self._scan(terms, draft, terms.spent_ms[0])
         part = draft if leaf < 0 else draft.chain(leaf)
-        if width > nodes + 1 and not self._clearly_cheaper(terms, width, nodes + 1):
+        if width > nodes + 1 and not self._worth_padding(terms, width, nodes + 1):
             cost += float(terms.costs[nodes + 1]) - float(terms.costs[width])
             width = nodes + 1
         return Decision((Part(part.head(nodes).padded(width - 1), branches, gain),), cost, terms.plain_ms)
@@ -169,13 +171,14 @@ class Plan:
             terms.rooms[0].leaves == 1,
         )
 
-    def _clearly_cheaper(self, terms: Terms, wide: int, narrow: int) -> bool:
-        """Whether a step is cheaper than a narrower one beyond the noise of their measurement."""
-        if not np.isfinite(terms.costs[narrow]):
+    def _worth_padding(self, terms: Terms, wide: int, narrow: int) -> bool:
+        """Whether a step is cheaper than a narrower one beyond the noise of their measurement, or the budget
+        of the only text does not cover the drafts of the narrower one."""
+        length, cost = terms.jobs[0].cache.length, float(terms.costs[narrow])
+        if not np.isfinite(cost) or (narrow > 1 and cost > terms.affordable_ms(terms.spent_ms[0])):
             return True
-        length = terms.jobs[0].cache.length
         noise = self.staircase.noise(wide, length) + self.staircase.noise(narrow, length)
-        return float(terms.costs[narrow]) - float(terms.costs[wide]) > noise
+        return cost - float(terms.costs[wide]) > noise
 
     def _best_together(self, terms: Terms, drafts: Sequence[Draft]) -> Decision:
         """The same for several texts: chains of one width, or the most promising nodes of all."""

@@ -75,11 +75,6 @@ class ModelCalibration:
         """Share of the scored tokens that were right, given that those before them were; None before any."""
         return float(self.tokens[0] / self.tokens[1]) if self.tokens[1] else None
 
-    @property
-    def recent(self) -> float:
-        """Share of the lately scored tokens that were right, in whichever order had more of them."""
-        return self.later(bool(self.all[1, 1] > self.all[0, 1]))
-
     @staticmethod
     def cell(noisy: bool, margin: float, depth: int, agreement: int) -> Cell:
         """Index of the cell of a proposed token; the first of a draft has depth 1."""

@@ -46,7 +46,7 @@ class Runner:
         self.session = fake_specx.Session()
         self.settings = []
 
-    def load(self, settings, *, quiet=False):
+    def open(self, settings, *, progress, notice):
         self.settings.append(settings)
         self.session.drafter_name = settings.drafter
         return self.session
@@ -95,7 +95,7 @@ def model(tmp_path):
 @pytest.fixture
 def specx(capfd, monkeypatch, model):
     runner = Runner(capfd, monkeypatch, model)
-    monkeypatch.setattr("specx.cli.generation._load", runner.load)
+    monkeypatch.setattr("specx.engine.session.Session.open", runner.open)
     return runner
 
 

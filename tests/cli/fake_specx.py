@@ -38,6 +38,7 @@ class Timings:
     host_ms: float = 0.5
     draft_ms: float = 0.0
     explored_ms: float = 0.0
+    overhead_ms: float = 0.0
 
     def as_dict(self):
         return asdict(self)

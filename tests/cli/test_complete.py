@@ -25,6 +25,7 @@ TIMINGS = {
     "host_ms",
     "draft_ms",
     "explored_ms",
+    "overhead_ms",
 }
 
 

@@ -7,38 +7,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.backends.scripted import ScriptedBackend, SimulatedClock
-from specx.drafters.base import EMPTY_DRAFT, Draft, Offer
+from specx.backends.scripted import ScriptedModel, SimulatedClock
+from specx.drafters.base import EMPTY_DRAFT, Draft, Drafting, Offer
 from specx.drafters.merge import merge
+from specx.engine.budget import ALLOWANCE, INTEREST, Budget
 from specx.engine.cost.staircase import Staircase
-from specx.engine.plan import ALLOWANCE, INTEREST, Plan
+from specx.engine.plan import Plan
 
 FLAT = {1: 10.0, 2: 11.0, 4: 12.0, 8: 15.0, 16: 20.0, 32: 32.0}
 
 
-class Source:
+class Source(Drafting):
     """A chain of known hazards; each token takes its time on a simulated clock."""
 
-    source_names = ("free", "model")
-    cost_ms = 0.0
-
-    def __init__(self, clock, hazards, token_ms=2.0, *, free=EMPTY_DRAFT, invest_ms=0.0, forecast=None):
+    def __init__(
+        self, clock, hazards, token_ms=2.0, *, free=EMPTY_DRAFT, invest_ms=0.0, forecast=None, name="model"
+    ):
+        self.name = name
         self.clock, self.hazards, self.token_ms = clock, list(hazards), token_ms
         self.free, self.invest_ms, self.invested, self.explorable = free, invest_ms, 0, True
         self.expected = list(hazards) if forecast is None else list(forecast)
         self.asked = 0
 
-    def propose(self, limit, leaves):
-        self.asked, self.limit = 0, min(limit, len(self.hazards))
+    def propose(self, room):
+        self.asked, self.limit = 0, min(room.limit, len(self.hazards))
         return self.free
 
-    def offer(self):
+    def offers(self, room):
         if self.asked >= self.limit:
-            return None
+            return ()
         invest = 0.0 if self.invested or self.asked else self.invest_ms
-        return Offer(
-            self.forecast, self.take, self.limit - self.asked, self.token_ms, invest, self.explorable
-        )
+        most = self.limit - self.asked
+        return (Offer(self.name, self.forecast, self.take, most, self.token_ms, invest, self.explorable),)
 
     def chain(self, n, hazards):
         return merge(self.free, list(range(100, 100 + n)), hazards[:n], 1)
@@ -68,16 +68,32 @@ def plan_of(clock, steps=FLAT, **options):
     return Plan(staircase, clock=clock, **options)
 
 
-def backend_of(**options):
-    backend = ScriptedBackend(8, max_width=32, max_leaves=1, **options)
-    backend.prefill([1, 2, 3])
-    return backend
+class Writing:
+    """A text that is being written, as the plan sees it. Implements `Planned`."""
+
+    def __init__(self, *, max_leaves=1, budget=ALLOWANCE, **options):
+        self.cache = ScriptedModel(8, max_width=32, max_leaves=max_leaves, **options).open()
+        self.cache.prefill([1, 2, 3])
+        self.drafting, self.budget = Drafting(), Budget()
+        self.budget.steps = budget
 
 
-def step(plan, source, accepted=0, backend=None):
-    decision = plan.choose(source, backend or backend_of())
-    forward_ms = float(plan.staircase.costs(3)[len(decision.draft) + 1])
-    plan.observe(decision, min(accepted, len(decision.draft)), 3, forward_ms, 0.0)
+def choose(plan, drafting, text):
+    text.drafting = drafting
+    return plan.choose([text], text.cache.model.facts)
+
+
+def part_of(decision):
+    [part] = decision.parts
+    return part
+
+
+def step(plan, source, accepted=0, text=None):
+    text = text or Writing()
+    decision = choose(plan, source, text)
+    n = len(part_of(decision).draft)
+    forward_ms = float(plan.staircase.costs(3)[n + 1])
+    plan.observe(decision, [text], [3], [min(accepted, n)], forward_ms, 0.0)
     return decision, forward_ms + decision.asked_ms
 
 
@@ -95,17 +111,18 @@ def test_with_true_forecasts_the_rate_is_that_of_the_best_number(hazards, token_
     # It may stop before a number that is not weighed at once (1, 2, 4, 8), never far from the best.
     clock = SimulatedClock()
     plan = plan_of(clock)
-    plan._budget = 1000.0
     source = Source(clock, hazards, token_ms)
-    decision = plan.choose(source, backend_of())
+    decision = choose(plan, source, Writing(budget=1000.0))
     best = best_rate(plan, hazards, token_ms)
     assert 0.93 * best <= decision.rate <= best * (1 + 1e-6)
     spent = source.asked * token_ms
     assert decision.asked_ms == pytest.approx(spent)
-    assert decision.cost_ms == pytest.approx(spent + plan.staircase.costs(3)[len(decision.draft) + 1])
-    if decision.asked:
-        assert decision.asked.tokens == source.asked
-        assert decision.asked.alone == (1.0, pytest.approx(10.0))
+    assert decision.cost_ms == pytest.approx(
+        spent + plan.staircase.costs(3)[len(part_of(decision).draft) + 1]
+    )
+    if part_of(decision).asked:
+        assert part_of(decision).asked.tokens == source.asked
+        assert part_of(decision).asked.alone == (1.0, pytest.approx(10.0))
 
 
 def test_it_is_not_asked_where_it_cannot_pay():
@@ -115,20 +132,20 @@ def test_it_is_not_asked_where_it_cannot_pay():
         Source(clock, [0.05] * 8, token_ms=2.0),
         Source(clock, [0.9] * 8, token_ms=2.0, free=chain([0.99] * 15)),
     ):
-        decision = plan_of(clock).choose(source, backend_of())
-        assert source.asked == 0 and decision.asked is None
+        decision = choose(plan_of(clock), source, Writing())
+        assert source.asked == 0 and part_of(decision).asked is None
     source = Source(clock, [0.9] * 8, token_ms=2.0)
-    assert plan_of(clock, max_nodes=0).choose(source, backend_of()).asked is None
-    assert plan_of(clock).choose(source, backend_of(n_ctx=4)).asked is None  # no room
-    decision = plan_of(clock, max_nodes=2).choose(source, backend_of())
-    assert source.asked == len(decision.draft) == 2
+    assert part_of(choose(plan_of(clock, max_nodes=0), source, Writing())).asked is None
+    assert part_of(choose(plan_of(clock), source, Writing(n_ctx=4))).asked is None  # no room
+    decision = choose(plan_of(clock, max_nodes=2), source, Writing())
+    assert source.asked == len(part_of(decision).draft) == 2
 
 
 def test_disappointments_stop_the_asking_and_stay_in_the_denominator():
     clock = SimulatedClock()
     source = Source(clock, [0.9, 0.01, 0.9, 0.9, 0.9], token_ms=2.0, forecast=[0.9] * 5)
-    decision = plan_of(clock).choose(source, backend_of())
-    assert source.asked == 2 and len(decision.draft) == 1
+    decision = choose(plan_of(clock), source, Writing())
+    assert source.asked == 2 and len(part_of(decision).draft) == 1
     assert decision.cost_ms == pytest.approx(4 + 11)
 
 
@@ -138,13 +155,13 @@ def test_where_only_chains_are_possible_the_better_of_the_two_is_verified():
     for hazard, asked, tokens in ((0.2, 1, [1, 2, 3]), (0.9, 4, [100, 101, 102, 103])):
         hazards = [hazard, 0.9, 0.9, 0.9]
         source = Source(clock, hazards, 0.1, free=chain([0.6, 0.58, 0.56]), forecast=[0.95] * 4)
-        decision = plan_of(clock).choose(source, backend_of())
+        decision = choose(plan_of(clock), source, Writing())
         assert source.asked == asked
-        assert decision.draft.tokens.tolist() == tokens
-        assert decision.draft.parents.tolist() == list(range(-1, len(decision.draft) - 1))
+        assert part_of(decision).draft.tokens.tolist() == tokens
+        assert part_of(decision).draft.parents.tolist() == list(range(-1, len(part_of(decision).draft) - 1))
     source = Source(clock, [0.5] * 4, 0.1, free=chain([0.6, 0.58, 0.56]), forecast=[0.95] * 4)
-    tree = plan_of(clock).choose(source, ScriptedBackend(8, max_width=32, max_leaves=4))
-    assert {1, 100} <= set(tree.draft.tokens.tolist())  # both, where branches are possible
+    tree = choose(plan_of(clock), source, Writing(max_leaves=4))
+    assert {1, 100} <= set(part_of(tree).draft.tokens.tolist())  # both, where branches are possible
 
 
 @settings(max_examples=40)
@@ -155,67 +172,106 @@ def test_where_only_chains_are_possible_the_better_of_the_two_is_verified():
 )
 def test_a_model_that_is_never_right_costs_no_more_than_the_budget(promised, token_ms, tokens):
     clock = SimulatedClock()
-    plan, backend, took = plan_of(clock), backend_of(), 0.0
-    plan.begin()
+    plan, text, took = plan_of(clock), Writing(), 0.0
     for i in range(tokens):
         source = Source(clock, [promised[i % len(promised)]] * 6, token_ms)
-        took += step(plan, source, backend=backend)[1]
+        took += step(plan, source, text=text)[1]
     assert took / 10.0 <= tokens * (1 + INTEREST) + ALLOWANCE + token_ms / 10
 
 
 def test_an_investment_is_made_once_its_gains_sum_up_to_its_price():
     clock = SimulatedClock()
     for invest_ms in (60.0, 100.0, 400.0):
-        plan, backend = plan_of(clock), backend_of()
+        plan, text = plan_of(clock), Writing()
         source = Source(clock, [0.9] * 8, token_ms=1.0, invest_ms=invest_ms)
-        without = plan_of(clock)
+        without, other = plan_of(clock), Writing()
         free = Source(clock, [0.9] * 8, token_ms=1.0)
         gain, n = 0.0, 1
-        while not (decision := step(plan, source, 8, backend)[0]).asked:
+        while not part_of(decision := step(plan, source, 8, text)[0]).asked:
             n += 1
-            assert len(decision.draft) == 0
-            better, _ = step(without, free, 8, backend)
+            assert len(part_of(decision).draft) == 0
+            better, _ = step(without, free, 8, other)
             gain = better.expected * 10.0 - better.cost_ms  # against one token in 10 ms
         # After about as many steps as it takes for that gain to reach the price: at most twice the best cost.
         assert invest_ms / gain <= n + 1 and (n - 1) * gain <= 1.3 * invest_ms
-        assert decision.asked.invested_ms == pytest.approx(invest_ms)
-        assert decision.asked_ms - decision.asked.invested_ms == pytest.approx(source.asked * 1.0)
+        assert part_of(decision).asked.invested_ms == pytest.approx(invest_ms)
+        assert decision.asked_ms - part_of(decision).asked.invested_ms == pytest.approx(source.asked * 1.0)
         # What was invested neither lengthens this draft nor is charged to the budget.
         assert decision.cost_ms < 40
-        assert step(plan, source, 8, backend)[0].asked.invested_ms == 0
+        assert part_of(step(plan, source, 8, text)[0]).asked.invested_ms == 0
 
 
 def test_what_pays_within_the_step_needs_no_credit():
     clock = SimulatedClock()
     source = Source(clock, [0.95] * 8, token_ms=1.0, invest_ms=3.0)
-    decision = plan_of(clock).choose(source, backend_of())
-    assert decision.asked.invested_ms == 0 and decision.asked_ms == pytest.approx(3 + source.asked)
+    decision = choose(plan_of(clock), source, Writing())
+    assert part_of(decision).asked.invested_ms == 0 and decision.asked_ms == pytest.approx(3 + source.asked)
 
 
 def test_a_source_thought_to_be_poor_is_asked_now_and_then():
     clock = SimulatedClock()
-    plan, backend = plan_of(clock), backend_of()
-    plan.begin()
+    plan, text = plan_of(clock), Writing()
     source = Source(clock, [0.02] * 8, token_ms=3.0)
     explored = total = 0.0
     steps = 0
     for n in range(1, 1001):
-        decision, took = step(plan, source, 0, backend)
+        decision, took = step(plan, source, 0, text)
         total += took
-        if decision.asked:
-            assert decision.asked.tokens == 1 and decision.asked.explored_ms == pytest.approx(3.0)
-            explored += decision.asked.explored_ms
+        if part_of(decision).asked:
+            assert part_of(decision).asked.tokens == 1 and part_of(
+                decision
+            ).asked.explored_ms == pytest.approx(3.0)
+            explored += part_of(decision).asked.explored_ms
             steps += 1
         assert explored <= INTEREST * total + 1e-6
-        plan.begin() if n % 100 == 0 else None  # the bound is one over all generations
+        text.budget = Budget() if n % 100 == 0 else text.budget  # the bound is one over all texts
     assert explored > 0.8 * INTEREST * total
     assert steps > 10
     source.explorable = False
-    assert all(step(plan, source, 0, backend)[0].asked is None for _ in range(100))
+    assert all(part_of(step(plan, source, 0, text)[0]).asked is None for _ in range(100))
 
 
 def test_nothing_is_explored_where_even_a_right_token_would_not_pay():
     clock = SimulatedClock()
-    plan, backend = plan_of(clock), backend_of()
+    plan, text = plan_of(clock), Writing()
     source = Source(clock, [0.02] * 8, token_ms=3.0, free=chain([0.999] * 31))
-    assert all(step(plan, source, 31, backend)[0].asked is None for _ in range(300))
+    assert all(part_of(step(plan, source, 31, text)[0]).asked is None for _ in range(300))
+
+
+def test_of_several_sources_the_one_that_gains_most_is_asked_first():
+    clock, text = SimulatedClock(), Writing()
+    good, dear = Source(clock, [0.9] * 8, 1.0, name="good"), Source(clock, [0.9] * 8, 6.0, name="dear")
+
+    class Both(Drafting):
+        def propose(self, room):
+            dear.propose(room)
+            return good.propose(room)
+
+        def offers(self, room):
+            return (*dear.offers(room), *good.offers(room))
+
+    decision = choose(plan_of(clock), Both(), text)
+    assert good.asked == part_of(decision).asked.tokens > 2 and dear.asked == 0
+    assert decision.asked_ms == pytest.approx(good.asked)
+
+
+def test_what_each_source_would_have_gained_is_summed_up_for_itself():
+    # The investment of one is not paid by what another would have gained.
+    clock, text = SimulatedClock(), Writing()
+    first = Source(clock, [0.9] * 8, 1.0, invest_ms=300.0, name="first")
+    other = Source(clock, [0.9] * 8, 1.0, invest_ms=300.0, name="other")
+    plan, needed = plan_of(clock), 0
+    while not first.invested:
+        step(plan, first, 8, text)
+        needed += 1
+    assert needed > 3
+    plan, text = plan_of(clock), Writing()
+    first.invested = 0
+    for _ in range(needed - 1):
+        step(plan, first, 8, text)
+    assert not first.invested
+    for _ in range(needed - 1):
+        step(plan, other, 8, text)
+    assert not other.invested
+    step(plan, other, 8, text)
+    assert other.invested and not first.invested

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specx.backends.base import Want
 from specx.backends.errors import ModelError, UsageError
-from specx.backends.scripted import ScriptedBackend, SimulatedClock
+from specx.backends.scripted import ScriptedModel, SimulatedClock
+from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
-from specx.engine.cost.timing import unwatched
-from specx.engine.drafting import MOST_TRIED, TRIAL_TOKENS, DraftModels
+from specx.engine.drafting import MOST_TRIED, DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
-from specx.engine.settings import Asked, SamplingSettings
+from specx.engine.settings import SamplingSettings
 from specx.engine.setup.finder import Candidate, Unfit
 
 V = 64
@@ -29,22 +30,46 @@ def candidate(name, step_bytes=10):
     return Candidate(Path(f"{name}.gguf"), name, f"fingerprint of {name}", V, step_bytes, 80_000_000)
 
 
+class Drafted(ScriptedModel):
+    """A draft model; `law` is a model that it says the same as from now on."""
+
+    def __init__(self, world, name, **options):
+        costs = {1: world.ms, 64: 3 * world.ms}
+        super().__init__(V, step_costs=costs, clock=world.clock, **options)
+        self.world, self.name, self.law, self.longest = world, name, None, 0
+
+    def logits(self, context):
+        return super().logits(context) if self.law is None else self.law.logits(context)
+
+    def forward(self, trees, want=Want.LOGITS):
+        length = max(tree.cache.length + len(tree) for tree in trees)
+        self.longest = max(self.longest, length)
+        if length > self.world.fails_at:
+            raise ModelError("it is on fire")
+        return super().forward(trees, want)
+
+    def close(self):
+        self.world.log.append(("closed", self.name))
+        super().close()
+
+
 @dataclass
 class World:
     """Scripted draft models, and what happens to them."""
 
     found: list = field(default_factory=list)
-    laws: dict = field(default_factory=dict)  # name -> options of its backend
+    laws: dict = field(default_factory=dict)  # name -> options of its model
     ms: float = 1.0
     obstacles: dict = field(default_factory=dict)
     broken: tuple = ()
+    fails_at: float = float("inf")  # tokens of a text
     clock: SimulatedClock = field(default_factory=SimulatedClock)
     log: list = field(default_factory=list)
-    backends: dict = field(default_factory=dict)
+    models: dict = field(default_factory=dict)
 
     def search(self):
         for item in self.found:
-            self.log.append(("searched", self.session.backend.length))
+            self.log.append(("searched", self.session.slots[-1].cache.length))
             yield None
             yield item
 
@@ -57,11 +82,8 @@ class World:
             raise ModelError("it is cut short")
         self.clock.sleep(0.2)
         options = {"sharpness": 2.0, **self.laws.get(one.name, {})}
-        backend = ScriptedBackend(V, step_costs={1: self.ms, 64: 3 * self.ms}, clock=self.clock, **options)
-        close = backend.close
-        backend.close = lambda: (self.log.append(("closed", one.name)), close())[1]
-        self.backends[one.name] = backend
-        return backend
+        self.models[one.name] = Drafted(self, one.name, **options)
+        return self.models[one.name]
 
     def loaded(self):
         return [name for what, name in self.log if what == "loaded"]
@@ -69,7 +91,7 @@ class World:
 
 def session_of(world, *, drafter="auto", forced=None, root=None, quantized=False):
     world.notices, world.explained = [], []
-    settings = Asked(Path("scripted.gguf"), drafter=drafter, store=root is not None)
+    settings = LoadSettings(Path("scripted.gguf"), drafter=drafter, store=root is not None)
     learned = Learned(Store(root, world.notices.append), model_key="model", cost_key="cost")
 
     def draft_models(session):
@@ -87,9 +109,8 @@ def session_of(world, *, drafter="auto", forced=None, root=None, quantized=False
         )
 
     steps = {int(n): ms for n, ms in STEPS["0"].items()}
-    backend = ScriptedBackend(V, step_costs=steps, clock=world.clock)
     session = Session(
-        backend,
+        ScriptedModel(V, step_costs=steps, clock=world.clock),
         settings,
         learned,
         name="scripted",
@@ -97,7 +118,6 @@ def session_of(world, *, drafter="auto", forced=None, root=None, quantized=False
         clock=world.clock,
         draft_models=draft_models,
     )
-    session.staircase.watch = unwatched
     session.staircase.load_json(STEPS)
     world.session = session
     return session
@@ -120,7 +140,7 @@ def rate(result):
 def test_a_good_model_is_found_loaded_kept_and_faster():
     world = World(found=[Unfit(Path("x.gguf"), "x", "no vocabulary"), candidate("good")])
     session = session_of(world)
-    result, chunks = answer(session, 3 * TRIAL_TOKENS)
+    result, chunks = answer(session, 400)
     assert world.loaded() == ["good"]
     assert session.drafter_label == "auto, model good" and "model good" in session.summary()
     sources = [source for chunk in chunks for source in chunk.sources]
@@ -131,7 +151,7 @@ def test_a_good_model_is_found_loaded_kept_and_faster():
     assert not world.notices
     session.close()
     assert ("closed", "good") in world.log
-    plain, _ = answer(session_of(World()), 3 * TRIAL_TOKENS)
+    plain, _ = answer(session_of(World()), 400)
     assert plain.tokens == result.tokens
     assert rate(result) > 1.8 * rate(plain)
 
@@ -165,14 +185,14 @@ def test_the_most_promising_is_tried_first_and_losers_are_closed():
     )
     session = session_of(world)
     for seed in range(12):
-        answer(session, TRIAL_TOKENS, seed=seed)
+        answer(session, 200, seed=seed)
     tried = ["useless1", "useless2", "useless3"]
     assert len(tried) == MOST_TRIED
-    assert world.loaded() == [name for name in tried if name in world.loaded()] and world.loaded()
-    assert [name for what, name in world.log if what == "closed"] == world.loaded()
+    assert world.loaded() == [name for what, name in world.log if what == "closed"] == tried
     assert session.draft_models.name is None
     dropped = [text for text in world.explained if "dropped" in text]
-    assert len(dropped) == len(world.loaded()) and all("does not pay" in text for text in dropped)
+    assert len(dropped) == len(tried) and all("does not pay" in text for text in dropped)
+    assert not world.notices
     result, chunks = answer(session, 50)
     assert all("model" not in chunk.sources for chunk in chunks) and result.timings.draft_ms == 0
 
@@ -213,21 +233,12 @@ def test_one_that_cannot_be_loaded_is_named_and_the_next_is_taken():
     assert result.tokens == answer(session_of(World()), 100)[0].tokens
 
 
-class Fails(ScriptedBackend):
-    def forward(self, tokens, parents):
-        if self.length > 30:
-            raise ModelError("it is on fire")
-        return super().forward(tokens, parents)
-
-
-def test_one_that_fails_in_the_middle_is_dropped_with_a_notice(monkeypatch):
-    world = World(found=[candidate("good")])
-    monkeypatch.setattr(
-        world, "load", lambda _one: Fails(V, step_costs={1: 1.0}, clock=world.clock), raising=False
-    )
+def test_one_that_fails_in_the_middle_is_dropped_with_a_notice():
+    world = World(found=[candidate("good")], fails_at=30)
     session = session_of(world)
     result, _ = answer(session, 100)
     assert any(re.search("good is dropped: .*on fire", text) for text in world.notices)
+    assert world.log[-1] == ("closed", "good")
     assert result.tokens == answer(session_of(World()), 100)[0].tokens
 
 
@@ -235,7 +246,7 @@ def test_a_named_one_is_never_dropped_for_losing():
     world = World(found=[candidate("never looked for")], laws=LAWS)
     session = session_of(world, forced=candidate("useless"))
     for seed in range(4):
-        result, _ = answer(session, TRIAL_TOKENS, seed=seed)
+        result, _ = answer(session, 200, seed=seed)
     assert world.loaded() == ["useless"] and session.draft_models.name == "useless"
     assert result.timings.draft_ms <= 0.05 * result.timings.predicted_ms  # but hardly asked
 
@@ -277,8 +288,7 @@ def test_a_collapse_is_told_once_with_its_probable_cause(quantized, forced):
     session = session_of(world, forced=candidate("good") if forced else None, quantized=quantized)
     answer(session, 400)
     assert not world.notices
-    backend, other = world.backends["good"], ScriptedBackend(V, seed=99)
-    backend.logits = other.logits  # from now on it is wrong
+    world.models["good"].law = ScriptedModel(V, seed=99)  # from now on it is wrong
     for seed in range(4):
         answer(session, 200, seed=seed)
     told = [text for text in world.notices if "far less often" in text]
@@ -288,15 +298,16 @@ def test_a_collapse_is_told_once_with_its_probable_cause(quantized, forced):
 
 
 def test_names():
-    session = session_of(World(), drafter="none")
+    world = World()
+    session = session_of(world, drafter="none")
     assert "model" not in session.drafters
     session.set_drafter("model")
     answer(session, 10)
-    assert "no draft model for this model is on this machine" in session.draft_models._notice.__self__[0]
+    assert "no draft model for this model is on this machine" in world.notices[0]
     named = session_of(World(), forced=candidate("good"))
     assert "model" in named.drafters
     learned = Learned(Store(None), model_key="", cost_key="")
-    bare = Session(ScriptedBackend(V), Asked(Path("x"), store=False), learned, name="x")
+    bare = Session(ScriptedModel(V), LoadSettings(Path("x"), store=False), learned, name="x")
     with pytest.raises(UsageError, match="no draft model"):
         bare.set_drafter("model")
 
@@ -306,5 +317,35 @@ def test_a_context_that_shifts_and_one_that_is_longer_than_the_models():
     session = session_of(world)
     result, _ = answer(session, 300)
     assert result.tokens == answer(session_of(World()), 300)[0].tokens
-    assert world.backends["good"].length <= 64
+    assert 40 < world.models["good"].longest <= 64
     assert np.isfinite(result.timings.draft_ms)
+
+
+def test_it_drafts_for_several_texts_at_once_and_each_has_room_of_its_own():
+    world = World(found=[candidate("good")])
+    session = session_of(world)
+    prompts = ([1, 2, 3], [4, 5, 6, 7], [9])
+    sampling = SamplingSettings(seed=5, temperature=0.0)
+    asked = [session.generate(list(p), sampling, n_predict=150, ignore_eos=True) for p in prompts]
+    sources = [name for _, chunk in session.together(asked) for name in chunk.sources]
+    assert world.loaded() == ["good"] and "model" in sources
+    alone = session_of(World(), drafter="none")
+    for prompt, generation in zip(prompts, asked, strict=True):
+        plain = alone.generate(list(prompt), sampling, n_predict=150, ignore_eos=True)
+        list(plain)
+        assert generation.result.tokens == plain.result.tokens
+    for _ in range(world.models["good"].facts.max_texts):  # those of the texts were given back
+        world.models["good"].open()
+
+
+def test_a_model_that_was_good_is_judged_anew_once_it_is_good_no_more():
+    world = World(found=[candidate("good"), candidate("better", 9)])
+    session = session_of(world)
+    answer(session, 400)
+    assert any("kept" in text for text in world.explained)
+    world.models["better"].law = ScriptedModel(V, seed=99)
+    for seed in range(12):
+        answer(session, 200, seed=seed)
+    assert world.loaded() == ["better", "good"]
+    assert any("better is dropped: it does not pay" in text for text in world.explained)
+    assert session.draft_models.name == "good"

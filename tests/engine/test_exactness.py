@@ -3,7 +3,8 @@
 Where the shapes of batches are not bit-identical on this machine, a text may part at a near-tie: then the
 logits of the two runs differ there by no more than shapes make them differ. With `exact`, or where all shapes
 are identical, nothing may differ. One thread, because threads that wait for each other are no use on a busy
-machine. Nothing here follows from what anything takes: the clock of these sessions ticks when it is read.
+machine. Nothing here follows from what anything takes: the clock of these sessions ticks when it is read,
+and to their plans all steps take what they were expected to.
 """
 
 from __future__ import annotations
@@ -15,36 +16,58 @@ import numpy as np
 import pytest
 
 from specx.backends.llama import kernels as ggml_device
-from specx.engine.plan import Plan, _Reason
+from specx.backends.settings import LoadSettings
+from specx.drafters.base import Room
+from specx.engine.offers import Asking, Reason
+from specx.engine.plan import Plan
 from specx.engine.report.certificate import PROMPTS, compare_drafters
 from specx.engine.session import Session
-from specx.engine.settings import Asked, AskedModel, SamplingSettings
+from specx.engine.settings import SamplingSettings
 from specx.engine.text.template import ChatTemplate
 
 
-class Eager(Plan):
+class Steady(Plan):
+    """Steps take what they are expected to take, whatever they do."""
+
+    def observe(self, decision, jobs, lengths, accepted, forward_ms, host_ms):
+        expected_ms = decision.cost_ms - decision.asked_ms
+        super().observe(decision, jobs, lengths, accepted, expected_ms, 0.0)
+
+
+class Eager(Steady):
     """Verifies a random part of what is proposed, whatever it may cost: all shapes up to eight tokens."""
 
-    def __init__(self, session):
-        super().__init__(session.staircase, clock=session.clock)
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
         self.rng = np.random.default_rng(4)
 
-    def choose(self, drafter, backend):
-        decision = super().choose(drafter, backend)
-        draft = drafter.propose(min(7, backend.n_ctx - backend.length - 1), backend.max_leaves)
-        return replace(decision, draft=draft.head(int(self.rng.integers(len(draft) + 1))))
+    def choose(self, jobs, facts):
+        [job], [part] = jobs, (decision := super().choose(jobs, facts)).parts
+        room = Room(min(7, facts.n_ctx - job.cache.length - 1), facts.max_leaves)
+        draft = job.drafting.propose(room)
+        draft = draft.head(int(self.rng.integers(len(draft) + 1)))
+        return replace(decision, parts=(replace(part, draft=draft),))
 
 
-def opened(model, **options):
+class Curious(Asking):
+    """Asks the draft model a random number of times, whatever that costs."""
+
+    rng = np.random.default_rng(9)
+
+    def weigh(self, *_args):
+        return (1.0, Reason.GAIN) if self.rng.random() < 0.7 else (0.0, None)
+
+
+def opened(model, *, plan=Steady, asking=Asking, **options):
     settings = {"n_ctx": 512, "threads": 1, "draft_max": 7, "store": False, **options}
-    session = Session.open(Asked(model, **settings))
+    session = Session.open(LoadSettings(model, **settings))
     # Drafts are worth their while up to a point, on any machine.
-    session.staircase.load_json({"0": {str(n): 10.0 + n for n in range(1, session.backend.max_width + 1)}})
-    session.staircase.observe = lambda *_step: None
+    width = session.model.facts.max_width
+    session.staircase.load_json({"0": {str(n): 10.0 + n for n in range(1, width + 1)}})
     ticks = itertools.count()
-    session.clock = session.plan._clock = lambda: next(ticks) * 1e-3
-    if session.draft_models is not None:
-        session.draft_models._clock = session.clock
+    session.clock = lambda: next(ticks) * 1e-3
+    limits = {"max_nodes": session.plan.max_nodes, "widths": session.plan.widths}
+    session.plan = plan(session.staircase, **limits, clock=session.clock, asking=asking)
     return session
 
 
@@ -84,8 +107,7 @@ def test_every_drafter_at_every_temperature(smollm2):
 @pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("cache", ["f16", "q8_0"])
 def test_our_kernels_are_exact_at_every_width(smollm2, cache):
-    with opened(smollm2, kernels="specx", type_k=cache, type_v=cache) as session:
-        session.plan = Eager(session)
+    with opened(smollm2, kernels="specx", type_k=cache, type_v=cache, plan=Eager) as session:
         identity = session.measure_identity()
         assert identity.exact_trees and identity.difference == 0.0 and 64 in identity.widths
         comparisons = compare(session, PROMPTS[:3], temperatures=(0.0, 1.0))
@@ -94,23 +116,20 @@ def test_our_kernels_are_exact_at_every_width(smollm2, cache):
 
 @pytest.mark.usefixtures("ours")
 def test_our_kernels_are_exact_with_a_sliding_window(gemma3):
-    with opened(gemma3, kernels="specx") as session:
-        session.plan = Eager(session)
+    with opened(gemma3, kernels="specx", plan=Eager) as session:
         assert session.measure_identity().exact_trees
         comparisons = compare(session, PROMPTS[3:5], drafters=("auto",), temperatures=(0.0, 0.7))
         assert [c for c in comparisons if c.first_difference is not None] == []
 
 
 def test_random_trees(smollm2):
-    with opened(smollm2, kernels="stock") as session:
-        session.plan = Eager(session)
+    with opened(smollm2, kernels="stock", plan=Eager) as session:
         comparisons = compare(session, PROMPTS[1:3], drafters=("recycle",), temperatures=(0.0, 1.0))
         assert_explained(session, comparisons)
 
 
 def test_a_sliding_window(gemma3):
-    with opened(gemma3, kernels="stock") as session:
-        session.plan = Eager(session)
+    with opened(gemma3, kernels="stock", plan=Eager) as session:
         comparisons = compare(session, PROMPTS[3:5], drafters=("auto",), temperatures=(0.0, 0.7))
         assert_explained(session, comparisons)
 
@@ -123,8 +142,7 @@ def test_exact_is_exact(smollm2):
 
 
 def test_a_quantized_cache_is_exact_where_it_is_measured_to_be(smollm2):
-    with opened(smollm2, kernels="stock", type_k="q8_0", type_v="q8_0") as session:
-        session.plan = Eager(session)
+    with opened(smollm2, kernels="stock", type_k="q8_0", type_v="q8_0", plan=Eager) as session:
         identity = session.measure_identity()
         comparisons = compare(session, PROMPTS[:2], drafters=("auto",), temperatures=(0.0, 0.7))
         assert_explained(session, comparisons)
@@ -140,21 +158,11 @@ def test_nothing_is_kept_without_a_store(smollm2, tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-class Curious(Plan):
-    """Asks the draft model a random number of times, as if that cost no time."""
-
-    def __init__(self, session):
-        super().__init__(session.staircase, max_nodes=session.plan.max_nodes, clock=lambda: 0.0)
-        self.rng = np.random.default_rng(9)
-
-    def _why_ask(self, *_args):
-        return _Reason.GAIN if self.rng.random() < 0.7 else None
-
-
 @pytest.mark.usefixtures("ours")
 def test_a_draft_model_changes_nothing(smollm2, smollm2_q4_0):
-    with opened(smollm2, kernels="specx", draft=AskedModel(smollm2_q4_0, threads=1)) as session:
-        session.plan = Curious(session)
+    with opened(
+        smollm2, asking=Curious, kernels="specx", draft_model=smollm2_q4_0, draft_threads=1
+    ) as session:
         for prompt in encoded(session, PROMPTS[:1]):
             for sampling in (SamplingSettings(seed=3, temperature=0.0), SamplingSettings(seed=4)):
                 texts, sources = [], []

@@ -8,13 +8,11 @@ import json
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from specx.backends.errors import PeerError
-from specx.backends.scripted import ScriptedBackend, SimulatedClock
-from specx.backends.settings import Load
+from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.backends.store import Store
 from specx.cli.terminal import console
 from specx.engine.bench import setup as bench_setup
@@ -23,7 +21,7 @@ from specx.engine.bench.run import SpecxArm
 from specx.engine.bench.setup import Opened, name_arms
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
-from specx.engine.settings import Asked
+from specx.engine.settings import LoadSettings
 
 STEPS = {1: 10.0, 4: 12.0, 8: 14.0, 16: 20.0, 64: 60.0}
 
@@ -41,10 +39,9 @@ class Scripted:
         self.settings = settings
         clock = SimulatedClock()
         script = tuple(range(20, 60))
-        backend = ScriptedBackend(300, script=script, peak=0.95, step_costs=STEPS, clock=clock, n_ctx=1024)
+        model = ScriptedModel(300, script=script, peak=0.95, step_costs=STEPS, clock=clock, n_ctx=1024)
         learned = Learned(Store(None), model_key="m", cost_key="c")
-        session = Session(backend, Asked(Path("m.gguf")), learned, name="scripted", clock=clock)
-        session.setup = SimpleNamespace(load=Load(Path("m.gguf"), 2, 2))
+        session = Session(model, LoadSettings(Path("m.gguf")), learned, name="scripted", clock=clock)
         names = name_arms(settings.drafters, settings.kernels, settings.threads)
         infos = [ArmInfo(name=n.name, plain=n.plain, drafter=n.drafter, threads=2) for n in names]
         arms = [Meddled(self, SpecxArm(info, session, settings.sampling)) for info in infos]
@@ -259,7 +256,7 @@ def test_options_reach_the_comparison(bench, scripted, tmp_path):
     assert (settings.peer, settings.peer_arguments) == (program, ["--mlock", "-ub", "64"])
     assert settings.peer_specs == ["", "ngram-mod:n-max=8"]
     assert (settings.sampling.temperature, settings.sampling.seed) == (0.5, 9)
-    assert (settings.asked.threads, settings.asked.kernels) == (1, "specx")
+    assert (settings.load.threads, settings.load.kernels) == (1, "specx")
 
 
 def test_synthetic_work_is_measured(specx, scripted):

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specx.backends.base import Want
 from specx.backends.errors import PeerError
 from specx.backends.llama.server import Completion
-from specx.backends.scripted import ScriptedBackend, SimulatedClock
+from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.backends.store import Store
 from specx.engine.bench.cases import CaseMaker, LeftOut
 from specx.engine.bench.identity import explain_partings, find_partings
@@ -22,32 +23,31 @@ from specx.engine.bench.setup import name_arms
 from specx.engine.bench.suites import Prompt, Workload
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
-from specx.engine.settings import Asked, SamplingSettings
+from specx.engine.settings import LoadSettings, SamplingSettings
 
 GREEDY = SamplingSettings(seed=1, temperature=0.0)
 STEPS = {1: 10.0, 4: 12.0, 8: 14.0, 16: 20.0, 64: 60.0}
 
 
-class CountedBackend(ScriptedBackend):
+class Counted(ScriptedModel):
     """Adds up what its steps are meant to cost, apart from any clock."""
 
-    spent_ms = 0.0
-    slower = 1.0
+    def __init__(self, *given, slower=1.0, **options):
+        self.costs = {width: ms * slower for width, ms in STEPS.items()}
+        super().__init__(*given, step_costs=self.costs, **options)
+        self.spent_ms = 0.0
 
-    def forward(self, tokens, parents):
-        cost = next(ms for width, ms in STEPS.items() if width >= len(tokens))
-        self.spent_ms += cost * self.slower
-        self._step_costs = [(width, ms * self.slower) for width, ms in STEPS.items()]
-        return super().forward(tokens, parents)
+    def forward(self, trees, want=Want.LOGITS):
+        rows = sum(map(len, trees))
+        self.spent_ms += next(ms for width, ms in self.costs.items() if width >= rows)
+        return super().forward(trees, want)
 
 
-def make_session(*, peak=0.95, n_ctx=2048, script=tuple(range(20, 60)), **given):
-    clock = SimulatedClock()
-    backend = CountedBackend(
-        300, script=script, peak=peak, n_ctx=n_ctx, step_costs=STEPS, clock=clock, **given
-    )
+def make_session(*, peak=0.95, n_ctx=2048, script=tuple(range(20, 60)), clock=None, **given):
+    clock = clock or SimulatedClock()
+    model = Counted(300, script=script, peak=peak, n_ctx=n_ctx, clock=clock, **given)
     learned = Learned(Store(None), model_key="m", cost_key="c")
-    return Session(backend, Asked(Path("m.gguf")), learned, name="scripted", clock=clock)
+    return Session(model, LoadSettings(Path("m.gguf")), learned, name="scripted", clock=clock)
 
 
 def make_arm(session, name="none", drafter=None, *, plain="none", warm=False, sampling=GREEDY):
@@ -79,7 +79,7 @@ def test_the_reported_speedup_is_the_one_that_the_steps_cost():
     truth = []
 
     class Watched:
-        """Notes what the backend itself says an answer took."""
+        """Notes what the model itself says an answer took."""
 
         def __init__(self, arm):
             self.arm, self.info = arm, arm.info
@@ -89,9 +89,9 @@ def test_the_reported_speedup_is_the_one_that_the_steps_cost():
 
         def answer(self, case):
             self.arm.answer(case)  # whatever has to be measured is measured now
-            before = session.backend.spent_ms
+            before = session.model.spent_ms
             answer = self.arm.answer(case)
-            truth.append((case.id, self.info.name, session.backend.spent_ms - before, answer))
+            truth.append((case.id, self.info.name, session.model.spent_ms - before, answer))
             return answer
 
     work = [Prompt(f"p{i}", "code", text="the cat " * (i + 1)) for i in range(5)]
@@ -107,10 +107,8 @@ def test_the_reported_speedup_is_the_one_that_the_steps_cost():
 
 
 def test_a_slower_arm_is_found_slower():
-    quick, slow = make_session(peak=0.9), make_session(peak=0.9)
-    slow.clock = quick.clock
-    slow.backend._now, slow.backend._sleep = quick.clock, quick.clock.sleep
-    slow.backend.slower = 1.05
+    quick = make_session(peak=0.9)
+    slow = make_session(peak=0.9, clock=quick.clock, slower=1.05)
     arms = [make_arm(quick), make_arm(slow, "slow", "none")]
     run, _ = run_bench(arms, prompts(6), quick, rounds=3)
     found = make_report(run).rows["slow"][-1].speedup
@@ -144,7 +142,7 @@ def test_cold_arms_forget_and_warm_arms_learn_for_themselves():
         assert (second < first) if warm else (second == first)
         late, _ = run_bench([other], work, session)
         assert late.answers[0].steps == first  # what one arm learned is nothing to another
-    assert session.learned.make_drafter(300, ("suffix",)).to_arrays()["tokens"].size == 0
+    assert session.learned.free_drafter(300, ("suffix",)).to_arrays()["tokens"].size == 0
 
 
 def test_the_store_is_left_as_it_was(tmp_path):

@@ -8,61 +8,77 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specx.backends.base import Want
 from specx.backends.errors import UsageError
-from specx.backends.scripted import ScriptedBackend, ScriptedVocab
+from specx.backends.scripted import ScriptedCache, ScriptedModel, ScriptedVocab, SimulatedClock
+from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
-from specx.engine import decode
+from specx.drafters.base import Drafter, Drafting
 from specx.engine.cost.identity import DEPTHS, SPAN, WIDTHS, Identity, identity_text, measure_identity
+from specx.engine.decode import Evidence
 from specx.engine.learned.knowledge import Learned
 from specx.engine.report.certificate import PROMPTS, Comparison, compare_drafters, examine, parting
 from specx.engine.session import Result, Session
-from specx.engine.settings import Asked, SamplingSettings
+from specx.engine.settings import SamplingSettings
 
 V = 64
 SCRIPT = [int(token) for token in np.random.default_rng(7).integers(1, 42, 40)]
+FLAT = {n: 10.0 + n / 100 for n in range(1, 65)}
 TEXT = (SCRIPT * 20)[: max(DEPTHS) + SPAN]
 
 
-class Shaped(ScriptedBackend):
-    """Adds to the logits of a call what `shape(width, length)` says, and `branch` once the cells of the cache
-    are out of order."""
+class ShapedCache(ScriptedCache):
+    """Notices when its cells are out of order, and goes back no further than its model says."""
 
-    def __init__(self, shape=lambda _width, _length: 0.0, branch=0.0, reach=None, **options):
-        super().__init__(**{"vocab_size": V, "script": SCRIPT, "peak": 0.6, **options})
-        self.shape, self.branch, self.reach = shape, branch, reach
-        self.disordered = False
-
-    def forward(self, tokens, parents):
-        output = super().forward(tokens, parents)
-        added = self.shape(len(tokens), self.length) + self.branch * self.disordered
-        pattern = np.sin(np.arange(self.vocab.size) * 7.3).astype(np.float32)
-        output.logits[:] += np.float32(added) * pattern
-        return output
+    disordered = False
 
     def keep(self, rows):
         super().keep(rows)
         self.disordered |= list(rows) != list(range(len(rows)))
 
     def reusable(self, length):
-        reached = super().reusable(length)
-        return 0 if self.reach is not None and reached < self.length - self.reach else reached
+        reached, reach = super().reusable(length), self.model.reach
+        return 0 if reach is not None and reached < self.length - reach else reached
 
     def rewind(self, length):
         super().rewind(length)
         self.disordered = False
 
 
+class Shaped(ScriptedModel):
+    """Adds to the logits of a call what `shape(width, length)` says, and `branch` once the cells of the cache
+    are out of order."""
+
+    def __init__(self, shape=lambda _width, _length: 0.0, branch=0.0, reach=None, **options):
+        self.clock = SimulatedClock()
+        law = {"vocab_size": V, "script": SCRIPT, "peak": 0.6, **options}
+        super().__init__(**law, step_costs=FLAT, clock=self.clock, cache_class=ShapedCache)
+        self.shape, self.branch, self.reach = shape, branch, reach
+
+    def forward(self, trees, want=Want.LOGITS):
+        outputs = super().forward(trees, want)
+        pattern = np.sin(np.arange(self.vocab.size) * 7.3).astype(np.float32)
+        for tree, output in zip(trees, outputs, strict=True):
+            added = self.shape(len(tree), tree.cache.length) + self.branch * tree.cache.disordered
+            output.logits[:] += np.float32(added) * pattern
+        return outputs
+
+
+def identity_of(tokens=TEXT, *, depths=DEPTHS, **options):
+    return measure_identity(Shaped(**options).open(), tokens, depths=depths)
+
+
 def test_all_shapes_alike():
-    backend = Shaped()
-    identity = measure_identity(backend, TEXT)
+    cache = Shaped().open()
+    identity = measure_identity(cache, TEXT)
     assert identity == Identity((WIDTHS,), True, 0.0, DEPTHS)
     assert identity.exact_trees
     assert identity.widths == frozenset(WIDTHS)
-    assert backend.length == 0
+    assert cache.length == 0
 
 
 def test_widths_fall_into_classes():
-    identity = measure_identity(Shaped(lambda n, _length: 0.0 if n <= 3 else 0.01 if n <= 8 else 0.03), TEXT)
+    identity = identity_of(shape=lambda n, _length: 0.0 if n <= 3 else 0.01 if n <= 8 else 0.03)
     assert identity.classes == ((10, 12, 16, 24, 32, 64), (4, 5, 6, 7, 8), (1, 2, 3))
     assert identity.widths == frozenset({10, 12, 16, 24, 32, 64})
     assert identity.difference == pytest.approx(0.03, rel=0.02)
@@ -71,37 +87,35 @@ def test_widths_fall_into_classes():
 
 def test_a_difference_at_one_depth_is_enough():
     # As one token at a time differs from llama.cpp's wider calls once the cache is long.
-    identity = measure_identity(Shaped(lambda n, length: 0.5 * (n == 1 and length >= 512)), TEXT)
+    identity = identity_of(shape=lambda n, length: 0.5 * (n == 1 and length >= 512))
     assert identity.classes == (WIDTHS[1:], (1,))
     assert identity.difference == pytest.approx(0.5, rel=0.02)
-    only_shallow = measure_identity(
-        Shaped(lambda n, length: 0.5 * (n == 1 and length >= 512)), TEXT, depths=(64,)
-    )
+    only_shallow = identity_of(shape=lambda n, length: 0.5 * (n == 1 and length >= 512), depths=(64,))
     assert only_shallow.classes == (WIDTHS,)
 
 
 def test_no_two_widths_alike():
-    identity = measure_identity(Shaped(lambda n, _length: n / 100), TEXT)
+    identity = identity_of(shape=lambda n, _length: n / 100)
     assert identity.classes == tuple((n,) for n in WIDTHS)
     assert identity.widths == frozenset({1})
 
 
 def test_accepted_branches():
-    identity = measure_identity(Shaped(branch=0.25), TEXT)
+    identity = identity_of(branch=0.25)
     assert (identity.classes, identity.branches) == ((WIDTHS,), False)
     assert not identity.exact_trees
     assert 0.1 < identity.difference <= 0.25
-    assert measure_identity(Shaped(branch=0.25, max_leaves=1), TEXT).exact_trees  # there are none
+    assert identity_of(branch=0.25, max_leaves=1).exact_trees  # there are none
 
 
-def test_backends_that_cannot_do_everything():
-    same = measure_identity(Shaped(lambda n, _length: 0.1 * (n > 4)), TEXT)
-    assert measure_identity(Shaped(lambda n, _length: 0.1 * (n > 4), reach=0), TEXT) == same
-    assert measure_identity(Shaped(can_rewind=False), TEXT).classes == ((1,),)
-    assert measure_identity(Shaped(max_width=5), TEXT).classes == ((1, 2, 3, 4, 5),)
-    assert measure_identity(Shaped(n_ctx=300), TEXT).depths == (64, 220)  # the deepest there can be
-    assert measure_identity(Shaped(n_ctx=70), TEXT).depths == (0,)
-    assert measure_identity(Shaped(), TEXT[:100]).depths == (20,)
+def test_models_that_cannot_do_everything():
+    same = identity_of(shape=lambda n, _length: 0.1 * (n > 4))
+    assert identity_of(shape=lambda n, _length: 0.1 * (n > 4), reach=0) == same
+    assert identity_of(can_rewind=False).classes == ((1,),)
+    assert identity_of(max_width=5).classes == ((1, 2, 3, 4, 5),)
+    assert identity_of(n_ctx=300).depths == (64, 220)  # the deepest there can be
+    assert identity_of(n_ctx=70).depths == (0,)
+    assert identity_of(TEXT[:100]).depths == (20,)
 
 
 def test_there_is_text_for_every_depth():
@@ -130,7 +144,7 @@ def test_an_identity_as_json():
 
 def test_an_identity_of_a_shorter_context_is_not_taken_for_that_of_a_longer_one():
     learned = Learned(Store(None), model_key="m", cost_key="c")
-    settings = Asked(Path("scripted.gguf"), exact=True)
+    settings = LoadSettings(Path("scripted.gguf"), exact=True)
     late = {"shape": lambda n, length: 0.5 * (n == 1 and length >= 300), "vocab_size": 300}
     short = Session(Shaped(n_ctx=300, **late), settings, learned, name="short")
     assert short.plan.widths is None
@@ -138,22 +152,22 @@ def test_an_identity_of_a_shorter_context_is_not_taken_for_that_of_a_longer_one(
     assert 1 not in longer.plan.widths
     again = Session(Shaped(n_ctx=300, **late), settings, learned, name="short again")
     assert 1 not in again.plan.widths  # what is known of more depths serves fewer
-    assert again.backend.length == 0
+    assert again.cache.length == 0
 
 
-def session_of(backend):
+def session_of(model, kind=Session):
     learned = Learned(Store(None), model_key="m", cost_key="c")
-    session = Session(backend, Asked(Path("scripted.gguf"), drafter="suffix"), learned, name="scripted")
-    session.staircase.load_json({"0": {str(n): 10.0 + n / 100 for n in range(1, 65)}})
-    session.staircase.observe = lambda *_step: None  # what a step really takes must not decide a test
+    settings = LoadSettings(Path("scripted.gguf"), drafter="suffix")
+    session = kind(model, settings, learned, name="scripted", clock=model.clock)
+    session.staircase.load_json({"0": {str(n): ms for n, ms in FLAT.items()}})
     return session
 
 
 PROMPT_TOKENS = [SCRIPT * 2, SCRIPT[5:] + SCRIPT[:20]]
 
 
-def compare(backend, **options):
-    return compare_drafters(session_of(backend), PROMPT_TOKENS, n_predict=40, **options)
+def compare(model, **options):
+    return compare_drafters(session_of(model), PROMPT_TOKENS, n_predict=40, **options)
 
 
 def test_identical_runs_are_exact():
@@ -172,22 +186,46 @@ def test_nothing_of_a_comparison_stays():
     compare_drafters(session, PROMPT_TOKENS, n_predict=40)
     assert session.drafter_name == "suffix"
     assert len(session.drafter.history()) == 0
-    assert session.learned._calibration.counts.sum() == 0
+    assert session.drafter.calibration.counts.sum() == 0
 
 
-def test_a_wrong_token_is_found_and_not_explained(monkeypatch):
-    verify, wrong = decode._verify, []
+class Careless(Drafter):
+    """What another drafter drafts; the second token of the first step that has one is falsified."""
 
-    def careless(draft, logits, sampler, position, stops):
-        emitted, rows, evidence = verify(draft, logits, sampler, position, stops)
-        if len(rows) > 1 and not wrong:
-            wrong.append(position + 1)
-            not_chosen = (emitted[1] + 1) % V or 1
-            return [emitted[0], not_chosen], rows[:2], evidence[:2]
-        return emitted, rows, evidence
+    def __init__(self, inner, wrong):
+        self.inner, self.wrong, self.source_names = inner, wrong, inner.source_names
 
-    monkeypatch.setattr(decode, "_verify", careless)
-    comparisons = compare(Shaped(peak=0.95), temperatures=(0.0,))
+    def start(self, text):
+        return CarelessDrafting(self.inner.start(text), text, self.wrong)
+
+
+class CarelessDrafting(Drafting):
+    def __init__(self, inner, text, wrong):
+        self.inner, self.text, self.wrong = inner, text, wrong
+
+    def propose(self, room):
+        return self.inner.propose(room)
+
+    def observe(self, seen):
+        self.inner.observe(seen)
+        if len(seen.tokens) > 1 and not self.wrong:
+            self.wrong.append(self.text.position - len(seen.tokens) + 1)
+            seen.tokens[1] = (seen.tokens[1] + 1) % V or 1
+
+    def close(self):
+        self.inner.close()
+
+
+def test_a_wrong_token_is_found_and_not_explained():
+    wrong = []
+
+    class Tampered(Session):
+        def set_drafter(self, name):
+            super().set_drafter(name)
+            self.drafter = Careless(self.drafter, wrong)
+
+    session = session_of(Shaped(peak=0.95), Tampered)
+    comparisons = compare_drafters(session, PROMPT_TOKENS, n_predict=40, temperatures=(0.0,))
     [different] = [c for c in comparisons if c.first_difference is not None]
     assert different.first_difference == wrong[0] - len(PROMPT_TOKENS[different.prompt])
     assert different.logit_difference == 0.0
@@ -221,7 +259,7 @@ def test_at_temperature_0_only_a_near_tie_can_be_overturned():
 
 
 def evidence(*logits, margin=1.0):
-    return decode.Evidence(margin, np.arange(len(logits), dtype=np.int32), np.array(logits, np.float32))
+    return Evidence(margin, np.arange(len(logits), dtype=np.int32), np.array(logits, np.float32))
 
 
 def test_where_two_results_part():
@@ -233,7 +271,7 @@ def test_where_two_results_part():
     # One ends where the other goes on: why it ended is evidence, too.
     assert parting(one, Result(tokens=[5, 6], evidence=rows[:3])) == (2, 0.0, 2)
     assert parting(one, Result(tokens=[5, 6], evidence=rows[:2])) == (2, 0.0, 0.0)
-    far = decode.Evidence(1.0, np.array([70, 71], np.int32), np.zeros(2, np.float32))
+    far = Evidence(1.0, np.array([70, 71], np.int32), np.zeros(2, np.float32))
     assert parting(one, Result(tokens=[4], evidence=[far])) == (0, float("inf"), 0)
 
 
@@ -255,9 +293,9 @@ def test_noise_is_measured_by_reading_the_context_again(leaves):
     )
     apart = [c for c in quiet if c.first_difference is not None]
     assert all(c.noise == 0.0 for c in apart)
-    backend = Shaped(lambda n, length: 0.5 * (n > 1), peak=0.3, max_leaves=leaves)
-    backend.branch = 0.25
-    apart = [c for c in compare(backend, temperatures=(0.0, 0.7)) if c.first_difference is not None]
+    model = Shaped(lambda n, length: 0.5 * (n > 1), peak=0.3, max_leaves=leaves)
+    model.branch = 0.25
+    apart = [c for c in compare(model, temperatures=(0.0, 0.7)) if c.first_difference is not None]
     assert apart
     assert all((0.1 < c.noise <= 0.25) == (leaves > 1) for c in apart)
 
