@@ -143,6 +143,7 @@ def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
             f"{_size(memory.working)} = {_size(memory.weights)} weights + {_size(memory.kv)} KV cache"
             f" at {memory.n_ctx:,} tokens + {_size(rest)} for computing and all else",
         ),
+        ("several texts", f"{_size(memory.kv)} more for each that is written at the same time"),
         ("speculation", _speculation(info)),
         ("fingerprint", info.fingerprint),
     ]

@@ -84,7 +84,7 @@ def find(name: str) -> Entry:
                 "update or remove the package that registers it",
             ) from problem
         return Entry(partial(_build, name, factory))
-    raise UsageError(f"unknown drafter {name!r}", f"choose one of {', '.join(names())}")
+    raise UsageError(f"there is no drafter {name!r}", f"choose one of {', '.join(names())}")
 
 
 def _build(name: str, factory: Callable[[Vocab], Drafter], known: Known) -> Drafter:

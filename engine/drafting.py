@@ -12,6 +12,7 @@ decoding by what was measured since; otherwise it makes room for the next one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -19,16 +20,20 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Model
 from specx.backends.errors import SpecxError
+from specx.backends.settings import FLOAT_CACHES, Load
+from specx.drafters import registry
 from specx.drafters.guesser import GuessCosts
 from specx.drafters.mixture import MixtureDrafter
 from specx.drafters.model import DraftModel
 from specx.engine.cost.rate import ACCEPTANCE
 from specx.engine.cost.staircase import Staircase
 from specx.engine.learned.knowledge import Learned
+from specx.engine.setup.choice import Setup
 from specx.engine.setup.explain import Explain, silent
 from specx.engine.setup.finder import Candidate, Forecast, Unfit
+from specx.engine.setup.here import Here
 
-__all__ = ["DraftModels", "ModelSource", "forecast"]
+__all__ = ["DraftModels", "ModelSource", "forecast", "models_of"]
 
 MOST_TRIED = 3  # models in one session: each that disappoints has cost its loading
 REMEMBERED = 64  # scored tokens from which on an acceptance is believed
@@ -51,6 +56,26 @@ class ModelSource(Protocol):
         Raises:
             SpecxError: it cannot be loaded.
         """
+
+
+class Served(Protocol):
+    """A session, as far as draft models are concerned with it."""
+
+    @property
+    def learned(self) -> Learned:
+        """What is kept of them."""
+
+    @property
+    def staircase(self) -> Staircase:
+        """Of the target."""
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of its context."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds."""
 
 
 def forecast(
@@ -293,3 +318,34 @@ class DraftModels:
     def _remember(self, model: DraftModel) -> None:
         if self.candidate is not None and model.loaded:
             self._learned.save_pair(self.candidate.fingerprint, model.calibration, model.costs)
+
+
+def models_of(setup: Setup, here: Here) -> Callable[[Served], DraftModels] | None:
+    """Where draft models come from; None if nothing asks one, or there is no memory for the one named."""
+    asked = setup.asked
+    left_out = asked.draft.model is not None and setup.draft is None
+    if not registry.find(setup.drafter.value).guessers or left_out:
+        return None
+
+    def made(session: Served) -> DraftModels:
+        from specx.engine.setup.draft_files import DraftFiles
+        from specx.engine.setup.layers import step_bytes
+        from specx.engine.setup.load import load_chosen
+
+        def load(wanted: Load) -> Model:
+            return load_chosen(setup.info, wanted, setup.kernels, replace(here, progress=None)).model
+
+        return DraftModels(
+            DraftFiles(setup, here, load),
+            session.learned,
+            session.staircase,
+            step_bytes=step_bytes(setup.info),
+            n_ctx=session.n_ctx,
+            forced=setup.draft,
+            quantized_cache=not {asked.draft.type_k, asked.draft.type_v} <= {*FLOAT_CACHES, None},
+            notice=here.notice,
+            explain=here.explain,
+            clock=session.clock,
+        )
+
+    return made

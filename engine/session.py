@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 from specx.backends.base import Cache, Model, Progress, Vocab
 from specx.backends.errors import ContextFullError, GrammarError, UsageError
-from specx.backends.settings import FLOAT_CACHES, Load
 from specx.drafters import registry
 from specx.drafters.base import Drafter
 from specx.drafters.mixture import MixtureDrafter
 from specx.engine.cost.identity import Identity, identity_text, measure_identity
 from specx.engine.cost.staircase import Staircase
 from specx.engine.decode import Step
-from specx.engine.drafting import DraftModels
+from specx.engine.drafting import DraftModels, models_of
 from specx.engine.generation import Generation, Slot, write
 from specx.engine.learned.knowledge import Learned
 from specx.engine.plan import Plan
@@ -27,7 +28,7 @@ from specx.engine.setup.explain import silent
 from specx.engine.setup.here import Here
 from specx.engine.text.answer import Chunk, Request, Result, Timings
 
-__all__ = ["Chunk", "Generation", "Result", "Session", "Timings"]
+__all__ = ["Chunk", "Generation", "Result", "Session", "Timings", "load"]
 
 Notice = Callable[[str], None]
 
@@ -127,7 +128,7 @@ class Session:
             name=setup.name,
             chat_template=setup.info.chat_template,
             notice=notice,
-            draft_models=_draft_models(setup, here),
+            draft_models=models_of(setup, here),
             setup=setup,
         )
 
@@ -186,6 +187,20 @@ class Session:
             self.warn(f"the prompt begins with {self.bos_text}, and the model adds it as well: both are kept")
         return tokens
 
+    def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a conversation in the model's chat template, up to where the answer begins.
+
+        Args:
+            messages: with `role` and `content`, oldest first.
+
+        Raises:
+            TemplateError: the template cannot be used, or refuses the messages.
+        """
+        from specx.engine.text.template import ChatTemplate
+
+        template = ChatTemplate(self.chat_template, bos=self.bos_text, eos=self.eos_text)
+        return template.tokenize(template.render(messages), self.tokenize)
+
     def grammar(self, text: str) -> Constraint:
         """A constraint from a GBNF grammar.
 
@@ -201,8 +216,8 @@ class Session:
 
     def generate(
         self,
-        prompt: Sequence[int],
-        sampling: SamplingSettings,
+        prompt: str | Sequence[int],
+        sampling: SamplingSettings | None = None,
         *,
         n_predict: int = -1,
         stop: Sequence[str] = (),
@@ -215,8 +230,8 @@ class Session:
         """Prepare an answer to `prompt`; iterate over it to get it, or give several to `together`.
 
         Args:
-            prompt: all tokens of the conversation so far, at least one.
-            sampling: how tokens are chosen.
+            prompt: all of the conversation so far, as text or as token ids.
+            sampling: how tokens are chosen; by default as llama.cpp does.
             n_predict: most tokens to emit; negative means no limit.
             stop, ignore_eos, constraint, keep, progress, evidence: as in `Request`.
 
@@ -224,6 +239,9 @@ class Session:
             UsageError: the prompt is empty.
             ContextFullError: it does not fit the context.
         """
+        if isinstance(prompt, str):
+            prompt = self.tokenize(prompt, add_special=True, parse_special=True)
+        sampling = sampling or SamplingSettings()
         if not prompt:
             raise UsageError("the prompt is empty", "give some text with -p, -f or on standard input")
         if len(prompt) >= self.n_ctx:
@@ -377,6 +395,28 @@ class Session:
         return identity.widths
 
 
+def load(model: str | Path, **asked: Any) -> Session:
+    """Open a model, on this machine's best settings.
+
+    Args:
+        model: a GGUF file, or the name of a model that is on this machine (`specx show --list`).
+        asked: what is not to be left open, by the names of `specx.engine.settings.Asked`: `texts`, `n_ctx`,
+            `drafter`, `threads`, `kernels`, `store`, ...
+
+    Raises:
+        DoesNotFitError: there is not enough memory for it.
+        ModelError: it cannot be found or loaded.
+        UsageError: there is no such setting, or no such drafter.
+    """
+    from specx.backends.hub.models import find_model
+
+    known = {field.name for field in fields(Asked)} - {"model"}
+    if unknown := sorted(asked.keys() - known):
+        raise UsageError(f"there is no setting {unknown[0]!r}", f"settings are {', '.join(sorted(known))}")
+    path = model if isinstance(model, Path) else find_model(model)
+    return Session.open(Asked(path, **asked))
+
+
 def describe(staircase: Staircase) -> str:
     """What a staircase says, in words: the price of one token, and of more at once, in a short context.
 
@@ -385,34 +425,3 @@ def describe(staircase: Staircase) -> str:
     costs, timed = staircase.costs(0), staircase.steps(staircase.depths[0])
     wide = [f"{n} cost {costs[n] / costs[1]:.1f}x" for n in (4, 8, 16) if n < len(costs) and n in timed]
     return f"one token {costs[1]:.1f} ms" + "".join(f", {text}" for text in wide)
-
-
-def _draft_models(setup: Setup, here: Here) -> Callable[[Session], DraftModels] | None:
-    """Where draft models come from; None if nothing asks one, or there is no memory for the one named."""
-    asked = setup.asked
-    left_out = asked.draft.model is not None and setup.draft is None
-    if not registry.find(setup.drafter.value).guessers or left_out:
-        return None
-
-    def made(session: Session) -> DraftModels:
-        from specx.engine.setup.draft_files import DraftFiles
-        from specx.engine.setup.layers import step_bytes
-        from specx.engine.setup.load import load_chosen
-
-        def load(wanted: Load) -> Model:
-            return load_chosen(setup.info, wanted, setup.kernels, replace(here, progress=None)).model
-
-        return DraftModels(
-            DraftFiles(setup, here, load),
-            session.learned,
-            session.staircase,
-            step_bytes=step_bytes(setup.info),
-            n_ctx=session.n_ctx,
-            forced=setup.draft,
-            quantized_cache=not {asked.draft.type_k, asked.draft.type_v} <= {*FLOAT_CACHES, None},
-            notice=here.notice,
-            explain=here.explain,
-            clock=session.clock,
-        )
-
-    return made

@@ -15,12 +15,11 @@ DOC = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 TOGETHER = """
 import sys
 from pathlib import Path
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.session import Session
-from specx.backends.settings import LoadSettings
 
 def written(drafter, texts):
-    asked = LoadSettings(Path(sys.argv[1]), n_ctx=512, texts=texts, drafter=drafter, store=False)
+    asked = Asked(Path(sys.argv[1]), n_ctx=512, texts=texts, drafter=drafter, store=False)
     with Session.open(asked) as session:
         # What steps take on this machine must not decide what is tested.
         session.staircase.load_json({"0": {str(n): 10 + n / 10 for n in (1, 8, 64)}})

@@ -17,6 +17,7 @@ from specx.cli.options.read import (
     ModelOptions,
     SamplingOptions,
     check_threads,
+    drafter_named,
     read_asked,
     sampling_settings,
 )
@@ -211,7 +212,7 @@ def bench_settings(
     ):
         if value < least:
             raise UsageError(f"{name} is {value}", f"give a number of at least {least}")
-    drafters = _names("--drafter", draft.drafter, DRAFTERS)
+    drafters = [drafter_named(name.strip()) for name in draft.drafter.split(",")]
     chosen = sampling_settings(sampling)
     threads = _thread_counts(model.threads)
     plain_model = {item.name: getattr(model, item.name) for item in fields(ModelOptions)}

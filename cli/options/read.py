@@ -47,6 +47,7 @@ __all__ = [
     "SamplingOptions",
     "check_generation",
     "check_threads",
+    "drafter_named",
     "prompt_text",
     "read_asked",
     "sampling_settings",
@@ -191,7 +192,7 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         mmap=model.mmap,
         mlock=model.mlock,
         swa_full=model.swa_full,
-        drafter=_one_of("--drafter", draft.drafter, DRAFTERS),
+        drafter=drafter_named(draft.drafter),
         draft_max=None if most is None else _at_least("--draft-max", most, 0),
         draft=AskedModel(
             model=_locate_draft(draft),
@@ -210,6 +211,20 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         asked.flash_attn, asked.type_v, asked.draft.type_v if draft.drafter != "none" else None
     )
     return asked
+
+
+def drafter_named(name: str) -> str:
+    """The name of a drafter as it is registered: one of specx's own, or of another package.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name.lower() in DRAFTERS:
+        return name.lower()
+    from specx.drafters.registry import find
+
+    find(name)  # which takes longer to import than `--help` may
+    return name
 
 
 def _flash_attention(value: str | None) -> str | None:
