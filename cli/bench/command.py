@@ -25,7 +25,7 @@ from specx.cli.terminal.console import Progress, notice, write
 from specx.cli.terminal.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
-    from specx.engine.bench.compare import Comparison
+    from specx.engine.bench.compare import RunComparison
     from specx.engine.bench.records import Run
     from specx.engine.bench.report import Report
     from specx.engine.bench.run import Bench
@@ -208,7 +208,7 @@ def _publish(run: Run, before: Run | None, options: ResultOptions, target: Path 
         _show(run, report, comparison)
 
 
-def _show(run: Run, report: Report, comparison: Comparison | None) -> None:
+def _show(run: Run, report: Report, comparison: RunComparison | None) -> None:
     from specx.cli.bench.tables import show_comparison, show_report
 
     show_report(run, report)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from specx.cli.bench.tables import estimate_text, heading, identity_lines, steadiness_lines
-from specx.engine.bench.compare import Comparison
+from specx.engine.bench.compare import RunComparison
 from specx.engine.bench.records import Run
 from specx.engine.bench.report import Report, Row
 
@@ -114,7 +114,7 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def extras(report: Report, comparison: Comparison | None) -> dict[str, Any]:
+def extras(report: Report, comparison: RunComparison | None) -> dict[str, Any]:
     """What JSON holds beside the run itself."""
     found: dict[str, Any] = {"report": report.to_json()}
     if comparison is not None:
@@ -122,6 +122,6 @@ def extras(report: Report, comparison: Comparison | None) -> dict[str, Any]:
     return found
 
 
-def as_json(run: Run, report: Report, comparison: Comparison | None) -> str:
+def as_json(run: Run, report: Report, comparison: RunComparison | None) -> str:
     """Everything: the run as `--from` reads it, and the report."""
     return json.dumps({**run.to_json(), **extras(report, comparison)}) + "\n"

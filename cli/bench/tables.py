@@ -8,7 +8,7 @@ from rich.text import Text
 
 from specx.cli.bench.text import LogAxis, bar, source_letters, token_line
 from specx.cli.terminal.console import show_table, stdout
-from specx.engine.bench.compare import Comparison
+from specx.engine.bench.compare import RunComparison
 from specx.engine.bench.intervals import Estimate
 from specx.engine.bench.records import ArmInfo, Run
 from specx.engine.bench.report import Detail, Report, Row, sample_answer
@@ -254,7 +254,7 @@ def _notes(run: Run) -> Iterator[str]:
         yield "PARTIAL: the run was interrupted"
 
 
-def show_comparison(comparison: Comparison) -> None:
+def show_comparison(comparison: RunComparison) -> None:
     """This run against an earlier one, on stdout."""
     out = stdout().print
     out()

@@ -16,7 +16,7 @@ FALSE_ALARM_TOKENS = 100_000
 
 THRESHOLD = math.log(FALSE_ALARM_TOKENS)
 SHARE = 0.5  # of the expected rate: the collapse that is found the fastest
-SURE = 0.95  # no expectation is held to be surer: a few misses in a row are no collapse
+MOST_EXPECTED = 0.95  # no expectation is held to be surer: a few misses in a row are no collapse
 
 
 class Collapse:
@@ -39,7 +39,7 @@ class Collapse:
 
     def observe(self, expected: float, right: bool) -> None:
         """A token that was `expected` to be right with this probability was right or not."""
-        expected = min(expected, SURE)
+        expected = min(expected, MOST_EXPECTED)
         ratio = SHARE if right else (1 - SHARE * expected) / (1 - expected)
         total = self._sum + math.log(ratio)
         if total <= 0:

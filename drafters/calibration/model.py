@@ -33,10 +33,10 @@ SILENT, OTHER, AGREES = range(3)
 
 MARGINS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)
 DEPTHS = (2, 4)  # depths from which on the next cell applies: 1, 2 and 3, 4 and more
-SURE = (0.01, 0.4, 0.8)  # of the free drafters' first token: no probability, low, middling, high
+CONFIDENCE = (0.01, 0.4, 0.8)  # of the free drafters' first token: no probability, low, middling, high
 ORDERS = 2  # greedy, with noise
 SHAPE = (ORDERS, len(MARGINS) + 1, len(DEPTHS) + 1, 3)
-FORECAST_SHAPE = (ORDERS, len(SURE) + 1 + len(MARGINS) + 1)
+FORECAST_SHAPE = (ORDERS, len(CONFIDENCE) + 1 + len(MARGINS) + 1)
 PRIOR_TRIALS = 8.0  # weight of what a cell leans on
 KEEP = 0.99  # what a trial leaves of those before it, as in kernels/drafts/calibration.hpp
 PLACE_TRIALS, PLACE_KEEP = 4.0, 0.98  # of one place of the forecast, which leans on all of them
@@ -83,12 +83,12 @@ class ModelCalibration:
     @staticmethod
     def first(noisy: bool, free: float) -> Place:
         """Index of the forecast of the first token, where the free drafters' best has probability `free`."""
-        return int(noisy), bisect_right(SURE, free)
+        return int(noisy), bisect_right(CONFIDENCE, free)
 
     @staticmethod
     def following(noisy: bool, margin: float) -> Place:
         """Index of the forecast of the token after one of `margin`."""
-        return int(noisy), len(SURE) + 1 + bisect_right(MARGINS, margin)
+        return int(noisy), len(CONFIDENCE) + 1 + bisect_right(MARGINS, margin)
 
     def hazard(self, cell: Cell) -> float:
         """Probability that a token of the cell is right if those before it are."""

@@ -9,7 +9,7 @@ from typing import Any
 from specx.engine.bench.records import Run
 from specx.engine.bench.report import ALL, Pairs, Speedup
 
-__all__ = ["Change", "Comparison", "compare_runs"]
+__all__ = ["Change", "RunComparison", "compare_runs"]
 
 IGNORED = ("machine.temperature_c", "machine.load")  # never the same, and shown with each run
 
@@ -29,7 +29,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RunComparison:
     """This run against an earlier one.
 
     Attributes:
@@ -54,7 +54,7 @@ class Comparison:
         }
 
 
-def compare_runs(now: Run, before: Run) -> Comparison:
+def compare_runs(now: Run, before: Run) -> RunComparison:
     """`now` against `before`, paired by prompt where the prompts have the same tokens."""
     changes = []
     for arm in now.arms:
@@ -65,7 +65,7 @@ def compare_runs(now: Run, before: Run) -> Comparison:
             if found is not None:
                 changes.append(Change(arm.name, category, found))
     asked, asked_before = ({(a.case, a.prompt) for a in run.answers} for run in (now, before))
-    return Comparison(before.started, changes, _differences(now, before), len(asked ^ asked_before))
+    return RunComparison(before.started, changes, _differences(now, before), len(asked ^ asked_before))
 
 
 def _differences(now: Run, before: Run) -> dict[str, tuple[Any, Any]]:

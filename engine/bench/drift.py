@@ -14,7 +14,7 @@ from itertools import combinations
 
 __all__ = ["Trend", "trend"]
 
-SURE = 0.01  # of the test: one run in a hundred without a drift is said to have one
+SIGNIFICANCE = 0.01  # of the test: one run in a hundred without a drift is said to have one
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Trend:
     @property
     def significant(self) -> bool:
         """Whether chance is no explanation."""
-        return self.p < SURE
+        return self.p < SIGNIFICANCE
 
 
 def trend(groups: Sequence[Sequence[tuple[float, float]]]) -> Trend | None:

@@ -1,7 +1,7 @@
 """When real steps, or a later measurement, contradict what is kept: then it is measured again.
 
 One rule for all that is kept of times: a table of steps, and the times that a choice of kernels or of threads
-rests on. Far off is far beyond the noise of anything that counted as measured in peace.
+rests on. Far off is far beyond the noise of anything that counted as measured undisturbed.
 """
 
 from __future__ import annotations

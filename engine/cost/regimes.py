@@ -2,12 +2,12 @@
 
 A running estimate (an exponentially weighted moving average) per width follows drifts, and one factor for the
 machine as a whole, its present regime, follows its speed. Estimates decay to what was measured, so a width
-that was dear while something else kept the machine busy is explored again some time later.
+that was costly while something else kept the machine busy is explored again some time later.
 
 A step that is far off is an outlier and counts for nothing until it has happened several times in a row: then
 it is the estimate that is wrong, and it is moved at once. Single tokens, which are taken all the time, speak
-for every width, so that one nobody tries, because it is thought too dear, becomes cheaper with them; other
-widths speak for themselves. Several of them in a row that are too dear speak for all wide steps, for a while:
+for every width, so that one nobody tries, because it is thought too costly, becomes cheaper with them; other
+widths speak for themselves. Several of them in a row that are too costly speak for all wide steps, for a while:
 something else contends for what they lived on.
 """
 
@@ -16,18 +16,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLIP", "SURE", "Regimes", "Weights"]
+__all__ = ["CLIP", "IN_A_ROW", "Regimes", "Weights"]
 
 # Chosen on recorded texts with simulated changes of speed, so that a change is followed within 50 steps
 # (tests/engine/cost/test_regimes.py) and single outliers change nothing.
 STEP_RATE = 0.15  # weight of one real step in the running estimate of its width
 REGIME_RATE = 0.1  # weight of one real step in the estimate of the machine's present speed
 SPEED_DECAY = 0.003  # per step: what one width says of all others is forgotten: they are explored again
-CONTENTION_RATE = 0.3  # weight of one wide step that is cheaper than thought in how dear wide steps are
+CONTENTION_RATE = 0.3  # weight of one wide step that is cheaper than thought in how costly wide steps are
 DECAY = 0.001  # per step: what was learned of a width is forgotten, too, unless the width is seen again
 DECAY_EVERY = 16  # steps decay at once: NumPy took half of the time that a step is observed in
 CLIP = 2.0  # a step more than this many times off is an outlier
-SURE = 3  # unless it was as many in a row
+IN_A_ROW = 3  # unless it was as many in a row
 
 Weights = tuple[tuple[int, float], tuple[int, float]]
 """The two measured depths that speak for a length, and how much each does."""
@@ -55,7 +55,7 @@ class Regimes:
         self._narrowest = max_width  # that steps have had
         self._steps = 0
         self._outliers: dict[int, list[float]] = {}  # by width, its latest steps if all were off to one side
-        self._wide_outliers: list[tuple[int, float]] = []  # the latest wide steps, if all were far too dear
+        self._wide_outliers: list[tuple[int, float]] = []  # the latest wide steps, if all were far too costly
         self._moved: set[int] = set()  # widths that turned out far off since single tokens last did
 
     def rebase(self, measured: dict[int, NDArray[np.float64]]) -> None:
@@ -104,7 +104,7 @@ class Regimes:
         else:
             outliers = [r for r in self._outliers.get(n, []) if (r > 1) == (ratio > 1)] + [ratio]
             self._outliers[n] = outliers
-            if len(outliers) >= SURE:
+            if len(outliers) >= IN_A_ROW:
                 least = min(outliers) if ratio > 1 else max(outliers)
                 factor = self._move(n, weights, least * expected)
             elif n != self._narrowest:
@@ -113,7 +113,7 @@ class Regimes:
         return factor
 
     def _drift(self, n: int, weights: Weights, ratio: float) -> None:
-        """A step about as dear as expected."""
+        """A step about as costly as expected."""
         self._outliers.pop(n, None)
         for depth, weight in weights:
             self.present[depth][n] *= ratio ** (STEP_RATE * (weight if weight < 1.0 else 1.0))
@@ -132,7 +132,7 @@ class Regimes:
         self.contention **= (1 - SPEED_DECAY) ** DECAY_EVERY
 
     def _note_wide(self, n: int, ratio: float) -> None:
-        """A step of `n` tokens took `ratio` times as long as expected: after a few, wide steps are dear now.
+        """A step of `n` tokens took `ratio` times as long as expected: after a few, wide steps are costly now.
 
         How much is interpolated between the widths seen, and down to nothing at the narrowest.
         """
@@ -141,7 +141,7 @@ class Regimes:
             self.contention.fill(1.0)
             return
         self._wide_outliers.append((n, ratio))
-        if len(self._wide_outliers) < SURE:
+        if len(self._wide_outliers) < IN_A_ROW:
             return
         least: dict[int, float] = {self._narrowest: 1.0}
         for width, times in self._wide_outliers:

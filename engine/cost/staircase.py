@@ -47,7 +47,7 @@ RETRIES = 3  # rounds over the widths whose repetitions disagree, or that are im
 FIRST_DEPTH = 288  # tokens; where the growth with depth is measured at first use
 BUDGET_S = 1.6  # for the first depth; a 1B model on two cores gets through most widths in that time
 DEEPER_BUDGET_S = 0.8
-NOISE = 0.02  # of a time of which nothing is known but the time; the median of what is measured in peace
+NOISE = 0.02  # of a time of which nothing is known but the time; the median of what is measured undisturbed
 NEAR = 2  # times the deepest: beyond, a slope and not a measurement says what steps cost
 
 Steps = dict[int, float]

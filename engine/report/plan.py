@@ -37,7 +37,7 @@ from specx.engine.setup.wanted import wanted_load
 __all__ = ["DraftOption", "PlanReport", "draft_options", "make_plan"]
 
 MAX_WIDTH = 32  # of the steps that are shown and reckoned with
-SURE_TOKENS = 256  # from which on a remembered speedup counts for more than a predicted one
+BELIEVED_TOKENS = 256  # from which on a remembered speedup counts for more than a predicted one
 AUTO = "auto"
 SMALL_CACHE = "q8_0"
 DISTURBED = "not predicted: the machine was busy while steps were timed"
@@ -66,7 +66,7 @@ class DraftOption:
     @property
     def value(self) -> float:
         """What it is chosen by: the measured speedup once it rests on enough, else the predicted one."""
-        if self.measured is not None and (self.tokens >= SURE_TOKENS or self.predicted is None):
+        if self.measured is not None and (self.tokens >= BELIEVED_TOKENS or self.predicted is None):
             return self.measured
         return self.predicted or 0.0
 

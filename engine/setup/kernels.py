@@ -103,7 +103,7 @@ def choose_kernels(
     """The kernels to load a model on; None if they are to be compared on it first.
 
     The last bits of the logits depend on the kernels, so "auto" must not choose now these, now those: what
-    cannot be measured in peace, or remembered, runs on specx's.
+    cannot be measured undisturbed, or remembered, runs on specx's.
 
     Args:
         wanted: "auto", or the name of some kernels.

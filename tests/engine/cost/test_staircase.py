@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specx.backends.scripted import ScriptedBackend
-from specx.engine.cost.regimes import SURE
+from specx.engine.cost.regimes import IN_A_ROW
 from specx.engine.cost.staircase import (
     BUDGET_S,
     DEEPER_BUDGET_S,
@@ -336,12 +336,12 @@ def test_a_width_between_the_measured_ones_is_learned():
 def test_outliers_count_for_nothing(n, factor):
     staircase = of(STAIRS)
     for i in range(200):
-        odd = i % SURE
+        odd = i % IN_A_ROW
         staircase.observe(n, 100, STAIRS[n] * (factor if odd else 1.0))
     assert staircase.costs(100).tolist() == pytest.approx(of(STAIRS).costs(100).tolist())
 
 
-FEW = SURE + 1
+FEW = IN_A_ROW + 1
 
 
 def step(staircase, times, count=FEW):
