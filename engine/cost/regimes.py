@@ -7,8 +7,8 @@ that was costly while something else kept the machine busy is explored again som
 A step that is far off is an outlier and counts for nothing until it has happened several times in a row: then
 it is the estimate that is wrong, and it is moved at once. Single tokens, which are taken all the time, speak
 for every width, so that one nobody tries, because it is thought too costly, becomes cheaper with them; other
-widths speak for themselves. Several of them in a row that are too costly speak for all wide steps, for a while:
-something else contends for what they lived on.
+widths speak for themselves. Several of them in a row that are too costly speak for all wide steps, for a
+while: something else contends for what they lived on.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Regimes:
         self.contention **= (1 - SPEED_DECAY) ** DECAY_EVERY
 
     def _note_wide(self, n: int, ratio: float) -> None:
-        """A step of `n` tokens took `ratio` times as long as expected: after a few, wide steps are costly now.
+        """A step of `n` tokens took `ratio` times as long as expected; after a few, wide steps are costly.
 
         How much is interpolated between the widths seen, and down to nothing at the narrowest.
         """
