@@ -156,10 +156,15 @@ class Session:
         entry = registry.find(name)
         if entry.named and self.draft_models is None and not self.plain_reason:
             raise UsageError("there is no draft model", "name one when specx starts: -md FILE")
-        self.drafter_name = "none" if self.plain_reason else name
         if self.plain_reason:
-            entry = registry.find("none")
-        self.drafter = entry.build(_Known(self.vocab, self.learned))
+            name, entry = "none", registry.find("none")
+        drafter = entry.build(_Known(self.vocab, self.learned))
+        if drafter.needs not in self.model.facts.extractable:
+            raise UsageError(
+                f"the drafter {name!r} needs hidden states, which {self.model_name} does not give",
+                f"choose another: {', '.join(self.drafters)}",
+            )
+        self.drafter_name, self.drafter = name, drafter
         if self.draft_models is not None:
             mixture = MixtureDrafter(self.drafter) if entry.guessers else None
             self.draft_models.attach(mixture, required=entry.named)
