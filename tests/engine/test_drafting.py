@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,12 @@ import pytest
 from specx.backends.base import Want
 from specx.backends.errors import ModelError, UsageError
 from specx.backends.scripted import ScriptedModel, SimulatedClock
-from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
+from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import MOST_TRIED, DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.finder import Candidate, Unfit
 
 V = 64
@@ -91,7 +91,7 @@ class World:
 
 def session_of(world, *, drafter="auto", forced=None, root=None, quantized=False):
     world.notices, world.explained = [], []
-    settings = LoadSettings(Path("scripted.gguf"), drafter=drafter, store=root is not None)
+    settings = Asked(Path("scripted.gguf"), drafter=drafter, store=root is not None)
     learned = Learned(Store(root, world.notices.append), model_key="model", cost_key="cost")
 
     def draft_models(session):
@@ -118,6 +118,7 @@ def session_of(world, *, drafter="auto", forced=None, root=None, quantized=False
         clock=world.clock,
         draft_models=draft_models,
     )
+    session.staircase.watch = unwatched
     session.staircase.load_json(STEPS)
     world.session = session
     return session
@@ -184,8 +185,8 @@ def test_the_most_promising_is_tried_first_and_losers_are_closed():
         laws=dict.fromkeys(names, LAWS["useless"]),
     )
     session = session_of(world)
-    for seed in range(12):
-        answer(session, 200, seed=seed)
+    for seed in range(8):
+        answer(session, 300, seed=seed)
     tried = ["useless1", "useless2", "useless3"]
     assert len(tried) == MOST_TRIED
     assert world.loaded() == [name for what, name in world.log if what == "closed"] == tried
@@ -307,7 +308,7 @@ def test_names():
     named = session_of(World(), forced=candidate("good"))
     assert "model" in named.drafters
     learned = Learned(Store(None), model_key="", cost_key="")
-    bare = Session(ScriptedModel(V), LoadSettings(Path("x"), store=False), learned, name="x")
+    bare = Session(ScriptedModel(V), Asked(Path("x"), store=False), learned, name="x")
     with pytest.raises(UsageError, match="no draft model"):
         bare.set_drafter("model")
 
@@ -334,8 +335,13 @@ def test_it_drafts_for_several_texts_at_once_and_each_has_room_of_its_own():
         plain = alone.generate(list(prompt), sampling, n_predict=150, ignore_eos=True)
         list(plain)
         assert generation.result.tokens == plain.result.tokens
-    for _ in range(world.models["good"].facts.max_texts):  # those of the texts were given back
-        world.models["good"].open()
+    model = world.models["good"]
+    for _ in range(model.facts.max_texts - len(prompts)):  # no text has taken more room than for itself
+        model.open()
+    for seed, prompt in enumerate(([7, 8], [11], [12, 13])):
+        generation = session.generate(prompt, replace(WARM, seed=seed), n_predict=50, ignore_eos=True)
+        # And later ones find the room of those that are finished.
+        assert "model" in {name for chunk in generation for name in chunk.sources}
 
 
 def test_a_model_that_was_good_is_judged_anew_once_it_is_good_no_more():

@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 
 from specx.backends.llama import kernels as ggml_device
-from specx.backends.settings import LoadSettings
 from specx.drafters.base import Room
 from specx.engine.offers import Asking, Reason
 from specx.engine.plan import Plan
 from specx.engine.report.certificate import PROMPTS, compare_drafters
 from specx.engine.session import Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, AskedModel, SamplingSettings
 from specx.engine.text.template import ChatTemplate
 
 
@@ -60,7 +59,7 @@ class Curious(Asking):
 
 def opened(model, *, plan=Steady, asking=Asking, **options):
     settings = {"n_ctx": 512, "threads": 1, "draft_max": 7, "store": False, **options}
-    session = Session.open(LoadSettings(model, **settings))
+    session = Session.open(Asked(model, **settings))
     # Drafts are worth their while up to a point, on any machine.
     width = session.model.facts.max_width
     session.staircase.load_json({"0": {str(n): 10.0 + n for n in range(1, width + 1)}})
@@ -161,7 +160,7 @@ def test_nothing_is_kept_without_a_store(smollm2, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("ours")
 def test_a_draft_model_changes_nothing(smollm2, smollm2_q4_0):
     with opened(
-        smollm2, asking=Curious, kernels="specx", draft_model=smollm2_q4_0, draft_threads=1
+        smollm2, asking=Curious, kernels="specx", draft=AskedModel(smollm2_q4_0, threads=1)
     ) as session:
         for prompt in encoded(session, PROMPTS[:1]):
             for sampling in (SamplingSettings(seed=3, temperature=0.0), SamplingSettings(seed=4)):

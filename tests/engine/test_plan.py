@@ -187,13 +187,35 @@ def test_a_wider_step_that_is_cheaper_is_padded_up_to():
     assert decision.expected == pytest.approx(2.7)
 
 
-@pytest.mark.parametrize(("wide", "padded"), [(9.0, True), (9.5, True), (9.7, False), (10.5, False)])
+def step_of_two_drafts(staircase):
+    return choose(Plan(staircase), Fixed(tree([0.9, 0.8])), Writing())
+
+
+@pytest.mark.parametrize(("wide", "padded"), [(14.0, True), (16.5, True), (18.5, False), (21.0, False)])
 def test_a_wider_step_is_taken_only_where_it_is_cheaper_beyond_the_noise(wide, padded):
-    # Of 2 % on each of the two: 0.39 ms of 9.5 and 10.
-    plan, text = Plan(staircase_of({1: 10.0, 2: wide, 32: 300.0})), Writing()
-    decision = choose(plan, Fixed(tree([])), text)
-    assert len(drafted(decision)) == padded
-    assert decision.cost_ms == pytest.approx(wide if padded else 10.0)
+    # Of 2 % on each of the two; a fall of five times their noise is one, a smaller one is none.
+    staircase = staircase_of({1: 10.0, 2: 15.0, 3: 20.0, 4: wide, 5: 40.0, 32: 300.0})
+    decision = step_of_two_drafts(staircase)
+    assert len(drafted(decision)) == (3 if padded else 2)
+    pooled = (20.0 / 20.0**2 + wide / wide**2) / (20.0**-2 + wide**-2)  # each weighed by how sure it is
+    assert decision.cost_ms == pytest.approx(wide if padded else min(20.0, pooled))
+
+
+def test_no_wider_step_than_a_single_token_needs_is_cheaper():
+    decision = choose(Plan(staircase_of({1: 10.0, 2: 5.0, 32: 300.0})), Fixed(tree([])), Writing())
+    assert len(drafted(decision)) == 0
+
+
+@pytest.mark.parametrize(("seen", "padded"), [(19.9, False), (19.5, False), (19.0, True), (17.0, True)])
+def test_real_steps_make_a_wider_one_cheaper_beyond_the_noise(seen, padded):
+    # Of 0.8 ms, 2 % on each of the two.
+    staircase = staircase_of({1: 10.0, 2: 15.0, 3: 20.0, 4: 20.0, 5: 40.0, 32: 300.0})
+    for _ in range(300):
+        staircase.observe(3, 3, 20.0)
+        staircase.observe(4, 3, seen)
+    decision = step_of_two_drafts(staircase)
+    assert len(drafted(decision)) == (3 if padded else 2)
+    assert decision.cost_ms == pytest.approx(seen if padded else 20.0, rel=0.002)
 
 
 def test_padding_without_any_draft_is_a_chain_below_the_root():

@@ -13,16 +13,16 @@ import pytest
 from specx.backends.base import Want
 from specx.backends.errors import ContextFullError, GrammarError, UsageError
 from specx.backends.scripted import ScriptedModel, SimulatedClock
-from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.drafters import registry
 from specx.drafters.base import Draft, Room
+from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.offers import Asking, Reason
 from specx.engine.plan import Plan
 from specx.engine.session import Session, Timings
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.finder import Candidate
 
 V = 64
@@ -111,7 +111,7 @@ def session_of(
 
     law = {"vocab_size": V, "script": SCRIPT, "peak": 0.9}
     target = kind(**{**law, "step_costs": STEPS, "clock": clock, **options})
-    settings = LoadSettings(
+    settings = Asked(
         Path("scripted.gguf"),
         drafter=drafter,
         draft_max=draft_max,
@@ -129,6 +129,7 @@ def session_of(
         draft_models=draft_models if draft is not None or drafter == "model" else None,
         clock=clock,
     )
+    session.staircase.watch = unwatched
     if load:
         session.staircase.load_json(load)
     return session
@@ -681,6 +682,33 @@ def test_a_disturbed_measurement_is_told_and_not_kept(tmp_path):
     assert len(notices) == 2
     assert notices[1].startswith("something else kept the machine busy")
     assert kept_staircases(tmp_path) == before != {}
+
+
+def test_what_was_measured_beside_other_work_is_told_and_not_kept(tmp_path):
+    notices = []
+    with session_of(tmp_path, notices, load=None) as session:
+        session.staircase.watch = lambda: lambda: True
+        run(session, n_predict=3)
+        assert session.staircase.depths and session.staircase.disturbed
+    assert notices[-1].startswith("something else kept the machine busy")
+    assert kept_staircases(tmp_path) == {}
+
+
+def test_what_is_kept_and_contradicted_by_real_steps_is_measured_again(tmp_path):
+    notices = []
+    wrong = {"0": {str(n): 100.0 + n for n in range(1, 65)}}
+    with session_of(tmp_path, notices, load=wrong, draft_max=1) as session:
+        for _ in range(10):
+            run(session)
+            if session.staircase.contradicted:
+                break
+            session.forget_conversation()
+        assert session.staircase.contradicted
+        session.forget_conversation()
+        run(session)
+        assert session.staircase.steps(session.staircase.depths[0])[1] == pytest.approx(STEPS[1])
+    with session_of(tmp_path, notices, load=None) as session:
+        assert session.staircase.cost(1, 100) == pytest.approx(STEPS[1], rel=0.1)
 
 
 @pytest.mark.parametrize("calls", [1, 8, 40])

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from specx.backends.errors import GrammarError
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.scripted import ScriptedModel, SimulatedClock
-from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 
 V = 64
 SCRIPT = [int(token) for token in np.random.default_rng(7).integers(1, 28, 40)]
@@ -33,7 +32,7 @@ def session_of(*, texts=8, drafter="auto", settings=None, **options):
     clock = SimulatedClock()
     options = {"vocab_size": V, "script": SCRIPT, "peak": 0.9, "order": 3, "max_texts": texts, **options}
     model = ScriptedModel(clock=clock, step_costs={1: 10.0, 8: 12.0, 64: 26.0}, **options)
-    asked = LoadSettings(Path("scripted.gguf"), drafter=drafter, store=False, **(settings or {}))
+    asked = Asked(Path("scripted.gguf"), drafter=drafter, store=False, **(settings or {}))
     learned = Learned(Store(None), model_key="model", cost_key="cost")
     session = Session(model, asked, learned, name="scripted", clock=clock)
     session.staircase.load_json(STEPS)
@@ -239,25 +238,26 @@ def test_real_texts_are_the_same_in_any_company(request, model):
     rng = np.random.default_rng(5)
 
     def written(texts, drafter, order):
-        asked = LoadSettings(path, n_ctx=512, texts=texts, drafter=drafter, kernels="specx", store=False)
+        # One thread, because threads that wait for each other are no use on a busy machine.
+        asked = Asked(path, n_ctx=512, texts=texts, drafter=drafter, kernels="specx", threads=1, store=False)
         with Session.open(asked) as session:
             session.staircase.load_json(STEPS)  # what steps take here must not decide what is tested
             generations = [
                 session.generate(
                     session.tokenize(f"The story of {i} birds{', and of the sea' * (i * 9 % 14)}:", **TEXT),
                     SamplingSettings(seed=i, temperature=0.0 if i % 2 else 0.9),
-                    n_predict=6 + i * 5 % 17,
+                    n_predict=6 + i * 5 % 11,
                     ignore_eos=True,
                 )
-                for i in range(11)
+                for i in range(10)
             ]
             for _ in session.together([generations[i] for i in order], texts):
                 pass
             return [generation.result.tokens for generation in generations]
 
-    expected = written(1, "none", range(11))
-    assert written(8, "none", rng.permutation(11)) == expected
-    assert written(8, "auto", rng.permutation(11)) == expected
+    expected = written(1, "none", range(10))
+    assert written(8, "none", rng.permutation(10)) == expected
+    assert written(8, "auto", rng.permutation(10)) == expected
 
 
 TEXT = {"add_special": True, "parse_special": False}

@@ -23,7 +23,7 @@ from specx.engine.bench.setup import name_arms
 from specx.engine.bench.suites import Prompt, Workload
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
-from specx.engine.settings import LoadSettings, SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 
 GREEDY = SamplingSettings(seed=1, temperature=0.0)
 STEPS = {1: 10.0, 4: 12.0, 8: 14.0, 16: 20.0, 64: 60.0}
@@ -47,7 +47,7 @@ def make_session(*, peak=0.95, n_ctx=2048, script=tuple(range(20, 60)), clock=No
     clock = clock or SimulatedClock()
     model = Counted(300, script=script, peak=peak, n_ctx=n_ctx, clock=clock, **given)
     learned = Learned(Store(None), model_key="m", cost_key="c")
-    return Session(model, LoadSettings(Path("m.gguf")), learned, name="scripted", clock=clock)
+    return Session(model, Asked(Path("m.gguf")), learned, name="scripted", clock=clock)
 
 
 def make_arm(session, name="none", drafter=None, *, plain="none", warm=False, sampling=GREEDY):

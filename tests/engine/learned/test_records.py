@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from specx.backends.scripted import ScriptedModel, SimulatedClock
-from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.drafters.base import EMPTY_DRAFT
 from specx.engine.decode import Step
 from specx.engine.learned.knowledge import Learned
 from specx.engine.learned.records import MOST_DRAFTERS, MOST_TOKENS, TrackRecord, TrackRecords
 from specx.engine.session import Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 
 STEPS = {1: 20.0, 2: 21.0, 4: 23.0, 8: 26.0, 16: 32.0, 64: 80.0}
 KEY = "cost"
@@ -107,7 +106,7 @@ def test_a_session_keeps_the_time_that_really_passed(tmp_path):
     script = [5 + i % 23 for i in range(200)]
     model = ScriptedModel(script=script, peak=0.97, step_costs=STEPS, clock=clock)
     learned = Learned(store, model_key="model", cost_key=KEY)
-    settings = LoadSettings(Path("scripted.gguf"))
+    settings = Asked(Path("scripted.gguf"))
     with Session(model, settings, learned, name="scripted", clock=clock) as session:
         generation = session.generate(script[:8], SamplingSettings(temperature=0.0), n_predict=400)
         steps = [chunk.step for chunk in generation if chunk.step]

@@ -11,7 +11,6 @@ import pytest
 from specx.backends.base import Want
 from specx.backends.errors import UsageError
 from specx.backends.scripted import ScriptedCache, ScriptedModel, ScriptedVocab, SimulatedClock
-from specx.backends.settings import LoadSettings
 from specx.backends.store import Store
 from specx.drafters.base import Drafter, Drafting
 from specx.engine.cost.identity import DEPTHS, SPAN, WIDTHS, Identity, identity_text, measure_identity
@@ -19,7 +18,7 @@ from specx.engine.decode import Evidence
 from specx.engine.learned.knowledge import Learned
 from specx.engine.report.certificate import PROMPTS, Comparison, compare_drafters, examine, parting
 from specx.engine.session import Result, Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 
 V = 64
 SCRIPT = [int(token) for token in np.random.default_rng(7).integers(1, 42, 40)]
@@ -144,7 +143,7 @@ def test_an_identity_as_json():
 
 def test_an_identity_of_a_shorter_context_is_not_taken_for_that_of_a_longer_one():
     learned = Learned(Store(None), model_key="m", cost_key="c")
-    settings = LoadSettings(Path("scripted.gguf"), exact=True)
+    settings = Asked(Path("scripted.gguf"), exact=True)
     late = {"shape": lambda n, length: 0.5 * (n == 1 and length >= 300), "vocab_size": 300}
     short = Session(Shaped(n_ctx=300, **late), settings, learned, name="short")
     assert short.plan.widths is None
@@ -157,7 +156,7 @@ def test_an_identity_of_a_shorter_context_is_not_taken_for_that_of_a_longer_one(
 
 def session_of(model, kind=Session):
     learned = Learned(Store(None), model_key="m", cost_key="c")
-    settings = LoadSettings(Path("scripted.gguf"), drafter="suffix")
+    settings = Asked(Path("scripted.gguf"), drafter="suffix")
     session = kind(model, settings, learned, name="scripted", clock=model.clock)
     session.staircase.load_json({"0": {str(n): ms for n, ms in FLAT.items()}})
     return session
