@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -107,18 +108,19 @@ def test_a_drafter_of_another_package(install):
 
 
 def test_the_drafter_of_another_package_drafts_for_a_model(install):
-    from specx.backends.settings import LoadSettings
     from specx.backends.store import Store
+    from specx.engine.cost.timing import unwatched
     from specx.engine.learned.knowledge import Learned
     from specx.engine.session import Session
-    from specx.engine.settings import SamplingSettings
+    from specx.engine.settings import Asked, SamplingSettings
 
     install({"echo": "othersdrafters:Echo"}, ECHO)
     texts = []
     for name in ("none", "echo"):
         model = ScriptedModel(64, script=[5, 5, 5, 5, 5, 6], peak=0.95, order=6)
         learned = Learned(Store(None), model_key="m", cost_key="c")
-        with Session(model, LoadSettings("scripted", drafter=name), learned, name="scripted") as session:
+        with Session(model, Asked(Path("scripted"), drafter=name), learned, name="scripted") as session:
+            session.staircase.watch = unwatched
             session.staircase.load_json({"0": {str(n): 10 + n / 10 for n in range(1, 33)}})
             generation = session.generate([5], SamplingSettings(seed=3, temperature=0.8), n_predict=40)
             list(generation)

@@ -1,6 +1,6 @@
 """Damaged GGUF files: a header taken apart, what can be wrong with it, and what comes of each.
 
-`python gguf_damage.py MODEL PART OF` runs `specx complete` on every OF-th damaged copy of MODEL and prints a
+`python damage.py MODEL PART OF` runs `specx complete` on every OF-th damaged copy of MODEL and prints a
 line of JSON for each. The processes are forked, because starting Python takes longer than all the rest.
 """
 
@@ -287,8 +287,12 @@ def outcome(arguments, folder):
 
 
 def main():
+    # What is imported here need not be imported in each fork.
     import llama_cpp  # noqa: F401
+    import numpy.ma  # noqa: F401
 
+    import specx.engine.session
+    import specx.engine.setup.open  # noqa: F401
     from specx.cli.app import run
 
     model, part, of = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

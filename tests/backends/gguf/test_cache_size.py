@@ -9,7 +9,7 @@ from specx.backends.gguf.cache_size import CELLS, cells, layer_cache_bytes, wind
 from specx.backends.gguf.file import read_gguf
 from specx.backends.llama.library import set_verbose
 from specx.backends.llama.model import LlamaModel
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import Load
 
 MIB = 1 << 20
 
@@ -25,26 +25,26 @@ def full(tiny_models):
     return read_gguf(tiny_models["full"])
 
 
-def llamas_own_figures(settings: LoadSettings, capsys: pytest.CaptureFixture[str]) -> float:
+def llamas_own_figures(load: Load, capsys: pytest.CaptureFixture[str]) -> float:
     """MiB of all caches and states that llama.cpp reports."""
     capsys.readouterr()
-    LlamaModel(replace(settings, verbose=True)).close()
+    LlamaModel(replace(load, verbose=True)).close()
     set_verbose(False)
     lines = [line for line in capsys.readouterr().err.splitlines() if re.search(r"(KV|RS) buffer size", line)]
     assert lines
     return sum(float(re.search(r"([\d.]+) MiB", line)[1]) for line in lines)
 
 
-def predicted(settings: LoadSettings) -> float:
+def predicted(load: Load) -> float:
     """MiB."""
     layers = layer_cache_bytes(
-        read_gguf(settings.model),
-        settings.n_ctx,
-        type_k=settings.type_k,
-        type_v=settings.type_v,
-        n_ubatch=settings.n_ubatch,
-        swa_full=settings.swa_full,
-        flash_attn=settings.flash_attn != "off",
+        read_gguf(load.path),
+        load.n_ctx,
+        type_k=load.type_k,
+        type_v=load.type_v,
+        n_ubatch=load.n_ubatch,
+        swa_full=load.swa_full,
+        flash_attn=load.flash_attn != "off",
     )
     return sum(layers) / MIB
 
@@ -62,13 +62,13 @@ def predicted(settings: LoadSettings) -> float:
     ],
 )
 def test_it_is_what_llama_cpp_sets_aside(tiny_models, capsys, name, options):
-    settings = LoadSettings(tiny_models[name], **({"n_ctx": 4096} | options))
-    assert predicted(settings) == pytest.approx(llamas_own_figures(settings, capsys), abs=0.011)
+    load = Load(tiny_models[name], 1, 1, **({"n_ctx": 4096} | options))
+    assert predicted(load) == pytest.approx(llamas_own_figures(load, capsys), abs=0.011)
 
 
 def test_quantized_caches_are_what_llama_cpp_sets_aside(smollm2, capsys):
-    settings = LoadSettings(smollm2, n_ctx=1000, type_k="q8_0", type_v="q4_0")
-    assert predicted(settings) == pytest.approx(llamas_own_figures(settings, capsys), abs=0.011)
+    load = Load(smollm2, 1, 1, n_ctx=1000, type_k="q8_0", type_v="q4_0")
+    assert predicted(load) == pytest.approx(llamas_own_figures(load, capsys), abs=0.011)
 
 
 def test_cells_are_rounded_up_and_windows_hold_a_batch_besides(tiny_models):

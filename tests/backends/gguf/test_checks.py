@@ -13,7 +13,7 @@ from specx.backends.errors import ModelError, UsageError
 from specx.backends.gguf.checks import read_runnable
 from specx.backends.gguf.file import read_gguf
 from specx.backends.llama.cache_types import check_cache_of_model, check_flash_attention
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import Load
 
 
 def _load(name):
@@ -23,7 +23,7 @@ def _load(name):
     return module
 
 
-damage = _load("gguf_damage")
+damage = _load("damage")
 NAN = float("nan")
 
 
@@ -120,32 +120,37 @@ def test_weights_that_are_integers(tiny_models, tmp_path, kind):
     assert last.name.decode() in caught.value.message
 
 
-def test_a_quantized_v_cache_needs_flash_attention(tmp_path):
-    settings = LoadSettings(tmp_path / "m.gguf", flash_attn="off", type_k="q4_0", drafter="none")
-    check_flash_attention(replace(settings, draft_type_v="q8_0"))
-    check_flash_attention(replace(settings, type_v="q4_0", flash_attn="auto"))
-    with pytest.raises(UsageError, match="needs flash attention") as caught:
-        check_flash_attention(replace(settings, type_v="q4_0"))
+def test_a_quantized_v_cache_needs_flash_attention():
+    for flash_attn, type_v, draft_type_v in (
+        ("off", None, None),
+        ("off", "f16", "bf16"),
+        ("auto", "q4_0", "q8_0"),
+        ("on", "q4_0", "q8_0"),
+        (None, "q4_0", "q8_0"),
+    ):
+        check_flash_attention(flash_attn, type_v, draft_type_v)
+    with pytest.raises(UsageError, match=r"-ctv/.*needs flash attention") as caught:
+        check_flash_attention("off", "q4_0", None)
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="-ctvd"):
-        check_flash_attention(replace(settings, drafter="model", draft_type_v="q8_0"))
+        check_flash_attention("off", None, "q8_0")
 
 
 def test_a_head_is_made_of_whole_blocks(tiny_models):
-    info, settings = read_gguf(tiny_models["full"]), LoadSettings(tiny_models["full"])
+    info, load = read_gguf(tiny_models["full"]), Load(tiny_models["full"], 1, 1)
     assert info.key_length == info.value_length == 16
-    check_cache_of_model(info, settings)
-    check_cache_of_model(info, replace(settings, type_k="q8_0", flash_attn="off"))
+    check_cache_of_model(info, load)
+    check_cache_of_model(info, replace(load, type_k="q8_0", flash_attn="off"))
     for flag, field in (("-ctk", "type_k"), ("-ctv", "type_v")):
         with pytest.raises(UsageError, match=f"{flag} is q8_0, in blocks of 32") as caught:
-            check_cache_of_model(info, replace(settings, **{field: "q8_0"}))
+            check_cache_of_model(info, replace(load, **{field: "q8_0"}))
         assert caught.value.hint == f"take a type without blocks: {flag} f16"
-    check_cache_of_model(replace(info, key_length=64), replace(settings, type_k="q8_0"))
+    check_cache_of_model(replace(info, key_length=64), replace(load, type_k="q8_0"))
 
 
 def test_keys_and_values_that_are_kept_in_one_have_one_type(tiny_models):
-    info, settings = read_gguf(tiny_models["full"]), LoadSettings(tiny_models["full"])
+    info, load = read_gguf(tiny_models["full"]), Load(tiny_models["full"], 1, 1)
     latent = replace(info, metadata={**info.metadata, "llama.attention.key_length_mla": 16})
-    check_cache_of_model(latent, settings)
+    check_cache_of_model(latent, load)
     with pytest.raises(UsageError, match="keeps both in one"):
-        check_cache_of_model(latent, replace(settings, type_k="f32"))
+        check_cache_of_model(latent, replace(load, type_k="f32"))

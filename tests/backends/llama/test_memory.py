@@ -10,11 +10,11 @@ import pytest
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.file import read_gguf
-from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, unavailable
+from specx.backends.llama.kernels import ATTENTION, KERNELS, SPECX, STOCK, unavailable
 from specx.backends.llama.library import set_verbose, system_info
-from specx.backends.llama.memory import PACKED, predict_memory, repacked_types
+from specx.backends.llama.memory import PACKED, predict_memory, repacked_types, wanted_context
 from specx.backends.llama.model import LlamaModel
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import Load
 
 MIB = 1 << 20
 TEXT = Path(__file__).resolve().parents[3] / "docs" / "kernels.md"
@@ -22,20 +22,19 @@ RUN = """
 import sys
 from pathlib import Path
 from specx.backends.machine.peak_memory import peak_memory
-from specx.backends.settings import LoadSettings
 from specx.cli.app import run
 from specx.engine.session import Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 
 model, n_ctx, cache, kernels, text = sys.argv[1:]
 run(["complete", "--help"])  # what a command imports belongs to it
-settings = LoadSettings(
+asked = Asked(
     Path(model), n_ctx=int(n_ctx), type_k=cache, type_v=cache, kernels=kernels, store=False
 )
-with Session.open(settings) as session:
+with Session.open(asked) as session:
     prompt = session.tokenize(Path(text).read_text(), add_special=True, parse_special=False)
-    prompt = prompt[: settings.n_ctx - 64]  # it ends in a piece long enough for all the logits there can be
-    assert len(prompt) == settings.n_ctx - 64
+    prompt = prompt[: asked.n_ctx - 64]  # it ends in a piece long enough for all the logits there can be
+    assert len(prompt) == asked.n_ctx - 64
     for _ in session.generate(prompt, SamplingSettings(temperature=0), n_predict=8):
         pass
     pages, counts = 0, False
@@ -53,8 +52,9 @@ def full(tiny_models):
     return read_gguf(tiny_models["full"])
 
 
-def settings(info, **options) -> LoadSettings:
-    return LoadSettings(info.path, **options)
+def settings(info, **options) -> Load:
+    n_ctx = wanted_context(options.pop("n_ctx", None), info.context_length)
+    return Load(info.path, 1, 1, n_ctx=n_ctx, **options)
 
 
 def test_the_parts_make_the_whole(full):
@@ -72,8 +72,8 @@ def test_the_context_is_the_one_that_would_be_loaded(full):
     def n_ctx(info, wanted):
         return predict_memory(info, settings(info, n_ctx=wanted)).n_ctx
 
-    assert [n_ctx(full, wanted) for wanted in (None, 0, 700)] == [4096, 8192, 700]
-    assert n_ctx(replace(full, context_length=1000), None) == 1000
+    assert [n_ctx(full, wanted) for wanted in (None, 0, 700)] == [4096, 8192, 768]
+    assert n_ctx(replace(full, context_length=1000), None) == 1024  # rounded up, as llama.cpp does
     assert n_ctx(replace(full, context_length=0), None) == 4096
 
 
@@ -85,7 +85,7 @@ def test_more_context_takes_more_of_the_cache_alone(full):
 
 
 def test_nothing_is_set_aside_for_drafts_that_are_not_made(full, tiny_models):
-    plain = predict_memory(full, settings(full, drafter="none"))
+    plain = predict_memory(full, settings(full), drafting=False)
     drafting = predict_memory(full, settings(full))
     assert plain.drafter == 0
     assert plain.logits < drafting.logits
@@ -94,7 +94,7 @@ def test_nothing_is_set_aside_for_drafts_that_are_not_made(full, tiny_models):
 
 
 def test_earlier_answers_are_counted_where_they_are_kept(full):
-    kept, forgotten = (predict_memory(full, settings(full, store=store)).drafter for store in (True, False))
+    kept, forgotten = (predict_memory(full, settings(full), history=h).drafter for h in (True, False))
     assert kept > forgotten > 0
 
 
@@ -186,13 +186,19 @@ def test_layers_are_counted_where_they_are(full):
 
 def test_a_draft_model_comes_with_a_cache_of_its_own(full):
     alone = predict_memory(full, settings(full), kernels=STOCK)
-    both = predict_memory(full, settings(full), kernels=STOCK, draft=full)
-    its = predict_memory(full, settings(full, drafter="none"), kernels=STOCK)
+    both = predict_memory(full, settings(full), kernels=STOCK, draft=(full, settings(full)))
+    its = predict_memory(full, settings(full), kernels=STOCK, drafting=False)
     assert both.draft > its.weights + its.kv + its.compute
     assert both.working == alone.working + both.draft
     assert both.draft < its.working  # there is one process
-    quantized = settings(full, draft_type_k="q8_0", draft_type_v="q8_0")
-    assert predict_memory(full, quantized, kernels=STOCK, draft=full).draft < both.draft
+    quantized = (full, settings(full, type_k="q8_0", type_v="q8_0"))
+    assert predict_memory(full, settings(full), kernels=STOCK, draft=quantized).draft < both.draft
+
+
+def test_each_text_has_a_cache_of_its_own(full):
+    one, four = (predict_memory(full, settings(full, texts=n), kernels=STOCK) for n in (1, 4))
+    assert four.kv == 4 * one.kv
+    assert (four.weights, four.base) == (one.weights, one.base)
 
 
 def test_an_unknown_type_of_cache_is_refused(full):
@@ -222,7 +228,7 @@ def test_what_is_packed_here_is_what_the_kernels_pack():
     assert {name for name, *_ in TYPES.values()} == PACKED
 
 
-def reported(loaded: LoadSettings, capsys: pytest.CaptureFixture[str]) -> int:
+def reported(loaded: Load, capsys: pytest.CaptureFixture[str]) -> int:
     """Bytes of the compute buffer that llama.cpp reports."""
     capsys.readouterr()
     LlamaModel(replace(loaded, verbose=True), repack=False).close()
@@ -248,10 +254,10 @@ def test_the_compute_buffer_is_what_llama_cpp_reports(request, capsys, model, op
     assert predict_memory(info, loaded).compute == pytest.approx(reported(loaded, capsys), rel=0.06)
 
 
-def peak(asked: LoadSettings) -> tuple[int, int]:
+def peak(model: Path, n_ctx: int, cache: str, kernels: str) -> tuple[int, int]:
     """Bytes of a process of its own that reads a prompt as long as the context, and writes a little; and how
     many of them are pages of the model's file."""
-    arguments = [str(asked.model), str(asked.n_ctx), asked.type_k, asked.kernels, str(TEXT)]
+    arguments = [str(model), str(n_ctx), cache, kernels, str(TEXT)]
     done = subprocess.run(
         [sys.executable, "-P", "-c", RUN, *arguments], capture_output=True, text=True, check=False
     )
@@ -276,9 +282,11 @@ def test_a_real_run_takes_what_was_predicted(request, model, n_ctx, cache, kerne
     if kernels == "specx" and (reason := unavailable()):
         pytest.skip(reason)
     info = read_gguf(request.getfixturevalue(model))
-    asked = settings(info, n_ctx=n_ctx, type_k=cache, type_v=cache, kernels=kernels, store=False)
-    need = predict_memory(info, asked, repacked=repacked_types(system_info()))
-    whole, pages = peak(asked)
+    load = settings(info, n_ctx=n_ctx, type_k=cache, type_v=cache)
+    need = predict_memory(
+        info, load, kernels=KERNELS[kernels], repacked=repacked_types(system_info()), history=False
+    )
+    whole, pages = peak(info.path, n_ctx, cache, kernels)
     assert need.total - need.mapped - need.repack == pytest.approx(whole - pages, rel=0.1)
     if kernels == "stock":
         assert need.total == pytest.approx(whole, rel=0.1)

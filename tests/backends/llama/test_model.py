@@ -23,11 +23,12 @@ from specx.backends.errors import ContextFullError, ModelError, RollbackError, S
 from specx.backends.llama import library as libllama
 from specx.backends.llama import params
 from specx.backends.llama.model import LlamaModel
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import Load
 from specx.backends.store import Store
+from specx.engine.cost.timing import unwatched
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
-from specx.engine.settings import SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 
 SAME = 1e-3  # largest difference of a logit on a tiny model
 ROUNDED = 0.04  # the same with flash attention
@@ -47,7 +48,7 @@ def repack(path):
 
 
 def load(path, **options):
-    settings = LoadSettings(path, **{"n_ctx": 512, "threads": 1, **options})
+    settings = Load(path, **{"n_ctx": 512, "threads": 1, "threads_batch": 1, **options})
     return LlamaModel(settings, repack=repack(path))
 
 
@@ -261,7 +262,8 @@ def test_a_session_reads_again_what_the_window_has_lost(tiny_models):
         model = load(path, n_ctx=2048, n_ubatch=n_ubatch, **PRECISE)
         learned = Learned(Store(None), model_key="m", cost_key="c")
         ticking = itertools.count(0.0, 0.01).__next__  # what a step really takes must not decide a test
-        made = Session(model, LoadSettings(path, drafter="auto"), learned, name="tiny", clock=ticking)
+        made = Session(model, Asked(path, drafter="auto"), learned, name="tiny", clock=ticking)
+        made.staircase.watch = unwatched
         made.staircase.load_json({"0": {str(n): 10 + n / 10 for n in range(1, 33)}})
         return made
 
@@ -503,8 +505,8 @@ def test_limits_that_follow_from_the_settings(tiny_models):
     assert short.max_width == 16
     short.forward(np.ones(16, np.int32), chain(16))
     short.keep([0])
-    assert load(path, n_ctx=None).facts.n_ctx == params.DEFAULT_CTX
-    assert load(path, n_ctx=0).facts.n_ctx == load(path).facts.n_ctx_train == 8192
+    assert load(path, n_ctx=300).facts.n_ctx == 512  # rounded up
+    assert load(path).facts.n_ctx_train == 8192
     model = load(path, threads=2, threads_batch=1)
     assert (model.n_threads, model.n_threads_batch) == (2, 1)
     model.close()
@@ -514,7 +516,7 @@ def test_limits_that_follow_from_the_settings(tiny_models):
 def test_files_that_cannot_be_loaded(tiny_models, tmp_path):
     missing = tmp_path / "missing.gguf"
     with pytest.raises(ModelError, match=r"could not load missing\.gguf"):
-        LlamaModel(LoadSettings(missing))
+        LlamaModel(Load(missing, 1, 1))
     strange = tmp_path / "strange.gguf"
     writer = gguf.GGUFWriter(strange, "quetzalcoatl")
     writer.write_header_to_file()
@@ -522,19 +524,19 @@ def test_files_that_cannot_be_loaded(tiny_models, tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(ModelError, match="architecture 'quetzalcoatl'"):
-        LlamaModel(LoadSettings(strange))
+        LlamaModel(Load(strange, 1, 1))
     cut = tmp_path / "cut.gguf"
     shutil.copy(tiny_models["full"], cut)
     with cut.open("r+b") as file:
         file.truncate(cut.stat().st_size - 5000)
     with pytest.raises(ModelError) as error:
-        LlamaModel(LoadSettings(cut))
+        LlamaModel(Load(cut, 1, 1))
     assert "quetzalcoatl" not in str(error.value)  # the reason of this file, not of the last one
     assert "cut.gguf" in str(error.value)
     text = tmp_path / "text.gguf"
     text.write_text("no model at all")
     with pytest.raises(ModelError):
-        LlamaModel(LoadSettings(text))
+        LlamaModel(Load(text, 1, 1))
 
 
 @pytest.mark.parametrize("options", [{"type_k": "q9_9"}, {"type_v": "i32"}, {"type_k": "q8_0"}], ids=repr)
@@ -546,7 +548,7 @@ def test_cache_types_that_cannot_be_had(tiny_models, options):
 
 def test_loading_can_be_interrupted(tiny_models):
     seen = []
-    load_settings = LoadSettings(tiny_models["full"], n_ctx=256, threads=1)
+    load_settings = Load(tiny_models["full"], 1, 1, n_ctx=256)
     LlamaModel(load_settings, progress=seen.append, repack=False)
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(1)

@@ -7,7 +7,7 @@ import pytest
 
 from specx.backends.llama.cache import LlamaCache
 from specx.backends.llama.model import LlamaModel
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import Load
 
 
 class Stopped(Exception):
@@ -22,7 +22,7 @@ def row(cache: LlamaCache) -> np.ndarray:
 
 @pytest.mark.parametrize("piece", [0, 1])
 def test_a_raising_progress_stops_within_a_piece(smollm2, piece):
-    settings = LoadSettings(model=smollm2, n_ctx=512, n_ubatch=128, threads=1, threads_batch=1)
+    settings = Load(smollm2, 1, 1, n_ctx=512, n_ubatch=128)
     model = LlamaModel(settings)
     cache = model.open()
     seen: list[int] = []

@@ -16,7 +16,7 @@ from specx.backends.errors import ContextFullError, ModelError, RollbackError
 from specx.backends.llama import library
 from specx.backends.llama.kernels import SPECX, STOCK, unavailable
 from specx.backends.llama.model import LlamaModel
-from specx.backends.settings import LoadSettings
+from specx.backends.settings import Load
 
 SAME = 1e-3  # largest difference of a logit between two ways to compute it
 TEXTS = 5
@@ -34,10 +34,10 @@ def load(path, kernels, texts, **options):
     """With specx's kernels each text has a stream, with llama.cpp's own they share one."""
     if kernels is SPECX and (reason := unavailable()):
         pytest.skip(reason)
-    options = {"n_ctx": 256, "threads": 1, "type_k": "f32", "type_v": "f32", **options}
+    options = {"n_ctx": 256, "threads": 1, "threads_batch": 1, "type_k": "f32", "type_v": "f32", **options}
     if kernels is STOCK:
         options = {"flash_attn": "off", **options}
-    return LlamaModel(LoadSettings(path, texts=texts, **options), kernels=kernels, repack=repack(path))
+    return LlamaModel(Load(path, texts=texts, **options), kernels=kernels, repack=repack(path))
 
 
 class Pool:

@@ -13,7 +13,6 @@ from specx.backends.machine.machine import (
     CPU,
     Conditions,
     Memory,
-    OtherWork,
     available_memory,
     bytes_to_read,
     cpu_of_sysctl,
@@ -199,26 +198,6 @@ def test_where_the_power_comes_from(tree, supplies, power):
     assert read_conditions(tree(**files)).power == power
 
 
-def stat(*busy):
-    """/proc/stat of CPUs that have been busy for so many seconds, in ticks of a hundredth."""
-    return "cpu 1 2 3\n" + "\n".join(f"cpu{i} {100 * s} 0 0 5000 70 0 0 0 9 9" for i, s in enumerate(busy))
-
-
-def test_the_work_of_others_is_what_this_process_did_not_do(tree, monkeypatch):
-    monkeypatch.setattr("specx.backends.machine.machine.CLOCK_TICKS", 100)
-    own, now = iter((3.0, 9.0, 9.0)), iter((0.0, 10.0, 10.0))
-    root = tree(**{"proc/stat": stat(10, 20, 30)})
-    work = OtherWork((0, 1), root, own=lambda: next(own), clock=lambda: next(now))
-    tree(**{"proc/stat": stat(18, 22, 99)})  # the third belongs to strangers
-    assert work.share() == pytest.approx((8 + 2 - 6) / 20)
-    tree(**{"proc/stat": "nothing"})
-    assert work.share() is None
-
-
-def test_the_work_of_others_is_unknown_without_the_file(tmp_path):
-    assert OtherWork((0,), tmp_path).share() is None
-
-
 def test_instruction_sets_are_those_that_are_on():
     line = "CUDA : ARCHS = 890 | CPU : SSE3 = 1 | AVX = 1 | AMX_INT8 = 0 | REPACK = 1 | "
     assert instruction_sets(line) == ["ARCHS", "SSE3", "AVX", "REPACK"]
@@ -250,13 +229,10 @@ def test_this_machine_has_what_python_says():
 
 
 SAY = """
-from specx.backends.llama.params import decode_threads
 from specx.backends.machine.machine import machine_fingerprint, this_cpu
-from specx.backends.settings import LoadSettings
-from pathlib import Path
 import os, sys
 os.sched_setaffinity(0, [int(cpu) for cpu in sys.argv[1:]])
-print(this_cpu().usable_threads, decode_threads(LoadSettings(Path())), machine_fingerprint())
+print(this_cpu().usable_threads, this_cpu().default_threads, machine_fingerprint())
 """
 
 
