@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
+from specx.cli import INTERRUPTED  # this package: Python has loaded it
+
 TYPE_CHECKING = False  # that of typing would have to be imported
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,9 +21,6 @@ __all__ = ["main", "run"]
 
 CLOSED_PIPE = 141
 """As a shell reports a program that SIGPIPE ended, which is what `| head -1` does to other tools."""
-
-INTERRUPTED = 130
-"""As shells report a program that SIGINT ended."""
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specx.backends.errors import UsageError
+from specx.cli import INTERRUPTED
 from specx.cli.generation import generate, open_session, requested, statistics
 from specx.cli.options.read import (
     DraftOptions,
@@ -23,7 +24,6 @@ from specx.cli.options.read import (
 )
 from specx.cli.terminal.console import end_line, notice, write
 from specx.cli.terminal.files import check_folder, read_stdin, read_text, stdin_is_piped, write_atomically
-from specx.cli.terminal.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
     from specx.engine.session import Chunk, Result, Session

@@ -67,7 +67,21 @@ PROMPT = "one two three four one two three four one two three four one two"
 
 
 def test_it_drafts_in_complete(run, smollm2):
-    asked = ["-m", "specx.cli", "complete", smollm2, "-p", PROMPT, "-n", 12, "--temp", 0, "--json"]
+    asked = [
+        "-m",
+        "specx.cli",
+        "complete",
+        smollm2,
+        "-p",
+        PROMPT,
+        "-n",
+        12,
+        "--temp",
+        0,
+        "--json",
+        "--kernels",
+        "stock",
+    ]
     echoed, plain = (json.loads(run(*asked, "--drafter", name)) for name in ("echo", "none"))
     assert echoed["drafter"] == "echo"
     assert echoed["tokens"] == plain["tokens"]
@@ -76,7 +90,20 @@ def test_it_drafts_in_complete(run, smollm2):
 def test_it_drafts_in_bench(run, smollm2, tmp_path):
     suite = tmp_path / "suite.jsonl"
     suite.write_text(json.dumps({"category": "numbers", "prompt": PROMPT}) + "\n")
-    asked = ["--suite", suite, "-n", 12, "--drafter", "echo,none", "-r", 1, "-o", "json"]
+    asked = [
+        "--suite",
+        suite,
+        "-n",
+        12,
+        "--drafter",
+        "echo,none",
+        "-r",
+        1,
+        "-o",
+        "json",
+        "--kernels",
+        "stock",
+    ]
     done = json.loads(run("-m", "specx.cli", "bench", smollm2, *asked))
     assert {"echo", "none"} <= {arm["drafter"] for arm in done["arms"]}
 

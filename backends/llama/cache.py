@@ -7,21 +7,50 @@ only when a tree needs it, and only by the range it misses, because every sequen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Cache, Progress, RowSink, Tree
+from specx.backends.base import Cache, Model, Progress, RowSink, Tree
 from specx.backends.errors import ContextFullError, RollbackError
 from specx.backends.llama.batch import TreeShape
 
-if TYPE_CHECKING:
-    from specx.backends.llama.model import LlamaModel
-
-__all__ = ["LlamaCache"]
+__all__ = ["LlamaCache", "Reader"]
 
 WATCHED = 64  # tokens per call; below, asking after every operation costs more than it is worth
+
+
+class Reader(Model, Protocol):
+    """What a text needs of the model.
+
+    Attributes:
+        memory: libllama's caches of all texts.
+        piece: most tokens that are read at once.
+        n_swa: tokens that a sliding window sees; 0 if there is none.
+    """
+
+    memory: Any
+    piece: int
+    n_swa: int
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether old tokens can be dropped from the front of a cache."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is room for one text only: then every sequence is one of its own."""
+
+    def closed(self, cache: LlamaCache) -> None:
+        """`cache` holds a text no longer."""
+
+    def read(self, cache: LlamaCache, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32] | None:
+        """Compute consecutive tokens of a text; logits after the last `wanted`, as far as they are cheap."""
+
+    def watched(self, progress: Progress | None, done: int, total: int) -> AbstractContextManager[None]:
+        """Call `progress` meanwhile, which may end the call by raising."""
 
 
 class LlamaCache(Cache):
@@ -37,7 +66,7 @@ class LlamaCache(Cache):
         main: the sequence of the committed tokens.
     """
 
-    def __init__(self, model: LlamaModel, module: Any, slot: int, own: Sequence[int]) -> None:
+    def __init__(self, model: Reader, module: Any, slot: int, own: Sequence[int]) -> None:
         self.slot = slot
         self.main = own[0]
         self._model = model
@@ -49,7 +78,7 @@ class LlamaCache(Cache):
         self._pending: TreeShape | None = None
 
     @property
-    def model(self) -> LlamaModel:
+    def model(self) -> Reader:
         """The model."""
         return self._model
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from specx.backends.errors import SpecxError, UsageError
+from specx.cli import INTERRUPTED
 from specx.cli.options.bench import (
     GreedyOptions,
     ResultOptions,
@@ -22,7 +23,6 @@ from specx.cli.options.bench import (
 )
 from specx.cli.options.read import with_options
 from specx.cli.terminal.console import Progress, notice, write
-from specx.cli.terminal.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
     from specx.engine.bench.compare import RunComparison

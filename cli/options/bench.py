@@ -16,8 +16,8 @@ from specx.cli.options.read import (
     DraftOptions,
     ModelOptions,
     SamplingOptions,
+    allowed_drafters,
     check_threads,
-    drafter_named,
     read_asked,
     sampling_settings,
 )
@@ -212,7 +212,7 @@ def bench_settings(
     ):
         if value < least:
             raise UsageError(f"{name} is {value}", f"give a number of at least {least}")
-    drafters = [drafter_named(name.strip()) for name in draft.drafter.split(",")]
+    drafters = _names("--drafter", draft.drafter, allowed_drafters(draft.drafter))
     chosen = sampling_settings(sampling)
     threads = _thread_counts(model.threads)
     plain_model = {item.name: getattr(model, item.name) for item in fields(ModelOptions)}
@@ -235,7 +235,7 @@ def bench_settings(
 
 
 def _names(option: str, text: str, allowed: Sequence[str]) -> list[str]:
-    names = [name.strip().lower() for name in text.split(",")]
+    names = [name if name in allowed else name.lower() for name in map(str.strip, text.split(","))]
     if unknown := [name for name in names if name not in allowed]:
         raise UsageError(
             f"{option} is {text!r}: there is no {unknown[0]!r}", f"allowed are {', '.join(allowed)}"

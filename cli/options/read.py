@@ -45,9 +45,9 @@ __all__ = [
     "ModelOptions",
     "PromptOptions",
     "SamplingOptions",
+    "allowed_drafters",
     "check_generation",
     "check_threads",
-    "drafter_named",
     "prompt_text",
     "read_asked",
     "sampling_settings",
@@ -192,7 +192,7 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         mmap=model.mmap,
         mlock=model.mlock,
         swa_full=model.swa_full,
-        drafter=drafter_named(draft.drafter),
+        drafter=_one_of("--drafter", draft.drafter, allowed_drafters(draft.drafter)),
         draft_max=None if most is None else _at_least("--draft-max", most, 0),
         draft=AskedModel(
             model=_locate_draft(draft),
@@ -213,18 +213,16 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
     return asked
 
 
-def drafter_named(name: str) -> str:
-    """The name of a drafter as it is registered: one of specx's own, or of another package.
+def allowed_drafters(asked: str) -> tuple[str, ...]:
+    """Names of drafters, comma-separated ones in `asked` included if another package registers them.
 
-    Raises:
-        UsageError: there is none.
+    Those are looked for only if they are needed, because that takes longer than a start may.
     """
-    if name.lower() in DRAFTERS:
-        return name.lower()
-    from specx.drafters.registry import find
+    if all(name.strip().lower() in DRAFTERS for name in asked.split(",")):
+        return DRAFTERS
+    from specx.drafters.registry import names
 
-    find(name)  # which takes longer to import than `--help` may
-    return name
+    return names()
 
 
 def _flash_attention(value: str | None) -> str | None:
@@ -316,6 +314,8 @@ def _gpu_layers(value: str, name: str = "-ngl/--gpu-layers") -> int | None:
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...] | Mapping[str, str]) -> str:
+    if value in allowed:
+        return value
     if value.lower() in allowed:
         return value.lower()
     shown = allowed if isinstance(allowed, tuple) else dict.fromkeys(allowed.values())

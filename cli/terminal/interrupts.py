@@ -12,10 +12,10 @@ from types import FrameType
 from typing import NoReturn
 
 from specx.backends.llama.callbacks import within_c
-from specx.cli.app import INTERRUPTED
+from specx.cli import INTERRUPTED
 from specx.cli.terminal.restore import restore
 
-__all__ = ["INTERRUPTED", "interruptible", "on_interrupt", "stopping"]
+__all__ = ["interruptible", "on_interrupt", "stopping"]
 
 IMPORTING = "<frozen importlib._bootstrap>"
 """The file of the frames of Python that import a module."""

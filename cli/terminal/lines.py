@@ -14,6 +14,7 @@ from specx.cli.terminal.console import stderr
 from specx.cli.terminal.files import decode, is_text
 from specx.cli.terminal.pasting import Pasted, plain
 from specx.cli.terminal.restore import changed
+from specx.cli.terminal.typed import is_open, unwrap
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.key_binding.key_processor import KeyPressEvent
 
-__all__ = ["Editor", "PlainLines", "Reader", "history_file", "is_open", "unwrap"]
+__all__ = ["Editor", "PlainLines", "Reader", "history_file"]
 
-QUOTES = '"""'
 PROMPT, CONTINUED = "> ", "... "
 LEFT_PROMPT = "\x1b[?2004l\x1b[?1l\x1b[?25h\x1b[0m\r\n"
 """Sent to a terminal, it undoes what the line editor does: bracketed paste, keys, cursor and colours."""
@@ -37,22 +37,6 @@ class Reader(Protocol):
 
     def read(self) -> str | None:
         """The next message, None at the end. Raises KeyboardInterrupt for Ctrl-C on an empty line."""
-
-
-def is_open(text: str) -> bool:
-    """Whether a message goes on: it ends in a backslash, or its three quotes have not been closed."""
-    if text.lstrip().startswith(QUOTES):
-        return text.count(QUOTES) < 2
-    return text.endswith("\\")
-
-
-def unwrap(text: str) -> str:
-    """The message without its three quotes and without the backslashes of continued lines."""
-    text = text.strip("\n")
-    inner = text.strip()
-    if inner.startswith(QUOTES):
-        return inner.removeprefix(QUOTES).removesuffix(QUOTES).strip("\n")
-    return text.replace("\\\n", "\n").removesuffix("\\")
 
 
 class PlainLines:

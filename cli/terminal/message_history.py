@@ -9,6 +9,7 @@ from pathlib import Path
 from prompt_toolkit.history import FileHistory, History
 
 from specx.cli.terminal.files import whole_text
+from specx.cli.terminal.typed import QUOTES, is_open, unwrap
 
 __all__ = ["MessageHistory"]
 
@@ -48,8 +49,6 @@ def typed(text: str, message: str) -> str:
 
     They differ where something was pasted: it means nothing as syntax, and would if it were typed.
     """
-    from specx.cli.terminal.lines import QUOTES, is_open, unwrap
-
     if not is_open(text) and unwrap(text) == message:
         return text
     return f"{QUOTES}\n{message}\n{QUOTES}"

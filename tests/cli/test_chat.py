@@ -13,8 +13,9 @@ from specx.backends.errors import RollbackError
 from specx.cli.chat import Chat, Conversation
 from specx.cli.generation import Request
 from specx.cli.options.read import GenerationOptions
-from specx.cli.terminal.lines import history_file, is_open, unwrap
+from specx.cli.terminal.lines import history_file
 from specx.cli.terminal.markdown import finished
+from specx.cli.terminal.typed import is_open, unwrap
 from specx.engine.settings import SamplingSettings
 
 PATIENCE = 240  # seconds that a process may take on a busy machine

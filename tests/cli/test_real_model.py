@@ -43,6 +43,7 @@ class Specx:
             **os.environ,
             "SPECX_MODEL": str(self.model),
             "SPECX_CACHE": str(self.store),
+            "SPECX_KERNELS": "stock",  # beside other work they would be compared in every process anew
             **(env or {}),
         }
         return subprocess.Popen(
@@ -375,9 +376,9 @@ def test_a_chat_in_a_terminal(specx, open_terminal):
 def test_a_notice_never_lands_within_the_text(smollm2, tmp_path, open_terminal):
     fresh = Specx(smollm2, tmp_path / "store")
     arguments = ("complete", "-p", "The quick brown fox", "-n", 8, "--temp", 0, "--display-prompt", *SMALL)
-    shell = open_terminal(fresh.start, *arguments)
+    shell = open_terminal(fresh.start, *arguments, SPECX_KERNELS="auto")
     shell.until("seed: ")
     assert shell.process.wait(PATIENCE) == 0
-    text = fresh(*arguments).out
+    text = fresh(*arguments, env={"SPECX_KERNELS": "auto"}).out
     assert f"{text.rstrip()}" in shell.shown.replace("\r\n", "\n")
     assert "measured this model" in shell.shown

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specx.backends.scripted import ScriptedBackend, SimulatedClock
+from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.backends.store import Store
 from specx.engine.cost.contradiction import FAR, WINDOW, Contradiction, contradicts
 from specx.engine.cost.staircase import Staircase
@@ -100,11 +100,12 @@ def test_what_is_far_beyond_the_measured_depths_contradicts_nothing():
 
 def test_it_is_measured_again_and_replaces_what_was_wrong():
     clock = SimulatedClock()
-    backend = ScriptedBackend(8, max_leaves=1, step_costs={n: 3 * ms for n, ms in STEPS.items()}, clock=clock)
+    slower = {n: 3 * ms for n, ms in STEPS.items()}
+    cache = ScriptedModel(8, max_leaves=1, step_costs=slower, clock=clock).open()
     staircase = kept()
     real_steps(staircase, 3.0)
-    backend.prefill([1] * 50)
-    staircase.measure(backend, clock=clock)
+    cache.prefill([1] * 50)
+    staircase.measure(cache, clock=clock)
     assert staircase.depths == [50] and not staircase.needs_measuring(50)
     assert staircase.costs(50)[8] == pytest.approx(60.0, rel=0.01)
     assert set(staircase.to_json()) == {"50"} and staircase.contradicted
@@ -114,11 +115,11 @@ def test_it_is_measured_again_and_replaces_what_was_wrong():
 
 def test_a_new_measurement_beside_other_work_does_not_bring_the_wrong_one_back():
     clock = SimulatedClock()
-    backend = ScriptedBackend(8, max_leaves=1, step_costs=STEPS, clock=clock)
+    cache = ScriptedModel(8, max_leaves=1, step_costs=STEPS, clock=clock).open()
     staircase = kept()
     real_steps(staircase, 3.0)
     staircase.watch = lambda: lambda: True
-    staircase.measure(backend, clock=clock)
+    staircase.measure(cache, clock=clock)
     assert (staircase.depths, staircase.to_json(), staircase.disturbed) == ([0], {}, True)
 
 

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from specx.backends.base import Output
+from specx.backends.base import Facts, Output
+from specx.drafters.base import Text, Verified
 from specx.drafters.free import FreeDrafter
+from specx.engine.budget import Budget
 from specx.engine.cost.staircase import Staircase
 from specx.engine.plan import Plan
 
@@ -16,6 +18,7 @@ VOCAB = 500
 STEPS = {1: 10.0, 2: 11.0, 4: 12.0, 8: 15.0, 16: 20.0, 32: 32.0}
 FOLLOWED = 50  # steps
 HOST_MS = 0.1
+FACTS = Facts(n_ctx=1 << 20, max_width=32, max_leaves=1)
 
 
 class World:
@@ -27,27 +30,35 @@ class World:
         self.staircase.load_json({"0": {str(n): ms for n, ms in STEPS.items()}})
         self.truth = self.staircase.costs(0).copy()
         self.plan = Plan(self.staircase)
-        self.drafter = FreeDrafter(VOCAB)
-        self.drafter.begin(self.text[:2].tolist())
-        self.at = 2
+        self.written = Text(self.text[:2].tolist())
+        self.drafting = FreeDrafter(VOCAB).start(self.written)
+        self.budget = Budget()
         self.record = []  # (first token, emitted tokens, width, expected ms, real ms)
 
+    @property
+    def at(self):
+        return self.written.position
+
+    @property
+    def cache(self):
+        return SimpleNamespace(length=self.at - 1)
+
     def step(self, slower=1.0):
-        backend = SimpleNamespace(length=self.at - 1, n_ctx=1 << 20, max_width=32, max_leaves=1)
-        decision = self.plan.choose(self.drafter, backend)
-        draft = decision.draft
+        at, decision = self.at, self.plan.choose([self], FACTS)
+        [part] = decision.parts
+        draft = part.draft
         accepted = 0
-        while accepted < len(draft) and draft.tokens[accepted] == self.text[self.at + accepted]:
+        while accepted < len(draft) and draft.tokens[accepted] == self.text[at + accepted]:
             accepted += 1
         real = float(self.truth[len(draft) + 1]) * slower
-        emitted = self.text[self.at : self.at + accepted + 1].tolist()
-        self.plan.observe(decision, accepted, self.at - 1, real, HOST_MS)
+        emitted = self.text[at : at + accepted + 1].tolist()
+        self.plan.observe(decision, [self], [at - 1], [accepted], real, HOST_MS)
         logits = np.full((len(draft) + 1, VOCAB), -9.0, np.float32)
         for row in range(accepted + 1):
-            logits[row, self.text[self.at + row]] = 9.0
-        self.drafter.observe(emitted, draft, Output(logits))
-        self.record.append((self.at, len(emitted), len(draft) + 1, decision.cost_ms, real + HOST_MS))
-        self.at += len(emitted)
+            logits[row, self.text[at + row]] = 9.0
+        self.written.append(emitted)
+        self.drafting.observe(Verified(emitted, draft, Output(logits)))
+        self.record.append((at, len(emitted), len(draft) + 1, decision.cost_ms, real + HOST_MS))
 
     def rate(self, steps):
         """Tokens per millisecond over some steps, in units of plain decoding."""

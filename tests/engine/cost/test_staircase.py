@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specx.backends.scripted import ScriptedBackend
+from specx.backends.scripted import ScriptedCache, ScriptedModel
 from specx.engine.cost.regimes import IN_A_ROW
 from specx.engine.cost.staircase import (
     BUDGET_S,
@@ -25,12 +25,12 @@ from specx.engine.cost.timing import PATIENCE, unwatched
 STAIRS = {1: 7.2, 2: 10.6, 3: 14.1, 4: 14.4, 6: 22.4, 8: 19.1, 12: 25.5, 16: 29.8, 32: 54.7}
 
 
-class Clocked(ScriptedBackend):
-    """Takes as long as `cost(width)` milliseconds says, on a clock of its own."""
+class Clocked(ScriptedCache):
+    """A text whose steps take as long as `cost(width)` milliseconds says, on a clock of its own."""
 
-    def __init__(self, cost, **options):
-        super().__init__(8, max_leaves=1, **options)
-        self.cost, self.now, self.calls = cost, 0.0, []
+    def __init__(self, model):
+        super().__init__(model)
+        self.cost, self.now, self.calls = float, 0.0, []
 
     def forward(self, tokens, parents):
         output = super().forward(tokens, parents)
@@ -40,6 +40,12 @@ class Clocked(ScriptedBackend):
 
     def clock(self):
         return self.now
+
+
+def clocked(cost, **options):
+    cache = ScriptedModel(8, max_leaves=1, **{"cache_class": Clocked, **options}).open()
+    cache.cost = cost
+    return cache
 
 
 def beside_others():
@@ -52,9 +58,9 @@ def alone(max_width=32):
     return Staircase(max_width, watch=unwatched)
 
 
-def measured(backend, staircase=None, **options):
+def measured(cache, staircase=None, **options):
     staircase = staircase or alone()
-    return staircase, staircase.measure(backend, clock=backend.clock, **options)
+    return staircase, staircase.measure(cache, clock=cache.clock, **options)
 
 
 NARROW = [n for n in WIDTHS if n <= 32]  # what a staircase of 32 measures
@@ -74,35 +80,35 @@ def test_without_measurements_a_call_costs_its_width():
     assert Staircase(4).needs_measuring(0)
 
 
-def test_measuring_finds_every_step_and_restores_the_backend():
-    backend = Clocked(lambda n: 3 + n**1.5)
-    backend.prefill([1, 2, 3])
-    staircase, seconds = measured(backend)
+def test_measuring_finds_every_step_and_restores_the_text():
+    cache = clocked(lambda n: 3 + n**1.5)
+    cache.prefill([1, 2, 3])
+    staircase, seconds = measured(cache)
     assert staircase.steps(3) == pytest.approx({n: 3 + n**1.5 for n in NARROW})
     assert [staircase.costs(3)[n] for n in NARROW] == pytest.approx([3 + n**1.5 for n in NARROW])
-    assert seconds == backend.now
-    assert backend.tokens == (1, 2, 3)
-    backend.forward(np.array([4], np.int32), np.array([-1], np.int32))  # nothing is pending
+    assert seconds == cache.now
+    assert cache.tokens == (1, 2, 3)
+    cache.forward(np.array([4], np.int32), np.array([-1], np.int32))  # nothing is pending
 
 
 def test_each_stretch_between_two_marks_is_measured_once():
-    backend = Clocked(lambda n: 1.0 + n)
+    cache = clocked(lambda n: 1.0 + n)
     staircase = alone()
     for length in (0, 5, MARKS[1] - 1, MARKS[1], MARKS[2] - 1, MARKS[2], 4000):
-        backend.prefill([1] * (length - backend.length))
+        cache.prefill([1] * (length - cache.length))
         if staircase.needs_measuring(length):
-            measured(backend, staircase)
+            measured(cache, staircase)
         assert not staircase.needs_measuring(length)
     assert staircase.depths == [0, *MARKS[1:3]]
     assert staircase.needs_measuring(MARKS[3])
     assert staircase.needs_measuring(10**9)
 
 
-def test_the_first_time_two_depths_are_measured_in_an_empty_backend():
-    backend = Clocked(lambda n: n + backend.length / 100)
+def test_the_first_time_two_depths_are_measured_in_an_empty_text():
+    cache = clocked(lambda n: n + cache.length / 100)
     staircase = alone()
-    assert staircase.measure_first(backend, clock=backend.clock) == backend.now
-    assert backend.length == 0
+    assert staircase.measure_first(cache, clock=cache.clock) == cache.now
+    assert cache.length == 0
     assert len(staircase.depths) == 2
     low, high = staircase.depths
     assert low == 0 < MARKS[1] <= high < MARKS[2]
@@ -110,36 +116,36 @@ def test_the_first_time_two_depths_are_measured_in_an_empty_backend():
         assert staircase.costs(high)[n] == pytest.approx(n + high / 100)
         assert staircase.costs(high // 2)[n] == pytest.approx(n + high // 2 / 100)  # interpolated
         assert staircase.costs(2 * high)[n] == pytest.approx(n + 2 * high / 100)  # and beyond
-    small = Clocked(float, n_ctx=64)
+    small = clocked(float, n_ctx=64)
     staircase = Staircase(32)
     staircase.measure_first(small, clock=small.clock)
     assert (staircase.depths, small.length) == ([0], 0)
 
 
-def test_measuring_on_a_backend_that_really_takes_time():
-    backend = ScriptedBackend(8, max_leaves=1, step_costs={1: 1, 8: 2, 32: 4})
-    backend.prefill([1] * 600)
+def test_measuring_on_a_model_that_really_takes_time():
+    cache = ScriptedModel(8, max_leaves=1, step_costs={1: 1, 8: 2, 32: 4}).open()
+    cache.prefill([1] * 600)
     staircase = Staircase(32)
-    assert staircase.measure(backend) > 0
+    assert staircase.measure(cache) > 0
     assert staircase.depths == [600]
     steps = staircase.steps(600)
     assert all(steps[n] >= (1 if n == 1 else 2 if n <= 8 else 4) for n in NARROW)
-    assert len(backend.tokens) == 600
+    assert len(cache.tokens) == 600
 
 
 def test_the_first_call_and_outliers_do_not_count():
-    backend = Clocked(lambda n: n + (100 if len(backend.calls) in {1, 5, 9} else 0))
-    staircase, _ = measured(backend)
+    cache = clocked(lambda n: n + (100 if len(cache.calls) in {1, 5, 9} else 0))
+    staircase, _ = measured(cache)
     assert staircase.steps(0) == pytest.approx({n: float(n) for n in NARROW})
 
 
 def test_repetitions_that_disagree_are_taken_once_more():
     def cost(n):  # 4 and 16 are hit the first two times
-        times = backend.calls.count(n)
+        times = cache.calls.count(n)
         return n + (120 / times if n in {4, 16} and times < 3 else 0)
 
-    backend = Clocked(cost)
-    staircase, _ = measured(backend)
+    cache = clocked(cost)
+    staircase, _ = measured(cache)
     assert staircase.steps(0) == pytest.approx({n: float(n) for n in NARROW})
     assert not staircase.disturbed
 
@@ -152,65 +158,65 @@ def kept(staircase):
 def test_a_disturbed_measurement_is_used_and_not_kept(seed):
     rng = np.random.default_rng(seed)
     noise = {"quiet": lambda: 1 + 0.05 * rng.random(), "busy": lambda: 10 ** (2 * rng.random())}
-    backend = Clocked(lambda n: (3 + n) * noise[state]())
+    cache = clocked(lambda n: (3 + n) * noise[state]())
     state = "busy"
-    staircase, seconds = measured(backend)
+    staircase, seconds = measured(cache)
     assert seconds < 3 * BUDGET_S
     assert staircase.disturbed
     assert staircase.depths == [0]
     assert not staircase.needs_measuring(0)
     assert kept(staircase) == []
     state = "quiet"
-    backend.prefill([1] * MARKS[1])
-    measured(backend, staircase)
+    cache.prefill([1] * MARKS[1])
+    measured(cache, staircase)
     assert kept(staircase) == [MARKS[1]]
-    again, _ = measured(Clocked(backend.cost))
+    again, _ = measured(clocked(cache.cost))
     assert not again.disturbed
     assert kept(again) == [0]
 
 
 def test_one_implausible_width_is_taken_once_more_and_many_are_not_kept():
     def cost(n):
-        return n * (50 if n in dear and backend.calls.count(n) < 4 else 1)
+        return n * (50 if n in dear and cache.calls.count(n) < 4 else 1)
 
-    dear, backend = {6}, Clocked(cost)
-    staircase, _ = measured(backend)
+    dear, cache = {6}, clocked(cost)
+    staircase, _ = measured(cache)
     assert (staircase.steps(0)[6], staircase.disturbed) == (pytest.approx(6), False)
-    dear, backend = set(NARROW[2:]), Clocked(lambda n: n * (50 if n > 2 else 1))
-    staircase, _ = measured(backend)
+    dear, cache = set(NARROW[2:]), clocked(lambda n: n * (50 if n > 2 else 1))
+    staircase, _ = measured(cache)
     assert staircase.disturbed
 
 
 def test_a_disturbance_of_the_second_depth_makes_the_first_one_doubtful():
     rng = np.random.default_rng(0)
-    backend = Clocked(lambda n: n * (10 ** (2 * rng.random()) if backend.length else 1))
+    cache = clocked(lambda n: n * (10 ** (2 * rng.random()) if cache.length else 1))
     staircase = alone()
-    staircase.measure_first(backend, clock=backend.clock)
+    staircase.measure_first(cache, clock=cache.clock)
     assert len(staircase.depths) == 2
     assert kept(staircase) == []
 
 
 def test_a_measurement_on_a_busy_machine_ends():
-    backend = Clocked(lambda n: 1000.0 * n)
-    staircase, seconds = measured(backend, Staircase(32, watch=beside_others), budget_s=0.5)
+    cache = clocked(lambda n: 1000.0 * n)
+    staircase, seconds = measured(cache, Staircase(32, watch=beside_others), budget_s=0.5)
     assert (set(staircase.steps(0)), staircase.disturbed, seconds) == ({1, 2}, True, pytest.approx(4.0))
-    unbothered, _ = measured(backend, budget_s=0.5)  # it is the model that is slow
+    unbothered, _ = measured(cache, budget_s=0.5)  # it is the model that is slow
     assert not unbothered.disturbed
 
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_reading_on_a_busy_machine_ends(busy):
-    def prefill(tokens, *, progress):
-        for done in range(0, len(tokens), 4):
-            backend.now += 1.0
-            progress(done, len(tokens))
-        ScriptedBackend.prefill(backend, tokens)
+    class Slow(Clocked):
+        def prefill(self, tokens, *, progress):
+            for done in range(0, len(tokens), 4):
+                self.now += 1.0
+                progress(done, len(tokens))
+            super().prefill(tokens)
 
-    backend = Clocked(float)
-    backend.prefill = prefill
+    cache = clocked(float, cache_class=Slow)
     staircase = Staircase(32, watch=beside_others if busy else unwatched)
-    seconds = staircase.measure_first(backend, clock=backend.clock)
-    assert backend.length == 0
+    seconds = staircase.measure_first(cache, clock=cache.clock)
+    assert cache.length == 0
     assert staircase.disturbed == busy
     assert len(staircase.depths) == (1 if busy else 2)
     assert (seconds < PATIENCE * (BUDGET_S + DEEPER_BUDGET_S) + 1) == busy
@@ -218,7 +224,7 @@ def test_reading_on_a_busy_machine_ends(busy):
 
 
 def test_a_slow_model_that_leaves_no_time_for_repetitions_is_kept():
-    staircase, seconds = measured(Clocked(lambda n: 1000.0 + n))
+    staircase, seconds = measured(clocked(lambda n: 1000.0 + n))
     assert set(staircase.steps(0)) == {1, 2}
     assert seconds < 5
     assert kept(staircase) == [0]
@@ -226,22 +232,22 @@ def test_a_slow_model_that_leaves_no_time_for_repetitions_is_kept():
 
 @pytest.mark.parametrize("calls", [0, 1, 5, 12])
 def test_a_measurement_that_is_stopped_leaves_nothing(calls):
-    backend = Clocked(float)
-    staircase, _ = measured(backend)
+    cache = clocked(float)
+    staircase, _ = measured(cache)
     before = staircase.to_json()
-    backend.prefill([1] * MARKS[1])
-    backend.calls.clear()
-    measured(backend, staircase, stopped=lambda: len(backend.calls) >= calls)
-    assert len(backend.calls) <= calls + 1
-    assert (staircase.to_json(), backend.length) == (before, MARKS[1])
-    backend.calls.clear()
-    measured(backend, staircase, budget_s=0, stopped=lambda: len(backend.calls) == 3)  # during the last call
-    assert (staircase.to_json(), len(backend.calls)) == (before, 3)
-    backend.rewind(0)
+    cache.prefill([1] * MARKS[1])
+    cache.calls.clear()
+    measured(cache, staircase, stopped=lambda: len(cache.calls) >= calls)
+    assert len(cache.calls) <= calls + 1
+    assert (staircase.to_json(), cache.length) == (before, MARKS[1])
+    cache.calls.clear()
+    measured(cache, staircase, budget_s=0, stopped=lambda: len(cache.calls) == 3)  # during the last call
+    assert (staircase.to_json(), len(cache.calls)) == (before, 3)
+    cache.rewind(0)
     fresh = alone()
-    backend.calls.clear()
-    fresh.measure_first(backend, clock=backend.clock, stopped=lambda: len(backend.calls) >= calls)
-    assert (fresh.depths, backend.length) == ([], 0)
+    cache.calls.clear()
+    fresh.measure_first(cache, clock=cache.clock, stopped=lambda: len(cache.calls) >= calls)
+    assert (fresh.depths, cache.length) == ([], 0)
 
 
 @given(
@@ -253,8 +259,8 @@ def test_a_measurement_that_is_stopped_leaves_nothing(calls):
 def test_measuring_keeps_to_its_budget(budget, rise, first, max_width):
     # Any cost but one that grows faster than the width.
     rise *= first
-    backend = Clocked(lambda n: first + rise * (n - 1))
-    staircase, seconds = measured(backend, alone(max_width), budget_s=budget)
+    cache = clocked(lambda n: first + rise * (n - 1))
+    staircase, seconds = measured(cache, alone(max_width), budget_s=budget)
     steps = staircase.steps(0)
     needed = [n for n in (1, 2) if n <= max_width]
     assert set(needed) <= set(steps) <= set(range(1, max_width + 1))
@@ -266,12 +272,12 @@ def test_measuring_keeps_to_its_budget(budget, rise, first, max_width):
 
 def test_a_deeper_measurement_is_shorter_and_keeps_the_shape():
     def cost(n):  # steps of four, and wider calls grow faster with the depth
-        return 10 + 4 * -(-n // 4) + backend.length * (1 + n) / 1000
+        return 10 + 4 * -(-n // 4) + cache.length * (1 + n) / 1000
 
-    backend = Clocked(cost)
-    staircase, first = measured(backend)
-    backend.prefill([1] * 1500)
-    _, second = measured(backend, staircase)
+    cache = clocked(cost)
+    staircase, first = measured(cache)
+    cache.prefill([1] * 1500)
+    _, second = measured(cache, staircase)
     assert second < first
     assert set(staircase.steps(1500)) == set(NARROW_DEEPER)
     for n in NARROW:
@@ -279,14 +285,14 @@ def test_a_deeper_measurement_is_shorter_and_keeps_the_shape():
 
 
 def test_near_the_end_of_the_context_nothing_is_measured():
-    backend = Clocked(lambda n: 5.0 * n, n_ctx=300)
-    staircase, _ = measured(backend)
-    backend.prefill([1] * 295)
-    calls = len(backend.calls)
-    assert measured(backend, staircase)[1] == 0
-    assert (len(backend.calls), staircase.depths) == (calls, [0])
+    cache = clocked(lambda n: 5.0 * n, n_ctx=300)
+    staircase, _ = measured(cache)
+    cache.prefill([1] * 295)
+    calls = len(cache.calls)
+    assert measured(cache, staircase)[1] == 0
+    assert (len(cache.calls), staircase.depths) == (calls, [0])
     assert staircase.costs(295)[4] == pytest.approx(20)
-    full = Clocked(lambda n: 1.0, n_ctx=4)
+    full = clocked(lambda n: 1.0, n_ctx=4)
     full.prefill([1] * 4)
     staircase, seconds = measured(full)
     assert (seconds, staircase.depths) == (0, [])
@@ -426,13 +432,13 @@ def test_corrections_fade_and_are_kept_by_half():
 
 
 def test_corrections_survive_another_measurement():
-    backend = Clocked(lambda n: 10.0 + n)
-    staircase, _ = measured(backend)
+    cache = clocked(lambda n: 10.0 + n)
+    staircase, _ = measured(cache)
     for _ in range(200):
         staircase.observe(8, 0, 40.0)
         staircase.observe(1, 0, 11.0)
-    backend.prefill([1] * MARKS[1])
-    measured(backend, staircase)
+    cache.prefill([1] * MARKS[1])
+    measured(cache, staircase)
     assert staircase.costs(0)[8] > 30
 
 
@@ -516,8 +522,8 @@ def test_garbage_is_refused_and_changes_nothing(data):
 
 
 def test_beyond_the_interpolated_widths_only_measured_ones_are_used():
-    backend = Clocked(lambda n: 5.0 + n if n < 64 else 20.0)  # attention in tiles
-    staircase, _ = measured(backend, alone(64))
+    cache = clocked(lambda n: 5.0 + n if n < 64 else 20.0)  # attention in tiles
+    staircase, _ = measured(cache, alone(64))
     costs = staircase.costs(0)
     assert costs[64] == pytest.approx(20)
     assert np.isinf(costs[33:64]).all()
@@ -533,12 +539,12 @@ def kept_and_loaded(staircase, max_width):
 
 
 def test_what_a_narrow_run_measured_is_measured_again_where_wider_steps_are_possible():
-    backend = Clocked(lambda n: 3.0 + n)
-    narrow, _ = measured(backend, alone(3))
+    cache = clocked(lambda n: 3.0 + n)
+    narrow, _ = measured(cache, alone(3))
     assert kept_and_loaded(narrow, 3).depths == [0]
     wide = kept_and_loaded(narrow, 32)
     assert (wide.depths, wide.needs_measuring(0)) == ([], True)
-    measured(backend, wide)
+    measured(cache, wide)
     assert set(wide.steps(0)) == set(NARROW)
     assert kept_and_loaded(wide, 3).steps(0) == wide.steps(0)  # a narrow run can use it
     assert kept_and_loaded(wide, 64).depths == []
@@ -546,14 +552,14 @@ def test_what_a_narrow_run_measured_is_measured_again_where_wider_steps_are_poss
 
 
 def test_widths_that_there_was_no_time_for_are_not_measured_again():
-    slow, _ = measured(Clocked(lambda n: 1000.0 + n))
+    slow, _ = measured(clocked(lambda n: 1000.0 + n))
     again = kept_and_loaded(slow, 32)
     assert (set(again.steps(0)), again.needs_measuring(0)) == ({1, 2}, False)
     assert kept_and_loaded(again, 32).depths == [0]
 
 
 def test_a_narrow_run_replaces_nothing_that_a_wide_one_kept():
-    wide, narrow = (measured(Clocked(lambda n: 3.0 + n), alone(n))[0].to_json() for n in (32, 1))
+    wide, narrow = (measured(clocked(lambda n: 3.0 + n), alone(n))[0].to_json() for n in (32, 1))
     beside = Staircase(1).with_wider({**narrow, "300": narrow["0"]}, wide)
     assert beside == {"0": wide["0"], "300": narrow["0"]}
     assert Staircase(32).with_wider(wide, narrow) == wide
@@ -561,15 +567,15 @@ def test_a_narrow_run_replaces_nothing_that_a_wide_one_kept():
 
 def test_how_far_a_time_may_be_off_is_known_and_kept():
     rng = np.random.default_rng(0)
-    backend = Clocked(lambda n: (10.0 + n) * (1 + 0.05 * rng.random()))
-    staircase, _ = measured(backend)
+    cache = clocked(lambda n: (10.0 + n) * (1 + 0.05 * rng.random()))
+    staircase, _ = measured(cache)
     for n in (1, 8, 9, 32):
         assert 0.005 < staircase.noise(n, 0) / staircase.cost(n, 0) < 0.06
         assert staircase.noise(n, 5000) > 0
     again = kept_and_loaded(staircase, 32)
     assert again.to_json() == staircase.to_json()
     assert again.noise(8, 0) == pytest.approx(staircase.noise(8, 0))
-    steady, _ = measured(Clocked(lambda n: 10.0 + n))
+    steady, _ = measured(clocked(lambda n: 10.0 + n))
     assert 0 < steady.noise(1, 0) < staircase.noise(1, 0)
     assert alone().noise(1, 0) == float("inf")
     before = of(STAIRS)  # as earlier versions kept it: times alone
@@ -583,7 +589,7 @@ def test_noise_never_makes_more_tokens_cheaper_than_one():
     def cost(n):
         return 10.0 + 0.01 * n + (next(hit, 0.0) if n == 1 else 0) - (0.06 if n == 4 else 0)
 
-    staircase, _ = measured(Clocked(cost))
+    staircase, _ = measured(clocked(cost))
     assert staircase.steps(0)[4] < staircase.steps(0)[1]
     costs = staircase.costs(0)
     assert (np.diff(costs[1:33]) >= 0).all()
@@ -601,9 +607,9 @@ def test_a_time_in_the_store_has_its_noise_beside_it():
 @pytest.mark.parametrize("seed", range(5))
 def test_steady_work_beside_a_measurement_makes_it_slow_and_not_kept(seed):
     rng = np.random.default_rng(seed)
-    backend = Clocked(lambda n: 3 * (3 + n) * (1 + 0.02 * rng.random()))
+    cache = clocked(lambda n: 3 * (3 + n) * (1 + 0.02 * rng.random()))
     staircase = Staircase(32, watch=beside_others)
-    seconds = staircase.measure_first(backend, clock=backend.clock)
+    seconds = staircase.measure_first(cache, clock=cache.clock)
     assert seconds < BUDGET_S + DEEPER_BUDGET_S  # within the budget, repetitions agree, and yet
     assert staircase.disturbed and kept(staircase) == []
     assert staircase.costs(0)[1] == pytest.approx(12, rel=0.05)  # for this run it counts

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specx.backends.base import Want
 from specx.backends.machine.machine import this_cpu
 from specx.backends.machine.other_work import OtherWork, Work
-from specx.backends.scripted import ScriptedBackend, SimulatedClock
+from specx.backends.scripted import ScriptedCache, ScriptedModel, SimulatedClock
 from specx.engine.cost.timing import (
     PATIENCE,
     Measurement,
@@ -76,31 +77,33 @@ def test_a_real_process_that_does_nothing_but_run_disturbs():
         loop.communicate()
 
 
-class Timed(ScriptedBackend):
+class Timed(ScriptedModel):
     """Steps that take what `cost` says, on a simulated clock."""
 
     def __init__(self, cost, **options):
         super().__init__(8, max_leaves=1, **options)
         self.cost, self.simulated, self.calls = cost, SimulatedClock(), []
 
-    def forward(self, tokens, parents):
-        self.calls.append(len(tokens))
+    def forward(self, trees, want=Want.LOGITS):
+        self.calls.append(sum(map(len, trees)))
         self.simulated.sleep(self.cost(len(self.calls)) / 1e3)
-        return super().forward(tokens, parents)
+        return super().forward(trees, want)
 
 
 def test_a_step_is_timed_and_leaves_nothing_behind():
-    backend = Timed(lambda call: 10.0 * call)
-    backend.prefill([1, 2, 3])
-    assert time_step(backend, 4, backend.simulated) == pytest.approx(10.0)
-    assert time_step(backend, 4, backend.simulated, calls=2) == pytest.approx(20.0)  # the lesser
-    assert (backend.tokens, backend.calls) == ((1, 2, 3), [4] * 3)
+    model = Timed(lambda call: 10.0 * call)
+    cache = model.open()
+    cache.prefill([1, 2, 3])
+    assert time_step(cache, 4, model.simulated) == pytest.approx(10.0)
+    assert time_step(cache, 4, model.simulated, calls=2) == pytest.approx(20.0)  # the lesser
+    assert (cache.tokens, model.calls) == ((1, 2, 3), [4] * 3)
     long = Timed(lambda _call: 900.0)
-    assert time_step(long, 1, long.simulated, calls=2) == pytest.approx(900.0)
+    assert time_step(long.open(), 1, long.simulated, calls=2) == pytest.approx(900.0)
     assert len(long.calls) == 1
     plain = Timed(lambda _call: 1.0, max_width=1)
-    assert time_step(plain, 8, plain.simulated) > 0  # read, as it cannot be a step
-    assert (plain.length, plain.calls) == (0, [])
+    cache = plain.open()
+    assert time_step(cache, 8, plain.simulated) > 0  # read, as it cannot be a step
+    assert (cache.length, plain.calls) == (0, [])
 
 
 class Turns:
@@ -181,16 +184,17 @@ def test_no_measurement_takes_longer_than_it_may(ms, budget_s, busy):
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_reading_a_prompt_ends_beside_other_work_only(busy):
-    backend, clock = ScriptedBackend(8), SimulatedClock()
+    clock = SimulatedClock()
 
-    def prefill(tokens, *, progress):
-        for done in range(0, len(tokens), 4):
-            clock.sleep(1.0)
-            progress(done, len(tokens))
+    class Slow(ScriptedCache):
+        def prefill(self, tokens, *, progress):
+            for done in range(0, len(tokens), 4):
+                clock.sleep(1.0)
+                progress(done, len(tokens))
 
-    backend.prefill = prefill
+    cache = ScriptedModel(8, cache_class=Slow).open()
     measurement = Measurement(1.0, clock=clock, watch=lambda: lambda: busy)
-    assert measurement.prefill(backend, 100) != busy
+    assert measurement.prefill(cache, 100) != busy
     assert clock() == (4.0 if busy else 25.0)
 
 

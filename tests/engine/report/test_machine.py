@@ -219,8 +219,8 @@ def test_a_model_is_measured_once_and_other_runs_use_it(smollm2, quiet, monkeypa
     monkeypatch.setattr(probe_module, "candidates", lambda _cpu: counts)
     real = probe_module.measure_threads
 
-    def measured(backend, tried, **options):
-        times = real(backend, tried, budget_s=0.2, **options)
+    def measured(model, tried, **options):
+        times = real(model, tried, budget_s=0.2, **options)
         return replace(times, disturbed=False)
 
     monkeypatch.setattr(probe_module, "measure_threads", measured)
@@ -234,6 +234,6 @@ def test_a_model_is_measured_once_and_other_runs_use_it(smollm2, quiet, monkeypa
     steps = {"1": {"1": 1.0, "2": 2.0}, "8": {"1": 2.0, "2": 1.0}, "32": {"1": 2.0, "2": 1.0}}
     path.write_text(json.dumps({"version": 1, "depth": 0, "threads": 1, "threads_batch": 2, "steps": steps}))
     with Session.open(settings) as session:
-        assert (session.backend.n_threads, session.backend.n_threads_batch) == (1, 2)
+        assert (session.model.n_threads, session.model.n_threads_batch) == (1, 2)
     with Session.open(replace(settings, threads=3)) as session:
-        assert session.backend.n_threads == session.backend.n_threads_batch == 3
+        assert session.model.n_threads == session.model.n_threads_batch == 3

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from specx.backends.base import Want
 from specx.backends.errors import ModelError
-from specx.backends.scripted import ScriptedBackend, SimulatedClock
+from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.backends.store import Store
 from specx.engine.cost.staircase import Staircase
+from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.learned.records import TrackRecord
@@ -54,7 +56,7 @@ class OneModel:
 
     def load(self, _candidate):
         costs = {1: self.token_ms, 64: 2 * self.token_ms}
-        return ScriptedBackend(V, sharpness=self.sharpness, step_costs=costs, clock=self.clock)
+        return ScriptedModel(V, sharpness=self.sharpness, step_costs=costs, clock=self.clock)
 
 
 def rate_of(sharpness, token_ms, n=800):
@@ -74,9 +76,10 @@ def rate_of(sharpness, token_ms, n=800):
             clock=clock,
         )
 
-    backend = ScriptedBackend(V, sharpness=3.0, step_costs=STEPS, clock=clock)
+    model = ScriptedModel(V, sharpness=3.0, step_costs=STEPS, clock=clock)
     settings = Asked(Path("scripted.gguf"), drafter="model")
-    session = Session(backend, settings, learned, name="scripted", clock=clock, draft_models=models)
+    session = Session(model, settings, learned, name="scripted", clock=clock, draft_models=models)
+    session.staircase.watch = unwatched
     session.staircase.load_json({"0": {str(n): ms for n, ms in STEPS.items()}})
     sampling = SamplingSettings(seed=3, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
     generation = session.generate([1, 2, 3], sampling, n_predict=n, ignore_eos=True)
@@ -84,7 +87,8 @@ def rate_of(sharpness, token_ms, n=800):
     timings = generation.result.timings
     acceptance = session.draft_models.model.calibration.acceptance
     record = learned.records.all()["model, model draft"]
-    return timings.predicted_n / timings.predicted_ms, acceptance, record
+    steps_ms = timings.predicted_ms - timings.overhead_ms  # without what was measured meanwhile
+    return timings.predicted_n / steps_ms, acceptance, record
 
 
 @pytest.mark.parametrize(
@@ -125,13 +129,13 @@ def test_nothing_is_predicted_from_times_of_a_busy_machine():
     """One single token that was held up, and every draft would seem to pay."""
     clock, rng = SimulatedClock(), np.random.default_rng(0)
 
-    class Busy(ScriptedBackend):
-        def forward(self, tokens, parents):
+    class Busy(ScriptedModel):
+        def forward(self, trees, want=Want.LOGITS):
             clock.sleep(10 ** (2 * rng.random()) / 1e3)
-            return super().forward(tokens, parents)
+            return super().forward(trees, want)
 
-    staircase = Staircase(32)
-    staircase.measure_first(Busy(V, step_costs=STEPS, clock=clock), clock=clock)
+    staircase = Staircase(32, watch=unwatched)  # the times themselves disagree
+    staircase.measure_first(Busy(V, step_costs=STEPS, clock=clock).open(), clock=clock)
     assert staircase.disturbed
     record = TrackRecord(1000, 1000.0, 1500.0, 2000, 1000.0)
     options = draft_options(staircase, {"auto": record}, [DraftOption("small", 2.0, "assumed")])

@@ -30,7 +30,7 @@ def path(tmp_path, write_model):
 def train(monkeypatch, path, n_ctx):
     """Let the header say that the model was trained for a context of `n_ctx`."""
     info = replace(read_gguf(path), context_length=n_ctx)
-    monkeypatch.setattr("specx.engine.setup.decide.read_gguf", lambda _path: info)
+    monkeypatch.setattr("specx.engine.setup.decide.read_runnable", lambda _path: info)
 
 
 def decided(asked, notices=None):
@@ -128,11 +128,11 @@ def test_what_was_decided_is_what_runs(smollm2):
     )
     told = []
     with Session.open(replace(asked, verbose=True), notice=told.append) as session:
-        setup, backend = session.setup, session.backend
-        assert backend.n_ctx == session.n_ctx == setup.context.value == 512
-        assert (backend.n_threads, backend.n_threads_batch) == (1, 2)
+        setup, model = session.setup, session.model
+        assert model.facts.n_ctx == session.n_ctx == setup.context.value == 512
+        assert (model.n_threads, model.n_threads_batch) == (1, 2)
         assert (setup.threads.value, setup.threads_batch.value) == (1, 2)
-        assert backend.kernels.name == setup.kernels.value == "stock"
+        assert model.kernels.name == setup.kernels.value == "stock"
         assert session.drafter_name == setup.drafter.value == "none"
         assert {f"{name}: {text}" for name, text in setup.told().items()} <= set(told)
 

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from specx.backends.llama.devices import Device, Transfer
-from specx.backends.scripted import ScriptedBackend, SimulatedClock
+from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.backends.settings import Load
 from specx.backends.store import Store
+from specx.engine.cost.timing import unwatched
 from specx.engine.settings import Asked
 from specx.engine.setup import offloading
 from specx.engine.setup.choice import Choice
@@ -45,14 +46,19 @@ class Machine:
         self.speeds = speeds
         self.clock = SimulatedClock()
         self.loaded = []
+        self.watch = unwatched
 
     def load(self, division):
+        self.loaded.append(division)
+        return ScriptedModel(8, n_ctx=512, step_costs=self.steps(division), clock=self.clock)
+
+    def steps(self, division):
+        """Milliseconds by width."""
         total, steps = sum(count for _, count in division), {}
         for n in WIDTHS:
             steps[n] = sum(self.speeds[name][n] * count / total for name, count in division)
             steps[n] += sum(self.handing(n) for name, _ in division if name != "CPU")
-        self.loaded.append(division)
-        return ScriptedBackend(8, n_ctx=512, step_costs=steps, clock=self.clock)
+        return steps
 
     @staticmethod
     def handing(n):
@@ -62,7 +68,7 @@ class Machine:
     def transfer(_name, nbytes):
         return Transfer(nbytes / (LATENCY_MS / 1e3 + nbytes / BYTES_PER_S))
 
-    def measure(self, devices, layers=LAYERS):
+    def measure(self, devices, layers=LAYERS, watch=unwatched):
         return measure_devices(
             layers,
             devices,
@@ -70,6 +76,7 @@ class Machine:
             host_rate=lambda: 1e10,
             transfer=self.transfer,
             clock=self.clock,
+            watch=watch,
         )
 
 
@@ -100,8 +107,7 @@ def test_predictions_for_other_divisions_come_true():
         gpu = replace(costs[1], memory_free=layers * (GIB // 10))
         best = place(LAYERS, [DraftKind("none", 0.0)], [costs[0], gpu]).best
         division = (("CPU", 11 - layers), ("GPU", layers))
-        backend = machine.load(tuple((name, count) for name, count in division if count))
-        real = dict(backend._step_costs)[1]
+        real = machine.steps(tuple((name, count) for name, count in division if count))[1]
         assert best.offloaded("CPU") == layers  # a fast one takes what fits
         assert 1e3 / best.rate == pytest.approx(real, rel=0.02)
 
@@ -154,7 +160,7 @@ def decide(tmp_path, monkeypatch):
         offloading,
         "measure_devices",
         lambda target, devices, load, **rest: measure_devices(
-            target, devices, load, **rest, transfer=machine.transfer
+            target, devices, load, **rest, transfer=machine.transfer, watch=machine.watch
         ),
     )
 
@@ -251,3 +257,24 @@ def test_a_draft_model_is_placed_by_the_same_costs(decide, tmp_path, monkeypatch
     place_draft = offloading.place_draft
     assert place_draft(info, wanted, Store(tmp_path), "key").offload == (("GPU", 11),)
     assert place_draft(info, wanted, Store(tmp_path), "other key").n_gpu_layers == 0
+
+
+def test_what_was_timed_beside_other_work_is_not_kept(decide, tmp_path):
+    decide.machine.watch = lambda: lambda: True
+    told = decide([CPU, GPU]).told
+    assert len(told) == 1 and "the machine was busy" in told[0]
+    assert not list((tmp_path / "devices").glob("*.json"))
+    decide.machine.watch = unwatched
+    assert "busy" not in decide([CPU, GPU]).told[0]
+    assert decide([CPU, GPU]).told == []
+
+
+def test_the_work_of_a_remote_device_is_not_that_of_others():
+    machine, watched = Machine({"CPU": HOST, "RPC0": FAST}), []
+
+    def watch():
+        watched.append(1)
+        return lambda: len(watched) > 1  # whatever is watched after the host
+
+    _, disturbed = machine.measure([CPU, device("RPC0", "GPU", 4 * GIB)], watch=watch)
+    assert (disturbed, watched) == (False, [1])

@@ -43,7 +43,7 @@ def test_a_named_model(target, tmp_path, write_model):
 
 def test_what_is_wrong_with_a_named_model(target, tmp_path, write_model):
     settings = Asked(target.path)
-    foreign = write_model(tmp_path / "foreign.gguf", 16, tokens=["x"] * 64)
+    foreign = write_model(tmp_path / "foreign.gguf", 16, tokens=[f"other{i}" for i in range(64)])
     with pytest.raises(ModelError, match="these two models don't share a vocabulary: token 0") as caught:
         named_draft(target, replace(settings, draft=AskedModel(foreign)))
     assert target.name in caught.value.hint and "-md" in caught.value.hint

@@ -50,7 +50,7 @@ def test_bytes_that_a_token_reads_of_experts(target):
 def test_what_writes_no_text_drafts_none(target, tmp_path, write_model, what):
     tokens = WORDS if what == "encoder" else []
     path = write_model(tmp_path / "odd.gguf", 16, tokens=tokens, architecture="t5" if tokens else "llama")
-    found = examine(target, path)
+    found = check_candidate(target, path)
     assert isinstance(found, Unfit)
     assert what in found.reason
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from specx.backends.base import Want
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK
-from specx.backends.scripted import ScriptedBackend
+from specx.backends.scripted import ScriptedModel
 from specx.backends.store import Store
+from specx.engine.cost.timing import unwatched
 from specx.engine.setup.choice import Choice
 from specx.engine.setup.here import Here
 from specx.engine.setup.kernels import (
@@ -41,20 +43,21 @@ class World:
         return Machine(self, kernels)
 
 
-class Machine(ScriptedBackend):
+class Machine(ScriptedModel):
     def __init__(self, world, kernels):
         super().__init__(8, **{"max_width": 64, "n_ctx": 1024, **world.options})
         self.world, self.loaded, self.kernels, self.before = world, kernels, kernels, 0
 
-    def forward(self, tokens, parents):
-        n, world = len(tokens), self.world
+    def forward(self, trees, want=Want.LOGITS):
+        n, world = sum(map(len, trees)), self.world
         assert self.kernels.weights == self.loaded.weights  # packed weights are multiplied by their owner
         building = 3.0 if n != self.before else 0.0  # of the graph, when the width changes
         self.before = n
         world.now += (world.costs[self.kernels.name][n] + building + world.hiccups.pop(n, 0)) / 1e3
-        return super().forward(tokens, parents)
+        return super().forward(trees, want)
 
     def close(self):
+        super().close()
         self.world.closed += 1
 
 
@@ -71,7 +74,7 @@ def choose(tmp_path):
         store = Store(tmp_path, notices.append)
         here = Here(store, notices.append, clock=world.clock)
         chosen = choose_kernels(wanted, store, key, notices.append, **options)
-        return load_on_chosen(chosen, world.load, key, here, busy=lambda: busy)
+        return load_on_chosen(chosen, world.load, key, here, watch=lambda: lambda: busy)
 
     run.notices = notices
     return run
@@ -80,10 +83,10 @@ def choose(tmp_path):
 def test_the_times_of_each_are_those_of_its_steps(monkeypatch):
     world = World(monkeypatch, costs())
     world.hiccups = {4: 500.0, 1: 200.0}
-    comparison, backend, loaded = compare_kernels(
-        world.load, depths=(16, 256), widths=(1, 2, 4, 32), clock=world.clock
+    comparison, model, loaded = compare_kernels(
+        world.load, depths=(16, 256), widths=(1, 2, 4, 32), clock=world.clock, watch=unwatched
     )
-    assert loaded == SPECX and backend.length == 0
+    assert loaded == SPECX and model.open().length == 0
     for name, steps in costs().items():
         for depth in (16, 256):
             assert comparison.steps[name][depth] == pytest.approx({n: steps[n] for n in (1, 2, 4, 32)})
@@ -103,7 +106,7 @@ def test_the_times_of_each_are_those_of_its_steps(monkeypatch):
 def test_the_fastest_is_taken_and_remembered(monkeypatch, choose, given, best):
     world = World(monkeypatch, given)
     chosen = choose(world)
-    assert chosen.backend.loaded == best == chosen.backend.kernels
+    assert chosen.model.loaded == best == chosen.model.kernels
     assert (chosen.kernels.value, chosen.kernels.why) == (best.name, "as measured")
     assert len(choose.notices) == 1 and "compared kernels" in choose.notices[0]
     assert world.closed == len(world.loads) - 1  # nothing but the model in use stays in memory
@@ -144,13 +147,13 @@ def test_without_the_library_llama_cpp_is_used(monkeypatch, choose):
     assert choose.notices == [
         "llama.cpp's own kernels are used, not those of specx: they were not built on this machine"
     ]
-    comparison, _, loaded = compare_kernels(world.load, clock=world.clock)
+    comparison, _, loaded = compare_kernels(world.load, clock=world.clock, watch=unwatched)
     assert loaded == STOCK and list(comparison.steps) == ["stock"] and comparison.best() == STOCK
 
 
 def test_a_short_context_is_measured_where_it_can_be(monkeypatch):
     world = World(monkeypatch, costs(), n_ctx=128, max_width=8)
-    comparison, _, _ = compare_kernels(world.load, clock=world.clock)
+    comparison, _, _ = compare_kernels(world.load, clock=world.clock, watch=unwatched)
     assert [list(by_depth) for by_depth in comparison.steps.values()] == [[0]] * 3
     assert list(comparison.steps["stock"][0]) == [1, 2, 4, 8]
 
@@ -159,7 +162,7 @@ def test_an_interrupted_comparison_leaves_no_model_behind(monkeypatch):
     world = World(monkeypatch, costs())
     monkeypatch.setattr(world, "clock", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        compare_kernels(world.load, clock=world.clock)
+        compare_kernels(world.load, clock=world.clock, watch=unwatched)
     assert world.closed == len(world.loads) == 1
 
 
@@ -179,7 +182,7 @@ def test_a_comparison_on_a_busy_machine_ends(monkeypatch, choose):
     assert "the machine was busy" in choose.notices[0]
     world.now = 0.0
     choose(world)  # compared again, and it is the model that is slow
-    assert world.now > 100
+    assert world.now > 60
     assert "busy" not in choose.notices[0]
 
 
@@ -192,7 +195,7 @@ def test_nothing_is_compared_where_nothing_is_decoded(monkeypatch, choose):
 
 def test_what_auto_takes_is_what_was_chosen_before(monkeypatch, choose, tmp_path):
     world = World(monkeypatch, costs(specx=STEEP))
-    comparison = compare_kernels(world.load, clock=world.clock, busy=lambda: False)[0]
+    comparison = compare_kernels(world.load, clock=world.clock, watch=unwatched)[0]
     store = Store(tmp_path)
     assert choice_of_auto(comparison, store, "model-machine") == ATTENTION
     assert choice_of_auto(comparison, Store(None), "model-machine") == SPECX  # nothing is compared there
@@ -205,6 +208,51 @@ def test_what_auto_takes_is_what_was_chosen_before(monkeypatch, choose, tmp_path
 
 def test_progress_goes_up_to_the_end(monkeypatch):
     world, told = World(monkeypatch, costs()), []
-    compare_kernels(world.load, depths=(0, 64), clock=world.clock, busy=lambda: False, progress=told.append)
+    compare_kernels(world.load, depths=(0, 64), clock=world.clock, watch=unwatched, progress=told.append)
     assert told == sorted(told)
     assert told[0] > 0 and 0.9 < told[-1] <= 1 + 1e-9
+
+
+def test_steady_work_beside_a_comparison_decides_nothing(monkeypatch, choose, tmp_path):
+    """A busy loop makes all steps slower alike: repetitions agree, within the budget."""
+    beside = {n: 3 * ms for n, ms in STEEP.items()}
+    world = World(monkeypatch, costs(stock=FLAT, attention=STEEP, specx=beside))
+    assert choose(world, busy=True).kernels.value == SPECX.name
+    assert "the machine was busy" in choose.notices[0]
+    assert Store(tmp_path).load_json("kernels", "model-machine") is None
+    assert world.loads == [STOCK, SPECX]  # it ended with the first that was disturbed
+    assert world.closed == 1
+    assert choose(world).kernels.value == STOCK.name
+
+
+def staircase_on(store, name, steps):
+    kept = {"64": None, **{str(n): [ms, 0.01] for n, ms in steps.items() if n in (1, 2, 4, 8, 16)}}
+    store.save_json("staircase", f"model-machine-{name}", {"steps": {"0": kept, "288": kept}})
+
+
+@pytest.mark.parametrize(("factor", "holds"), [(1.0, True), (1.3, True), (4.0, False), (0.25, False)])
+def test_a_choice_whose_times_are_contradicted_is_made_again(monkeypatch, choose, tmp_path, factor, holds):
+    world, store = World(monkeypatch, costs()), Store(tmp_path)
+    assert choose(world).kernels.value == SPECX.name
+    kept = store.load_json("kernels", "model-machine")
+    assert kept["steps"]["specx"]["256"]["8"] == pytest.approx(FLAT[8])
+    staircase_on(store, "stock", {n: 100 * ms for n, ms in FLAT.items()})  # of others it says nothing
+    staircase_on(store, "specx", {n: factor * ms for n, ms in FLAT.items()})
+    now = World(monkeypatch, costs(specx=STEEP))
+    assert choose(now).kernels.value == (SPECX if holds else ATTENTION).name
+    assert (now.now == 0) == holds
+    assert choose(now).kernels.value == (SPECX if holds else ATTENTION).name
+
+
+@pytest.mark.parametrize(
+    "steps", [None, 3, {"specx": 3}, {"specx": {"x": {"1": 1}}}, {"specx": {"0": {"1": None}}}]
+)
+def test_a_choice_without_the_times_it_rests_on_is_kept(monkeypatch, choose, tmp_path, steps):
+    store = Store(tmp_path)
+    store.save_json(
+        "kernels", "model-machine", {"choice": "attention", **({"steps": steps} if steps else {})}
+    )
+    staircase_on(store, "attention", FLAT)
+    world = World(monkeypatch, costs())
+    assert choose(world).kernels.value == ATTENTION.name
+    assert world.now == 0

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from specx.backends.base import Want
 from specx.backends.machine.machine import CPU, this_cpu
-from specx.backends.scripted import ScriptedBackend, SimulatedClock
+from specx.backends.scripted import ScriptedCache, ScriptedModel, SimulatedClock
 from specx.backends.store import Store
+from specx.engine.cost.timing import unwatched
 from specx.engine.settings import Asked, AskedModel
 from specx.engine.setup.threads import (
     BATCH,
@@ -24,37 +26,41 @@ from specx.engine.setup.threads import (
 )
 
 
-class Machine(ScriptedBackend):
+class Text(ScriptedCache):
+    """Reading it takes time, too."""
+
+    def prefill(self, tokens, **options):
+        self.model.spend(len(tokens))
+        super().prefill(tokens, **options)
+
+
+class Machine(ScriptedModel):
     """Takes what `cost(tokens, threads)` says, in milliseconds."""
 
     def __init__(self, cost, **options):
-        super().__init__(8, **{"max_width": 64, **options})
+        super().__init__(8, cache_class=Text, **{"max_width": 64, "max_texts": 1, **options})
         self.cost, self.clock, self.calls = cost, SimulatedClock(), []
         self.threads = None
 
     def set_threads(self, decode, batch):
         self.threads = (decode, batch)
 
-    def _pass(self, n):
+    def spend(self, n):
         if self.threads is None:  # the context is read before anything is tried
             return
         threads = self.threads[0 if n == 1 else 1]
         self.calls.append((n, threads))
         self.clock.sleep(self.cost(n, threads) / 1e3)
 
-    def forward(self, tokens, parents):
-        self._pass(len(tokens))
-        return super().forward(tokens, parents)
-
-    def prefill(self, tokens, **options):
-        self._pass(len(tokens))
-        super().prefill(tokens, **options)
+    def forward(self, trees, want=Want.LOGITS):
+        self.spend(sum(map(len, trees)))
+        return super().forward(trees, want)
 
 
 def measure(cost, counts, **options):
     machine = Machine(cost, **options)
-    times = measure_threads(machine, counts, clock=machine.clock)
-    assert machine.length == 0
+    times = measure_threads(machine, counts, clock=machine.clock, watch=unwatched)
+    assert machine.open().length == 0  # there is room for one text: that of the measurement is closed
     return times, machine
 
 
@@ -127,7 +133,7 @@ def test_a_model_that_decodes_plainly():
 def test_a_slow_model_takes_as_long_as_it_must_and_says_how_far_it_is():
     fractions = []
     machine = Machine(lambda n, t: 900.0)
-    measure_threads(machine, (1, 2), clock=machine.clock, progress=fractions.append)
+    measure_threads(machine, (1, 2), clock=machine.clock, watch=unwatched, progress=fractions.append)
     assert machine.clock() < 20
     assert fractions and all(0 <= f <= 1 for f in fractions)
     assert fractions == sorted(fractions)
@@ -178,6 +184,31 @@ def test_it_survives_the_store_unless_it_was_disturbed(tmp_path):
     assert load_threads(store, "k") == times
     save_threads(store, "busy", replace(times, disturbed=True))
     assert load_threads(store, "busy") is None
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_steady_work_beside_it_is_noticed(tmp_path, busy):
+    machine, store = Machine(lambda n, t: 60.0 / t), Store(tmp_path)
+    times = measure_threads(machine, (1, 2, 4), clock=machine.clock, watch=lambda: lambda: busy)
+    save_threads(store, "k", times)
+    assert times.disturbed == busy
+    assert (load_threads(store, "k") is None) == busy
+
+
+@pytest.mark.parametrize(("factor", "holds"), [(1.0, True), (1.3, True), (4.0, False), (0.2, False)])
+@pytest.mark.parametrize("kernels", ["auto", "specx"])
+def test_numbers_whose_times_are_contradicted_are_not_used(tmp_path, kernels, factor, holds):
+    store, key = Store(tmp_path), f"model-machine-{kernels}"
+    times, _ = measure(saturated, (2, 4, 8))
+    save_threads(store, key, times)
+    setup = f"model-machine-t{times.decode}-b{times.batch}"
+    store.save_json("kernels", setup, {"choice": "specx"})
+    assert load_threads(store, key) == times
+    steps = {str(n): factor * ms for n, ms in ((1, 10.0), (8, 20.0), (32, 80.0))}
+    store.save_json("staircase", f"{setup}-specx", {"steps": {"0": steps, "288": steps}})
+    assert (load_threads(store, key) is not None) == holds
+    decode, _ = choose_threads(Asked(Path("model.gguf")), store, key)
+    assert (decode.why == "as measured") == holds
 
 
 GOOD = {
