@@ -135,6 +135,36 @@ def session_of(
     return session
 
 
+class WithBos:
+    """A vocabulary whose metadata wants token 1 at the beginning."""
+
+    bos = added_bos = 1
+
+    def __init__(self, vocab):
+        self.size = vocab.size
+
+    def tokenize(self, text, *, add_special, parse_special):
+        return [1] * add_special + [1] * text.startswith(b"<s>") + [2]
+
+    def piece(self, token, *, special=False):
+        return b"<s>"
+
+
+def test_a_second_bos_is_kept_and_told_once():
+    notices = []
+    session = session_of(notices=notices)
+    session.vocab = WithBos(session.vocab)
+    warnings = []
+    session.warn = warnings.append
+    assert session.tokenize("a", add_special=True, parse_special=True) == [1, 2]
+    assert session.tokenize("<s>a", add_special=False, parse_special=True) == [1, 2]
+    assert not warnings
+    for _ in range(2):
+        assert session.tokenize("<s>a", add_special=True, parse_special=True) == [1, 1, 2]
+    assert warnings == ["the prompt begins with <s>, and the model adds it as well: both are kept"]
+    assert not notices
+
+
 def run(session, sampling=GREEDY, prompt=PROMPT, n_predict=60, **options):
     generation = session.generate(prompt, sampling, n_predict=n_predict, **options)
     chunks = list(generation)
@@ -213,6 +243,37 @@ class NoTokenTwice:
     def accept(self, token):
         assert token not in self.recent[-3:]
         self.recent.append(token)
+
+
+class Within:
+    """Allows the tokens of one set at each place in turn; the end after the first, and then only that."""
+
+    def __init__(self, *places, end=0):
+        self.places, self.end, self.emitted = places, end, []
+
+    def allowed(self, ids):
+        place = len(self.emitted)
+        here = self.places[place] if place < len(self.places) else ()
+        return np.isin(ids, [*here, self.end] if place else here)
+
+    def accept(self, token):
+        assert self.allowed(np.array([token]))[0]
+        self.emitted.append(token)
+
+
+@pytest.mark.parametrize("drafter", ["none", "auto"])
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_finished_grammar_ends_the_answer_whatever_is_ignored(drafter, shift):
+    places = [[3, 4], [0, 5, 6], [7]]
+    for sampling in (GREEDY, replace(GREEDY, logit_bias={0: 40.0}), SETTINGS["warm"]):
+        session = session_of(drafter=drafter, shift=shift)
+        result = run(session, sampling, ignore_eos=True, constraint=Within(*places))
+        assert result.finish_reason == "stop"
+        assert [token in place for token, place in zip(result.tokens, places, strict=True)] == [True] * 3
+    banned = run(session, replace(GREEDY, logit_bias={0: float("-inf")}), constraint=Within(*places))
+    assert (banned.finish_reason, len(banned.tokens)) == ("stop", 3)
+    early = run(session, replace(GREEDY, logit_bias={0: 40.0}), constraint=Within(*places))
+    assert (early.finish_reason, len(early.tokens)) == ("stop", 1)
 
 
 @pytest.mark.parametrize("drafter", [name for name in DRAFTERS if name != "none"])
