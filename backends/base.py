@@ -232,7 +232,7 @@ class Cache(Protocol):
         """Make room for another text: nothing else can be done with this one then. Safe to call twice."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tree:
     """Tokens to compute beyond one text.
 

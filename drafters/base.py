@@ -122,7 +122,7 @@ EMPTY_DRAFT = Draft(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Room:
     """How much may be drafted in a step: at most `limit` nodes with at most `leaves` leaves."""
 
@@ -130,7 +130,7 @@ class Room:
     leaves: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verified:
     """What a step showed.
 

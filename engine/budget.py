@@ -67,6 +67,7 @@ class Terms:
         costs: milliseconds of the forward call; infinite where it is not allowed. By the width of the tree
             for one text, by the common width if all trees have one, else by the rows of all texts together.
         plain_ms: the cheapest way to take one token of each text.
+        wider_ms: for one text, the cheapest step of more than one token.
         even: whether all trees have one width.
         spent_ms: for each text, what was spent on sources that cost time.
     """
@@ -75,6 +76,7 @@ class Terms:
     rooms: list[Room]
     costs: NDArray[np.float64]
     plain_ms: float
+    wider_ms: float
     even: bool
     spent_ms: list[float]
 
@@ -116,7 +118,7 @@ class Asked:
     alone: tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one a step: a frozen one takes three times as long to make
 class Part:
     """What was chosen for one text.
 
@@ -133,7 +135,7 @@ class Part:
     asked: Asked | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
     """What was chosen for one step.
 
@@ -160,4 +162,8 @@ class Decision:
     @property
     def asked_ms(self) -> float:
         """Milliseconds spent on sources that cost time."""
-        return sum(part.asked.ms for part in self.parts if part.asked)
+        spent = 0.0
+        for part in self.parts:
+            if part.asked is not None:
+                spent += part.asked.ms
+        return spent

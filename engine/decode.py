@@ -61,7 +61,7 @@ class Job:
     budget: Budget = field(default_factory=Budget)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
     """What one turn of the loop gave one text.
 
@@ -176,7 +176,12 @@ class _Verdict:
         )
 
 
+_ALONE = np.array([-1], np.int32)  # parents of a root without a draft
+
+
 def _tree(job: Job, draft: Draft) -> Tree:
+    if not len(draft):
+        return Tree(job.cache, np.array(job.text.tokens[-1:], np.int32), _ALONE)
     tokens = np.empty(len(draft) + 1, np.int32)
     tokens[0], tokens[1:] = job.text.tokens[-1], draft.tokens
     parents = np.empty(len(draft) + 1, np.int32)

@@ -122,7 +122,7 @@ class Plan:
 
     def _terms(self, jobs: Sequence[Planned], facts: Facts) -> Terms:
         """What a step can be now."""
-        n = len(jobs)
+        n, wider_ms = len(jobs), float("inf")
         # Nothing is committed that leaves less room than a step needs: the context then ends at the same
         # token whatever is drafted.
         left = [facts.n_ctx - job.cache.length for job in jobs]
@@ -131,7 +131,8 @@ class Plan:
             costs = self._costs(jobs[0].cache.length)[: widest + 1]
             if self._forbidden is not None and left[0] >= self.narrowest:
                 costs = costs + self._forbidden[: len(costs)]
-            plain_ms = min(costs.tolist())  # NumPy takes longer to begin than a few dozen numbers to be read
+            wider_ms = costs[2:].min().item() if widest > 1 else wider_ms
+            plain_ms = min(costs.item(1), wider_ms)
         elif facts.even:
             widest = max(1, min(facts.max_width, facts.max_rows // n, *left))
             costs = self.company.costs_by_width([job.cache.length for job in jobs], widest)
@@ -145,7 +146,7 @@ class Plan:
         # An accepted branch changes the order of cells, and several texts together take chains.
         leaves = 1 if self.widths or n > 1 else facts.max_leaves
         rooms = [Room(min(most, room - self.narrowest), leaves) for room in left]
-        return Terms(jobs, rooms, costs, plain_ms, facts.even and n > 1, [0.0] * n)
+        return Terms(jobs, rooms, costs, plain_ms, wider_ms, facts.even and n > 1, [0.0] * n)
 
     def _best(self, terms: Terms, drafts: Sequence[Draft]) -> Decision:
         """The prefixes of `drafts` of the highest rate."""
@@ -274,8 +275,7 @@ def _affords_any(terms: Terms, i: int) -> bool:
     """Whether the budget of text `i` covers any step wider than the narrowest."""
     if len(terms.jobs) > 1:
         return terms.cap(i) > 0
-    most = terms.affordable_ms()
-    return any(cost <= most for cost in terms.costs.tolist()[2:])
+    return terms.wider_ms <= terms.affordable_ms()
 
 
 def _likeliest_chain(draft: Draft) -> Draft:

@@ -74,20 +74,22 @@ constexpr int kWeights = 256;  // weights computed in one go
 SPECX_VECTOR_CLONES
 static double total_weight(const float* x, int n, float max) {
     constexpr int kSums = 8;
-    typedef double Sums __attribute__((vector_size(kSums * sizeof(double))));
-    Sums sums = {};
+    typedef double Pair __attribute__((vector_size(16)));  // wider ones are slow where they have to be taken apart
+    Pair sums[kSums / 2] = {};
     for (int begin = 0; begin < n; begin += kWeights) {
         double weight[kWeights] = {};
         const int m = std::min(kWeights, n - begin);
         for (int i = 0; i < m; ++i) weight[i] = exp_nonpositive(double(x[begin + i]) - max);
         for (int i = 0; i < kWeights; i += kSums) {
-            Sums next;
-            std::memcpy(&next, weight + i, sizeof next);
-            sums += next;
+            for (int j = 0; j < kSums / 2; ++j) {
+                Pair next;
+                std::memcpy(&next, weight + i + 2 * j, sizeof next);
+                sums[j] += next;
+            }
         }
     }
     double total = 0.0;
-    for (int j = 0; j < kSums; ++j) total += sums[j];
+    for (int j = 0; j < kSums; ++j) total += sums[j / 2][j % 2];
     return total;
 }
 
