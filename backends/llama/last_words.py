@@ -9,7 +9,6 @@ the lock away, and a timer that needs no lock ends the process if anything else 
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import re
@@ -18,10 +17,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specx.backends.errors import ModelError
 from specx.backends.llama.callbacks import called_by_c
+
+if TYPE_CHECKING:
+    import ctypes
 
 __all__ = ["before_the_end", "install", "working_on"]
 
@@ -56,6 +58,8 @@ def install(library: ctypes.CDLL) -> None:
         library: libllama. What it depends on is found through it: a wheel has several copies of ggml, and
             only one of them is in use.
     """
+    import ctypes  # commands that load no model are spared it
+
     on_abort = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_on_abort)
     library.ggml_set_abort_callback.restype = ctypes.c_void_p
     library.ggml_set_abort_callback(on_abort)
@@ -75,6 +79,8 @@ def _on_abort(message: bytes) -> None:
 
 def _uncaught(library: ctypes.CDLL) -> str:
     """What was thrown and not caught."""
+    import ctypes
+
     with suppress(AttributeError, ValueError):
         library.__cxa_current_exception_type.restype = ctypes.POINTER(ctypes.c_char_p)
         thrown = library.__cxa_current_exception_type()
