@@ -137,7 +137,7 @@ def test_a_name_that_comes_with_specx_is_not_taken_over(install):
 
 def test_unknown_names_are_refused(install):
     install({"echo": "othersdrafters:Echo"}, ECHO)
-    with pytest.raises(UsageError, match="unknown drafter 'magic'") as error:
+    with pytest.raises(UsageError, match="there is no drafter 'magic'") as error:
         registry.find("magic")
     assert error.value.hint == f"choose one of {', '.join((*BUILT_IN, 'echo'))}"
 
