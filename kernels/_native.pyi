@@ -207,3 +207,10 @@ def read_bandwidth(bytes: int, threads: int, repeats: int) -> float:
     Raises:
         ValueError: no thread, no repeat, or less than a megabyte.
     """
+
+def distinct_tokens(section: bytes, count: int) -> int:
+    """How many of the `count` texts of an array of strings of a GGUF file differ; empty ones all do.
+
+    Raises:
+        ValueError: a text ends beyond `section`.
+    """

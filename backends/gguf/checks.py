@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import mmap
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.gguf.header import Scalar, download_again
+from specx.kernels._native import distinct_tokens
 
 __all__ = ["check_runnable", "read_runnable"]
 
@@ -136,11 +136,6 @@ def _wrong_tokens(info: GGUFInfo) -> Iterator[str]:
     start, end = info.token_span
     with info.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         section = data[start:end]
-    read, at, texts = struct.Struct("<Q").unpack_from, 0, set()
-    for number in range(info.vocabulary_size):
-        (length,) = read(section, at)
-        texts.add(section[at + 8 : at + 8 + length] or b"[EMPTY_%d]" % number)
-        at += 8 + length
-    if len(texts) != info.vocabulary_size:
-        twice = info.vocabulary_size - len(texts)
+    twice = info.vocabulary_size - distinct_tokens(section, info.vocabulary_size)
+    if twice:
         yield f"tokenizer.ggml.tokens has {twice} of {info.vocabulary_size} tokens twice"

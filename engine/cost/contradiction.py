@@ -6,11 +6,10 @@ rests on. Far off is far beyond the noise of anything that counted as measured u
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-import numpy as np
-
-from specx.engine.cost.timing import Busy, Watch
+from specx.engine.cost.timing import Busy, Watch, median
 
 __all__ = ["FAR", "WINDOW", "Contradiction", "contradicts"]
 
@@ -63,5 +62,5 @@ def contradicts(kept: Mapping[int, float], later: Mapping[int, float]) -> bool:
     common = kept.keys() & later.keys()
     if not common:
         return False
-    off = float(np.exp(np.median([np.log(later[n] / kept[n]) for n in common])))
+    off = math.exp(median(math.log(later[n] / kept[n]) for n in common))
     return not 1 / FAR <= off <= FAR

@@ -25,6 +25,7 @@ __all__ = [
     "Stopped",
     "Watch",
     "disturbs",
+    "median",
     "never",
     "powers",
     "relative_noise",
@@ -252,10 +253,17 @@ def unsettled(times: Mapping[int, Sequence[float]]) -> list[int]:
     found = []
     for n, taken in times.items():
         wider = min((ms for m, ms in least.items() if n < m <= TILES), default=np.inf)
-        median = sorted(taken)[len(taken) // 2]
-        if median > AGREE * least[n] or least[n] > ODD * min(n * single, wider):
+        middle = sorted(taken)[len(taken) // 2]
+        if middle > AGREE * least[n] or least[n] > ODD * min(n * single, wider):
             found.append(n)
     return found
+
+
+def median(values: Iterable[float]) -> float:
+    """The median; NumPy's imports masked arrays first, for milliseconds."""
+    ordered = sorted(values)
+    half, even = len(ordered) // 2, len(ordered) % 2 == 0
+    return (ordered[half - 1] + ordered[half]) / 2 if even else ordered[half]
 
 
 def relative_noise(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
@@ -268,5 +276,5 @@ def relative_noise(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
     """
     spreads = {n: sorted(taken)[len(taken) // 2] / min(taken) - 1 for n, taken in times.items()}
     repeated = [spreads[n] for n, taken in times.items() if len(taken) > 1]
-    usual = max(float(np.median(repeated)), LEAST_NOISE) if repeated else ONE_TIME_NOISE
+    usual = max(median(repeated), LEAST_NOISE) if repeated else ONE_TIME_NOISE
     return {n: max(spread, usual) for n, spread in spreads.items()}

@@ -7,10 +7,12 @@ void bind_sampling(nb::module_& m);
 void bind_drafts(nb::module_& m);
 void bind_objective(nb::module_& m);
 void bind_bandwidth(nb::module_& m);
+void bind_distinct(nb::module_& m);
 
 NB_MODULE(_native, m) {
     bind_sampling(m);
     bind_drafts(m);
     bind_objective(m);
     bind_bandwidth(m);
+    bind_distinct(m);
 }
