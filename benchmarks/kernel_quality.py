@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from specx.backends.base import Cache
 from specx.backends.errors import SpecxError
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
-from specx.backends.llama.library import lib
+from specx.backends.llama.libllama import lib
 from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import Load
 from specx.engine.bench.suites import Prompt, load_suite

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from specx.backends.llama.library import lib
+from specx.backends.llama.libllama import lib
 
 __all__ = ["LIBRARY", "NAME", "register", "served"]
 

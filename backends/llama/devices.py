@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from specx.backends.errors import ModelError
-from specx.backends.llama.library import lib
+from specx.backends.llama.libllama import lib
 
 __all__ = ["TRANSFER_BYTES", "Device", "Transfer", "device_pointer", "list_devices", "measure_transfer"]
 

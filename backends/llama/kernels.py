@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from specx.backends.llama.library import lib, recent_log
+from specx.backends.llama.libllama import lib, recent_log
 
 __all__ = [
     "ATTENTION",

@@ -21,7 +21,7 @@ from specx.backends.llama.batch import Batch
 from specx.backends.llama.cache import LlamaCache
 from specx.backends.llama.callbacks import called_by_c
 from specx.backends.llama.kernels import STOCK, Kernels, enable
-from specx.backends.llama.library import lib, set_verbose
+from specx.backends.llama.libllama import lib, set_verbose
 from specx.backends.llama.params import (
     MAX_WIDTH,
     PROMPT_ROWS,

@@ -14,7 +14,7 @@ from specx.backends.llama.callbacks import called_by_c
 from specx.backends.llama.devices import device_pointer
 from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.last_words import working_on
-from specx.backends.llama.library import forget_log, recent_errors, recent_log
+from specx.backends.llama.libllama import forget_log, recent_errors, recent_log
 from specx.backends.settings import CACHE_TYPES, Load
 
 __all__ = [

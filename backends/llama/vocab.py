@@ -8,7 +8,7 @@ from typing import Any
 
 from specx.backends.errors import ModelError
 from specx.backends.llama.deep_stack import on_deep_stack
-from specx.backends.llama.library import lib
+from specx.backends.llama.libllama import lib
 
 __all__ = ["LlamaVocab"]
 

@@ -15,7 +15,7 @@ from typing import Any
 from specx.backends.errors import UsageError
 from specx.backends.gguf.checks import read_runnable
 from specx.backends.gguf.file import GGUFInfo
-from specx.backends.llama import library as libllama
+from specx.backends.llama import libllama
 from specx.backends.llama.server import LlamaServer, speculation_arguments
 from specx.backends.machine.energy import EnergyMeter
 from specx.backends.machine.machine import machine_fingerprint, read_conditions, read_memory, this_cpu

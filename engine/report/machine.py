@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any
 
 from specx.backends.llama import kernels as ggml_device
-from specx.backends.llama import library as libllama
+from specx.backends.llama import libllama
 from specx.backends.llama.devices import Device, Transfer, list_devices, measure_transfer
 from specx.backends.machine.machine import (
     CPU,

@@ -21,7 +21,7 @@ from specx.backends.gguf.cache_size import CELLS
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama.devices import list_devices
 from specx.backends.llama.kernels import KERNELS, SPECX, STOCK, library
-from specx.backends.llama.library import system_info
+from specx.backends.llama.libllama import system_info
 from specx.backends.llama.memory import (
     NOTHING,
     MemoryNeed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from specx.backends.gguf.file import GGUFInfo
-from specx.backends.llama import library as libllama
+from specx.backends.llama import libllama
 from specx.backends.machine.machine import machine_fingerprint
 from specx.backends.settings import Load
 

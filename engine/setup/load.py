@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.file import GGUFInfo
-from specx.backends.llama import library as libllama
+from specx.backends.llama import libllama
 from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import Load

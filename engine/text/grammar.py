@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.errors import GrammarError
-from specx.backends.llama.library import lib, recent_log
+from specx.backends.llama.libllama import lib, recent_log
 from specx.engine.text.grammar_check import check_grammar
 
 __all__ = ["GrammarConstraint"]

@@ -41,7 +41,7 @@ def write_model():
 @pytest.fixture(scope="session")
 def vocab(smollm2):
     """The vocabulary of a real model, as llama.cpp has it."""
-    from specx.backends.llama.library import lib
+    from specx.backends.llama.libllama import lib
 
     library = lib()
     parameters = library.llama_model_default_params()
@@ -55,7 +55,7 @@ class Texts:
     """Texts of a grammar, by llama.cpp's word, through the tokens of one byte or character."""
 
     def __init__(self, vocab):
-        from specx.backends.llama.library import lib
+        from specx.backends.llama.libllama import lib
 
         library, buffer = lib(), ctypes.create_string_buffer(256)
         self.vocab, self.tokens, characters = vocab, {}, {}

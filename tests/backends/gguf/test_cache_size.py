@@ -7,7 +7,7 @@ import pytest
 
 from specx.backends.gguf.cache_size import CELLS, cells, layer_cache_bytes, window_cells, windowed_layers
 from specx.backends.gguf.file import read_gguf
-from specx.backends.llama.library import set_verbose
+from specx.backends.llama.libllama import set_verbose
 from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import Load
 

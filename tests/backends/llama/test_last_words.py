@@ -10,7 +10,7 @@ import pytest
 BEGIN = """
 import sys, threading
 from specx.backends.llama import last_words
-from specx.backends.llama.library import lib
+from specx.backends.llama.libllama import lib
 library = lib().llama_cpp._lib
 """
 ABORT = "library.ggml_abort(b'/a/b/model.cpp', 7, b'GGML_ASSERT(n > 0) failed')\n"

@@ -8,7 +8,7 @@ import gguf
 import pytest
 
 from specx.backends.errors import ModelError
-from specx.backends.llama.library import lib
+from specx.backends.llama.libllama import lib
 from specx.backends.llama.vocab import LlamaVocab
 
 LONG = 120_000  # bytes; llama.cpp's splitting of them would not fit into 8 MiB of stack

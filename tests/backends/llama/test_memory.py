@@ -11,7 +11,7 @@ import pytest
 from specx.backends.errors import ModelError
 from specx.backends.gguf.file import read_gguf
 from specx.backends.llama.kernels import ATTENTION, KERNELS, SPECX, STOCK, unavailable
-from specx.backends.llama.library import set_verbose, system_info
+from specx.backends.llama.libllama import set_verbose, system_info
 from specx.backends.llama.memory import PACKED, predict_memory, repacked_types, wanted_context
 from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import Load

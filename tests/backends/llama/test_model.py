@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 
 from specx.backends.errors import ContextFullError, ModelError, RollbackError, SpecxError
-from specx.backends.llama import library as libllama
-from specx.backends.llama import params
+from specx.backends.llama import libllama, params
 from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import Load
 from specx.backends.store import Store

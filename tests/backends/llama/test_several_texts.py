@@ -13,7 +13,7 @@ import pytest
 
 from specx.backends.base import Tree, Want, chain_parents
 from specx.backends.errors import ContextFullError, ModelError, RollbackError
-from specx.backends.llama import library
+from specx.backends.llama import libllama
 from specx.backends.llama.kernels import SPECX, STOCK, unavailable
 from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import Load
@@ -27,7 +27,7 @@ KINDS = ("streams", "shared")
 @functools.cache
 def repack(path):
     """Some compilers miscompile the AMX kernels; the package asks the same before it loads a model."""
-    return library.runs_here(path) is not False
+    return libllama.runs_here(path) is not False
 
 
 def load(path, kernels, texts, **options):

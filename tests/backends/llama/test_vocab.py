@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specx.backends.llama import vocab as vocab_module
-from specx.backends.llama.library import lib
+from specx.backends.llama.libllama import lib
 from specx.backends.llama.vocab import LlamaVocab
 from specx.engine.text.stream import StreamDecoder
 

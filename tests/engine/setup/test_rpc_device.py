@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import rpc_device
 from specx.backends.llama.devices import list_devices, measure_transfer
-from specx.backends.llama.library import recent_log
+from specx.backends.llama.libllama import recent_log
 from specx.engine.settings import Asked
 from specx.engine.settings import SamplingSettings
 from specx.engine.session import Session

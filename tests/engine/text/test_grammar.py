@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from specx.backends.errors import GrammarError
-from specx.backends.llama.library import lib
+from specx.backends.llama.libllama import lib
 from specx.engine.sampling import Sampler
 from specx.engine.settings import SamplingSettings
 from specx.engine.text.grammar import GrammarConstraint
