@@ -58,6 +58,7 @@ class Facts:
         plain_reason: why this model decodes plainly (one clause), or None if it can speculate.
         n_ctx_train: tokens of context that the model was trained for; 0 if that is unknown.
         extractable: what `forward` can be asked for.
+        head: (n,) int32 tokens that the logits stand for, increasing; None where there is one for each token.
     """
 
     n_ctx: int
@@ -69,6 +70,7 @@ class Facts:
     plain_reason: str | None = None
     n_ctx_train: int = 0
     extractable: Want = Want.LOGITS
+    head: NDArray[np.int32] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,7 @@
 """What a draft model says: one token at a time, by the target's own rule and noise.
 
 The model proposes the argmax of log q + G with the G of the position (Daliri, Musco and Suresh 2024; plain
-argmax at temperature 0) after the target's truncation. Its KV cache follows the text lazily: emitted tokens
-that it has not read are read when it is next asked, after going back to what it has in common with the text.
-What was read of a finished text is kept for the next one, which often goes on from it.
+argmax at temperature 0) after the target's truncation.
 """
 
 from __future__ import annotations
@@ -14,15 +12,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Cache, Model, chain_parents
+from specx.backends.base import Model
 from specx.backends.errors import SpecxError
 from specx.drafters.base import Text, Verified
 from specx.drafters.calibration.collapse import Collapse
 from specx.drafters.calibration.model import ModelCalibration
-from specx.drafters.guesser import AT_ONCE, Guess, GuessCosts, Guesser, GuesserSource
-from specx.kernels._native import rank_tokens
+from specx.drafters.guesser import Guess, GuessCosts, Guesser, GuesserSource
+from specx.drafters.reading import Read, Reader, in_common
+from specx.kernels._native import gumbel, rank_tokens
 
-__all__ = ["DraftModel", "ModelGuesser"]
+__all__ = ["DraftModel", "ModelGuesser", "ranked"]
+
+CANDIDATES = 64
+"""Rows that are ranked where a row takes the noise of another token. One that is less likely than so many others
+is hardly ever chosen."""
 
 
 class DraftModel(GuesserSource):
@@ -59,40 +62,44 @@ class DraftModel(GuesserSource):
         self.failure = ""
         self.failed = False
         self.n_ctx, self.shared, self.clock = n_ctx, shared, clock
+        self.model: Model | None = None
         self._load = load
-        self._model: Model | None = None
-        self._idle: list[_Read] = []  # of texts that are finished
+        self._idle: list[Read] = []  # of texts that are finished
         self._opened = 0
 
     @property
     def loaded(self) -> bool:
         """Whether it takes memory."""
-        return self._model is not None
+        return self.model is not None
 
-    def follow(self, text: Text) -> ModelGuesser:
+    def follow(self, text: Text) -> Guesser:
         """A guesser for one text; it goes on from the finished one that has most in common with it."""
-        read = max(self._idle, key=lambda read: _common(read.held, text.tokens), default=None)
+        return ModelGuesser(self, text, self.take_idle(text.tokens))
+
+    def take_idle(self, tokens: Sequence[int]) -> Read | None:
+        """What was read of the finished text that has most in common with `tokens`, the model's own."""
+        read = max(self._idle, key=lambda read: in_common(read.held, tokens), default=None)
         if read is not None:
             self._idle.remove(read)
-        return ModelGuesser(self, text, read)
+        return read
 
-    def open(self) -> _Read | None:
+    def open(self) -> Read | None:
         """Room for one text of the loaded model; None if it is of no use, or has no room left."""
-        if self._model is None and not self.failed:
+        if self.model is None and not self.failed:
             start = self.clock()
-            self._model = self._load()
-            self.failed = self._model is None
+            self.model = self._load()
+            self.failed = self.model is None
             self.costs.open_ms = (self.clock() - start) * 1e3
-        if self.failed or self._model is None:
+        if self.failed or self.model is None:
             return None
         if self._idle:
             return self._idle.pop()
-        if self._opened == self._model.facts.max_texts:
+        if self._opened == self.model.facts.max_texts:
             return None
         self._opened += 1
-        return _Read(self._model.open())
+        return Read(self.model.open())
 
-    def finish(self, read: _Read) -> None:
+    def finish(self, read: Read) -> None:
         """A text is finished, of which so much was read."""
         if not self.failed:
             self._idle.append(read)
@@ -106,34 +113,19 @@ class DraftModel(GuesserSource):
         """Give the memory back; it is not asked any more."""
         self.failed = True
         self._idle.clear()
-        if self._model is not None:
-            self._model.close()
-            self._model = None
-
-
-class _Read:
-    """What the model has read of a text.
-
-    Attributes:
-        cache: of the model.
-        held: the tokens in it.
-    """
-
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
-        self.held: list[int] = []
+        if self.model is not None:
+            self.model.close()
+            self.model = None
 
 
 class ModelGuesser(Guesser):
     """Follows one text with a draft model and continues it."""
 
-    def __init__(self, source: DraftModel, text: Text, read: _Read | None = None) -> None:
+    def __init__(self, source: DraftModel, text: Text, read: Read | None = None) -> None:
         self._source, self._text = source, text
-        self._read = read
+        self._reader = Reader(source, read)
         self._roomless = False
         self._foreign = max(text.tokens, default=0) >= source.shared  # the text has a token it does not know
-        self._start = 0  # of what the model reads of the text
-        self._agreed = 0  # of the tokens it holds, how many are surely those of the text
 
     @property
     def usable(self) -> bool:
@@ -146,26 +138,19 @@ class ModelGuesser(Guesser):
 
     def unread(self, chain: Sequence[int]) -> int:
         """Tokens to read before the one after `chain` can be proposed, at least 1."""
-        n_ctx = self._source.n_ctx
-        end = len(self._text.tokens) + len(chain)
-        if end - self._start >= n_ctx:  # older tokens must be forgotten, and the rest read again
-            return n_ctx // 2
-        return max(end - self._start - self._common(chain), 1)
+        return self._reader.unread(self._text.tokens, chain)
 
     def guess(self, chain: Sequence[int]) -> Guess | None:
         """The token after the text and `chain`; None if the model turns out to be of no use."""
-        text, source = self._text, self._source
+        source = self._source
         if source.failed:
             return None
-        read = self._read = self._read or source.open()
-        if read is None:
+        if not self._reader.open():
             self._roomless = True
             return None
-        position = text.position + len(chain)
-        seed = text.seed & (2**64 - 1)
         try:
-            row = self._logits(read, chain)[: source.shared]
-            ids, scores = rank_tokens(row, seed, position, text.temperature, *text.truncation, 2)
+            row = self._reader.logits(self._text.tokens, chain)[0]
+            ids, scores = self._ranked(row, self._text.position + len(chain))
         except (SpecxError, ValueError) as error:  # it cannot be computed, or has no logit above -inf
             source.fail(str(error))
             return None
@@ -176,62 +161,44 @@ class ModelGuesser(Guesser):
 
     def close(self) -> None:
         """The text is finished."""
-        if self._read is not None:
-            self._source.finish(self._read)
-            self._read = None
+        self._reader.close()
 
-    def _common(self, chain: Sequence[int]) -> int:
-        """How many of the held tokens are those of the text and `chain`, as far as they go."""
-        held = self._read.held if self._read is not None else []
-        text, start = self._text.tokens, self._start
-        common, end = self._agreed, min(len(held), len(text) - start)
-        while common < end and held[common] == text[start + common]:
-            common += 1
-        self._agreed = common
-        if common == len(text) - start:
-            for token, mine in zip(chain, held[common:], strict=False):
-                if token != mine:
-                    break
-                common += 1
-        return common
-
-    def _logits(self, read: _Read, chain: Sequence[int]) -> NDArray[np.float32]:
-        """Logits (V,) after the text and `chain`; borrowed until the next call."""
-        text, costs, clock = self._text.tokens, self._source.costs, self._source.clock
-        cache = read.cache
-        if len(text) + len(chain) - self._start >= cache.n_ctx:
-            self._start = max(len(text) + len(chain) - cache.n_ctx // 2, 0)
-            self._agreed = 0
-        end = len(text) - self._start
-        kept = cache.reusable(min(self._common(chain), end + len(chain) - 1))
-        cache.rewind(kept)
-        del read.held[kept:]
-        self._agreed = min(self._agreed, kept)
-        unread = [*text[self._start + kept :], *chain[max(kept - end, 0) :]]
-        if len(unread) > min(AT_ONCE, cache.max_width):
-            self._prefill(read, unread[:-1])
-            unread = unread[-1:]
-        started = clock()
-        n = len(unread)
-        output = cache.forward(np.array(unread, np.int32), chain_parents(n))
-        cache.keep(range(n))
-        read.held += unread
-        costs.observe_call(n, (clock() - started) * 1e3)
-        logits: NDArray[np.float32] = output.logits[n - 1]
-        return logits
-
-    def _prefill(self, read: _Read, tokens: list[int]) -> None:
-        clock = self._source.clock
-        started = clock()
-        try:
-            read.cache.prefill(tokens)
-        finally:  # some of them, if it was interrupted
-            read.held += tokens[: read.cache.length - len(read.held)]
-        self._source.costs.observe_reading(len(tokens), (clock() - started) * 1e3)
+    def _ranked(
+        self, row: NDArray[np.float32], position: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """The best two tokens that the target has as well, and their scores."""
+        source, text = self._source, self._text
+        assert source.model is not None
+        head = source.model.facts.head
+        if head is not None:
+            known = int(np.searchsorted(head, source.shared))
+            return ranked(row[:known], text, position, 2, head)
+        seed = text.seed & (2**64 - 1)
+        return rank_tokens(row[: source.shared], seed, position, text.temperature, *text.truncation, 2)
 
 
-def _common(held: Sequence[int], text: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(held, text, strict=False)) if a != b), min(len(held), len(text))
-    )
+def ranked(
+    row: NDArray[np.float32], text: Text, position: int, count: int, tokens: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """What `rank_tokens` gives where the rows of the head stand for other ids.
+
+    Args:
+        row: (n,) float32 logits.
+        text: how the target samples.
+        position: of the token.
+        count: how many to return at most.
+        tokens: (n,) or more int32: for each entry of `row` the token whose noise it takes.
+
+    Returns:
+        (m,) int32 of `tokens` and (m,) float64 scores, by decreasing score, m <= count.
+
+    Raises:
+        ValueError: no logit is above -inf.
+    """
+    rows, scores = rank_tokens(row, 0, 0, 0.0, *text.truncation, max(CANDIDATES, count))
+    ids = tokens[rows]
+    if text.temperature > 0:
+        scores = scores / text.temperature + gumbel(text.seed & (2**64 - 1), position, ids)
+        order = np.argsort(-scores, kind="stable")[:count]
+        return ids[order], scores[order]
+    return ids[:count], scores[:count]

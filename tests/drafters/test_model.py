@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -135,6 +137,34 @@ def test_tokens_that_it_does_not_have():
     assert guesser.guess([]).token < 40
     emit(text, guesser, [45])
     assert not guesser.usable
+
+
+class Trimmed(ScriptedModel):
+    """Gives the logits of every third token only."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.facts = replace(self.facts, head=np.arange(0, V, 3, dtype=np.int32))
+
+    def forward(self, trees, want=Want.LOGITS):
+        outputs = super().forward(trees, want)
+        return [Output(np.ascontiguousarray(output.logits[:, self.facts.head])) for output in outputs]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_head_of_some_tokens_takes_their_noise(temperature):
+    full, trimmed = ScriptedModel(V, max_width=4), Trimmed(V, max_width=4)
+    text = text_of([1, 2, 3], temperature=temperature)
+    guesser = source_of(trimmed, shared=50).follow(text)
+    for _ in range(20):
+        logits = np.full(V, -np.inf, np.float32)
+        kept = trimmed.facts.head[trimmed.facts.head < 50]
+        logits[kept] = full.logits(text.tokens)[kept]
+        ids, scores = rank_tokens(logits, 7, text.position, temperature, *NO_TRUNCATION, 2)
+        guess = guesser.guess([])
+        assert guess.token == ids[0]
+        assert guess.margin == pytest.approx(scores[0] - scores[1])
+        emit(text, guesser, [int(ids[1])])
 
 
 def test_several_texts_are_followed_side_by_side():
