@@ -24,8 +24,10 @@ from specx.kernels._native import gumbel, rank_tokens
 __all__ = ["DraftModel", "ModelGuesser", "ranked"]
 
 CANDIDATES = 64
-"""Rows that are ranked where a row takes the noise of another token. One that is less likely than so many others
-is hardly ever chosen."""
+"""Rows that are ranked where a row takes the noise of another token.
+
+What is less likely than so many others is hardly ever chosen.
+"""
 
 
 class DraftModel(GuesserSource):

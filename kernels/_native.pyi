@@ -1,6 +1,7 @@
 """What the native module exports. The NumPy references beside it say in full what each function does."""
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,3 +215,35 @@ def distinct_tokens(section: bytes, count: int) -> int:
     Raises:
         ValueError: a text ends beyond `section`.
     """
+
+class Pieces:
+    """The tokens of a vocabulary as bytes. Those without any, as control tokens, are never found.
+
+    Args:
+        texts: bytes of each token.
+        function, vocabulary, count: address of llama_token_to_piece, what it takes, and how many tokens it has.
+    """
+
+    @overload
+    def __init__(self, texts: Sequence[bytes]) -> None: ...
+    @overload
+    def __init__(self, function: int, vocabulary: int, count: int) -> None: ...
+    def __len__(self) -> int: ...
+    def piece(self, token: int) -> bytes:
+        """Bytes of a token. Raises IndexError."""
+
+    def find(self, text: bytes) -> int:
+        """The lowest token with these bytes, -1 if there is none."""
+
+    def match(self, other: Pieces) -> NDArray[np.int32]:
+        """For each token (n,) int32 the lowest one of `other` with the same bytes, -1 if there is none."""
+
+    def longer(self, text: bytes) -> NDArray[np.int32]:
+        """Tokens (m,) int32 that begin with `text` and go on, sorted by their bytes."""
+
+    def count_longer(self, marked: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """For each token (n,) int32 how many of those that are marked (n,) begin with its bytes and go on.
+
+        Raises:
+            ValueError: there is not one mark for each token.
+        """

@@ -8,6 +8,7 @@ void bind_drafts(nb::module_& m);
 void bind_objective(nb::module_& m);
 void bind_bandwidth(nb::module_& m);
 void bind_distinct(nb::module_& m);
+void bind_pieces(nb::module_& m);
 
 NB_MODULE(_native, m) {
     bind_sampling(m);
@@ -15,4 +16,5 @@ NB_MODULE(_native, m) {
     bind_objective(m);
     bind_bandwidth(m);
     bind_distinct(m);
+    bind_pieces(m);
 }
