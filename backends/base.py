@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.kernels._native import LogitRows
+from specx.kernels._native import LogitRows, Pieces
 
 __all__ = [
     "Cache",
@@ -109,6 +109,18 @@ class Vocab(Protocol):
     @property
     def eos(self) -> int | None:
         """Token that ends a sequence, if the model has one."""
+
+    @property
+    def eot(self) -> int | None:
+        """Token that ends a turn or a text, beside `eos`, if the model has one."""
+
+    @property
+    def added_bos(self) -> int | None:
+        """Token that `tokenize` begins with where it is asked to add special ones, if there is one."""
+
+    @property
+    def pieces(self) -> Pieces:
+        """All tokens as bytes; control tokens are empty."""
 
     @property
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Cache, Facts, Output, Progress, RowSink, Tree, Want
 from specx.backends.errors import ContextFullError, RollbackError
+from specx.kernels._native import Pieces
 
 __all__ = ["ScriptedCache", "ScriptedModel", "ScriptedVocab", "SimulatedClock"]
 
@@ -47,6 +48,9 @@ class ScriptedVocab:
         self._longest = max(map(len, pieces))
         self.bos: int | None = None
         self.eos: int | None = None
+        self.eot: int | None = None
+        self.added_bos: int | None = None
+        self.pieces = Pieces(pieces)
 
     @property
     def size(self) -> int:

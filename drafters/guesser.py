@@ -94,7 +94,13 @@ class Guess:
 
 
 class Guesser(Protocol):
-    """Continues one text."""
+    """Continues one text.
+
+    Attributes:
+        ended: whether it has nothing more to say in this step.
+    """
+
+    ended: bool = False
 
     @property
     def usable(self) -> bool:

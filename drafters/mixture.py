@@ -136,7 +136,7 @@ class MixtureDrafting(Drafting):
     def _offer(self, chain: _Chain) -> Offer | None:
         source, guesser = chain.source, chain.guesser
         most = self._room.limit - len(chain.tokens)
-        if most <= 0 or not guesser.usable or not (source.loaded or self._emitted):
+        if most <= 0 or guesser.ended or not guesser.usable or not (source.loaded or self._emitted):
             return None  # nothing is loaded before the first token is out
         costs, calibration = source.costs, source.calibration
         invest_ms = 0.0

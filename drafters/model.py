@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Model
+from specx.backends.base import Model, Vocab
 from specx.backends.errors import SpecxError
 from specx.drafters.base import Text, Verified
+from specx.drafters.byte_map import ByteMap
 from specx.drafters.calibration.collapse import Collapse
 from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.guesser import Guess, GuessCosts, Guesser, GuesserSource
+from specx.drafters.merging import Merging
+from specx.drafters.ranking import ranked
 from specx.drafters.reading import Read, Reader, in_common
-from specx.kernels._native import gumbel, rank_tokens
+from specx.drafters.translated import TranslatedGuesser
 
-__all__ = ["DraftModel", "ModelGuesser", "ranked"]
-
-CANDIDATES = 64
-"""Rows that are ranked where a row takes the noise of another token.
-
-What is less likely than so many others is hardly ever chosen.
-"""
+__all__ = ["DraftModel", "ModelGuesser"]
 
 
 class DraftModel(GuesserSource):
@@ -37,13 +35,17 @@ class DraftModel(GuesserSource):
         load: gives the model, None if it cannot be used.
         n_ctx: tokens it will hold of a text.
         shared: how many tokens of the target's vocabulary it has, with the same meaning; the first ones.
-        costs: what its work is expected to cost; corrected in place.
+        target: the target's vocabulary, where the model has another one.
+        costs: what a proposal is expected to cost; corrected in place.
         calibration: how often it is right; learned further in place.
         clock: seconds.
 
     Attributes:
         failure: why it cannot go on, if that turned out while it was asked.
         failed: whether it turned out to be of no use to anybody.
+        calls: what a call of the model costs; where the vocabularies are the same, a proposal is a call.
+        byte_map: between the vocabularies, where they differ and the model is loaded.
+        merging: what was learned of tokens that the target writes as one.
     """
 
     name = "model"
@@ -55,15 +57,20 @@ class DraftModel(GuesserSource):
         n_ctx: int,
         shared: int,
         costs: GuessCosts,
+        target: Vocab | None = None,
         calibration: ModelCalibration | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.costs = costs
+        self.calls = costs if target is None else replace(costs)
         self.calibration = calibration or ModelCalibration()
         self.collapse = Collapse()
         self.failure = ""
         self.failed = False
         self.n_ctx, self.shared, self.clock = n_ctx, shared, clock
+        self.byte_map: ByteMap | None = None
+        self.merging = Merging()
+        self._target = target
         self.model: Model | None = None
         self._load = load
         self._idle: list[Read] = []  # of texts that are finished
@@ -76,6 +83,8 @@ class DraftModel(GuesserSource):
 
     def follow(self, text: Text) -> Guesser:
         """A guesser for one text; it goes on from the finished one that has most in common with it."""
+        if self._target is not None:
+            return TranslatedGuesser(self, text)
         return ModelGuesser(self, text, self.take_idle(text.tokens))
 
     def take_idle(self, tokens: Sequence[int]) -> Read | None:
@@ -91,6 +100,8 @@ class DraftModel(GuesserSource):
             start = self.clock()
             self.model = self._load()
             self.failed = self.model is None
+            if self.model is not None and self._target is not None:
+                self.byte_map = ByteMap(self._target, self.model.vocab)
             self.costs.open_ms = (self.clock() - start) * 1e3
         if self.failed or self.model is None:
             return None
@@ -152,55 +163,25 @@ class ModelGuesser(Guesser):
             return None
         try:
             row = self._reader.logits(self._text.tokens, chain)[0]
-            ids, scores = self._ranked(row, self._text.position + len(chain))
+            token, margin = self._ranked(row, self._text.position + len(chain))
         except (SpecxError, ValueError) as error:  # it cannot be computed, or has no logit above -inf
             source.fail(str(error))
             return None
         except BaseException:  # interrupted: what its cache holds is not known
             source.fail()
             raise
-        return Guess(int(ids[0]), float(scores[0] - scores[1]) if len(ids) > 1 else float("inf"))
+        return Guess(token, margin)
 
     def close(self) -> None:
         """The text is finished."""
         self._reader.close()
 
-    def _ranked(
-        self, row: NDArray[np.float32], position: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """The best two tokens that the target has as well, and their scores."""
-        source, text = self._source, self._text
+    def _ranked(self, row: NDArray[np.float32], position: int) -> tuple[int, float]:
+        """The best token that the target has as well, and how far ahead of the next it is."""
+        source = self._source
         assert source.model is not None
         head = source.model.facts.head
-        if head is not None:
-            known = int(np.searchsorted(head, source.shared))
-            return ranked(row[:known], text, position, 2, head)
-        seed = text.seed & (2**64 - 1)
-        return rank_tokens(row[: source.shared], seed, position, text.temperature, *text.truncation, 2)
-
-
-def ranked(
-    row: NDArray[np.float32], text: Text, position: int, count: int, tokens: NDArray[np.int32]
-) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """What `rank_tokens` gives where the rows of the head stand for other ids.
-
-    Args:
-        row: (n,) float32 logits.
-        text: how the target samples.
-        position: of the token.
-        count: how many to return at most.
-        tokens: (n,) or more int32: for each entry of `row` the token whose noise it takes.
-
-    Returns:
-        (m,) int32 of `tokens` and (m,) float64 scores, by decreasing score, m <= count.
-
-    Raises:
-        ValueError: no logit is above -inf.
-    """
-    rows, scores = rank_tokens(row, 0, 0, 0.0, *text.truncation, max(CANDIDATES, count))
-    ids = tokens[rows]
-    if text.temperature > 0:
-        scores = scores / text.temperature + gumbel(text.seed & (2**64 - 1), position, ids)
-        order = np.argsort(-scores, kind="stable")[:count]
-        return ids[order], scores[order]
-    return ids[:count], scores[:count]
+        known = source.shared if head is None else int(np.searchsorted(head, source.shared))
+        rows, scores = ranked(row[:known], self._text, position, 2, head)
+        best = int(rows[0]) if head is None else int(head[rows[0]])
+        return best, float(scores[0] - scores[1]) if len(rows) > 1 else float("inf")

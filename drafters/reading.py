@@ -36,7 +36,7 @@ class Rooms(Protocol):
     """Where a reader finds room for its text, and notes what its work takes."""
 
     n_ctx: int
-    costs: GuessCosts
+    calls: GuessCosts
     clock: Callable[[], float]
 
     def open(self) -> Read | None:
@@ -98,7 +98,7 @@ class Reader:
         output = cache.forward(np.array(unread, np.int32), chain_parents(n))
         cache.keep(range(n))
         read.held += unread
-        self._rooms.costs.observe_call(n, (clock() - started) * 1e3)
+        self._rooms.calls.observe_call(n, (clock() - started) * 1e3)
         logits: NDArray[np.float32] = output.logits[n - rows :]
         return logits
 
@@ -115,7 +115,7 @@ class Reader:
             read.cache.prefill(tokens)
         finally:  # some of them, if it was interrupted
             read.held += tokens[: read.cache.length - len(read.held)]
-        self._rooms.costs.observe_reading(len(tokens), (clock() - started) * 1e3)
+        self._rooms.calls.observe_reading(len(tokens), (clock() - started) * 1e3)
 
     def _common(self, text: Sequence[int], chain: Sequence[int]) -> int:
         """How many of the held tokens are those of the text and `chain`, as far as they go."""

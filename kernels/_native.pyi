@@ -221,7 +221,8 @@ class Pieces:
 
     Args:
         texts: bytes of each token.
-        function, vocabulary, count: address of llama_token_to_piece, what it takes, and how many tokens it has.
+        function, vocabulary, count: address of llama_token_to_piece, what it takes, and how many tokens there
+            are.
     """
 
     @overload

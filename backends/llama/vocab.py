@@ -9,6 +9,7 @@ from typing import Any
 from specx.backends.errors import ModelError
 from specx.backends.llama.deep_stack import on_deep_stack
 from specx.backends.llama.libllama import lib
+from specx.kernels._native import Pieces
 
 __all__ = ["LlamaVocab"]
 
@@ -32,6 +33,7 @@ class LlamaVocab:
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
         self._eog: frozenset[int] | None = None
+        self._all: Pieces | None = None
 
     @property
     def size(self) -> int:
@@ -60,6 +62,20 @@ class LlamaVocab:
     def eos(self) -> int | None:
         """Token that ends a sequence, if the model has one."""
         return self._token_or_none(self._lib.llama_vocab_eos(self.pointer))
+
+    @property
+    def eot(self) -> int | None:
+        """Token that ends a turn or a text, beside `eos`, if the model has one."""
+        return self._token_or_none(self._lib.llama_vocab_eot(self.pointer))
+
+    @property
+    def pieces(self) -> Pieces:
+        """All tokens as bytes; control tokens are empty."""
+        if self._all is None:
+            look_up = ctypes.cast(self._lib.llama_cpp._lib.llama_token_to_piece, ctypes.c_void_p).value
+            assert look_up is not None
+            self._all = Pieces(look_up, int(self.pointer), self._size)
+        return self._all
 
     @property
     def fingerprint(self) -> str:
