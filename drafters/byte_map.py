@@ -107,8 +107,6 @@ class ByteMap:
     Attributes:
         as_target: (V_draft,) int32 for each draft token the target token with the same bytes; where there is
             none a number of its own beyond the target's vocabulary.
-        longer: (V_target,) int32 for each target token how many begin with its bytes, go on, and are no draft
-            tokens: the target may write one of them where the draft model writes two.
     """
 
     def __init__(self, target: Vocab, draft: Vocab) -> None:
@@ -117,7 +115,8 @@ class ByteMap:
         found = theirs.match(ours)
         own = len(ours) + np.arange(len(theirs), dtype=np.int32)
         self.as_target: NDArray[np.int32] = np.where(found >= 0, found, own).astype(np.int32)
-        self.longer = ours.count_longer(ours.match(theirs) < 0)
+        self._unmapped: NDArray[np.bool_] = ours.match(theirs) < 0
+        self._longer: dict[bytes, int] = {}
         self._size = len(ours)
         self._to_draft, self._to_target = self._match_roles(target, draft)
         self._kept: dict[bytes, list[int]] = {}
@@ -146,6 +145,16 @@ class ByteMap:
         if role is not None:
             return role
         return None if self.draft.pieces.piece(token) else -1
+
+    def longer(self, text: bytes) -> int:
+        """How many target tokens begin with the bytes `text`, go on, and are no draft tokens."""
+        found = self._longer.get(text)
+        if found is None:
+            if len(self._longer) >= MOST_KEPT:
+                self._longer.clear()
+            tokens = self.target.pieces.longer(text)
+            found = self._longer[text] = int(np.count_nonzero(self._unmapped[tokens]))
+        return found
 
     def extensions(self, text: bytes) -> NDArray[np.int32]:
         """(n,) draft tokens that begin with the bytes `text` and go on."""

@@ -18,9 +18,9 @@ from specx.backends.errors import SpecxError
 from specx.drafters.base import Text, Verified
 from specx.drafters.byte_map import ByteMap
 from specx.drafters.calibration.collapse import Collapse
+from specx.drafters.calibration.merging import Merging
 from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.guesser import Guess, GuessCosts, Guesser, GuesserSource
-from specx.drafters.merging import Merging
 from specx.drafters.ranking import ranked
 from specx.drafters.reading import Read, Reader, in_common
 from specx.drafters.translated import TranslatedGuesser
@@ -45,7 +45,6 @@ class DraftModel(GuesserSource):
         failed: whether it turned out to be of no use to anybody.
         calls: what a call of the model costs; where the vocabularies are the same, a proposal is a call.
         byte_map: between the vocabularies, where they differ and the model is loaded.
-        merging: what was learned of tokens that the target writes as one.
     """
 
     name = "model"
@@ -69,7 +68,6 @@ class DraftModel(GuesserSource):
         self.failed = False
         self.n_ctx, self.shared, self.clock = n_ctx, shared, clock
         self.byte_map: ByteMap | None = None
-        self.merging = Merging()
         self._target = target
         self.model: Model | None = None
         self._load = load
@@ -80,6 +78,11 @@ class DraftModel(GuesserSource):
     def loaded(self) -> bool:
         """Whether it takes memory."""
         return self.model is not None
+
+    @property
+    def merging(self) -> Merging:
+        """What was learned of tokens that the target writes as one."""
+        return self.calibration.merging
 
     def follow(self, text: Text) -> Guesser:
         """A guesser for one text; it goes on from the finished one that has most in common with it."""
@@ -101,7 +104,10 @@ class DraftModel(GuesserSource):
             self.model = self._load()
             self.failed = self.model is None
             if self.model is not None and self._target is not None:
-                self.byte_map = ByteMap(self._target, self.model.vocab)
+                try:
+                    self.byte_map = ByteMap(self._target, self.model.vocab)
+                except (SpecxError, ValueError) as error:  # a vocabulary that lacks plain letters
+                    self.fail(f"its vocabulary cannot be translated: {error}")
             self.costs.open_ms = (self.clock() - start) * 1e3
         if self.failed or self.model is None:
             return None

@@ -16,17 +16,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from specx.backends.base import Model
 from specx.backends.errors import SpecxError
 from specx.drafters.base import Text, Verified
 from specx.drafters.byte_map import ByteMap
+from specx.drafters.calibration.merging import Merging
 from specx.drafters.draft_text import DraftText
 from specx.drafters.guesser import AT_ONCE, Guess, GuessCosts, Guesser
 from specx.drafters.healing import Heal, healed
-from specx.drafters.merging import Merging
 from specx.drafters.ranking import ranked
 from specx.drafters.reading import Read, Reader, Rooms
 
@@ -47,8 +44,11 @@ class Translating(Rooms, Protocol):
     costs: GuessCosts
     model: Model | None
     byte_map: ByteMap | None
-    merging: Merging
     failed: bool
+
+    @property
+    def merging(self) -> Merging:
+        """What was learned of tokens that the target writes as one."""
 
     def take_idle(self, tokens: Sequence[int]) -> Read | None:
         """What was read of the finished text that has most in common with `tokens`, the model's own."""
@@ -77,6 +77,7 @@ class TranslatedGuesser(Guesser):
     def observe(self, seen: Verified) -> None:
         """The text has grown."""
         if self._view is not None:
+            self._learn_from(seen.tokens)
             self._reader.changed(self._view.extend(seen.tokens))
         self._begin()
 
@@ -89,7 +90,7 @@ class TranslatedGuesser(Guesser):
     def guess(self, chain: Sequence[int]) -> Guess | None:
         """The token after the text and `chain`; None if there is none, or the model is of no use."""
         source = self._source
-        if source.failed:
+        if source.failed or self.ended:
             return None
         if not self._reader.open():
             self._roomless = True
@@ -132,6 +133,7 @@ class TranslatedGuesser(Guesser):
         self._ahead = b""  # bytes of them, beyond the text
         self._margins: list[tuple[int, float]] = []  # where each ends in these bytes, and its margin
         self._proposed: list[int] = []
+        self._known: list[bytes] = []  # what was drafted beyond those before, when each was proposed
         self._given = 0  # bytes of what was proposed
         self._final: int | None = None  # special token that comes after these bytes
         self._calls = 0
@@ -155,6 +157,7 @@ class TranslatedGuesser(Guesser):
         self._ahead = byte_map.target.text(list(chain))
         self._drafted = byte_map.draft.of(view.rest + self._ahead)
         self._proposed, self._given = list(chain), len(self._ahead)
+        self._known = [b""] * len(chain)
 
     def _settled(self, byte_map: ByteMap) -> int | None:
         """The next target token, if what was drafted tells it."""
@@ -162,14 +165,8 @@ class TranslatedGuesser(Guesser):
         tokens = byte_map.continued(rest)
         if not tokens:
             return None
-        first = tokens[0]
-        if len(tokens) > 1 or self._final is not None:
-            return first
-        longer = int(byte_map.longer[first])
-        whole = len(byte_map.target.pieces.piece(first)) == len(rest)
-        if not whole or self._source.merging.risk(first, longer) > LOOK_AHEAD:
-            return None
-        return first
+        longer = 0 if self._final is not None else byte_map.longer(rest)
+        return None if self._source.merging.risk(rest, longer) > LOOK_AHEAD else tokens[0]
 
     def _last_words(self, byte_map: ByteMap) -> Guess | None:
         """What is proposed where the draft model says no more, or not in time."""
@@ -191,6 +188,7 @@ class TranslatedGuesser(Guesser):
             if at >= end:
                 break
         self._proposed.append(token)
+        self._known.append(self._ahead[self._given :])
         self._given = end
         return Guess(token, margin)
 
@@ -236,12 +234,20 @@ class TranslatedGuesser(Guesser):
         self._ahead += text
         self._margins.append((len(self._ahead), margin))
 
+    def _learn_from(self, tokens: Sequence[int]) -> None:
+        """The target may have written a longer token where one was proposed."""
+        byte_map = self._source.byte_map
+        assert byte_map is not None
+        for mine, right, known in zip(self._proposed, tokens, self._known, strict=False):
+            if mine != right:
+                text, written = (byte_map.target.pieces.piece(token) for token in (mine, right))
+                if text and written.startswith(text) and (longer := byte_map.longer(known)):
+                    self._source.merging.observe(known, longer, True)
+                return
+
     def _learn(self, byte_map: ByteMap, text: bytes) -> None:
-        """Whether the target would merge its last token of what was drafted with `text`."""
-        rest = self._ahead[self._given :]
-        tokens = byte_map.continued(rest) if rest else self._proposed[-1:]
-        if not tokens or not text or not (longer := int(byte_map.longer[tokens[-1]])):
-            return
-        piece = byte_map.target.pieces.piece(tokens[-1])
-        now: NDArray[np.int32] | list[int] = byte_map.continued(piece + text)
-        self._source.merging.observe(tokens[-1], longer, bool(len(now)) and now[0] != tokens[-1])
+        """Whether the target would merge what was drafted last with `text`."""
+        rest = self._ahead[self._given :] or (self._known[-1] if self._known else b"")
+        if rest and text and (longer := byte_map.longer(rest)):
+            before, after = byte_map.continued(rest), byte_map.continued(rest + text)
+            self._source.merging.observe(rest, longer, before[:1] != after[:1])

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Model
+from specx.backends.base import Model, Vocab
 from specx.backends.errors import SpecxError
 from specx.backends.settings import FLOAT_CACHES, Load
 from specx.drafters import registry
@@ -37,6 +37,7 @@ __all__ = ["DraftModels", "ModelSource", "forecast", "models_of"]
 
 MOST_TRIED = 3  # models in one session: each that disappoints has cost its loading
 REMEMBERED = 64  # scored tokens from which on an acceptance is believed
+TRANSLATED = 0.8  # of the acceptance, for a model of another family; measured pairs had 0.55 to 0.65
 LOAD_BYTES_PER_MS = 0.4e6  # of a model file, before one was loaded; rearranging weights takes most of it
 SHORT, LONG = 0.1, 0.15  # cost of a further token in a short call, and in a long one, in calls of one token
 
@@ -74,6 +75,10 @@ class Served(Protocol):
         """Tokens of its context."""
 
     @property
+    def vocab(self) -> Vocab:
+        """Of the target."""
+
+    @property
     def clock(self) -> Callable[[], float]:
         """Seconds."""
 
@@ -92,7 +97,9 @@ def forecast(
     calibration, costs = learned.load_pair(candidate.fingerprint)
     known = calibration.trials >= REMEMBERED
     token_ms = costs.token_ms if costs else float(steps[1]) * candidate.step_bytes / target_bytes
-    acceptance = calibration.acceptance if known and calibration.acceptance is not None else ACCEPTANCE
+    acceptance = ACCEPTANCE * (TRANSLATED if candidate.translated else 1.0)
+    if known and calibration.acceptance is not None:
+        acceptance = calibration.acceptance
     return Forecast.of(candidate, steps, acceptance, token_ms, calibration.trials if known else 0)
 
 
@@ -105,6 +112,7 @@ class DraftModels:
         staircase: of the target.
         step_bytes: bytes of weights that the target reads for a token.
         n_ctx: tokens of its context.
+        vocab: of the target; where there is none, only models of the same vocabulary can draft.
         forced: the one to use whatever comes of it; None chooses among those found.
         quantized_cache: whether draft models keep their KV cache quantized.
         notice, explain: told what a person should know, and every decision.
@@ -123,6 +131,7 @@ class DraftModels:
         *,
         step_bytes: int,
         n_ctx: int,
+        vocab: Vocab | None = None,
         forced: Candidate | None = None,
         quantized_cache: bool = False,
         notice: Callable[[str], None] = silent,
@@ -135,7 +144,7 @@ class DraftModels:
         self._source = source
         self._learned = learned
         self._staircase = staircase
-        self._step_bytes, self._n_ctx = step_bytes, n_ctx
+        self._step_bytes, self._n_ctx, self._vocab = step_bytes, n_ctx, vocab
         self._quantized_cache = quantized_cache
         self._notice, self._explain, self._clock = notice, explain, clock
         self._search: Iterator[Candidate | Unfit | None] | None = None
@@ -250,6 +259,7 @@ class DraftModels:
             lambda: self._load(candidate),
             n_ctx=self._n_ctx,
             shared=candidate.shared,
+            target=self._vocab if candidate.translated else None,
             costs=costs,
             calibration=calibration,
             clock=self._clock,
@@ -341,6 +351,7 @@ def models_of(setup: Setup, here: Here) -> Callable[[Served], DraftModels] | Non
             session.staircase,
             step_bytes=step_bytes(setup.info),
             n_ctx=session.n_ctx,
+            vocab=session.vocab,
             forced=setup.draft,
             quantized_cache=not {asked.draft.type_k, asked.draft.type_v} <= {*FLOAT_CACHES, None},
             notice=here.notice,

@@ -241,10 +241,3 @@ class Pieces:
 
     def longer(self, text: bytes) -> NDArray[np.int32]:
         """Tokens (m,) int32 that begin with `text` and go on, sorted by their bytes."""
-
-    def count_longer(self, marked: NDArray[np.bool_]) -> NDArray[np.int32]:
-        """For each token (n,) int32 how many of those that are marked (n,) begin with its bytes and go on.
-
-        Raises:
-            ValueError: there is not one mark for each token.
-        """

@@ -11,6 +11,7 @@ from specx.backends.gguf.file import GGUFInfo
 __all__ = ["VocabularyMatch", "match_vocabularies"]
 
 UNUSED = 5  # token type of GGUF
+FEW = 0.005  # of the ids may mean another token: the draft model then drafts badly where it meets one
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class VocabularyMatch:
 def match_vocabularies(target: GGUFInfo, draft: GGUFInfo) -> VocabularyMatch:
     """Compare the token lists of two models.
 
-    One may be longer than the other, as models pad their embeddings, if the additional tokens are unused.
+    One may be longer than the other, as models pad their embeddings, if the additional tokens are unused. A
+    few may differ, as those do that are added for another kind of conversation.
     """
     ours, theirs = target.vocabulary_size, draft.vocabulary_size
     if not ours or not theirs or not target.token_span[1] or not draft.token_span[1]:
@@ -37,7 +39,10 @@ def match_vocabularies(target: GGUFInfo, draft: GGUFInfo) -> VocabularyMatch:
     a, b = _section(target, target.token_span), _section(draft, draft.token_span)
     short = min(len(a), len(b))
     if a[:short] != b[:short]:
-        return VocabularyMatch(0, _first_difference(a, b, ours, theirs))
+        few = int(FEW * min(ours, theirs))
+        if abs(ours - theirs) > few or _differing(a, b, min(ours, theirs), few) > few:
+            return VocabularyMatch(0, _first_difference(a, b, ours, theirs))
+        return VocabularyMatch(min(ours, theirs))
     if ours != theirs:
         longer, more, fewer = (target, ours, theirs) if ours > theirs else (draft, theirs, ours)
         types = _section(longer, longer.token_type_span)
@@ -55,6 +60,18 @@ def _section(info: GGUFInfo, span: tuple[int, int]) -> bytes:
     """Bytes of the model's first part."""
     with info.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return data[span[0] : span[1]]
+
+
+def _differing(a: bytes, b: bytes, count: int, most: int) -> int:
+    """How many of the first `count` ids mean another token; no more are counted than one beyond `most`."""
+    at, there, found = 0, 0, 0
+    for _ in range(count):
+        first, second = _text(a, at), _text(b, there)
+        found += first != second
+        if found > most:
+            break
+        at, there = at + 8 + len(first), there + 8 + len(second)
+    return found
 
 
 def _first_difference(a: bytes, b: bytes, ours: int, theirs: int) -> str:

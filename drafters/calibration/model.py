@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specx.drafters.calibration.merging import Merging
+
 __all__ = ["AGREES", "OTHER", "SILENT", "Cell", "ModelCalibration", "Place"]
 
 Cell = tuple[int, int, int, int]
@@ -56,6 +58,8 @@ class ModelCalibration:
         forecasts: (*FORECAST_SHAPE, 2) the same of the places of the forecast.
         all: (ORDERS, 2) the same of all of them.
         tokens: scored tokens in all, and how many of them were right; not decayed.
+        merging: how often the target writes as one token what the model writes as two; of models with another
+            vocabulary.
     """
 
     def __init__(self) -> None:
@@ -64,6 +68,7 @@ class ModelCalibration:
         self.forecasts: NDArray[np.float64] = np.zeros((*FORECAST_SHAPE, 2))
         self.all: NDArray[np.float64] = np.zeros((ORDERS, 2))
         self.tokens: NDArray[np.float64] = np.zeros(2)
+        self.merging = Merging()
 
     @property
     def trials(self) -> int:
@@ -115,7 +120,7 @@ class ModelCalibration:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """What `from_arrays` needs; copies."""
-        return {name: getattr(self, name).copy() for name in _FIELDS}
+        return {**{name: getattr(self, name).copy() for name in _FIELDS}, **self.merging.to_arrays()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> ModelCalibration:
@@ -133,6 +138,7 @@ class ModelCalibration:
             if not (np.isfinite(given).all() and (hits >= 0).all() and (hits <= trials).all()):
                 raise ValueError("the saved calibration of a draft model holds counts that cannot be")
             mine[:] = given
+        made.merging = Merging.from_arrays(arrays)
         return made
 
 

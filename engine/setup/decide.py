@@ -18,7 +18,7 @@ from specx.engine.settings import WITH_MODEL, Asked
 from specx.engine.setup import keys
 from specx.engine.setup.choice import ASKED, Choice, Setup
 from specx.engine.setup.draft_files import NamedDraft, named_draft
-from specx.engine.setup.finder import Candidate
+from specx.engine.setup.finder import Candidate, Unfit
 from specx.engine.setup.fit import fit_here
 from specx.engine.setup.here import Here
 from specx.engine.setup.kernels import Chosen, choose_kernels
@@ -41,23 +41,28 @@ def decide(asked: Asked, here: Here, *, timing: bool = True) -> Setup:
         timing: whether the model may be loaded to time its layers on GPUs.
 
     Raises:
-        DoesNotFitError: there is not enough memory for it.
-        ModelError: it cannot be loaded, or llama.cpp itself cannot, or the draft model that was named cannot
-            draft for it; what can be said from the files themselves is said first.
+        DoesNotFitError: there is not enough memory for it. ModelError: it cannot be loaded, or llama.cpp
+        itself cannot; what can be said from the files themselves
+            is said first.
     """
     info = read_runnable(asked.model)
     warn_of_threads(asked, here.notice)
     load_library()
     named = named_draft(info, asked)
+    if isinstance(named, Unfit):
+        here.notice(
+            f"{named.path.name} cannot draft, and is left out: {named.reason} "
+            f"(`specx drafter list` names models that can)"
+        )
     wanted = wanted_load(info, asked)
     check_cache_of_model(info, wanted)
     placed = _place(info, asked, wanted, here, timing=timing and asked.measure)
     kernels = placed.kernels.value if placed.kernels else None
-    header = named.header if named else None
+    header = named.header if isinstance(named, NamedDraft) else None
     fitted = fit_here(info, asked, placed.load, here, kernels=kernels, draft=header)
     threads, batch = choose_threads(asked, here.store, keys.threads_key(info, fitted.load, asked.kernels))
     load = replace(fitted.load, threads=threads.value, threads_batch=batch.value)
-    draft = named.candidate if named and fitted.draft else None
+    draft = named.candidate if isinstance(named, NamedDraft) and fitted.draft else None
     return Setup(
         asked,
         info,
@@ -71,7 +76,7 @@ def decide(asked: Asked, here: Here, *, timing: bool = True) -> Setup:
         flash_attn=Choice(load.flash_attn, DEFAULT if asked.flash_attn is None else ASKED),
         cache_type_k=Choice(load.type_k, DEFAULT if asked.type_k is None else ASKED),
         cache_type_v=Choice(load.type_v, DEFAULT if asked.type_v is None else ASKED),
-        drafter=_drafter(info, asked, dropped=named is not None and draft is None),
+        drafter=_drafter(info, asked, named, draft),
         draft_model=_draft_model(info, asked, named, draft),
         draft=draft,
         need=fitted.need,
@@ -118,21 +123,27 @@ def _placement(placed: LayersPlaced, load: Load) -> Choice[str]:
     return Choice(f"{load.n_gpu_layers} layers on GPUs", "the most that fit")
 
 
-def _drafter(info: GGUFInfo, asked: Asked, *, dropped: bool) -> Choice[str]:
+def _drafter(
+    info: GGUFInfo, asked: Asked, named: NamedDraft | Unfit | None, draft: Candidate | None
+) -> Choice[str]:
     if info.plain_reason:
         return Choice("none", info.plain_reason)
-    if dropped and asked.drafter == "model":
+    if asked.drafter == "model" and isinstance(named, Unfit):
+        return Choice("auto", "for the draft model that was named cannot draft")
+    if asked.drafter == "model" and named is not None and draft is None:
         return Choice("auto", "for there is not enough memory for the draft model")
     return Choice(asked.drafter, DEFAULT if asked.drafter == "auto" else ASKED)
 
 
 def _draft_model(
-    info: GGUFInfo, asked: Asked, named: NamedDraft | None, draft: Candidate | None
+    info: GGUFInfo, asked: Asked, named: NamedDraft | Unfit | None, draft: Candidate | None
 ) -> Choice[str | None]:
     if info.plain_reason or asked.drafter not in WITH_MODEL:
         return Choice(None, "nothing asks one")
     if draft is not None:
         return Choice(draft.name, ASKED)
+    if isinstance(named, Unfit):
+        return Choice(None, f"{named.name} cannot draft: {named.reason}")
     if named is not None:
         return Choice(None, f"{named.candidate.name} does not fit into memory")
     return Choice(None, "one that pays is looked for while tokens are written")

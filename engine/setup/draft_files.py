@@ -85,27 +85,13 @@ class DraftFiles:
         return draft_load(self._setup.asked, candidate.path, self._setup.load)
 
 
-def named_draft(target: GGUFInfo, asked: Asked) -> NamedDraft | None:
-    """The draft model that a person named, if one is wanted.
-
-    Raises:
-        ModelError: it cannot draft for `target`.
-    """
+def named_draft(target: GGUFInfo, asked: Asked) -> NamedDraft | Unfit | None:
+    """The draft model that a person named, if one is wanted, or why it cannot draft for `target`."""
     path = asked.draft.model
     if path is None or asked.drafter == "none":
         return None
-    header = read_gguf(path)
     found = check_candidate(target, path)
-    if isinstance(found, Candidate):
-        return NamedDraft(found, header)
-    if found.difference is not None:
-        raise ModelError(
-            f"these two models don't share a vocabulary: {found.difference}",
-            f"take a smaller model of the same family as {target.name}, or leave -md out",
-        )
-    raise ModelError(
-        f"{path.name} cannot draft: {found.reason}", "take another draft model, or leave -md out"
-    )
+    return found if isinstance(found, Unfit) else NamedDraft(found, read_gguf(path))
 
 
 def _read_ahead(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Draft models on this machine for a given target: found, checked, and ranked by what they promise.
 
-A draft model has the target's vocabulary. Whether one is worth asking is for its expected rate to say. What a
-file is does not change, so the answer for every pair is kept.
+A draft model has the target's vocabulary, or one that its bytes can be translated from. Whether one is worth
+asking is for its expected rate to say. What a file is does not change, so the answer for every pair is kept.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from specx.engine.setup.layers import step_bytes
 
 __all__ = ["Candidate", "Finder", "Forecast", "Unfit", "check_candidate"]
 
+EXACT = frozenset({"llama", "gpt2", "gemma4"})  # tokenizers whose tokens are the bytes of the text
+LOSSY = {"bert": "WPM", "t5": "UGM"}
+RANKS = 4  # pooling type of GGUF
+RULES = 2  # by which a file can draft or not; what was found by others is looked at again
 EXAMINED = 64  # files that are opened in one session; the others' turn comes in later ones
 
 
@@ -36,7 +40,7 @@ class Candidate:
         path: its GGUF file.
         name: what to call it.
         fingerprint: of the file.
-        shared: how many tokens, from id 0 on, it shares with the target.
+        shared: how many tokens, from id 0 on, it shares with the target; 0 if its vocabulary is another one.
         step_bytes: bytes of weights that it reads for a token.
         size: bytes of the file.
     """
@@ -48,6 +52,11 @@ class Candidate:
     step_bytes: int
     size: int
 
+    @property
+    def translated(self) -> bool:
+        """Whether its vocabulary is not the target's."""
+        return self.shared == 0
+
 
 @dataclass(frozen=True, slots=True)
 class Unfit:
@@ -57,13 +66,11 @@ class Unfit:
         path: its GGUF file.
         name: what to call it.
         reason: why it cannot (one clause).
-        difference: what differs between the vocabularies, if that is why.
     """
 
     path: Path
     name: str
     reason: str
-    difference: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +115,10 @@ class Forecast:
     def explained(self) -> str:
         """The numbers, in words."""
         known = f"counted on {self.remembered} tokens" if self.remembered else "assumed"
+        another = " (another vocabulary)" if self.candidate.translated else ""
         return (
-            f"{self.candidate.name}: {self.token_ms:.1f} ms a token, {self.acceptance:.0%} right ({known}), "
-            f"{self.rate / self.plain_rate:.2f}x the speed of plain decoding expected"
+            f"{self.candidate.name}{another}: {self.token_ms:.1f} ms a token, {self.acceptance:.0%} right "
+            f"({known}), {self.rate / self.plain_rate:.2f}x the speed of plain decoding expected"
         )
 
 
@@ -121,12 +129,23 @@ def check_candidate(target: GGUFInfo, path: Path, name: str | None = None) -> Ca
         info = read_runnable(path)
         if reason := info.plain_reason:
             return Unfit(path, name, reason)
+        for reason in _unsuitable(target, info):
+            return Unfit(path, name, reason)
         match = match_vocabularies(target, info)
     except (ModelError, OSError) as error:
         return Unfit(path, name, getattr(error, "message", str(error)))
-    if match.difference:
-        return Unfit(path, name, f"it does not share the vocabulary: {match.difference}", match.difference)
     return Candidate(info.path, name, info.fingerprint, match.shared, step_bytes(info), info.size)
+
+
+def _unsuitable(target: GGUFInfo, draft: GGUFInfo) -> Iterator[str]:
+    """Why a model that writes text cannot draft, one clause each."""
+    if pooling := draft.integer("pooling_type"):
+        kind = "a reranker" if pooling == RANKS else "an embedding model"
+        yield f"it is {kind}, which writes no text"
+    for info, whose in ((draft, "its"), (target, "the target's")):
+        if info.tokenizer not in EXACT:
+            name = LOSSY.get(info.tokenizer, info.tokenizer or "none")
+            yield f"{whose} tokenizer ({name}) does not keep a text byte by byte"
 
 
 class Finder:
@@ -166,7 +185,7 @@ class Finder:
                 yield found
         finally:
             if opened or kept.keys() != known.keys():
-                self._store.save_json("candidates", self._target.fingerprint, {"files": kept})
+                self._store.save_json("candidates", self._target.fingerprint, {"rules": RULES, "files": kept})
 
     def _files(self) -> list[FoundModel]:
         """Models other than the target that are small enough, in the places known and beside the target."""
@@ -186,7 +205,7 @@ class Finder:
     def _load(self) -> dict[str, dict[str, Any]]:
         data = self._store.load_json("candidates", self._target.fingerprint) or {}
         files = data.get("files")
-        if not isinstance(files, dict):
+        if not isinstance(files, dict) or data.get("rules") != RULES:
             return {}
         return {path: value for path, value in files.items() if isinstance(value, dict)}
 
@@ -204,7 +223,7 @@ def _finding(model: FoundModel, data: dict[str, Any]) -> Candidate | Unfit | Non
     """What `_plain` was made of; None if `data` is damaged."""
     try:
         if "reason" in data:
-            return Unfit(model.path, model.name, str(data["reason"]), data.get("difference"))
+            return Unfit(model.path, model.name, str(data["reason"]))
         numbers = (int(data[key]) for key in ("shared", "step_bytes", "size"))
         return Candidate(Path(data["path"]), model.name, str(data["fingerprint"]), *numbers)
     except (KeyError, TypeError, ValueError):

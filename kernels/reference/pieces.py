@@ -25,7 +25,3 @@ class PiecesReference:
         """Tokens that begin with `text` and go on, sorted by their bytes."""
         found = [i for i, piece in enumerate(self.texts) if piece.startswith(text) and piece != text]
         return sorted(found, key=lambda i: (self.texts[i], i))
-
-    def count_longer(self, marked: Sequence[bool]) -> list[int]:
-        """For each token how many of those that are marked begin with its bytes and go on."""
-        return [sum(marked[i] for i in self.longer(text)) if text else 0 for text in self.texts]

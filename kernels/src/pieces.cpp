@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -21,7 +20,6 @@ using namespace nb::literals;
 namespace {
 
 using Ints = nb::ndarray<nb::numpy, int32_t, nb::ndim<1>>;
-using Flags = nb::ndarray<const bool, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 Ints array_of(const std::vector<int32_t>& values) {
     auto* data = new int32_t[values.size() + 1];
@@ -97,23 +95,6 @@ class Pieces {
         return array_of(found);
     }
 
-    // For each token how many that are marked begin with its bytes and go on.
-    Ints count_longer(const Flags& marked) {
-        if (marked.shape(0) != size()) throw std::invalid_argument("there is a mark for each token");
-        sort();
-        std::vector<int32_t> counts(size(), 0), open;  // tokens whose bytes the present one begins with
-        for (const int32_t token : sorted_) {
-            const std::string_view text = view(token);
-            while (!open.empty() && text.substr(0, view(open.back()).size()) != view(open.back()))
-                open.pop_back();
-            if (marked.data()[token])
-                for (const int32_t start : open)
-                    if (view(start).size() < text.size()) ++counts[size_t(start)];
-            if (!text.empty()) open.push_back(token);
-        }
-        return array_of(counts);
-    }
-
   private:
     void add(const char* text, size_t n) {
         blob_.append(text, n);
@@ -154,6 +135,5 @@ void bind_pieces(nb::module_& m) {
         .def("piece", &Pieces::piece, "token"_a)
         .def("find", &Pieces::find_bytes, "text"_a)
         .def("match", &Pieces::match, "other"_a)
-        .def("longer", &Pieces::longer, "text"_a)
-        .def("count_longer", &Pieces::count_longer, "marked"_a);
+        .def("longer", &Pieces::longer, "text"_a);
 }

@@ -12,13 +12,25 @@ WORDS = [f"word{i}" for i in range(64)]
 LAYER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
-def write(path, width, *, tokens=WORDS, layers=1, architecture="llama", recurrent=False):
+def write(
+    path,
+    width,
+    *,
+    tokens=WORDS,
+    layers=1,
+    architecture="llama",
+    recurrent=False,
+    tokenizer="gpt2",
+    pooling=None,
+):
     writer = gguf.GGUFWriter(path, architecture)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
     writer.add_block_count(layers)
     writer.add_context_length(128)
     writer.add_embedding_length(width)
     writer.add_head_count(1)
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(tokenizer)
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
     writer.add_tensor("token_embd.weight", np.zeros((len(tokens), width), np.float32))

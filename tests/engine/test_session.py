@@ -104,7 +104,8 @@ def session_of(
             session.staircase,
             step_bytes=10,
             n_ctx=draft_law.get("n_ctx", session.n_ctx),
-            forced=CANDIDATE,
+            vocab=session.vocab,
+            forced=replace(CANDIDATE, shared=V if draft_law["vocab_size"] == V else 0),
             notice=session.notice,
             clock=clock,
         )
@@ -314,6 +315,21 @@ def test_no_draft_model_changes_the_answer(drafter, law, leaves):
         assert max(spent) > 0
     assert session.draft_models.name == "draft"
     assert session.drafter_label == f"{drafter}, model draft"
+
+
+@pytest.mark.parametrize("leaves", [1, 4])
+@pytest.mark.parametrize("name", ["greedy", "cool", "warm"])
+def test_no_draft_model_of_another_vocabulary_changes_the_answer(name, leaves):
+    plain = run(session_of(drafter="none", vocab_size=320), SETTINGS[name], ignore_eos=True)
+    session = session_of(
+        drafter="model", draft={"vocab_size": 360, "seed": 5}, vocab_size=320, max_leaves=leaves
+    )
+    session.plan = Plan(session.staircase, clock=session.clock, asking=Curious)
+    for _ in range(3):
+        result = run(session, SETTINGS[name], ignore_eos=True)
+        assert (result.tokens, result.text) == (plain.tokens, plain.text)
+        assert result.timings.draft_ms > 0
+    assert session.draft_models.name == "draft" and session.draft_models.model.calibration.trials > 20
 
 
 def test_a_draft_model_of_the_same_law_is_always_right_whatever_the_temperature():

@@ -44,6 +44,15 @@ def test_the_same_list(model):
     assert (match.shared, match.difference) == (40, None)
 
 
+def test_a_few_tokens_that_differ(model):
+    words = [f"word{i}" for i in range(1000)]
+    few = [*words[:500], "<tool>", *words[501:]]
+    match = match_vocabularies(model(words), model(few))
+    assert (match.shared, match.difference) == (1000, None)
+    many = [*words[:500], *(f"other{i}" for i in range(6)), *words[506:]]
+    assert match_vocabularies(model(words), model(many)).difference.startswith("token 500 is 'word500'")
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 def test_padding_at_the_end_of_one(model, swapped):
     padded = model([*WORDS, "[PAD40]", "[PAD41]"], [*[NORMAL] * 40, UNUSED, UNUSED])

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from specx.backends.base import Want
-from specx.backends.errors import ModelError
 from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.backends.store import Store
 from specx.engine.cost.staircase import Staircase
@@ -23,7 +22,7 @@ from specx.engine.report import plan as plan_report
 from specx.engine.report.advice import FAMILIES, draft_advice, kernels_advice, sibling_of
 from specx.engine.report.plan import DraftOption, draft_options, make_plan
 from specx.engine.session import Session
-from specx.engine.settings import Asked, AskedModel, SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.decide import decide
 from specx.engine.setup.finder import Candidate, Forecast
 from specx.engine.setup.here import Here
@@ -244,11 +243,3 @@ def test_a_plan_rests_on_what_is_kept(smollm2, monkeypatch):
     assert found.advice[0].command == "--kernels specx"
     assert found.advice[0].factor == pytest.approx(3.0, rel=0.01)
     assert make_plan(replace(asked, kernels="specx")).steps[4] == pytest.approx(STEPS[4] / 3)
-
-
-@pytest.mark.parametrize("measure", [False, True])
-def test_a_named_draft_model_that_cannot_draft(smollm2, gemma3, monkeypatch, measure):
-    """It is an error whether steps were measured or not, before anything is loaded."""
-    monkeypatch.setattr(plan_report.Session, "open", lambda *_args, **_rest: pytest.fail("it was loaded"))
-    with pytest.raises(ModelError, match="share a vocabulary"):
-        make_plan(Asked(smollm2, draft=AskedModel(gemma3)), measure=measure)

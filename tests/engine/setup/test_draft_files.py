@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import pytest
 
-from specx.backends.errors import ModelError
 from specx.backends.gguf.file import read_gguf
 from specx.backends.settings import Load
 from specx.engine.settings import Asked, AskedModel
 from specx.engine.setup import draft_files
 from specx.engine.setup.decide import decide
-from specx.engine.setup.draft_files import DraftFiles, named_draft
-from specx.engine.setup.finder import Candidate
+from specx.engine.setup.draft_files import DraftFiles, NamedDraft, named_draft
+from specx.engine.setup.finder import Candidate, Unfit
 from specx.engine.setup.here import Here
 
 
@@ -43,15 +44,38 @@ def test_a_named_model(target, tmp_path, write_model):
 
 def test_what_is_wrong_with_a_named_model(target, tmp_path, write_model):
     settings = Asked(target.path)
+    truncated = write_model(tmp_path / "cut.gguf", 16)
+    truncated.write_bytes(truncated.read_bytes()[:900])
+    for path, reason in (
+        (write_model(tmp_path / "r.gguf", 16, architecture="mamba", recurrent=True), "its recurrent state"),
+        (write_model(tmp_path / "e.gguf", 16, architecture="t5"), "encoder"),
+        (write_model(tmp_path / "q.gguf", 16, pooling=gguf.PoolingType.LAST), "embedding model"),
+        (write_model(tmp_path / "k.gguf", 16, pooling=gguf.PoolingType.RANK), "reranker"),
+        (write_model(tmp_path / "w.gguf", 16, tokenizer="bert"), r"its tokenizer \(WPM\) does not keep"),
+        (truncated, "cut short"),
+        (Path("missing.gguf"), "no file"),
+    ):
+        found = named_draft(target, replace(settings, draft=AskedModel(path)))
+        assert isinstance(found, Unfit) and re.search(reason, found.reason), found
+
+
+def test_a_named_model_of_another_vocabulary(target, tmp_path, write_model):
     foreign = write_model(tmp_path / "foreign.gguf", 16, tokens=[f"other{i}" for i in range(64)])
-    with pytest.raises(ModelError, match="these two models don't share a vocabulary: token 0") as caught:
-        named_draft(target, replace(settings, draft=AskedModel(foreign)))
-    assert target.name in caught.value.hint and "-md" in caught.value.hint
-    recurrent = write_model(tmp_path / "r.gguf", 16, architecture="mamba", recurrent=True)
-    with pytest.raises(ModelError, match="cannot draft: its recurrent state"):
-        named_draft(target, replace(settings, draft=AskedModel(recurrent)))
-    with pytest.raises(ModelError, match="no file"):
-        named_draft(target, replace(settings, draft=AskedModel(Path("missing.gguf"))))
+    found = named_draft(target, Asked(target.path, draft=AskedModel(foreign)))
+    assert isinstance(found, NamedDraft) and found.candidate.translated
+
+
+def test_decoding_goes_on_without_a_model_that_cannot_draft(target, tmp_path, write_model):
+    told = []
+    path = write_model(tmp_path / "w.gguf", 16, tokenizer="t5")
+    asked = Asked(target.path, drafter="model", draft=AskedModel(path), kernels="stock", store=False)
+    setup = decide(asked, Here.of(asked, notice=told.append))
+    assert setup.draft is None and setup.drafter.value == "auto"
+    assert "cannot draft" in setup.draft_model.why
+    assert told == [
+        "w.gguf cannot draft, and is left out: its tokenizer (UGM) does not keep a text byte by byte "
+        "(`specx drafter list` names models that can)"
+    ]
 
 
 def test_how_it_is_loaded(target, tmp_path, write_model):

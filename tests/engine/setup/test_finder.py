@@ -66,10 +66,10 @@ def test_what_lies_beside_the_target_and_in_the_places_known(target, tmp_path, w
     write_model(tmp_path / "huge.gguf", 96, layers=4)
     known = listed(tmp_path / "elsewhere" / "tiny.gguf", tmp_path / "small.gguf", target.path)
     found = search(target, models=known)
-    assert sorted(c.name for c in found if isinstance(c, Candidate)) == ["large", "small", "tiny"]
+    assert sorted(c.name for c in found if isinstance(c, Candidate)) == ["foreign", "large", "small", "tiny"]
+    assert [c.name for c in found if isinstance(c, Candidate) and c.translated] == ["foreign"]
     reasons = {c.name: c.reason for c in found if isinstance(c, Unfit)}
-    assert sorted(reasons) == ["broken", "foreign", "recurrent"]  # a larger file is not even opened
-    assert "token 0 is 'word0' in one and 'x'" in reasons["foreign"]
+    assert sorted(reasons) == ["broken", "recurrent"]  # a larger file is not even opened
     assert "recurrent" in reasons["recurrent"]
 
 
@@ -99,7 +99,7 @@ def test_a_file_is_examined_once(target, tmp_path, monkeypatch, write_model):
     assert len(opened) == 4
 
 
-@pytest.mark.parametrize("data", [{"files": 3}, {"files": {"x": 4}}, {"files": {}}, {}])
+@pytest.mark.parametrize("data", [{"files": 3}, {"files": {"x": 4}}, {"files": {}, "rules": 1}, {}])
 def test_a_damaged_memory_is_no_harm(target, tmp_path, data, write_model):
     store = Store(tmp_path / "store")
     path = write_model(tmp_path / "small.gguf", 16)
