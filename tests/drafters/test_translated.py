@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specx.backends.base import Output, Tree, Want, chain_parents
-from specx.backends.scripted import ScriptedModel
+from specx.backends.scripted import ScriptedModel, ScriptedVocab
 from specx.drafters.base import EMPTY_DRAFT, NO_TRUNCATION, Text, Verified
 from specx.drafters.byte_map import ByteMap, whole
 from specx.drafters.calibration.merging import Merging
@@ -285,3 +285,42 @@ def test_experience_of_merged_tokens_is_kept():
     damaged = {**merging.to_arrays(), "merging_pooled": np.full((12, 2), np.nan)}
     with pytest.raises(ValueError, match="cannot be"):
         Merging.from_arrays(damaged)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_it_says_what_one_would_that_had_read_everything_anew(temperature):
+    """Conversations that go on, are edited, go back and outgrow the context of the draft model."""
+    rng = np.random.default_rng(5)
+    target = ScriptedVocab(320)
+    model = ScriptedModel(350, seed=2, max_width=8, n_ctx=128)
+    source = DraftModel(
+        lambda: model, n_ctx=128, shared=0, costs=GuessCosts(1.0, 0.1, 0.1, 1.0), target=target
+    )
+    tokens = rng.integers(1, 320, 20).tolist()
+    for _ in range(12):
+        text = Text(list(tokens), 3, temperature, NO_TRUNCATION)
+        guesser = source.follow(text)
+        for _ in range(10):
+            again = DraftModel(
+                lambda: ScriptedModel(350, seed=2, max_width=8, n_ctx=256),
+                n_ctx=128,
+                shared=0,
+                costs=GuessCosts(1.0, 0.1, 0.1, 1.0),
+                target=target,
+            )
+            again.calibration.merging = Merging.from_arrays(source.merging.to_arrays())
+            fresh = again.follow(Text(list(text.tokens), 3, temperature, NO_TRUNCATION))
+            chain, anew = [], []
+            for _ in range(3):
+                guess, other = guesser.guess(chain), fresh.guess(anew)
+                assert (guess and guess.token) == (other and other.token)
+                if guess is None:
+                    break
+                assert guess.margin == pytest.approx(other.margin)
+                chain.append(guess.token)
+                anew.append(other.token)
+            right = int(rng.integers(0, len(chain) + 1))
+            emitted(text, guesser, [*chain[:right], int(rng.integers(1, 320))])
+        guesser.close()
+        kept = int(rng.integers(5, len(text.tokens)))
+        tokens = [*text.tokens[:kept], *rng.integers(1, 320, int(rng.integers(1, 8))).tolist()]
