@@ -210,7 +210,7 @@ class DraftOptions:
             "-md",
             "--model-draft",
             "--spec-draft-model",
-            text="A smaller model of the same vocabulary, asked where that pays.",
+            text="A smaller model, of any vocabulary, asked where that pays.",
             metavar="FILE",
             envvar="LLAMA_ARG_MODEL_DRAFT",
             show_default="the best one on this machine",
