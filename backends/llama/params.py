@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from specx.backends.errors import ModelError
@@ -22,6 +23,7 @@ __all__ = [
     "PROMPT_ROWS",
     "check_cache_type",
     "create_context",
+    "load_error",
     "load_weights",
     "sequences_per_text",
 ]
@@ -72,7 +74,7 @@ def load_weights(module: Any, load: Load, progress: Callable[[float], None] | No
             module.llama_model_free(model)
         raise raised[0]
     if not model:
-        raise _load_error(load)
+        raise load_error(load.path)
     if not module.llama_model_has_decoder(model) or module.llama_model_has_encoder(model):
         module.llama_model_free(model)
         raise _not_a_decoder(load)
@@ -176,8 +178,9 @@ def _load_mode(module: Any, load: Load) -> int:
     return int(module.LLAMA_LOAD_MODE_MMAP if load.mmap else module.LLAMA_LOAD_MODE_NONE)
 
 
-def _load_error(load: Load) -> ModelError:
-    name = load.path.name
+def load_error(path: Path) -> ModelError:
+    """Why llama.cpp did not load the file, told from its log since `forget_log`."""
+    name = path.name
     for line in recent_log("unknown model architecture")[-1:]:
         architecture = line.rsplit(":", 1)[-1].strip().strip("'")
         return ModelError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import ExitStack
 
 import gguf
 import pytest
 
 from specx.backends.errors import ModelError
-from specx.backends.llama.libllama import lib
-from specx.backends.llama.vocab import LlamaVocab
+from specx.backends.llama.vocab import load_vocabulary
 
 LONG = 120_000  # bytes; llama.cpp's splitting of them would not fit into 8 MiB of stack
 BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -42,18 +41,13 @@ def write(path, pre, model="gpt2", **flags):
 
 @pytest.fixture
 def load(tmp_path):
-    models, llama = [], lib()
+    with ExitStack() as opened:
 
-    def load(pre, model="gpt2", **flags):
-        params = llama.llama_model_default_params()
-        params.vocab_only = True
-        path = write(tmp_path / f"{pre}.gguf", pre, model, **flags)
-        models.append(llama.llama_model_load_from_file(os.fsencode(path), params))
-        return LlamaVocab(models[-1])
+        def load(pre, model="gpt2", **flags):
+            path = write(tmp_path / f"{pre}.gguf", pre, model, **flags)
+            return opened.enter_context(load_vocabulary(path))
 
-    yield load
-    for model in models:
-        llama.llama_model_free(model)
+        yield load
 
 
 @pytest.mark.parametrize(

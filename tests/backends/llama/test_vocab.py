@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from specx.backends.errors import ModelError
 from specx.backends.llama import vocab as vocab_module
 from specx.backends.llama.libllama import lib
-from specx.backends.llama.vocab import LlamaVocab
+from specx.backends.llama.vocab import load_vocabulary
 from specx.engine.text.stream import StreamDecoder
 
 TEXTS = {
@@ -40,17 +41,8 @@ CHARACTERS = st.characters(exclude_categories=["Cs", "Cc", "Cn", "Co"], exclude_
 @pytest.fixture(scope="module")
 def load():
     """LlamaVocab of a file, without its weights."""
-    models, llama = [], lib()
-
-    def load(path):
-        params = llama.llama_model_default_params()
-        params.vocab_only = True
-        models.append(llama.llama_model_load_from_file(os.fsencode(path), params))
-        return LlamaVocab(models[-1])
-
-    yield load
-    for model in models:
-        llama.llama_model_free(model)
+    with ExitStack() as opened:
+        yield lambda path: opened.enter_context(load_vocabulary(path))
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +163,10 @@ def test_fingerprints_tell_vocabularies_apart(load, smol, gemma, smollm2_q4_0):
     assert load(smollm2_q4_0).fingerprint == smol.fingerprint
     assert gemma.fingerprint != smol.fingerprint
     assert (smol.size, gemma.size) == (49152, 262144)
+
+
+def test_a_file_without_a_vocabulary_is_refused_by_name(tmp_path):
+    path = tmp_path / "no-model.gguf"
+    path.write_bytes(b"GGUF" + bytes(20))
+    with pytest.raises(ModelError, match=r"could not load no-model\.gguf"), load_vocabulary(path):
+        pass
