@@ -1,4 +1,4 @@
-"""Make a small llama-architecture GGUF cost as much as a larger one, without changing what it says.
+"""Make a small llama or gemma3 GGUF cost as much as a larger one, without changing what it says.
 
 Verification behaves differently on a model that outgrows the processor's caches, and models of that size are
 large downloads. This pads the hidden state, the heads and the feed-forward layers of a small one with zeros:
@@ -7,21 +7,28 @@ large downloads. This pads the hidden state, the heads and the feed-forward laye
 - An RMS norm divides by the root of the mean square, and the mean is now taken over more elements, most of
   them zero. With D dimensions widened to W, its weights times sqrt(D / W) and its epsilon times D / W undo
   that exactly.
+- Gemma multiplies the embedding by the root of the width, so there the whole hidden state grows by
+  sqrt(W / D), and its mean square stays, as does the epsilon: norms of single heads need no change. Weights of
+  norms that read it shrink. What is added to it passes a norm too, over mostly zeros, and grows by that; for
+  the epsilon to weigh as much as before, the matrices before those norms are multiplied by sqrt(W / D).
 - Query head h reads the key and value head h // (heads / kv_heads). The ratio stays and heads are added at
   the end, so the old ones keep theirs. An added head attends evenly to values that are zero.
 - Weights are quantized in blocks along the input dimension, which is padded at the end and a multiple of the
   block in every model, so the blocks that hold something stay as they were.
 
-What remains is rounding in the norms. `--check` compares greedy answers with the model at its own width,
-quantized the same way.
+What remains is rounding: in the norms, and of activations and weights that were multiplied. At four times the
+width every factor is a power of two, and nothing is rounded otherwise. `--check` compares greedy answers with
+the model at its own width, quantized the same way.
 
     python benchmarks/widen_gguf.py small.gguf wide.gguf \\
         --width 2048 --ffn 4096 --heads 30 --kv-heads 10 --check
+    python benchmarks/widen_gguf.py gemma3-270m.gguf wide-gemma.gguf --width 2560 --check
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -47,6 +54,13 @@ CHECK_PROMPTS = ("The capital of France is", "def fibonacci(n):\n", "1. Wash the
 CHECK_TOKENS = 48
 
 
+STREAM_NORMS = ("attn_norm", "ffn_norm", "output_norm")  # of the hidden state
+POST_NORMS = ("post_attention_norm", "post_ffw_norm")  # of what is added to it
+ADDED = ("attn_output", "ffn_down")
+GEMMA3_27B = 62  # layers: llama.cpp then scales attention by the width
+ROWS = 8192  # of a matrix at a time: an embedding takes gigabytes as 32-bit floats
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The dimensions that can grow; `head` is the length of one head and stays."""
@@ -61,7 +75,7 @@ class Shape:
         """Shape of the weight matrix `name`, as (outputs, inputs).
 
         Raises:
-            ValueError: the llama architecture has no such matrix.
+            ValueError: the architectures known here have no such matrix.
         """
         queries, keys = self.heads * self.head, self.kv_heads * self.head
         shapes = {
@@ -75,10 +89,42 @@ class Shape:
             "ffn_up": (self.ffn, self.width),
             "ffn_down": (self.width, self.ffn),
         }
-        kind = name.removesuffix(".weight").split(".")[-1]
+        kind = kind_of(name)
         if kind not in shapes:
             raise ValueError(f"the tensor {name} is not one this tool knows")
         return shapes[kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Widening:
+    """From which dimensions to which, and what that multiplies.
+
+    Attributes:
+        own, wide: the dimensions before and after.
+        scaled: whether the architecture multiplies its embedding by the root of the width.
+    """
+
+    own: Shape
+    wide: Shape
+    scaled: bool
+
+    def factor(self, name: str) -> float:
+        """What the values of the tensor `name` are multiplied by."""
+        grown = math.sqrt(self.wide.width / self.own.width)
+        kind = kind_of(name)
+        if kind in STREAM_NORMS:
+            return 1 / grown
+        return grown if self.scaled and kind in ADDED else 1.0
+
+    @property
+    def epsilon_factor(self) -> float:
+        """What the epsilon of the norms is multiplied by."""
+        return 1.0 if self.scaled else self.own.width / self.wide.width
+
+
+def kind_of(name: str) -> str:
+    """The part of a tensor's name that says what it is for."""
+    return name.removesuffix(".weight").split(".")[-1]
 
 
 def main() -> int:
@@ -86,8 +132,6 @@ def main() -> int:
     arguments = parse()
     try:
         reader = GGUFReader(arguments.source)
-        if reader.fields["general.architecture"].contents() != "llama":
-            raise ValueError(f"{arguments.source} is not of the llama architecture")
         own = own_shape(reader)
         wide = Shape(
             arguments.width or own.width,
@@ -118,14 +162,42 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def architecture_of(reader: GGUFReader) -> str:
+    """The architecture of the model in the file.
+
+    Raises:
+        ValueError: it is not one that can be widened.
+    """
+    architecture = str(reader.fields["general.architecture"].contents())
+    if architecture not in ("llama", "gemma3"):
+        raise ValueError(f"the architecture {architecture} is neither llama nor gemma3")
+    if architecture == "gemma3" and value(reader, "block_count") == GEMMA3_27B:
+        raise ValueError(f"attention of a gemma3 of {GEMMA3_27B} layers depends on the width")
+    return architecture
+
+
+def value(reader: GGUFReader, key: str) -> int:
+    """An integer of the model's architecture.
+
+    Raises:
+        ValueError: it differs from layer to layer.
+        KeyError: the file does not have it.
+    """
+    architecture = reader.fields["general.architecture"].contents()
+    found = reader.fields[f"{architecture}.{key}"].contents()
+    if not isinstance(found, int):
+        raise ValueError(f"{key} differs from layer to layer")
+    return found
+
+
 def own_shape(reader: GGUFReader) -> Shape:
     """The dimensions of the model in the file."""
-
-    def value(key: str) -> int:
-        return int(reader.fields[f"llama.{key}"].contents())
-
-    width, heads = value("embedding_length"), value("attention.head_count")
-    return Shape(width, value("feed_forward_length"), heads, value("attention.head_count_kv"), width // heads)
+    architecture = architecture_of(reader)
+    width, heads = value(reader, "embedding_length"), value(reader, "attention.head_count")
+    explicit = f"{architecture}.attention.key_length" in reader.fields
+    head = value(reader, "attention.key_length") if explicit else width // heads
+    kv_heads = value(reader, "attention.head_count_kv")
+    return Shape(width, value(reader, "feed_forward_length"), heads, kv_heads, head)
 
 
 def widen(reader: GGUFReader, target: Path, own: Shape, wide: Shape, kind: str) -> None:
@@ -138,59 +210,62 @@ def widen(reader: GGUFReader, target: Path, own: Shape, wide: Shape, kind: str) 
     if not grows or wide.heads * own.kv_heads != own.heads * wide.kv_heads:
         raise ValueError(f"dimensions may only grow, and heads with their kv heads: {own} to {wide}")
     weights, file_type = TYPES[kind]
-    writer = GGUFWriter(target, "llama")
-    write_metadata(reader, writer, own, wide, int(file_type))
-    for name, data in widened(reader, own, wide):
-        if data.ndim == 1:
-            writer.add_tensor(name, data)
+    architecture = architecture_of(reader)
+    widening = Widening(own, wide, scaled=architecture == "gemma3")
+    writer = GGUFWriter(target, architecture)
+    write_metadata(reader, writer, widening, int(file_type))
+    for tensor in reader.tensors:
+        if len(tensor.shape) == 1:
+            writer.add_tensor(tensor.name, vector(tensor, widening))
         else:
-            writer.add_tensor(name, quantize(data, weights), raw_dtype=weights)
+            data = np.concatenate([quantize(rows, weights) for rows in matrix(tensor, widening)])
+            writer.add_tensor(tensor.name, data, raw_dtype=weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def write_metadata(reader: GGUFReader, writer: GGUFWriter, own: Shape, wide: Shape, file_type: int) -> None:
+def write_metadata(reader: GGUFReader, writer: GGUFWriter, widening: Widening, file_type: int) -> None:
     """The source's metadata, but for what the dimensions change."""
-    epsilon = "llama.attention.layer_norm_rms_epsilon"
+    architecture, wide = writer.arch, widening.wide
+    epsilon = f"{architecture}.attention.layer_norm_rms_epsilon"
     changed: dict[str, int | float] = {
-        "llama.embedding_length": wide.width,
-        "llama.feed_forward_length": wide.ffn,
-        "llama.attention.head_count": wide.heads,
-        "llama.attention.head_count_kv": wide.kv_heads,
-        epsilon: reader.fields[epsilon].contents() * own.width / wide.width,
+        f"{architecture}.embedding_length": wide.width,
+        f"{architecture}.feed_forward_length": wide.ffn,
+        f"{architecture}.attention.head_count": wide.heads,
+        f"{architecture}.attention.head_count_kv": wide.kv_heads,
+        epsilon: reader.fields[epsilon].contents() * widening.epsilon_factor,
         "general.file_type": file_type,
     }
     for key, field in reader.fields.items():
         if not key.startswith("GGUF.") and key != "general.architecture":
             inner = field.types[-1] if len(field.types) > 1 else None
             writer.add_key_value(key, changed.get(key, field.contents()), field.types[0], inner)
-    for key in ("llama.attention.key_length", "llama.attention.value_length", "llama.rope.dimension_count"):
-        if key not in reader.fields:  # else they would be taken from the width
-            writer.add_uint32(key, own.head)
+    for name in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        if f"{architecture}.{name}" not in reader.fields:  # else they would be taken from the width
+            writer.add_uint32(f"{architecture}.{name}", wide.head)
 
 
-def widened(reader: GGUFReader, own: Shape, wide: Shape) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Every tensor of the file, dequantized and padded: matrices as (outputs, inputs), norms as (width,)."""
-    for tensor in reader.tensors:
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        if tensor.name.endswith("_norm.weight"):
-            norm = np.zeros(wide.width, np.float32)
-            norm[: own.width] = values.reshape(-1) * np.sqrt(own.width / wide.width)
-            yield tensor.name, norm
-        elif len(tensor.shape) == 1:  # factors of the rotary embedding, which the width does not touch
-            yield tensor.name, values
-        else:
-            yield tensor.name, padded(tensor, values, wide)
+def vector(tensor: ReaderTensor, widening: Widening) -> NDArray[np.float32]:
+    """A tensor of one dimension: norms of the hidden state grow, those of heads and rotary factors do not."""
+    values: NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type).reshape(-1).astype(np.float32)
+    values *= np.float32(widening.factor(tensor.name))
+    if kind_of(tensor.name) in STREAM_NORMS + POST_NORMS:
+        values = np.pad(values, (0, widening.wide.width - len(values)))
+    return values
 
 
-def padded(tensor: ReaderTensor, values: NDArray[np.float32], wide: Shape) -> NDArray[np.float32]:
-    """A weight matrix with zeros below and to the right."""
-    rows, columns = values.shape
-    matrix = np.zeros(wide.rows_and_columns(tensor.name, rows), np.float32)
-    matrix[:rows, :columns] = values
-    return matrix
+def matrix(tensor: ReaderTensor, widening: Widening) -> Iterator[NDArray[np.float32]]:
+    """A weight matrix (outputs, inputs) with zeros below and to the right, `ROWS` outputs at a time."""
+    own_rows = len(tensor.data)
+    rows, columns = widening.wide.rows_and_columns(tensor.name, own_rows)
+    for start in range(0, rows, ROWS):
+        part = np.zeros((min(ROWS, rows - start), columns), np.float32)
+        if start < own_rows:
+            values = dequantize(tensor.data[start : start + ROWS], tensor.tensor_type)
+            part[: values.shape[0], : values.shape[1]] = values * np.float32(widening.factor(tensor.name))
+        yield part
 
 
 def check(reader: GGUFReader, own: Shape, arguments: argparse.Namespace) -> bool:

@@ -34,15 +34,14 @@ def test_a_widened_norm_and_matrix_compute_the_same(modules):
         wide.rows_and_columns("blk.0.attn_q_norm.weight", 5)
 
     rng = np.random.default_rng(0)
-    tensors = [
-        fake_tensor("blk.0.attn_norm.weight", rng.normal(size=8)),
-        fake_tensor("blk.0.attn_q.weight", rng.normal(size=(8, 8))),
-    ]
-    made = dict(tool.widened(FakeReader(tensors), narrow, wide))
+    norm = fake_tensor("blk.0.attn_norm.weight", rng.normal(size=8))
+    weights = fake_tensor("blk.0.attn_q.weight", rng.normal(size=(8, 8)))
+    widening = tool.Widening(narrow, wide, scaled=False)
+    [matrix] = tool.matrix(weights, widening)
     hidden = rng.normal(size=8)
-    expected = tensors[1].data @ (rms(hidden, 1e-5) * tensors[0].data)
+    expected = weights.data @ (rms(hidden, 1e-5) * norm.data)
     grown = np.concatenate([hidden, np.zeros(16)])
-    found = made["blk.0.attn_q.weight"] @ (rms(grown, 1e-5 * 8 / 24) * made["blk.0.attn_norm.weight"])
+    found = matrix @ (rms(grown, 1e-5 * widening.epsilon_factor) * tool.vector(norm, widening))
     assert found.shape == (24,)
     assert found[:8] == pytest.approx(expected, rel=1e-5)
     assert not found[8:].any()
@@ -50,11 +49,6 @@ def test_a_widened_norm_and_matrix_compute_the_same(modules):
 
 def rms(x, epsilon):
     return x / np.sqrt(np.mean(x * x) + epsilon)
-
-
-class FakeReader:
-    def __init__(self, tensors):
-        self.tensors = tensors
 
 
 def fake_tensor(name, data):
