@@ -8,9 +8,9 @@ large downloads. This pads the hidden state, the heads and the feed-forward laye
   them zero. With D dimensions widened to W, its weights times sqrt(D / W) and its epsilon times D / W undo
   that exactly.
 - Gemma multiplies the embedding by the root of the width, so there the whole hidden state grows by
-  sqrt(W / D), and its mean square stays, as does the epsilon: norms of single heads need no change. Weights of
-  norms that read it shrink. What is added to it passes a norm too, over mostly zeros, and grows by that; for
-  the epsilon to weigh as much as before, the matrices before those norms are multiplied by sqrt(W / D).
+  sqrt(W / D), and its mean square stays, as does the epsilon: norms of single heads need no change. Weights
+  of norms that read it shrink. What is added to it passes a norm too, over mostly zeros, and grows by that;
+  for the epsilon to weigh as much as before, the matrices before those norms are multiplied by sqrt(W / D).
 - Query head h reads the key and value head h // (heads / kv_heads). The ratio stays and heads are added at
   the end, so the old ones keep theirs. An added head attends evenly to values that are zero.
 - Weights are quantized in blocks along the input dimension, which is padded at the end and a multiple of the
