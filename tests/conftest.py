@@ -28,6 +28,8 @@ settings.load_profile("checks")
 ROOT = Path(__file__).resolve().parents[1]
 MADE = ROOT / "build" / "models"
 PROMPTS = Path(os.environ.get("SPECX_DATA") or ROOT.parent / "shared" / "data")  # optional prompts directory
+# scripts/fetch_vocabularies.py puts them there; `make test` calls it.
+VOCABULARIES = Path(os.environ.get("SPECX_VOCABULARIES") or ROOT / ".vocabularies")
 
 USER_VARIABLES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "LLAMA_CACHE", "HF_HOME")
 USER_VARIABLES += ("HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "FORCE_COLOR", "COLUMNS")
@@ -91,6 +93,15 @@ def gemma3() -> Path:
     if find_spec(package) is None:
         pytest.skip(f"the package {package} is not installed")
     return _made(f"gemma3-{version(package)}.gguf", lambda target: _run(ASSEMBLE, str(target)))
+
+
+@pytest.fixture(scope="session")
+def vocabulary_files() -> dict[str, Path]:
+    """Name -> file of the 19 vocabularies of llama.cpp, without weights: "gpt-2", ..."""
+    files = {path.stem.removeprefix("ggml-vocab-"): path for path in VOCABULARIES.glob("ggml-vocab-*.gguf")}
+    if not files:
+        pytest.skip("no vocabularies (scripts/fetch_vocabularies.py gets them)")
+    return files
 
 
 @pytest.fixture(scope="session")
