@@ -7,10 +7,9 @@ asked for the next four, in two ways:
   of the next tokens of the answer are right as have all their bytes written by it.
 - *mapped*: it is asked as it is while drafting, for the target's tokens.
 
-Only tokens before the first wrong one count.
-The mapping keeps *mapped / own* of what the draft model knows; that
-can be more than 1, since mapped drafting weighs other ways to end a text that stops within a word. Its time is
-what it takes outside the draft model, divided by the time inside, without the prompt.
+Only tokens before the first wrong one count. The mapping keeps *mapped / own* of what the draft model knows.
+That can be more than 1, since mapped drafting weighs other ways to end a text that stops within a word. Its
+time is what it takes outside the draft model, divided by the time inside, without the prompt.
 
     python benchmarks/mapping.py TARGET.gguf DRAFT.gguf --prompts FILE [FILE ...] [-n 64] [--limit 200]
 
