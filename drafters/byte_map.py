@@ -32,6 +32,11 @@ class Tokens:
         lead = self._tokenize(MARK)
         self._lead = lead if self.text(lead) != MARK else []  # it puts a space before what begins a text
 
+    @property
+    def leads(self) -> bool:
+        """Whether it puts a space before what begins a text."""
+        return bool(self._lead)
+
     def text(self, tokens: list[int]) -> bytes:
         """The bytes of `tokens`."""
         piece = self.pieces.piece
@@ -55,6 +60,11 @@ class Tokens:
             else:
                 tokens += self._bytes(part)
         return tokens
+
+    def spelled(self, part: bytes) -> list[int]:
+        """Tokens of a part of a character, byte for byte; none if there are none."""
+        tokens = self._bytes(part) if part else []
+        return tokens if self.text(tokens) == part else []
 
     def _whole(self, text: bytes, begins: bool) -> list[int]:
         if begins or not self._lead:

@@ -29,6 +29,7 @@ class DraftText:
         bos = byte_map.draft.vocab.added_bos
         self.tokens: list[int] = [] if bos is None else [bos]
         self._segment = bytearray()  # bytes since the last special token
+        self._begins = True  # whether nothing was written since
         self._base = len(self.tokens)  # of the first token of the segment
         self._ends: list[int] = []  # bytes of the segment up to the end of each of its tokens
 
@@ -55,12 +56,17 @@ class DraftText:
         for token in tokens:
             role = self._map.special_for_draft(token)
             if role is None:
-                self._segment += self._map.target.pieces.piece(token)
+                piece = self._map.target.pieces.piece(token)
+                # A space that the target's tokenizer puts before what begins is not part of the text.
+                led = self._begins and self._map.target.leads and piece.startswith(b" ")
+                self._segment += piece[1:] if led else piece
+                self._begins = False
                 continue
             changed = min(changed, self._write(len(self._segment)))
             if role >= 0 and self.tokens != [role]:  # where it begins both, it is there once
                 self.tokens.append(role)
             self._segment, self._ends, self._base = bytearray(), [], len(self.tokens)
+            self._begins = True
         return min(changed, self._write(whole(self._segment)))
 
     @property

@@ -198,6 +198,8 @@ class TranslatedGuesser(Guesser):
         position = self._text.position + before + len(byte_map.continued(self._ahead[self._given :]))
         if not self._drafted and (view.last or view.rest) and self._healed(view, byte_map, position):
             return
+        if not view.tokens and not self._drafted:  # the model has read nothing it could go on from
+            raise UnspeakableError
         row = self._reader.logits(view.tokens, self._drafted)[0]
         head = self._source.model.facts.head if self._source.model else None
         noise = byte_map.as_target if head is None else byte_map.as_target[head]
@@ -209,16 +211,24 @@ class TranslatedGuesser(Guesser):
     def _healed(self, view: DraftText, byte_map: ByteMap, position: int) -> bool:
         """One more token where the text may end within one; returns whether that can be."""
         head = self._source.model.facts.head if self._source.model else None
-        rest = view.rest
-        last = None if rest or len(view.tokens) < 2 else view.tokens[-1]
-        heal = Heal.of(byte_map, head, last, rest or view.last) if rest or last is not None else None
+        rest, draft = view.rest, byte_map.draft
+        spelled = draft.spelled(rest)
+        if rest and len(spelled) != 1 and len(byte_map.extensions(rest)):
+            last, begun, spelled = None, rest, []  # a token that begins with the rest must follow
+        elif rest and not spelled:
+            raise UnspeakableError
+        else:
+            last = (spelled or view.tokens)[-1]
+            begun = draft.pieces.piece(last) if rest else view.last
+        rows = 1 if last is None else 2
+        heal = Heal.of(byte_map, head, last, begun) if len(view.tokens) + len(spelled) >= rows else None
         if heal is None:
-            if rest:
-                raise UnspeakableError
+            self._drafted = spelled
             return False
-        logits = self._reader.logits(view.tokens, (), 1 if last is None else 2)
-        found = healed(heal, logits, self._text, position)
-        if found.replaced and last is not None:
+        found = healed(heal, self._reader.logits(view.tokens, spelled, rows), self._text, position)
+        if spelled:
+            self._drafted = spelled[:-1] if found.replaced else spelled
+        elif found.replaced and last is not None:
             view.drop_last()
             self._reader.changed(len(view.tokens))
         self._add(byte_map, found.token, found.text, found.margin)
