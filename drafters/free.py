@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -176,13 +176,16 @@ class FreeDrafting(Drafting):
         self._coupled = False
         self._choose_order()
 
-    def propose(self, room: Room) -> Draft:
-        """The best tree that fits `room`."""
+    def propose(self, room: Room, after: Sequence[int] = ()) -> Draft:
+        """The best tree that fits `room`, below the text and the tokens `after` it.
+
+        Probabilities are given that `after` is right.
+        """
         if room.limit <= 0 or room.leaves <= 0:
             return EMPTY_DRAFT
         text = self._text
         grown = self._trie.grow(
-            room.limit, room.leaves, text.seed, text.position, text.temperature, self._coupled
+            room.limit, room.leaves, text.seed, text.position, text.temperature, self._coupled, after
         )
         return Draft(*grown)
 

@@ -163,8 +163,15 @@ class FreeTrie:
         position: int = 0,
         temperature: float = 0.0,
         coupled: bool = False,
+        path: Sequence[int] = (),
     ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
-        """Tokens, parents, path probabilities and sources of the best tree, from `position` on."""
+        """Tokens, parents, path probabilities and sources of the best tree below the text and `path`.
+
+        `position` is that of the first token after the text; probabilities are given that `path` is right.
+
+        Raises:
+            IndexError: `path` has a token outside the vocabulary.
+        """
 
 def best_prefix(
     probs: NDArray[np.float32],

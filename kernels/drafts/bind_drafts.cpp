@@ -152,8 +152,8 @@ nb::tuple draft_arrays(const DraftNodes& nodes) {
 }
 
 nb::tuple grow(BoundTrie& self, int limit, int leaves, uint64_t seed, int64_t position, double temperature,
-               bool coupled) {
-    return draft_arrays(self.trie.grow(limit, leaves, {seed, temperature, coupled}, position));
+               bool coupled, const std::vector<int32_t>& path) {
+    return draft_arrays(self.trie.grow(limit, leaves, {seed, temperature, coupled}, position, path));
 }
 
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -231,7 +231,7 @@ void bind_trie(nb::module_& m) {
         .def("clear_text", [](BoundTrie& self) { self.trie.clear_text(); })
         .def("update_tree", &update_tree, "previous"_a, "token"_a, "tokens"_a, "parents"_a, "logits"_a)
         .def("grow", &grow, "limit"_a, "leaves"_a, "seed"_a = 0, "position"_a = 0, "temperature"_a = 0.0,
-             "coupled"_a = false)
+             "coupled"_a = false, "path"_a = std::vector<int32_t>())
         .def_prop_ro("automaton", [](BoundTrie& self) -> SuffixAutomaton& { return self.trie.automaton(); },
                      nb::rv_policy::reference_internal)
         .def_prop_ro("conversation_start", [](const BoundTrie& self) { return self.trie.conversation_start(); })

@@ -189,12 +189,19 @@ void FreeTrie::expand(const Place& at, int32_t parent, const Sampling& sampling,
 }
 
 const std::vector<FreeTrie::Node>& FreeTrie::grow(int limit, int leaves, const Sampling& sampling,
-                                                  int64_t position) {
+                                                  int64_t position, const std::vector<int32_t>& path) {
+    Context root = end_of_text();
+    for (const int32_t token : path) {
+        if (token < 0 || token >= table_.vocab_size())
+            throw std::out_of_range("a token is outside the vocabulary");
+        root = child(root, token);
+    }
+    position += static_cast<int64_t>(path.size());
     nodes_.clear();
     heap_.clear();
     pushes_ = 0;
-    places_.assign(1, {end_of_text(), 1.0, 0, 0});  // of the root, then of every node
-    int ends = 0;                                   // leaves so far
+    places_.assign(1, {root, 1.0, 0, 0});  // of the root, then of every node
+    int ends = 0;                          // leaves so far
     if (limit > 0) expand(places_[0], -1, sampling, position);
     while (!heap_.empty() && static_cast<int>(nodes_.size()) < limit) {
         std::pop_heap(heap_.begin(), heap_.end(), later);

@@ -53,8 +53,10 @@ class FreeTrie {
     // logits: of the root, then of each of `nodes` nodes.
     void update_tree(int32_t previous, int32_t token, const int32_t* tokens, const int32_t* parents,
                      LogitRows& logits, int64_t nodes);
-    // The best tree, valid until the next call.
-    const std::vector<Node>& grow(int limit, int leaves, const Sampling& sampling, int64_t position);
+    // The best tree below the text and the tokens `path` after it, valid until the next call. `position` is that
+    // of the first token after the text.
+    const std::vector<Node>& grow(int limit, int leaves, const Sampling& sampling, int64_t position,
+                                  const std::vector<int32_t>& path = {});
 
     // Decayed mean of 1 / (1 + rank of the right token in the recycled row) under either order.
     double plain_score() const { return plain_score_; }

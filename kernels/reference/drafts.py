@@ -267,16 +267,17 @@ class FreeTrieReference:
         position: int = 0,
         temperature: float = 0.0,
         coupled: bool = False,
-    ) -> list[tuple[int, int, float, int]]:
-        """(token, parent, path probability, source) of the nodes of the best tree."""
+        path: Sequence[int] = (),
+    ) -> list[Node]:
+        """(token, parent, path probability, source) of the nodes of the best tree below text + path."""
         order = GREEDY if temperature <= 0 else COUPLED if coupled else PLAIN
-        nodes: list[tuple[int, int, float, int]] = []
-        paths: list[tuple[int, ...]] = [()]
+        nodes: list[Node] = []
+        paths: list[String] = [tuple(path)]
         heap: list[tuple[float, int, int, int, int]] = []
         pushes = 0
         while True:
-            path, rest = paths[-1], nodes[-1][2] if nodes else 1.0
-            for token, cell, source in self.candidates(path, order, seed, position + len(path), temperature):
+            at, rest = paths[-1], nodes[-1][2] if nodes else 1.0
+            for token, cell, source in self.candidates(at, order, seed, position + len(at), temperature):
                 if rest < MIN_PROBABILITY:
                     break
                 prob = rest * self.hazard(cell)

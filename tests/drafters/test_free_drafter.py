@@ -57,6 +57,14 @@ def test_draft_follows_repeated_text():
     assert drafting.propose(Room(6, 1)).tokens.tolist() == phrase[6:]
 
 
+def test_a_draft_goes_on_from_tokens_that_are_only_guessed():
+    phrase = list(range(10, 22))
+    text, drafting = start(FreeDrafter(VOCAB), [*phrase, 40])
+    assert len(drafting.propose(Room(6, 1))) == 0
+    assert drafting.propose(Room(3, 1), after=[10, 11, 12]).tokens.tolist() == [13, 14, 15]
+    assert text.tokens == [*phrase, 40]
+
+
 @pytest.mark.parametrize("room", [Room(0, 1), Room(5, 0)])
 def test_nothing_is_drafted_without_room(room):
     _, drafting = start(FreeDrafter(VOCAB), [1, 2, 1, 2, 1])

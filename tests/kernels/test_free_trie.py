@@ -32,6 +32,7 @@ STEP = st.fixed_dictionaries(
         "limit": st.sampled_from([0, 1, 3, 8, 16]),
         "leaves": st.sampled_from([1, 2, 4, 64]),
         "coupled": st.booleans(),
+        "path": st.lists(TOKEN, max_size=3),
         "emitted": st.lists(TOKEN, min_size=1, max_size=3),
     }
 )
@@ -63,7 +64,7 @@ def test_native_equals_reference(use, history, context, temperature, steps, prio
         table.update(ints([p for p, _ in step["rows"]]), ints([t for _, t in step["rows"]]), rows)
         for (previous, token), row in zip(step["rows"], rows, strict=True):
             reference.table.update(previous, token, row)
-        settings_ = 5, position, temperature, step["coupled"]
+        settings_ = 5, position, temperature, step["coupled"], step["path"]
         columns = native.grow(step["limit"], step["leaves"], *settings_)
         expected = reference.grow(step["limit"], step["leaves"], *settings_)
         nodes = list(zip(*(column.tolist() for column in columns), strict=True))
@@ -100,6 +101,19 @@ def test_history_is_a_source_of_its_own():
     trie.begin(ints([9, 1, 2]))
     tokens, parents, _, sources = trie.grow(2, 1)
     assert (tokens.tolist(), parents.tolist(), sources.tolist()) == ([3, 4], [-1, 0], [2, 2])
+
+
+def test_a_tree_grows_below_a_path():
+    trie, *_ = new_trie(hazard=0.9)
+    trie.begin(ints([1, 2, 3, 4, 5, 9, 1]))
+    assert trie.grow(2, 1)[0].tolist() == [2, 3]
+    assert trie.grow(2, 1, path=[2, 3])[0].tolist() == [4, 5]
+    assert trie.grow(2, 1, path=[2, 8])[0].tolist() == []  # nothing followed 8
+    assert trie.grow(2, 1)[0].tolist() == [2, 3]  # the path was not written
+    with pytest.raises(IndexError):
+        trie.grow(2, 1, path=[VOCAB])
+    with pytest.raises(IndexError):
+        trie.grow(2, 1, path=[-1])
 
 
 def test_calibration_is_shared_not_copied():
