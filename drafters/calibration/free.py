@@ -22,13 +22,16 @@ __all__ = ["CELLS", "PRIOR_TRIALS", "Calibration"]
 PRIOR_TRIALS = 8.0
 """Weight of the prior in trials, as in kernels/drafts/calibration.hpp."""
 
+TEXT_EVIDENCE = ("new", "streak 0", "streak 1", "streak 2", "streak 3+", "frequent <50%", "frequent >=50%")
 SUFFIX_AXES: Mapping[str, tuple[str, ...]] = {
     "order": ("greedy", "plain", "coupled"),
     "place": ("1st", "2nd", "3rd"),
     "match length": ("1", "2", "3", "4", "5-6", "7-10", "11-20", "21+"),
     "recycled row": ("clear best", "best", "rank 1-2", "rank 3-7", "not in it", "no row"),
-    "streak": ("new", "0", "1", "2", "3+"),
-    "occurrence": ("conversation", "history"),
+    "evidence": (
+        *(f"{where}, {what}" for where in ("conversation", "history") for what in TEXT_EVIDENCE),
+        *(f"corpus, {what}" for what in ("once", "<30%", "<60%", "<90%", "<100%", "always")),
+    ),
 }
 RECYCLE_AXES: Mapping[str, tuple[str, ...]] = {
     "order": ("greedy", "plain", "coupled"),
@@ -48,8 +51,9 @@ SUFFIX_LOG_ODDS: tuple[float, tuple[tuple[float, ...], ...]] = (
         (0, 0.2, -0.2),
         (-1.8, -1.0, -0.7, -0.3, -0.2, 0.4, 1.2, 2.6),
         (0.8, 0.2, -0.3, -0.2, -0.6, 0.1),
-        (0.1, -1.3, 0, 0.5, 0.8),
-        (0, -1.8),
+        (0.1, -1.3, 0, 0.5, 0.8, -1.3, 0)
+        + (-1.7, -3.1, -1.8, -1.3, -1, -3.1, -1.8)
+        + (-1.7, -3.5, -2.5, -1.8, -1, -0.5),
     ),
 )
 RECYCLE_LOG_ODDS: tuple[float, tuple[tuple[float, ...], ...]] = (

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bound_rows.hpp"
+#include "corpus.hpp"
 #include "free_trie.hpp"
 #include "merge.hpp"
 
@@ -109,15 +110,53 @@ void restore_rows(RecycleTable& table, const Ints& tokens, const IntRows& ids, c
     }
 }
 
+nb::object suffixes_of(const Ints& tokens) {
+    const size_t n = tokens.shape(0);
+    require(n < size_t{1} << 30, "a corpus has less than 2^30 tokens");
+    std::vector<int32_t> text(tokens.data(), tokens.data() + n);
+    int32_t largest = 0;
+    for (int32_t& token : text) {
+        require(token >= Corpus::kSeparator && token < INT32_MAX - 2, "a token of the corpus is negative");
+        largest = std::max(largest, ++token);  // separators come first
+    }
+    const std::vector<int32_t> rows = suffix_array(text, largest);
+    return new_array<int32_t>({n}, [&](int32_t* p) { std::copy(rows.begin(), rows.end(), p); });
+}
+
+// A corpus with the arrays that it borrows.
+struct BoundCorpus {
+    BoundCorpus(Ints tokens_, Ints suffixes_)
+        : tokens(std::move(tokens_)),
+          suffixes(std::move(suffixes_)),
+          corpus(tokens.data(), suffixes.data(), static_cast<int32_t>(tokens.shape(0))) {
+        require(tokens.shape(0) == suffixes.shape(0), "tokens and suffixes differ in length");
+        require(tokens.shape(0) < size_t{1} << 30, "a corpus has less than 2^30 tokens");
+    }
+
+    Ints tokens, suffixes;
+    Corpus corpus;
+};
+
+nb::tuple match_in_corpus(const BoundCorpus& self, const std::vector<int32_t>& text) {
+    Corpus::Match at;
+    for (const int32_t token : text) at = self.corpus.advance(at, token);
+    Corpus::Continuation found[Corpus::kContinuations];
+    const int n = at.length > 0 ? self.corpus.continuations(at, found) : 0;
+    nb::list follow;
+    for (int i = 0; i < n; ++i) follow.append(nb::make_tuple(found[i].token, found[i].share));
+    return nb::make_tuple(at.length, at.last - at.first, follow);
+}
+
 // A trie with the arrays and the table that it borrows.
 struct BoundTrie {
     using Counts = nb::ndarray<float, nb::shape<Calibration::kCells, 2>, nb::c_contig, nb::device::cpu>;
     using Prior = nb::ndarray<const float, nb::shape<Calibration::kCells>, nb::c_contig, nb::device::cpu>;
 
-    BoundTrie(RecycleTable& table, Counts counts_, Prior prior_, bool use_suffix, bool use_recycle)
+    BoundTrie(RecycleTable& table, Counts counts_, Prior prior_, bool use_suffix, bool use_recycle,
+              const BoundCorpus* corpus)
         : counts(std::move(counts_)),
           prior(std::move(prior_)),
-          trie(table, {counts.data(), prior.data()}, use_suffix, use_recycle) {}
+          trie(table, {counts.data(), prior.data()}, use_suffix, use_recycle, corpus ? &corpus->corpus : nullptr) {}
 
     Counts counts;
     Prior prior;
@@ -215,11 +254,20 @@ void bind_table(nb::module_& m) {
         .def("clear", &RecycleTable::clear);
 }
 
+void bind_corpus(nb::module_& m) {
+    m.def("suffix_array", &suffixes_of, "tokens"_a);
+    nb::class_<BoundCorpus>(m, "Corpus")
+        .def(nb::init<Ints, Ints>(), nb::arg("tokens").noconvert(), nb::arg("suffixes").noconvert())
+        .def("match", &match_in_corpus, "text"_a)
+        .def("__len__", [](const BoundCorpus& self) { return self.corpus.size(); });
+}
+
 void bind_trie(nb::module_& m) {
     nb::class_<BoundTrie>(m, "FreeTrie")
-        .def(nb::init<RecycleTable&, BoundTrie::Counts, BoundTrie::Prior, bool, bool>(), nb::keep_alive<1, 2>(),
-             "table"_a, nb::arg("counts").noconvert(), nb::arg("prior").noconvert(), "use_suffix"_a = true,
-             "use_recycle"_a = true)
+        .def(nb::init<RecycleTable&, BoundTrie::Counts, BoundTrie::Prior, bool, bool, const BoundCorpus*>(),
+             nb::keep_alive<1, 2>(), nb::keep_alive<1, 7>(), "table"_a, nb::arg("counts").noconvert(),
+             nb::arg("prior").noconvert(), "use_suffix"_a = true, "use_recycle"_a = true,
+             nb::arg("corpus").none() = nb::none())
         .def("begin", [](BoundTrie& self, const Ints& context) {
             self.trie.begin(context.data(), static_cast<int64_t>(context.shape(0)));
         }, "context"_a)
@@ -247,6 +295,7 @@ void bind_drafts(nb::module_& m) {
     m.attr("RECYCLE_SHAPE") = as_tuple(Calibration::kRecycleShape);
     bind_automaton(m);
     bind_table(m);
+    bind_corpus(m);
     bind_trie(m);
     m.def("merge_chain", &merged, "tokens"_a, "parents"_a, "probs"_a, "sources"_a, "chain"_a, "hazards"_a,
           "source"_a);

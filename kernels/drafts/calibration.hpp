@@ -16,15 +16,18 @@ struct Calibration {
 
     // Axes of the cells of suffix candidates: order, place among the suffix candidates, length of the match
     // (1, 2, 3, 4, 5-6, 7-10, 11-20, 21+), what the recycled row says of the token (its best by a clear
-    // margin, its best, rank 1-2, rank 3-7, not in it, no row), streak (new, 0, 1, 2, 3), occurrence in (the
-    // conversation, the history).
-    static constexpr std::array<int, 6> kSuffixShape{3, 3, 8, 6, 5, 2};
+    // margin, its best, rank 1-2, rank 3-7, not in it, no row), evidence: of the conversation and of the history
+    // each the streak of the most recent occurrence (new, 0, 1, 2, 3), or that it is what followed most often, and
+    // not last (less than half the time, more); of the corpus its only occurrence, or the share of the occurrences.
+    static constexpr std::array<int, 5> kSuffixShape{3, 3, 8, 6, 20};
     // Axes of the cells of recycled candidates: order, place among the recycled candidates, margin bucket,
     // order of the row - 1, length of the first suffix candidate's match (none, 1, 2-4, 5+).
     static constexpr std::array<int, 5> kRecycleShape{3, 8, 6, 2, 4};
-    static constexpr int kSuffixCells = 3 * 3 * 8 * 6 * 5 * 2;
+    static constexpr int kSuffixCells = 3 * 3 * 8 * 6 * 20;
     static constexpr int kCells = kSuffixCells + 3 * 8 * 6 * 2 * 4;
     static constexpr double kClearMargin = 1.0;
+    static constexpr int kTextEvidence = 7;  // values of the conversation, and of the history
+    static constexpr std::array<float, 4> kShares{0.3f, 0.6f, 0.9f, 1.0f};  // of the corpus
     // Margin: own score minus the next best untaken score of the row.
     static constexpr std::array<float, 5> kMargins{0.25f, 0.75f, 1.5f, 3.0f, 5.0f};
 
@@ -57,13 +60,25 @@ struct Calibration {
         return bucket;
     }
 
-    static int suffix_cell(Order order, int place, int32_t length, int agreement, int streak, bool history) {
+    static int recent_evidence(int streak, bool history) { return streak + 1 + (history ? kTextEvidence : 0); }
+
+    static int common_evidence(int32_t count, int32_t followed, bool history) {
+        return (2 * count < followed ? 5 : 6) + (history ? kTextEvidence : 0);
+    }
+
+    static int corpus_evidence(float share, int32_t occurrences) {
+        if (occurrences == 1) return 2 * kTextEvidence;
+        int bucket = 0;
+        while (bucket < 4 && share >= kShares[static_cast<size_t>(bucket)]) ++bucket;
+        return 2 * kTextEvidence + 1 + bucket;
+    }
+
+    static int suffix_cell(Order order, int place, int32_t length, int agreement, int evidence) {
         int cell = static_cast<int>(order);
         cell = cell * kSuffixShape[1] + place;
         cell = cell * kSuffixShape[2] + length_bucket(length);
         cell = cell * kSuffixShape[3] + agreement;
-        cell = cell * kSuffixShape[4] + streak + 1;
-        return cell * kSuffixShape[5] + (history ? 1 : 0);
+        return cell * kSuffixShape[4] + evidence;
     }
 
     // match is the length of the first suffix candidate's match, 0 if there is none.

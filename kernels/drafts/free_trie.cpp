@@ -5,8 +5,24 @@
 
 #include "noise.hpp"
 
-FreeTrie::FreeTrie(RecycleTable& table, Calibration calibration, bool use_suffix, bool use_recycle)
-    : table_(table), calibration_(calibration), use_suffix_(use_suffix), use_recycle_(use_recycle) {
+namespace {
+
+int agreement(int32_t token, const int32_t* ids, const double* scores, int n, int order) {
+    int rank = order == 0 ? -2 : -1;
+    for (int i = 0; i < n; ++i)
+        if (ids[i] == token) rank = i;
+    return Calibration::agreement_bucket(rank, n > 1 ? scores[0] - scores[1] : 0);
+}
+
+}  // namespace
+
+FreeTrie::FreeTrie(RecycleTable& table, Calibration calibration, bool use_suffix, bool use_recycle,
+                   const Corpus* corpus)
+    : table_(table),
+      calibration_(calibration),
+      use_suffix_(use_suffix),
+      use_recycle_(use_recycle),
+      corpus_(use_suffix ? corpus : nullptr) {
     if (table.k() != kRowWidth) throw std::invalid_argument("the rows of the table have another width");
 }
 
@@ -17,7 +33,8 @@ void FreeTrie::append(int32_t token) {
 
 void FreeTrie::clear_text() {
     automaton_.clear();
-    start_ = 0;
+    start_ = followed_ = 0;
+    in_corpus_ = {};
 }
 
 void FreeTrie::begin(const int32_t* context, int64_t n) {
@@ -54,17 +71,32 @@ void FreeTrie::update_tree(int32_t previous, int32_t token, const int32_t* token
     table_.update(previous, token, logits[0]);
 }
 
-FreeTrie::Context FreeTrie::end_of_text() const {
+// A text is followed token by token; of one that has become much longer, the last tokens are looked up.
+void FreeTrie::follow_corpus() {
+    const std::vector<int32_t>& text = automaton_.text();
+    const int64_t n = automaton_.size();
+    if (n - followed_ > Corpus::kLongest) {
+        followed_ = n - Corpus::kLongest;
+        in_corpus_ = {};
+    }
+    for (; followed_ < n; ++followed_)
+        in_corpus_ = corpus_->advance(in_corpus_, text[static_cast<size_t>(followed_)]);
+}
+
+FreeTrie::Context FreeTrie::end_of_text() {
+    if (corpus_) follow_corpus();
     const std::vector<int32_t>& text = automaton_.text();
     const size_t n = text.size();
     const int32_t state = automaton_.matched();
     const int32_t token = n > 0 ? text[n - 1] : -1;
-    return {state, automaton_.state(state).length, n > 1 && token >= 0 ? text[n - 2] : -1, token};
+    return {state, automaton_.state(state).length, n > 1 && token >= 0 ? text[n - 2] : -1, token,
+            in_corpus_};
 }
 
 FreeTrie::Context FreeTrie::child(const Context& parent, int32_t token) const {
-    Context at{parent.state, parent.length, parent.token, token};
+    Context at{parent.state, parent.length, parent.token, token, {}};
     if (use_suffix_) at.state = automaton_.advance(parent.state, token, at.length);
+    if (corpus_) at.corpus = corpus_->advance(parent.corpus, token);
     return at;
 }
 
@@ -90,27 +122,49 @@ FreeTrie::Row FreeTrie::ranked_row(const Context& at, const Sampling& sampling, 
     return row;
 }
 
+bool FreeTrie::taken(const Candidate* found, int n, int32_t token) {
+    return std::any_of(found, found + n, [&](const Candidate& other) { return other.token == token; });
+}
+
+// Longest match first: what followed a string last, then what followed it most often.
 int FreeTrie::suffix_candidates(const Context& at, const Row& row, Order order, Candidate* out) const {
     int n = 0;
+    bool corpus_due = at.corpus.length > 0;
+    const auto add = [&](int32_t token, int32_t length, int evidence, bool history) {
+        if (n == kMaxSuffixes || token == SuffixAutomaton::kSeparator || taken(out, n, token)) return;
+        const int agrees = agreement(token, row.ids, row.scores, row.n, row.order);
+        out[n] = {token, Calibration::suffix_cell(order, n, length, agrees, evidence),
+                  history ? kHistory : kSuffix, length};
+        ++n;
+    };
     int32_t s = at.state;
     for (int hop = 0; s > SuffixAutomaton::kRoot && hop < kSuffixHops && n < kMaxSuffixes; ++hop) {
         const SuffixAutomaton::State& state = automaton_.state(s);
         const int32_t length = hop == 0 ? at.length : state.length;
-        const int32_t token = automaton_.next_token(state);
-        bool fresh = token != SuffixAutomaton::kSeparator;
-        for (int i = 0; i < n && fresh; ++i) fresh = out[i].token != token;
-        if (fresh) {
-            int rank = row.order == 0 ? -2 : -1;
-            for (int i = 0; i < row.n; ++i)
-                if (row.ids[i] == token) rank = i;
-            const double margin = row.n > 1 ? row.scores[0] - row.scores[1] : 0;
-            const int agreement = Calibration::agreement_bucket(rank, margin);
-            const bool history = state.recent < start_;
-            out[n] = {token, Calibration::suffix_cell(order, n, length, agreement, state.streak, history),
-                      history ? kHistory : kSuffix, length};
-            ++n;
+        if (corpus_due && length < at.corpus.length) {
+            n = corpus_candidates(at, row, order, n, out);
+            corpus_due = false;
         }
+        const bool history = state.recent < start_;
+        add(automaton_.next_token(state), length, Calibration::recent_evidence(state.streak, history), history);
+        const SuffixAutomaton::Follower common = automaton_.common_token(state);
+        add(common.token, length, Calibration::common_evidence(common.count, state.followed, history), history);
         s = state.link;
+    }
+    return corpus_due ? corpus_candidates(at, row, order, n, out) : n;
+}
+
+int FreeTrie::corpus_candidates(const Context& at, const Row& row, Order order, int n, Candidate* out) const {
+    Corpus::Continuation found[Corpus::kContinuations];
+    const int count = corpus_->continuations(at.corpus, found);
+    const int32_t length = at.corpus.length, occurrences = at.corpus.last - at.corpus.first;
+    for (int i = 0; i < count && n < kMaxSuffixes; ++i) {
+        const int32_t token = found[i].token;
+        if (token >= table_.vocab_size() || taken(out, n, token)) continue;
+        const int agrees = agreement(token, row.ids, row.scores, row.n, row.order);
+        const int evidence = Calibration::corpus_evidence(found[i].share, occurrences);
+        out[n] = {token, Calibration::suffix_cell(order, n, length, agrees, evidence), kCorpus, length};
+        ++n;
     }
     return n;
 }
@@ -120,9 +174,7 @@ int FreeTrie::recycled_candidates(const Row& row, Order order, int suffixes, Can
     const int32_t match = suffixes > 0 ? out[-suffixes].match : 0;
     int untaken[kRowWidth], n = 0;
     for (int i = 0; i < row.n; ++i) {
-        bool taken = false;
-        for (int j = 1; j <= suffixes; ++j) taken = taken || out[-j].token == row.ids[i];
-        if (!taken) untaken[n++] = i;
+        if (!taken(out - suffixes, suffixes, row.ids[i])) untaken[n++] = i;
     }
     for (int i = 0; i < n; ++i) {
         const double margin = i + 1 < n ? row.scores[untaken[i]] - row.scores[untaken[i + 1]] : 0;

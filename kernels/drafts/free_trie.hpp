@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "calibration.hpp"
+#include "corpus.hpp"
 #include "recycle_table.hpp"
 #include "suffix_automaton.hpp"
 
@@ -29,7 +30,7 @@ class FreeTrie {
     static constexpr int kSuffixHops = 16;          // links followed to find them
     static constexpr double kMinProbability = 0.002;  // of a path; less is not worth a node at any width
     static constexpr double kOrderKeep = 0.98;      // forgetting of the comparison of orders
-    static constexpr uint8_t kSuffix = 0, kRecycle = 1, kHistory = 2;
+    static constexpr uint8_t kSuffix = 0, kRecycle = 1, kHistory = 2, kCorpus = 3;
 
     struct Node {
         int32_t token, parent;
@@ -38,7 +39,9 @@ class FreeTrie {
     };
 
     // The table and the counts are those of a model: tries of several texts read and write the same ones.
-    FreeTrie(RecycleTable& table, Calibration calibration, bool use_suffix, bool use_recycle);
+    // The corpus, if there is one, is searched as the text is, where suffixes are used.
+    FreeTrie(RecycleTable& table, Calibration calibration, bool use_suffix, bool use_recycle,
+             const Corpus* corpus = nullptr);
 
     SuffixAutomaton& automaton() { return automaton_; }
     RecycleTable& table() { return table_; }
@@ -73,6 +76,7 @@ class FreeTrie {
     struct Context {
         int32_t state, length;    // matched suffix in the automaton
         int32_t previous, token;  // the last two tokens, -1 if there are none
+        Corpus::Match corpus;
     };
     struct Row {
         int32_t ids[kRowWidth];
@@ -91,11 +95,14 @@ class FreeTrie {
         uint8_t source;
     };
 
-    Context end_of_text() const;
+    Context end_of_text();
+    void follow_corpus();
     Context child(const Context& parent, int32_t token) const;
     Row ranked_row(const Context& at, const Sampling& sampling, int64_t position) const;
     int candidates(const Context& at, const Sampling& sampling, int64_t position, Candidate* out) const;
     int suffix_candidates(const Context& at, const Row& row, Order order, Candidate* out) const;
+    int corpus_candidates(const Context& at, const Row& row, Order order, int n, Candidate* out) const;
+    static bool taken(const Candidate* found, int n, int32_t token);
     int recycled_candidates(const Row& row, Order order, int suffixes, Candidate* out) const;
     void score(int32_t token, const Context& at, const Sampling& sampling, int64_t position);
     void compare_orders(int32_t token, const Context& at, const Sampling& sampling, int64_t position);
@@ -106,6 +113,9 @@ class FreeTrie {
     RecycleTable& table_;
     Calibration calibration_;
     bool use_suffix_, use_recycle_;
+    const Corpus* corpus_;
+    Corpus::Match in_corpus_;  // of the end of the text, when it had `followed_` tokens
+    int64_t followed_ = 0;
     int64_t start_ = 0;  // where the present conversation begins in the text
     double plain_score_ = 0, coupled_score_ = 0;
 

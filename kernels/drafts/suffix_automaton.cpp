@@ -19,7 +19,7 @@ void SuffixAutomaton::clear() {
 }
 
 int32_t SuffixAutomaton::add_state(int32_t length, int32_t link, int32_t recent, int8_t streak) {
-    states_.push_back({length, link, recent, -1, streak});
+    states_.push_back({length, link, recent, -1, -1, 0, streak});
     return static_cast<int32_t>(states_.size()) - 1;
 }
 
@@ -48,9 +48,9 @@ void SuffixAutomaton::rehash(size_t slots) {
     }
 }
 
-void SuffixAutomaton::add_edge(int32_t state, int32_t token, int32_t target) {
+void SuffixAutomaton::add_edge(int32_t state, int32_t token, int32_t target, int32_t count) {
     State& from = states_[static_cast<size_t>(state)];
-    edges_.push_back({state, token, target, from.first_edge});
+    edges_.push_back({state, token, target, from.first_edge, count});
     from.first_edge = static_cast<int32_t>(edges_.size()) - 1;
     if (edges_.size() * 2 > table_.size()) return rehash(table_.size() * 2);
     size_t i = slot(state, token);
@@ -65,8 +65,10 @@ int32_t SuffixAutomaton::clone(int32_t parent, int32_t token, int32_t original) 
     const int32_t copy = add_state(state(parent).length + 1, old.link, old.recent, old.streak);
     for (int32_t e = old.first_edge; e >= 0; e = edges_[static_cast<size_t>(e)].next) {
         const Edge edge = edges_[static_cast<size_t>(e)];
-        add_edge(copy, edge.token, edge.target);
+        add_edge(copy, edge.token, edge.target, edge.count);
+        if (e == old.common) states_[static_cast<size_t>(copy)].common = static_cast<int32_t>(edges_.size()) - 1;
     }
+    states_[static_cast<size_t>(copy)].followed = old.followed;
     for (int32_t p = parent; p >= 0; p = state(p).link) {
         const int32_t e = find(p, token);
         if (e < 0 || edges_[static_cast<size_t>(e)].target != original) break;
@@ -96,12 +98,30 @@ void SuffixAutomaton::refresh(int32_t token) {
     }
 }
 
+// `token` followed every suffix of the text that ended in state `from`.
+void SuffixAutomaton::count(int32_t from, int32_t token) {
+    int32_t s = from;
+    for (int hop = 0; s != kRoot && hop < kRefreshHops; ++hop) {
+        State& suffix = states_[static_cast<size_t>(s)];
+        const int32_t e = find(s, token), now = ++edges_[static_cast<size_t>(e)].count;
+        ++suffix.followed;
+        if (suffix.common < 0 || now >= edges_[static_cast<size_t>(suffix.common)].count) suffix.common = e;
+        s = suffix.link;
+    }
+}
+
 void SuffixAutomaton::append(int32_t token) {
     if (token < 0) throw std::invalid_argument("a token of the text is negative");
     if (size() >= kMaxText) throw std::length_error("the text of the suffix automaton is full");
     refresh(token);
     text_.push_back(token);
-    const int32_t before = last_, length = state(before).length + 1;
+    const int32_t before = last_;
+    extend(before, token);
+    count(before, token);
+}
+
+void SuffixAutomaton::extend(int32_t before, int32_t token) {
+    const int32_t length = state(before).length + 1;
     const int32_t known = find(before, token);
     if (known >= 0) {  // only after a separator: this text began like an older one
         const int32_t q = edges_[static_cast<size_t>(known)].target;

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE
 
-__all__ = ["FreeTrieReference", "RecycleTableReference", "SuffixText", "merge_chain", "token_after"]
+__all__ = ["CorpusReference", "FreeTrieReference", "RecycleTableReference", "SuffixText", "merge_chain", "token_after"]
 
 SEPARATOR = -1
 ROW_WIDTH = 8
@@ -26,10 +26,13 @@ PRIOR_TRIALS = 8.0
 KEEP = 0.99
 NEW, MAX_STREAK = -1, 3
 GREEDY, PLAIN, COUPLED = 0, 1, 2
-SUFFIX, RECYCLE, HISTORY = 0, 1, 2
+SUFFIX, RECYCLE, HISTORY, CORPUS = 0, 1, 2, 3
 LENGTH_EDGES = (2, 3, 4, 5, 7, 11, 21)
 MARGIN_EDGES = (0.25, 0.75, 1.5, 3.0, 5.0)
 CLEAR_MARGIN = 1.0
+TEXT_EVIDENCE = 7
+SHARE_EDGES = (0.3, 0.6, 0.9, 1.0)
+SAMPLES, CONTINUATIONS = 16, 2
 
 String = tuple[int, ...]
 Node = tuple[int, int, float, int]
@@ -79,6 +82,14 @@ class SuffixText:
             streak += 1
         return streak
 
+    def common(self, string: String) -> tuple[int, int, int]:
+        """The token that followed `string` most often, the latest of several, its count, and that of all."""
+        tokens = [self.text[e + 1] for e in self.followed(string)]
+        if not tokens:
+            return SEPARATOR, 0, 0
+        best = max(tokens, key=lambda token: (tokens.count(token), len(tokens) - tokens[::-1].index(token)))
+        return best, tokens.count(best), len(tokens)
+
     def longest(self, path: Sequence[int] = ()) -> String:
         """Longest suffix of text + path that occurs in the text, other than as the end of the text."""
         whole = self.segment() + tuple(path)
@@ -111,6 +122,37 @@ class SuffixText:
                 ends.append(followed[-1])
                 lengths.append(len(string))
         return ends, lengths
+
+
+class CorpusReference:
+    """Texts that do not change, -1 between them."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = [int(token) for token in tokens]
+
+    def occurrences(self, string: String) -> list[int]:
+        """Where the token after each occurrence of `string` would be, sorted by what follows."""
+        n = len(string)
+        ends = [i for i in range(n, len(self.tokens) + 1) if tuple(self.tokens[i - n : i]) == string]
+        return sorted(ends, key=lambda i: self.tokens[i:])
+
+    def longest(self, text: Sequence[int]) -> String:
+        """The longest suffix of `text` that occurs."""
+        for start in range(len(text)):
+            string = tuple(text[start:])
+            if SEPARATOR not in string and self.occurrences(string):
+                return string
+        return ()
+
+    def continuations(self, string: String) -> list[tuple[int, float]]:
+        """The most frequent tokens after `string` and their shares of the occurrences that are looked at."""
+        places = self.occurrences(string)
+        n = len(places)
+        if n > SAMPLES:
+            places = [places[(2 * i + 1) * n // (2 * SAMPLES)] for i in range(SAMPLES)]
+        tokens = [self.tokens[i] if i < len(self.tokens) else SEPARATOR for i in places]
+        found = sorted({t for t in tokens if t != SEPARATOR}, key=lambda t: (-tokens.count(t), t))
+        return [(t, float(np.float32(tokens.count(t) / len(tokens)))) for t in found[:CONTINUATIONS]]
 
 
 class RecycleTableReference:
@@ -152,9 +194,15 @@ def agreement(token: int, ids: Sequence[int], scores: Sequence[float], row_order
     return 0 if len(ids) > 1 and scores[0] - scores[1] >= CLEAR_MARGIN else 1
 
 
-def suffix_cell(order: int, place: int, length: int, agrees: int, streak: int, history: bool) -> int:
+def corpus_evidence(share: float, occurrences: int) -> int:
+    """What the corpus says of a candidate, as a bucket."""
+    edges = [float(np.float32(edge)) for edge in SHARE_EDGES]
+    return 2 * TEXT_EVIDENCE + (0 if occurrences == 1 else 1 + bucket(share, edges))
+
+
+def suffix_cell(order: int, place: int, length: int, agrees: int, evidence: int) -> int:
     """Index of the cell of a suffix candidate."""
-    where = (order, place, bucket(length, LENGTH_EDGES), agrees, streak + 1, int(history))
+    where = (order, place, bucket(length, LENGTH_EDGES), agrees, evidence)
     return int(np.ravel_multi_index(where, SUFFIX_SHAPE))
 
 
@@ -179,6 +227,7 @@ class FreeTrieReference:
     noise: Noise
     use_suffix: bool = True
     use_recycle: bool = True
+    corpus: CorpusReference | None = None
     start: int = 0
     suffix: SuffixText = field(default_factory=SuffixText)
     table: RecycleTableReference = field(default_factory=RecycleTableReference)
@@ -222,24 +271,38 @@ class FreeTrieReference:
         """(token, cell, source) of every candidate after text + path, in the order they are tried."""
         ids, scores, row_order = self.ranked_row(path, order, seed, position, temperature)
         found: list[tuple[int, int, int]] = []
-        matches = [0]
-        for string in self.suffix.chain(self.suffix.longest(path)) if self.use_suffix else []:
-            followed = self.suffix.followed(string)
-            if not followed or len(found) == MAX_SUFFIXES:
-                continue
-            token, history = self.suffix.text[followed[-1] + 1], followed[-1] < self.start
-            if token not in [t for t, _, _ in found]:
+        match = 0
+        for token, length, evidence, source in self.followers(path) if self.use_suffix else []:
+            if len(found) < MAX_SUFFIXES and token not in [t for t, _, _ in found]:
                 agrees = agreement(token, ids, scores, row_order)
-                streak = self.suffix.streak(string)
-                cell = suffix_cell(order, len(found), len(string), agrees, streak, history)
-                found.append((token, cell, HISTORY if history else SUFFIX))
-                matches.append(len(string))
-        match = matches[min(1, len(found))]
+                found.append((token, suffix_cell(order, len(found), length, agrees, evidence), source))
+                match = match or length
         left = [(i, s) for i, s in zip(ids, scores, strict=True) if i not in [t for t, _, _ in found]]
         for k, (token, score) in enumerate(left):
             margin = score - left[k + 1][1] if k + 1 < len(left) else 0.0
             found.append((token, recycle_cell(order, k, margin, row_order, match), RECYCLE))
         return found
+
+    def followers(self, path: Sequence[int]) -> list[tuple[int, int, int, int]]:
+        """(token, match length, evidence, source) of what followed suffixes of text + path, longest first."""
+        found: list[tuple[int, int, int, int]] = []
+        whole = self.suffix.segment() + tuple(path)
+        string = self.corpus.longest(whole) if self.corpus else ()
+        if self.corpus and string:
+            occurrences = len(self.corpus.occurrences(string))
+            for token, share in self.corpus.continuations(string):
+                found.append((token, len(string), corpus_evidence(share, occurrences), CORPUS))
+        for string in self.suffix.chain(self.suffix.longest(path)):
+            followed = self.suffix.followed(string)
+            if not followed:
+                continue
+            history = followed[-1] < self.start
+            first, source = TEXT_EVIDENCE * history, HISTORY if history else SUFFIX
+            recent, streak = self.suffix.text[followed[-1] + 1], self.suffix.streak(string)
+            found.append((recent, len(string), first + streak + 1, source))
+            common, count, all_of_them = self.suffix.common(string)
+            found.append((common, len(string), first + (5 if 2 * count < all_of_them else 6), source))
+        return sorted(found, key=lambda each: (-each[1], each[3] == CORPUS))
 
     def hazard(self, cell: int) -> float:
         """P(a candidate of this cell is right | those before it are not)."""

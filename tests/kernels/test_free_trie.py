@@ -9,8 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, FreeTrie, LogitRows, RecycleTable, gumbel
-from specx.kernels.reference.drafts import FreeTrieReference
+from specx.kernels._native import (
+    RECYCLE_SHAPE,
+    SUFFIX_SHAPE,
+    Corpus,
+    FreeTrie,
+    LogitRows,
+    RecycleTable,
+    gumbel,
+    suffix_array,
+)
+from specx.kernels.reference.drafts import CorpusReference, FreeTrieReference
 
 CELLS = math.prod(SUFFIX_SHAPE) + math.prod(RECYCLE_SHAPE)
 VOCAB = 12
@@ -46,13 +55,16 @@ STEP = st.fixed_dictionaries(
     temperature=st.sampled_from([0.0, 0.8]),
     steps=st.lists(STEP, max_size=6),
     prior_seed=st.integers(0, 100),
+    corpus=st.none() | st.lists(st.integers(-1, 3), max_size=60),
 )
-def test_native_equals_reference(use, history, context, temperature, steps, prior_seed):
+def test_native_equals_reference(use, history, context, temperature, steps, prior_seed, corpus):
     prior = np.random.default_rng(prior_seed).uniform(0.05, 0.9, CELLS).astype(np.float32)
     counts, counts_reference = np.zeros((2, CELLS, 2), np.float32)
     table = RecycleTable(VOCAB)
-    native = FreeTrie(table, counts, prior, *use)
-    reference = FreeTrieReference(counts_reference, prior, noise, *use)
+    indexed = None if corpus is None else Corpus(ints(corpus), suffix_array(ints(corpus)))
+    native = FreeTrie(table, counts, prior, *use, indexed)
+    known = None if corpus is None else CorpusReference(corpus)
+    reference = FreeTrieReference(counts_reference, prior, noise, *use, known)
     for trie, kind in ((native, ints), (reference, list)):
         trie.preload(kind(history))
         trie.begin(kind(context))
