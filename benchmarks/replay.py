@@ -1,10 +1,11 @@
 """Replay recorded outputs through the free drafters: tokens per target step, without running a model.
 
-    python benchmarks/replay.py TRACES_DIR [--warm] [--prompt-rows] [--sources suffix recycle] [--fit]
+    python benchmarks/replay.py TRACES_DIR [--warm] [--corpus] [--prompt-rows] [--sources suffix recycle] [--fit]
 
 A width is the tokens of one target call: the last committed one and `width - 1` drafted nodes. By default
 every prompt starts with empty caches and the shipped prior; `--warm` keeps text, rows and calibration from
-prompt to prompt, as a user's store does. The rows of rejected nodes are not in a trace, so the recycled part
+prompt to prompt, as a user's store does. With `--corpus` each prompt is searched in an index of the answers to the
+other prompts of its category, as after `specx cache add`. The rows of rejected nodes are not in a trace, so the recycled part
 comes out slightly low. The last line is JSON.
 
 `--fit` prints log odds for drafters/calibration/free.py instead.
@@ -23,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.drafters.calibration.free import CELLS, SUFFIX_CELLS, Calibration
-from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, FreeTrie, RecycleTable
+from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, Corpus, FreeTrie, RecycleTable, suffix_array
 
 WIDTHS = (2, 4, 8, 16)
 RIDGE = 1.0
+NO_TOKENS = np.empty(0, np.int32)
 SHUFFLE_SEED = 0  # order of the prompts in a warm replay
 
 
@@ -48,6 +50,11 @@ class Free:
     table: RecycleTable
     trie: FreeTrie
 
+    def take_over(self, before: Free) -> None:
+        """Go on from what another one has seen."""
+        self.trie.preload(before.trie.automaton.text())
+        self.table.restore(*before.table.export())
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -56,12 +63,22 @@ class Setup:
     sources: tuple[str, ...]
     warm: bool
     prompt_rows: bool
+    corpus: bool = False
 
-    def free(self, vocab_size: int, calibration: Calibration) -> Free:
+    def free(self, vocab_size: int, calibration: Calibration, corpus: Corpus | None = None) -> Free:
         """A new, empty trie on a calibration."""
-        use = {f"use_{name}": name in self.sources for name in ("suffix", "recycle")}
+        suffix, recycle = ("suffix" in self.sources, "recycle" in self.sources)
         table = RecycleTable(vocab_size)
-        return Free(table, FreeTrie(table, calibration.counts, calibration.prior, **use))
+        trie = FreeTrie(table, calibration.counts, calibration.prior, suffix, recycle, corpus)
+        return Free(table, trie)
+
+    def corpus_for(self, traces: list[Trace], i: int) -> Corpus | None:
+        """What the prompt of a trace is searched in."""
+        if not self.corpus:
+            return None
+        others = [t.output for k, t in enumerate(traces) if k != i and t.category == traces[i].category]
+        tokens = np.concatenate([np.append(output, np.int32(-1)) for output in others] or [NO_TOKENS])
+        return Corpus(tokens, suffix_array(tokens))
 
 
 @dataclass
@@ -132,11 +149,16 @@ def replay_all(traces: list[Trace], setup: Setup, width: int, leaves: int) -> di
     """Tallies by category, and of "all"."""
     vocab_size = 1 + max(int(max(t.ids.max(), t.prompt.max(), t.output.max())) for t in traces)
     tallies: dict[str, Tally] = defaultdict(Tally)
-    free = setup.free(vocab_size, Calibration())
+    calibration = Calibration()
+    free = setup.free(vocab_size, calibration)
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(traces)) if setup.warm else range(len(traces))
     for i in order:
         if not setup.warm:
-            free = setup.free(vocab_size, Calibration())
+            calibration = Calibration()
+        if not setup.warm or setup.corpus:
+            before, free = free, setup.free(vocab_size, calibration, setup.corpus_for(traces, i))
+            if setup.warm:
+                free.take_over(before)
         tally = replay(free, traces[i], width, leaves, setup.prompt_rows)
         tallies[traces[i].category].add(tally)
         tallies["all"].add(tally)
@@ -180,18 +202,17 @@ def fit_axes(counts: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.
 
 
 def fit(traces: list[Trace], sources: tuple[str, ...]) -> None:
-    """Print the log odds that describe cold and warm replays of these traces."""
+    """Print the log odds that describe replays of these traces, cold and warm, without a corpus and with one."""
     counts = np.zeros((CELLS, 2))
     vocab_size = 1 + max(int(max(t.ids.max(), t.prompt.max(), t.output.max())) for t in traces)
-    for warm in (False, True):
-        setup = Setup(sources, warm, prompt_rows=False)
+    for warm, corpus in ((False, False), (True, False), (False, True), (True, True)):
+        setup = Setup(sources, warm, prompt_rows=False, corpus=corpus)
         free = setup.free(vocab_size, Calibration())
         for i in np.random.default_rng(SHUFFLE_SEED).permutation(len(traces)):
             calibration = Calibration()  # of one trace: too short to forget much
-            fresh = setup.free(vocab_size, calibration)
+            fresh = setup.free(vocab_size, calibration, setup.corpus_for(traces, i))
             if warm:
-                fresh.trie.preload(free.trie.automaton.text())
-                fresh.table.restore(*free.table.export())
+                fresh.take_over(free)
             replay(fresh, traces[i], 2, 1, prompt_rows=False)
             counts += calibration.counts
             free = fresh
@@ -210,6 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("traces", type=Path)
     parser.add_argument("--warm", action="store_true")
+    parser.add_argument("--corpus", action="store_true", help="search the answers to similar prompts, too")
     parser.add_argument("--prompt-rows", action="store_true", help="recycle the rows of the prompt, too")
     parser.add_argument("--sources", nargs="+", default=["suffix", "recycle"], choices=["suffix", "recycle"])
     parser.add_argument("--fit", action="store_true")
@@ -218,7 +240,7 @@ def main() -> None:
     if args.fit:
         fit(traces, tuple(args.sources))
     else:
-        report(traces, Setup(tuple(args.sources), args.warm, args.prompt_rows))
+        report(traces, Setup(tuple(args.sources), args.warm, args.prompt_rows, args.corpus))
 
 
 if __name__ == "__main__":
