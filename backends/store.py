@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,17 @@ VERSION = 1  # of the format; entries of another version are treated as missing
 MAX_BYTES = 256 << 20  # oldest entries go when the store grows beyond this
 STALE_S = 3600.0  # a half-written file this old was left by a process that ended in the middle
 LOCK_S = 5.0  # longest wait for another process, which needs the store for milliseconds
+LASTING = frozenset({"corpus"})  # kinds that somebody put there on purpose: only they remove them
+MAPPED = b"specxmap"  # begins an entry that is mapped into memory; then the length of its head in 4 bytes
+ALIGNED = 64  # bytes: a mapped array begins at a multiple
+SUFFIXES = (".json", ".npz", ".map")
 DAMAGED = ".damaged"  # ending of the name of an entry that was set aside
 KINDS = (
     "build",
     "calibration",
     "devices",
     "candidates",
+    "corpus",
     "history",
     "identity",
     "kernels",
@@ -140,9 +145,48 @@ class Store:
         np.savez_compressed(buffer, allow_pickle=False, version=np.int64(VERSION), **arrays)
         self._write(kind, key, ".npz", buffer.getvalue())
 
+    def load_mapped(self, kind: str, key: str) -> tuple[dict[str, Any], NDArray[np.int32]] | None:
+        """The value and the array (rows, n) saved under (kind, key), or None; the array is not read."""
+        path = self._path(kind, key, ".map")
+        if path is None:
+            return None
+        try:
+            with path.open("rb") as file:
+                value, begin = _mapped_head(file)
+            if value.pop("version") != VERSION:
+                return None
+            rows, n = (int(axis) for axis in value.pop("shape"))
+            if rows < 1 or n < 1 or path.stat().st_size != begin + 4 * rows * n:
+                raise ValueError("the file has another size")
+            return value, np.memmap(path, np.int32, "r", begin, (rows, n))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._tell(f"the cache cannot be read ({error.strerror or error})")
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            self.set_aside(kind, key)
+        return None
+
+    def save_mapped(self, kind: str, key: str, value: Mapping[str, Any], array: NDArray[np.int32]) -> bool:
+        """Keep a JSON object and an array (rows, n) for `load_mapped`; says whether that was possible."""
+        head = json.dumps({"version": VERSION, "shape": array.shape, **value}).encode()
+        head += b" " * (-(len(MAPPED) + 4 + len(head)) % ALIGNED)
+        data = MAPPED + len(head).to_bytes(4, "little") + head
+        return self._write(kind, key, ".map", data, np.ascontiguousarray(array, "<i4").data.cast("B"))
+
+    def remove(self, kind: str, key: str) -> None:
+        """Remove an entry, if it is there."""
+        for suffix in SUFFIXES:
+            path = self._path(kind, key, suffix)
+            if path is not None:
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    self._tell(f"{path} cannot be removed ({error.strerror or error})")
+
     def set_aside(self, kind: str, key: str) -> None:
         """Rename a damaged entry so that it counts as missing and can still be looked at."""
-        for suffix in (".json", ".npz"):
+        for suffix in SUFFIXES:
             path = self._path(kind, key, suffix)
             if path is None:
                 continue
@@ -246,19 +290,20 @@ class Store:
             self._tell(f"the cache cannot be read ({error.strerror or error})")
             return None
 
-    def _write(self, kind: str, key: str, suffix: str, data: bytes) -> None:
+    def _write(self, kind: str, key: str, suffix: str, *parts: bytes | memoryview) -> bool:
         path = self._path(kind, key, suffix)
         if path is None:
             if self._nowhere:
                 self._tell(f"nothing is kept for next time: {self._nowhere}")
-            return
+            return False
         temporary = ""
         try:
             for folder in (path.parent.parent, path.parent):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                for part in parts:
+                    file.write(part)
             Path(temporary).replace(path)
             self._evict()
         except OSError as error:
@@ -267,10 +312,12 @@ class Store:
             self._tell(
                 f"nothing is kept for next time: the cache cannot be written ({error.strerror or error})"
             )
+            return False
+        return True
 
     def _evict(self) -> None:
         self._remove_half_written(KINDS, STALE_S)
-        entries = self.entries()
+        entries = [entry for entry in self.entries() if entry.kind not in LASTING]
         total = sum(entry.size for entry in entries)
         for entry in entries:
             if total <= MAX_BYTES:
@@ -282,6 +329,19 @@ class Store:
         if not self._told:
             self._told = True
             self._notice(text)
+
+
+def _mapped_head(file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The value at the beginning of a mapped entry, and where its array begins.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    begin = file.read(len(MAPPED) + 4)
+    size = int.from_bytes(begin[len(MAPPED) :], "little")
+    if not begin.startswith(MAPPED) or size > MAX_BYTES:
+        raise ValueError("the file is no mapped entry")
+    return dict(json.loads(file.read(size))), len(MAPPED) + 4 + size
 
 
 def _try_lock(handle: int) -> bool:

@@ -1,12 +1,12 @@
 """Replay recorded outputs through the free drafters: tokens per target step, without running a model.
 
-    python benchmarks/replay.py TRACES_DIR [--warm] [--corpus] [--prompt-rows] [--sources suffix recycle] [--fit]
+    python benchmarks/replay.py TRACES_DIR [--warm] [--corpus] [--prompt-rows] [--sources ...] [--fit]
 
 A width is the tokens of one target call: the last committed one and `width - 1` drafted nodes. By default
 every prompt starts with empty caches and the shipped prior; `--warm` keeps text, rows and calibration from
-prompt to prompt, as a user's store does. With `--corpus` each prompt is searched in an index of the answers to the
-other prompts of its category, as after `specx cache add`. The rows of rejected nodes are not in a trace, so the recycled part
-comes out slightly low. The last line is JSON.
+prompt to prompt, as a user's store does. With `--corpus` each prompt is searched in an index of the answers
+to the other prompts of its category, as after `specx cache add`. The rows of rejected nodes are not in a
+trace, so the recycled part comes out slightly low. The last line is JSON.
 
 `--fit` prints log odds for drafters/calibration/free.py instead.
 """
@@ -202,7 +202,7 @@ def fit_axes(counts: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.
 
 
 def fit(traces: list[Trace], sources: tuple[str, ...]) -> None:
-    """Print the log odds that describe replays of these traces, cold and warm, without a corpus and with one."""
+    """Print the log odds that describe replays of these traces: cold and warm, without and with a corpus."""
     counts = np.zeros((CELLS, 2))
     vocab_size = 1 + max(int(max(t.ids.max(), t.prompt.max(), t.output.max())) for t in traces)
     for warm, corpus in ((False, False), (True, False), (False, True), (True, True)):

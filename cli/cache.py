@@ -1,12 +1,17 @@
-"""`specx cache`: what specx keeps on this machine, and how to be rid of it."""
+"""`specx cache`: what specx keeps on this machine, how to be rid of it, and texts to draft from."""
 
 from __future__ import annotations
 
 import json as json_module
 from datetime import UTC, datetime
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from specx.backends.store import Entry, Store
+    from specx.engine.learned.corpora import CorpusText
 
 __all__ = ["register"]
 
@@ -15,33 +20,31 @@ DAMAGED = "damaged"
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    group = typer.Typer(help="Show or clear what specx keeps on this machine.", no_args_is_help=True)
-    group.command()(show)
-    group.command()(clear)
+    text = "Show or clear what specx keeps on this machine, and give it texts to draft from."
+    group = typer.Typer(help=text, no_args_is_help=True)
+    for command in (show, clear, add, remove):
+        group.command()(command)
     app.add_typer(group, name="cache")
 
 
 def show(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False) -> None:
-    """List what is kept: measurements, calibrations, and the text of earlier answers (kind: history)."""
+    """List what is kept: measurements, calibrations, the text of earlier answers (kind: history), added texts
+    (kind: corpus)."""
     from specx.backends.places import NO_HOME
     from specx.backends.store import Store, cache_dir
     from specx.cli.terminal.console import notice, show_table, write
 
     root = cache_dir()
-    entries = Store(root).entries()
+    store = Store(root, notice)
+    texts = _texts(store)
+    entries = store.entries()
     if json:
-        records = [
-            {
-                "kind": e.kind,
-                "key": e.key,
-                "damaged": e.damaged,
-                "bytes": e.size,
-                "modified": e.modified,
-                "path": str(e.path),
-            }
-            for e in entries
-        ]
-        write(json_module.dumps({"directory": root and str(root), "entries": records}) + "\n")
+        record = {
+            "directory": root and str(root),
+            "entries": [_entry(entry) for entry in entries],
+            "texts": [_added(text) for text in texts],
+        }
+        write(json_module.dumps(record) + "\n")
         return
     if not entries:
         write("nothing is kept" + (f": {NO_HOME}\n" if root is None else f" in {root}\n"))
@@ -51,8 +54,42 @@ def show(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = Fal
         (e.kind, f"{e.size:,}", _when(e.modified), "damaged" if e.damaged else "", e.key) for e in entries
     ]
     show_table(("kind", "bytes", "last written", "state", "key"), rows)
+    if texts:
+        lines = [(t.name, f"{t.size:,}", f"{t.tokens:,}", _when(t.added), t.model) for t in texts]
+        write("\n")
+        show_table(("text", "bytes", "tokens", "added", "model"), lines)
     if any(entry.damaged for entry in entries):
         notice(f"damaged entries are not used; `specx cache clear {DAMAGED}` removes them")
+
+
+def _texts(store: Store) -> list[CorpusText]:
+    """What was added; the module that knows is loaded if there can be anything."""
+    if not any(entry.kind == "corpus" for entry in store.entries()):
+        return []
+    from specx.engine.learned.corpora import all_texts
+
+    return [text for _, text in all_texts(store)]
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    return {
+        "kind": entry.kind,
+        "key": entry.key,
+        "damaged": entry.damaged,
+        "bytes": entry.size,
+        "modified": entry.modified,
+        "path": str(entry.path),
+    }
+
+
+def _added(text: CorpusText) -> dict[str, Any]:
+    return {
+        "name": text.name,
+        "bytes": text.size,
+        "tokens": text.tokens,
+        "added": text.added,
+        "model": text.model,
+    }
 
 
 def _when(modified: float) -> str:
@@ -81,3 +118,54 @@ def clear(
         notice(f"nothing is kept: {NO_HOME}")
     else:
         notice(f"removed {removed} {'entry' if removed == 1 else 'entries'} from {root}")
+
+
+def add(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Text in UTF-8, or JSON Lines with text in them.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m", "--model", metavar="FILE", help="The model that drafts are for: a GGUF file, or its name."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="What to call the text.", show_default="the file's name"),
+    ] = None,
+) -> None:
+    """Index texts that answers will resemble: drafts for the model are searched in them from then on."""
+    from specx.backends.hub.models import find_model
+    from specx.backends.places import expanded
+    from specx.backends.store import Store, cache_dir
+    from specx.cli.terminal.console import Progress, notice
+    from specx.engine.learned.corpus_files import index_files
+
+    store = Store(cache_dir(), notice)
+    paths = [expanded(path) for path in files]
+    with Progress("indexing") as progress:
+        added = index_files(paths, find_model(model), store, name, progress.update)
+    for text in added:
+        notice(f"{text.name}: {text.tokens:,} tokens, {text.size:,} bytes, for {text.model}")
+
+
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `specx cache show` lists it.")],
+) -> None:
+    """Forget a text that was added, for every model."""
+    from specx.backends.errors import UsageError
+    from specx.backends.store import Store, cache_dir
+    from specx.cli.terminal.console import notice
+    from specx.engine.learned.corpora import Corpora, all_texts
+
+    store = Store(cache_dir(), notice)
+    known = all_texts(store)
+    found = [text for key, text in known if text.name == name and Corpora(store, key).remove(name)]
+    if not found:
+        names = ", ".join(dict.fromkeys(text.name for _, text in known))
+        raise UsageError(
+            f"no text is called {name!r}", f"there are {names}" if names else "specx cache add FILE adds one"
+        )
+    for text in found:
+        notice(f"removed {text.name}: {text.tokens:,} tokens, for {text.model}")

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter, Drafting, Room, Text, Verified
 from specx.drafters.calibration.free import Calibration
-from specx.kernels._native import FreeTrie, RecycleTable
+from specx.kernels._native import Corpus, FreeTrie, RecycleTable
 
 __all__ = ["FreeDrafter"]
 
 SOURCES = frozenset({"suffix", "recycle"})
 MAX_TEXT = 1 << 18
-"""Tokens of conversations and history that are searched, about 100 bytes each; then the older half goes."""
+"""Tokens of conversations and history that are searched, about 120 bytes each; then the older half goes."""
 SEPARATOR: NDArray[np.int32] = np.array([-1], np.int32)
 NO_TOKENS: NDArray[np.int32] = np.empty(0, np.int32)
 
@@ -35,10 +35,11 @@ class FreeDrafter(Drafter):
         vocab_size: V, number of tokens.
         calibration: hit counts, learned further in place; a new one by default.
         sources: which of "suffix" and "recycle" to use.
+        corpus: texts that do not change and are searched as well, if suffixes are.
         max_text: most tokens that a text is searched in.
     """
 
-    source_names = ("suffix", "recycle", "history")
+    source_names = ("suffix", "recycle", "history", "corpus")
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class FreeDrafter(Drafter):
         calibration: Calibration | None = None,
         sources: Collection[str] = SOURCES,
         *,
+        corpus: Corpus | None = None,
         max_text: int = MAX_TEXT,
     ) -> None:
         unknown = set(sources) - SOURCES
@@ -56,6 +58,7 @@ class FreeDrafter(Drafter):
         self.recycles = "recycle" in sources
         self.max_text = max_text
         self._matches = "suffix" in sources
+        self._corpus = corpus
         self._history = NO_TOKENS
         self._idle: list[_Searched] = []  # those whose text is finished, the latest last
         self._all: list[_Searched] = []
@@ -125,7 +128,7 @@ class FreeDrafter(Drafter):
         if self._idle:
             return self._idle.pop()
         counts, prior = self.calibration.counts, self.calibration.prior
-        trie = FreeTrie(self.table, counts, prior, use_suffix=self._matches, use_recycle=self.recycles)
+        trie = FreeTrie(self.table, counts, prior, self._matches, self.recycles, self._corpus)
         searched = _Searched(trie)
         known = self._history
         if self._all:  # which has what was written while there was one text at a time

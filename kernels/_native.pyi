@@ -72,14 +72,40 @@ class SuffixAutomaton:
 
     def __len__(self) -> int: ...
 
+def suffix_array(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Where the suffixes of tokens (n,), -1 between texts, begin in increasing order, (n,).
+
+    Raises:
+        ValueError: a token is less than -1, or n is 2^30 or more.
+    """
+
+class Corpus:
+    """Tokens (n,) int32 that do not change, -1 between texts, and their suffix array (n,); neither is copied.
+
+    An index that is wrong gives wrong matches, and nothing worse.
+
+    Raises:
+        ValueError: the arrays differ in length, or n is 2^30 or more.
+    """
+
+    def __init__(self, tokens: NDArray[np.int32], suffixes: NDArray[np.int32]) -> None: ...
+    def match(self, text: Sequence[int]) -> tuple[int, int, list[tuple[int, float]]]:
+        """Length and number of occurrences of the longest suffix of `text` that occurs, and what follows most
+        often: at most two tokens with their shares of the occurrences, of which at most 16 are looked at."""
+
+    def __len__(self) -> int: ...
+
 class RecycleTable:
-    """The target's last best k tokens after each token and after each pair of tokens."""
+    """The best k tokens after each token and each pair of tokens: what the target thought on average."""
 
     def __init__(self, vocab_size: int, k: int = 8, contexts: int = 65536) -> None: ...
     def update(
         self, previous: NDArray[np.int32], tokens: NDArray[np.int32], logits: NDArray[np.float32]
     ) -> None:
-        """Logits (n, V) followed `tokens` (n,), which came after `previous` (n,) or -1; the last row wins."""
+        """Logits (n, V) followed `tokens` (n,), which came after `previous` (n,) or -1.
+
+        Where a context comes up again, its probabilities and the new ones count half each.
+        """
 
     def update_top(
         self,
@@ -91,10 +117,10 @@ class RecycleTable:
         """The same with the best tokens known: ids and logits (n, m), best first, -1 where a row ends."""
 
     def lookup(self, previous: int, token: int) -> tuple[NDArray[np.int32], NDArray[np.float32], int]:
-        """Ids, logits and order (2 pair, 1 token, 0 nothing known) of what may follow."""
+        """Ids, log probabilities and order (2 pair, 1 token, 0 nothing known) of what may follow."""
 
     def export(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
-        """Tokens (n,), ids (n, k) and logits (n, k) of the rows of single tokens."""
+        """Tokens (n,), ids (n, k) and log probabilities (n, k) of the rows of single tokens."""
 
     def restore(self, tokens: NDArray[np.int32], ids: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """Take exported rows back. Raises ValueError or IndexError for ids outside the vocabulary."""
@@ -107,7 +133,7 @@ class FreeTrie:
 
     The tries of all texts share `table` and, not copied, `counts` (cells, 2) and `prior` (cells,) float32:
     see drafters/calibration/free.py.
-    Sources are 0 suffix, 1 recycle, 2 suffix found in the history.
+    Sources are 0 suffix, 1 recycle, 2 suffix found in the history, 3 suffix found in the corpus.
     """
 
     def __init__(
@@ -117,6 +143,7 @@ class FreeTrie:
         prior: NDArray[np.float32],
         use_suffix: bool = True,
         use_recycle: bool = True,
+        corpus: Corpus | None = None,
     ) -> None: ...
     @property
     def automaton(self) -> SuffixAutomaton: ...

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE
 
 __all__ = ["CELLS", "PRIOR_TRIALS", "Calibration"]
+
+LAYOUT = 2
+"""Which cells there are and what they mean; what was kept of other ones cannot be used."""
 
 PRIOR_TRIALS = 8.0
 """Weight of the prior in trials, as in kernels/drafts/calibration.hpp."""
@@ -51,9 +55,11 @@ SUFFIX_LOG_ODDS: tuple[float, tuple[tuple[float, ...], ...]] = (
         (0, 0.2, -0.2),
         (-1.8, -1.0, -0.7, -0.3, -0.2, 0.4, 1.2, 2.6),
         (0.8, 0.2, -0.3, -0.2, -0.6, 0.1),
-        (0.1, -1.3, 0, 0.5, 0.8, -1.3, 0)
-        + (-1.7, -3.1, -1.8, -1.3, -1, -3.1, -1.8)
-        + (-1.7, -3.5, -2.5, -1.8, -1, -0.5),
+        (
+            *(0.1, -1.3, 0, 0.5, 0.8, -1.3, 0),  # conversation
+            *(-1.7, -3.1, -1.8, -1.3, -1, -3.1, -1.8),  # history
+            *(-1.7, -3.5, -2.5, -1.8, -1, -0.5),  # corpus
+        ),
     ),
 )
 RECYCLE_LOG_ODDS: tuple[float, tuple[tuple[float, ...], ...]] = (
@@ -100,20 +106,25 @@ class Calibration:
         """(CELLS,) float32: what the trie uses for each cell now."""
         return (PRIOR_TRIALS * self.prior + self.counts[:, 0]) / (PRIOR_TRIALS + self.counts[:, 1])
 
-    def to_arrays(self) -> dict[str, NDArray[np.float32]]:
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
         """What `from_arrays` needs; a copy."""
-        return {"counts": self.counts.copy()}
+        return {"counts": self.counts.copy(), "layout": np.array(LAYOUT)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.float32]]) -> Calibration:
-        """The calibration that `to_arrays` described.
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Calibration:
+        """The calibration that `to_arrays` described; a new one if its cells were others.
 
         Raises:
-            ValueError: the arrays do not describe a calibration of this version.
+            ValueError: the arrays do not describe a calibration.
         """
+        layout = arrays.get("layout", np.array(1))
+        if layout.shape or layout.dtype.kind not in "iu":
+            raise ValueError("the saved calibration has no layout")
+        if layout != LAYOUT:
+            return cls()
         counts = arrays.get("counts")
         if counts is None or counts.shape != (CELLS, 2) or counts.dtype != np.float32:
-            raise ValueError("the saved calibration has another layout")
+            raise ValueError("the saved calibration has other cells")
         if not (
             np.isfinite(counts).all() and (counts[:, 0] >= 0).all() and (counts[:, 0] <= counts[:, 1]).all()
         ):

@@ -20,6 +20,7 @@ from specx.drafters.free import FreeDrafter
 from specx.drafters.guesser import GuessCosts
 from specx.engine.cost.identity import Identity
 from specx.engine.cost.staircase import Staircase
+from specx.engine.learned.corpora import Corpora
 from specx.engine.learned.records import TrackRecords
 
 __all__ = ["Learned"]
@@ -48,6 +49,7 @@ class Learned:
         self._calibration = Calibration()
         self._history = self._added = NO_TOKENS  # of before, and since the store was read
         self._rows: dict[str, NDArray[Any]] | None = None
+        self._corpora = Corpora(store, model_key)
         self.forget()
 
     def load_staircase(self, staircase: Staircase) -> Staircase:
@@ -117,7 +119,8 @@ class Learned:
     def free_drafter(self, vocab_size: int, sources: Sequence[str]) -> FreeDrafter:
         """A drafter of the free `sources` that starts from everything kept of this model."""
         self._harvest()
-        drafter = FreeDrafter(vocab_size, self._calibration, sources)
+        corpus = self._corpora.open(vocab_size)
+        drafter = FreeDrafter(vocab_size, self._calibration, sources, corpus=corpus)
         if len(self._history) and not -1 <= self._history.min() <= self._history.max() < vocab_size:
             self._store.set_aside("history", self._model_key)
             self._history = NO_TOKENS
