@@ -7,7 +7,7 @@ import pytest
 
 from specx.backends.base import Output
 from specx.drafters.base import EMPTY_DRAFT, Room, Text, Verified
-from specx.drafters.calibration.free import CELLS, Calibration
+from specx.drafters.calibration.free import CELLS, LAYOUT, Calibration
 from specx.drafters.free import FreeDrafter
 from specx.drafters.none import NoDrafter
 
@@ -160,11 +160,19 @@ def test_calibration_survives_a_save(tmp_path):
         {"counts": np.zeros((3, 2), np.float32)},
         {"counts": np.full((CELLS, 2), np.nan, np.float32)},
         {"counts": np.ones((CELLS, 2), np.float32) * np.array([2, 1], np.float32)},
+        {"layout": np.zeros(3)},
+        {"layout": np.array("two")},
     ],
 )
 def test_damaged_calibration_is_refused(arrays):
     with pytest.raises(ValueError, match="calibration"):
-        Calibration.from_arrays(arrays)
+        Calibration.from_arrays({"layout": np.array(LAYOUT), **arrays})
+
+
+@pytest.mark.parametrize("layout", [{}, {"layout": np.array(LAYOUT + 1)}])
+def test_calibration_of_other_cells_begins_anew(layout):
+    counts = np.ones((4320, 2), np.float32)
+    assert Calibration.from_arrays({"counts": counts, **layout}).counts.sum() == 0
 
 
 def test_rows_survive_a_save():
