@@ -53,6 +53,23 @@ def test_what_was_saved_comes_back(store, notices):
     assert notices == []
 
 
+def test_a_mapped_array_comes_back_without_being_read(store, notices):
+    array = np.arange(12, dtype=np.int32).reshape(2, 6)
+    assert store.save_mapped("corpus", "k", {"name": "a"}, array)
+    value, mapped = store.load_mapped("corpus", "k")
+    assert value == {"name": "a"}
+    assert isinstance(mapped, np.memmap) and not mapped.flags.writeable
+    assert mapped.tolist() == array.tolist()
+    assert store.load_mapped("corpus", "other") is None
+    store.remove("corpus", "k")
+    store.remove("corpus", "k")
+    assert store.load_mapped("corpus", "k") is None
+    assert mapped.tolist() == array.tolist()
+    assert not Store(None).save_mapped("corpus", "k", {}, array)
+    assert Store(None).load_mapped("corpus", "k") is None
+    assert notices == []
+
+
 def test_only_the_user_can_read_it(store):
     fill(store)
     assert stat.S_IMODE(store.root.stat().st_mode) == 0o700

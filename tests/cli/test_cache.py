@@ -1,0 +1,75 @@
+"""`specx cache add` and `remove`: texts in, listed and out again, and sentences for what cannot be."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from specx.backends.store import Store
+from specx.engine.learned.corpora import all_texts
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "a.txt").write_text("SELECT name FROM singer ORDER BY age DESC\n")
+    (tmp_path / "b.jsonl").write_text('{"answer": "SELECT count(*) FROM singer"}\n{"answer": "SELECT 1"}\n')
+    return [str(tmp_path / name) for name in ("a.txt", "b.jsonl")]
+
+
+def test_texts_are_added_shown_and_removed(specx, files, smollm2, tmp_path):
+    added = specx("cache", "add", *files, "--model", str(smollm2))
+    assert (added.code, added.out) == (0, "")
+    names = [line.split(":")[0] for line in added.err.splitlines()]
+    assert names == ["a.txt", "b.jsonl"]
+    shown = specx("cache", "show")
+    assert [line.split()[0] for line in shown.out.splitlines()[-3:]] == ["text", "a.txt", "b.jsonl"]
+    record = json.loads(specx("cache", "show", "--json").out)
+    [(_, first), (_, second)] = all_texts(Store(tmp_path / "cache"))
+    assert [(t["name"], t["tokens"], t["bytes"]) for t in record["texts"]] == [
+        ("a.txt", first.tokens, 8 * first.tokens),
+        ("b.jsonl", second.tokens, 8 * second.tokens),
+    ]
+    removed = specx("cache", "remove", "a.txt")
+    assert removed.code == 0 and removed.err.startswith(f"removed a.txt: {first.tokens} tokens")
+    again = specx("cache", "remove", "a.txt")
+    assert again.code == 2 and "there are b.jsonl" in again.err
+    assert specx("cache", "clear", "corpus").err.startswith("removed 1 entry")
+    assert json.loads(specx("cache", "show", "--json").out)["texts"] == []
+
+
+def test_files_under_one_name_are_one_text(specx, files, smollm2):
+    specx("cache", "add", *files, "-m", str(smollm2), "--name", "answers")
+    [text] = json.loads(specx("cache", "show", "--json").out)["texts"]
+    assert text["name"] == "answers"
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments", "said"),
+    [
+        (None, (), "cannot read"),
+        (b"", (), "there is no text in"),
+        (b"\x7fELF\0\1", (), "is no text in UTF-8: it has NUL bytes"),
+        (b"\xff", (), "is no text in UTF-8: byte 0xff at offset 0"),
+        (b"text", ("--name", ""), "--name is empty"),
+    ],
+)
+def test_what_cannot_be_added_is_told_in_a_sentence(specx, tmp_path, smollm2, data, arguments, said):
+    path = tmp_path / "file"
+    if data is not None:
+        path.write_bytes(data)
+    told = specx("cache", "add", str(path), "-m", str(smollm2), *arguments)
+    assert told.code in (1, 2)
+    assert said in told.err.splitlines()[0] and "hint: " in told.err
+    assert all_texts(Store(tmp_path / "cache")) == []
+
+
+def test_a_file_that_is_no_model_is_told_in_a_sentence(specx, files, model):
+    told = specx("cache", "add", *files, "-m", str(model))
+    assert told.code == 1 and told.err.startswith("error: ")
+
+
+def test_nothing_can_be_added_where_nothing_is_kept(specx, files, smollm2, monkeypatch):
+    monkeypatch.setattr("specx.backends.store.cache_dir", lambda: None)
+    told = specx("cache", "add", *files, "-m", str(smollm2))
+    assert told.code == 1 and "nothing is kept on this machine" in told.err
