@@ -61,6 +61,7 @@ def heading(run: Run) -> Iterator[str]:
     yield (
         f"run      {len(cases)} prompts{kinds}, {settings['rounds']} rounds, "
         f"at most {settings['n_predict']} tokens, {settings['caches']} caches"
+        + (", added texts searched" if settings.get("corpus") else "")
     )
     part = ", interrupted" if run.partial else ""
     yield (

@@ -139,6 +139,9 @@ class WorkOptions:
     warm: Annotated[
         bool, _work("--warm", text="Every arm learns from its answers; by default each starts from nothing.")
     ] = False
+    corpus: Annotated[
+        bool, _work("--corpus", text="Search the texts of `specx cache add`; by default none of them.")
+    ] = False
     ignore_eos: Annotated[bool, _work("--ignore-eos", text="Go on after the model's end of text.")] = False
     peer: Annotated[
         str | None,
@@ -228,6 +231,7 @@ def bench_settings(
         rounds=work.repeats,
         turns=work.turns,
         warm=work.warm,
+        corpus=work.corpus,
         ignore_eos=work.ignore_eos,
         baseline=results.baseline,
         **_peer(work),

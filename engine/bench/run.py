@@ -24,6 +24,7 @@ from specx.engine.bench.cases import Case, CaseMaker, LeftOut
 from specx.engine.bench.records import Answer, ArmInfo
 from specx.engine.bench.suites import Prompt, Workload
 from specx.engine.decode import Step
+from specx.engine.learned.corpora import Corpora
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Chunk, Session
 from specx.engine.settings import SamplingSettings
@@ -78,7 +79,8 @@ class SpecxArm:
         self._sampling = sampling
         self._warm = warm
         self._energy = energy or EnergyMeter()
-        self._learned = nothing_learned()
+        self._corpora = session.learned.corpora
+        self._learned = nothing_learned(self._corpora)
         self._ready: set[str] = set()
 
     @property
@@ -88,8 +90,8 @@ class SpecxArm:
 
     def warm_up(self, case: Case) -> Answer:
         """An answer that is not learned from, once everything it needs has been measured."""
-        self._generate(case, nothing_learned())
-        return self._generate(case, nothing_learned())
+        self._generate(case, nothing_learned(self._corpora))
+        return self._generate(case, nothing_learned(self._corpora))
 
     def answer(self, case: Case) -> Answer:
         """Continue the prompt. Times are taken from outside, so making text of tokens counts too.
@@ -100,7 +102,7 @@ class SpecxArm:
         if case.id not in self._ready:
             self._ready.add(case.id)
             if self._would_measure(case):
-                self._generate(case, nothing_learned())
+                self._generate(case, nothing_learned(self._corpora))
         if not self._warm:
             self._learned.forget()
         return self._generate(case, self._learned)
@@ -359,9 +361,9 @@ def server_sampling(sampling: SamplingSettings) -> dict[str, Any]:
     }
 
 
-def nothing_learned() -> Learned:
-    """What drafts are made of, at first: nothing, and nothing of it is kept."""
-    return Learned(Store(None), model_key="", cost_key="")
+def nothing_learned(corpora: Corpora | None = None) -> Learned:
+    """What drafts are made of, at first: nothing but `corpora`, and nothing of it is kept."""
+    return Learned(Store(None), model_key="", cost_key="", corpora=corpora)
 
 
 def _acceptance(steps: Sequence[Step], names: Sequence[str]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class BenchSettings:
         rounds: how often everything is answered.
         turns: most answers to one conversation.
         warm: learn from one answer for the next.
+        corpus: search the texts that were added for the model.
         ignore_eos: go on after the model's end of text.
         peer: a llama-server binary to compare with.
         peer_arguments: more of its options.
@@ -61,6 +62,7 @@ class BenchSettings:
     rounds: int = 3
     turns: int = 2
     warm: bool = False
+    corpus: bool = False
     ignore_eos: bool = False
     peer: Path | None = None
     peer_arguments: Sequence[str] = ()
@@ -198,7 +200,7 @@ def _open_session(
     session = stack.enter_context(Session.open(asked, progress=progress, notice=notice))
     # What a benchmark writes is not what this user reads; what it measures of the machine is kept.
     stack.callback(setattr, session, "learned", session.learned)
-    session.learned = nothing_learned()
+    session.learned = nothing_learned(session.learned.corpora if settings.corpus else None)
     return session
 
 
@@ -280,6 +282,7 @@ def _new_run(settings: BenchSettings, info: GGUFInfo, arms: Sequence[Arm], sessi
             "rounds": settings.rounds,
             "turns": settings.turns,
             "caches": "warm" if settings.warm else "cold",
+            "corpus": settings.corpus,
             "ignore_eos": settings.ignore_eos,
             "sampling": {
                 **asdict(settings.sampling),

@@ -37,9 +37,12 @@ class Learned:
         store: where it is kept.
         model_key: what calibrations and caches depend on.
         cost_key: what the time and the bits of a step depend on.
+        corpora: texts that were added for the model; by default those of the store.
     """
 
-    def __init__(self, store: Store, *, model_key: str, cost_key: str) -> None:
+    def __init__(
+        self, store: Store, *, model_key: str, cost_key: str, corpora: Corpora | None = None
+    ) -> None:
         self._store = store
         self._model_key = model_key
         self._cost_key = cost_key
@@ -49,7 +52,7 @@ class Learned:
         self._calibration = Calibration()
         self._history = self._added = NO_TOKENS  # of before, and since the store was read
         self._rows: dict[str, NDArray[Any]] | None = None
-        self._corpora = Corpora(store, model_key)
+        self.corpora = corpora or Corpora(store, model_key)
         self.forget()
 
     def load_staircase(self, staircase: Staircase) -> Staircase:
@@ -119,7 +122,7 @@ class Learned:
     def free_drafter(self, vocab_size: int, sources: Sequence[str]) -> FreeDrafter:
         """A drafter of the free `sources` that starts from everything kept of this model."""
         self._harvest()
-        corpus = self._corpora.open(vocab_size)
+        corpus = self.corpora.open(vocab_size)
         drafter = FreeDrafter(vocab_size, self._calibration, sources, corpus=corpus)
         if len(self._history) and not -1 <= self._history.min() <= self._history.max() < vocab_size:
             self._store.set_aside("history", self._model_key)

@@ -18,9 +18,10 @@ from specx.engine.bench.cases import CaseMaker, LeftOut
 from specx.engine.bench.identity import explain_partings, find_partings
 from specx.engine.bench.records import ArmInfo, Run
 from specx.engine.bench.report import make_report
-from specx.engine.bench.run import Bench, PeerArm, SpecxArm, schedule, server_sampling
+from specx.engine.bench.run import Bench, PeerArm, SpecxArm, nothing_learned, schedule, server_sampling
 from specx.engine.bench.setup import name_arms
 from specx.engine.bench.suites import Prompt, Workload
+from specx.engine.learned.corpora import Corpora
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
 from specx.engine.settings import Asked, SamplingSettings
@@ -130,6 +131,19 @@ def test_an_answer_tells_its_steps_and_sources():
     assert right == drafted.draft_n_accepted == sum(accepted for _, accepted in drafted.by_depth)
     assert sum(drafted_n for drafted_n, _ in drafted.by_source.values()) == drafted.draft_n
     assert {"suffix", "target"} <= set(drafted.sources)
+
+
+def test_cold_arms_search_the_texts_that_were_added(tmp_path):
+    steps = []
+    for added in (False, True):
+        session = make_session(peak=0.97)
+        corpora = Corpora(Store(tmp_path), "m")
+        if added:
+            corpora.add([("a", np.array([*range(20, 60)] * 2, np.int32))], "scripted")
+        session.learned = nothing_learned(corpora)
+        run, _ = run_bench([make_arm(session, "suffix")], prompts(1), session)
+        steps.append(run.answers[0].steps)
+    assert steps[1] < steps[0]
 
 
 def test_cold_arms_forget_and_warm_arms_learn_for_themselves():
