@@ -3,7 +3,7 @@
     python benchmarks/record_traces.py MODEL.gguf OUT_DIR PROMPTS.jsonl [PROMPTS.jsonl ...]
 
 Prompts are in any format that specx.engine.bench.suites reads; of several turns, the first is answered.
-Each trace is one .npz file:
+The answers as text are in answers.jsonl, for `specx cache add`. Each trace is one .npz file:
 
     category: str
     prompt: (P,) int32, output: (N,) int32 greedy continuation
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,13 @@ class Recorder:
         tokens = (llama_cpp.llama_token * (len(text) + 8))()
         n = llama_cpp.llama_tokenize(self.vocab, text, len(text), tokens, len(tokens), False, True)
         return np.array(tokens[:n], np.int32)
+
+    def text(self, tokens: np.ndarray) -> str:
+        """Of an answer, without special tokens."""
+        ids, room = (llama_cpp.llama_token * len(tokens))(*tokens.tolist()), 64 * len(tokens) + 64
+        buffer = ctypes.create_string_buffer(room)
+        n = llama_cpp.llama_detokenize(self.vocab, ids, len(tokens), buffer, room, True, False)
+        return buffer.raw[: max(n, 0)].decode("utf-8", "replace")
 
     def decode(self, tokens: np.ndarray, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Commit tokens; the ids and logits (n, TOP) that follow each of them, best first."""
@@ -126,6 +134,7 @@ def main() -> None:
     chosen = sample(prompts, args.per_category, seed=0)
     recorder = Recorder(args.model, args.max_prompt + args.tokens + 8, args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
+    answers = []
     for prompt in chosen:
         tokens = recorder.tokenize(prompt)
         if len(tokens) > args.max_prompt:
@@ -135,6 +144,8 @@ def main() -> None:
         name = prompt.id.replace("/", "_")
         arrays: dict[str, Any] = {"category": np.array(prompt.category), **trace}
         np.savez_compressed(args.out / f"{name}.npz", allow_pickle=False, **arrays)
+        answers.append(json.dumps({"category": prompt.category, "answer": recorder.text(trace["output"])}))
+        (args.out / "answers.jsonl").write_text("\n".join(answers) + "\n", encoding="utf-8")
         print(f"{prompt.id}: {len(tokens)} + {len(trace['output'])} tokens", file=sys.stderr)
 
 
