@@ -82,9 +82,9 @@ class DraftText:
         del self.tokens[self._base + kept :], self._ends[kept:]
         text = bytes(self._segment[start:end])
         draft = self._map.draft
-        tokens = draft.of(text, begins=start == 0)
+        tokens = draft.of(text, begins=kept == 0)
         lengths = [len(draft.pieces.piece(token)) for token in tokens]
-        at = start - (sum(lengths) - len(text) if start == 0 and sum(lengths) == len(text) + 1 else 0)
+        at = start - (sum(lengths) - len(text) if kept == 0 and sum(lengths) == len(text) + 1 else 0)
         for length in lengths:  # of a tokenizer that loses bytes they only come near
             at += length
             self._ends.append(min(max(at, start), end))
