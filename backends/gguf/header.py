@@ -34,12 +34,14 @@ _SAMPLES, _SAMPLE_BYTES = 16, 4096
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor. `shape` has the fastest-varying dimension first, as in ggml."""
+    """One tensor. `shape` has the fastest-varying dimension first, as in ggml. Its data begins `at` so many
+    bytes from the beginning of its file."""
 
     name: str
     shape: tuple[int, ...]
     type: str
     nbytes: int
+    at: int = 0
 
     @property
     def elements(self) -> int:
@@ -155,6 +157,7 @@ class Part:
         self.metadata: dict[str, Scalar | tuple[Scalar, ...]] = {}
         self.lengths: dict[str, int] = {}
         self.spans: dict[str, tuple[int, int]] = {}  # where the elements of arrays lie
+        self.values: dict[str, tuple[int, int]] = {}  # where values lie, behind their keys
         self.texts: set[str] = set()  # keys of arrays of strings
         self.size = _regular_size(path)
         try:
@@ -176,6 +179,7 @@ class Part:
                 key = cursor.string()
                 start = cursor.at + _ARRAY_HEAD
                 value, self.lengths[key] = cursor.value()
+                self.values[key] = (start - _ARRAY_HEAD, cursor.at)
                 if value is not None:
                     self.metadata[key] = value
                 elif _is_texts(data, start - _ARRAY_HEAD):
@@ -206,7 +210,7 @@ class Part:
             name, nbytes = _type_size(row.type, row.shape)
             if nbytes is None:  # a type newer than the gguf library: up to the next tensor
                 nbytes = max(0, after[row.offset] - row.offset)
-            tensors.append(Tensor(row.name, row.shape, name, nbytes))
+            tensors.append(Tensor(row.name, row.shape, name, nbytes, start + row.offset))
             end = max(end, start + row.offset + nbytes)
         if rows and end > self.size:
             _check_layout(rows, tensors, alignment, self.path)
