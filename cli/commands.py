@@ -10,7 +10,7 @@ import typer
 import typer.main
 
 from specx.backends.errors import UsageError
-from specx.cli import cache, chat, complete, plan, probe, pull, show, verify
+from specx.cli import cache, chat, complete, drafter, plan, probe, pull, show, verify
 from specx.cli.bench import command as bench
 from specx.cli.help import GroupedCommand
 from specx.cli.options.config import config_path, option_defaults
@@ -56,7 +56,7 @@ def root(
         ctx.default_map = option_defaults(path, commands.commands)
 
 
-for module in (chat, complete, plan, bench, verify, probe, show, pull, cache):
+for module in (chat, complete, plan, bench, verify, probe, show, pull, drafter, cache):
     module.register(app)
 for command in app.registered_commands:
     command.cls = GroupedCommand

@@ -106,6 +106,7 @@ def _record(info: GGUFInfo, memory: MemoryNeed, *, tensors: bool) -> dict[str, A
     record: dict[str, Any] = {"path": str(info.path), "parts": [str(part) for part in info.parts]}
     record |= {field: getattr(info, field) for field in fields.split()}
     record["memory"] = memory.to_json()
+    record["head_rows"], record["drafts_only"] = info.head_rows, info.trim is not None
     record["speculation"] = {"possible": info.plain_reason is None, "reason": info.plain_reason}
     if tensors:
         record["tensors"] = [
@@ -137,6 +138,8 @@ def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
         ("window", window),
         ("context", f"{info.context_length:,} tokens" if info.context_length else ""),
         ("vocabulary", f"{info.vocabulary_size:,} tokens ({tokenizer})" if info.vocabulary_size else "none"),
+        ("trimmed", f"scores {info.head_rows:,} of them: it drafts only" if info.trim else ""),
+        ("made", _made(info)),
         ("chat template", f"{len(info.chat_template):,} characters" if info.chat_template else "none"),
         (
             "memory",
@@ -148,6 +151,17 @@ def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
         ("fingerprint", info.fingerprint),
     ]
     return [(label, text) for label, text in rows if text]
+
+
+def _made(info: GGUFInfo) -> str:
+    """What specx made it from and with; empty if it did not."""
+    told = {key.removeprefix("specx.made."): value for key, value in info.metadata.items()}
+    if "how" not in told:
+        return ""
+    return (
+        f"by specx {told.get('specx')} on {told.get('date')}: {told['how']} of {told.get('from')} for "
+        f"{told.get('for')} ({told.get('parameters')})"
+    )
 
 
 def _speculation(info: GGUFInfo) -> str:

@@ -25,19 +25,29 @@ ROPE_SCALINGS = frozenset({"none", "linear", "yarn", "longrope"})
 EPSILONS = ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon")
 
 
-def read_runnable(path: Path | str) -> GGUFInfo:
+def read_runnable(path: Path | str, *, drafting: bool = False) -> GGUFInfo:
     """`read_gguf` for a model that is to be run.
+
+    Args:
+        path: the file.
+        drafting: whether it is to draft for another model only.
 
     Raises:
         ModelError: it cannot be read, or llama.cpp cannot run it.
     """
     info = read_gguf(path)
-    check_runnable(info)
+    check_runnable(info, drafting=drafting)
     return info
 
 
-def check_runnable(info: GGUFInfo) -> None:
+def check_runnable(info: GGUFInfo, *, drafting: bool = False) -> None:
     """Raise ModelError if the file cannot continue a text, or llama.cpp would end the process for it."""
+    if info.trim is not None and not drafting:
+        raise ModelError(
+            f"{info.path.name} is a trimmed draft model: it scores {info.head_rows:,} of "
+            f"{info.vocabulary_size:,} tokens, and can only draft for another model",
+            f"name the model that is to write, and this one with -md {info.path.name}",
+        )
     if info.obstacle:
         raise ModelError(
             f"{info.path.name} cannot continue a text: {info.obstacle}",
@@ -61,6 +71,9 @@ def _problems(info: GGUFInfo) -> Iterator[str]:
     yield from _wrong_rotation(info)
     yield from _wrong_numbers(info)
     yield from _wrong_tokens(info)
+    if info.trim is not None:
+        head = next((t.shape[-1] for t in info.tensors if t.name == "token_embd.weight"), 0)
+        yield from info.trim.problems(info.path, info.size, info.vocabulary_size, head)
 
 
 def _values(info: GGUFInfo, key: str) -> tuple[Scalar, ...]:

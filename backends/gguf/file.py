@@ -11,6 +11,7 @@ from typing import Literal
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.header import Metadata, Part, Tensor, download_again, type_bytes
+from specx.backends.gguf.trim import Trim, trim_of
 
 __all__ = ["GGUFInfo", "Tensor", "read_gguf", "shard_paths", "type_bytes"]
 
@@ -45,6 +46,7 @@ class GGUFInfo:
         fingerprint: hex digest of the headers, the sizes and a sample of the weights.
         token_span, token_type_span: where in the first part the texts of the tokens lie, each behind its
             length (8 bytes), and their types (4 bytes each); (0, 0) where there are none.
+        trim: which tokens a trimmed draft model scores; None if it scores all.
     """
 
     path: Path
@@ -77,6 +79,12 @@ class GGUFInfo:
     fingerprint: str
     token_span: tuple[int, int] = (0, 0)
     token_type_span: tuple[int, int] = (0, 0)
+    trim: Trim | None = None
+
+    @property
+    def head_rows(self) -> int:
+        """Number of tokens that it scores: the width of its logits."""
+        return self.vocabulary_size if self.trim is None else self.trim.rows
 
     @property
     def weight_bytes(self) -> int:
@@ -237,6 +245,7 @@ def _summary(paths: list[Path], parts: list[Part], tensors: tuple[Tensor, ...]) 
         fingerprint=digest.hexdigest(),
         token_span=head.spans.get(_TOKENS, (0, 0)),
         token_type_span=head.spans.get("tokenizer.ggml.token_type", (0, 0)),
+        trim=trim_of(head, value("embedding_length")),
     )
 
 

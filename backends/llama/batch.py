@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specx.backends.llama.trimmed import EmbeddingTable
+
 __all__ = ["Batch", "TreeShape"]
 
 
@@ -85,11 +87,19 @@ class TreeShape:
 class Batch:
     """A llama_batch over NumPy buffers that live as long as it does.
 
+    Args:
+        module: llama_cpp.
+        capacity: most rows.
+        max_leaves: most sequences of a row.
+        table: where the embeddings of tokens are looked up; None leaves that to libllama.
+
     Attributes:
         capacity: most rows.
     """
 
-    def __init__(self, module: Any, capacity: int, max_leaves: int) -> None:
+    def __init__(
+        self, module: Any, capacity: int, max_leaves: int, table: EmbeddingTable | None = None
+    ) -> None:
         self.capacity = capacity
         self.tokens = np.zeros(capacity, np.int32)
         self.positions = np.zeros(capacity, np.int32)
@@ -99,7 +109,12 @@ class Batch:
         rows = self.members.ctypes.data + np.arange(capacity, dtype=np.uintp) * self.members.strides[0]
         self._rows = rows
         self._struct = module.llama_batch()
-        self._point("token", self.tokens, ctypes.c_int32)
+        self._table = table
+        if table is None:
+            self._point("token", self.tokens, ctypes.c_int32)
+        else:
+            self.embeddings = np.zeros((capacity, table.width), np.float32)
+            self._point("embd", self.embeddings, ctypes.c_float)
         self._point("pos", self.positions, ctypes.c_int32)
         self._point("n_seq_id", self.counts, ctypes.c_int32)
         self._point("logits", self.wanted, ctypes.c_int8)
@@ -110,7 +125,9 @@ class Batch:
         setattr(self._struct, name, ctypes.cast(array.ctypes.data, ctypes.POINTER(kind)))
 
     def sized(self, n: int) -> Any:
-        """The C struct, for its first `n` rows."""
+        """The C struct, for its first `n` rows, which are filled."""
+        if self._table is not None:
+            self._table.fill(self.tokens[:n], self.embeddings)
         self._struct.n_tokens = n
         return self._struct
 

@@ -153,7 +153,7 @@ def predict_memory(
         weights=weights.working,
         kv=sum(cache[:first]),
         compute=compute if first > 0 else 0,
-        logits=rows * info.vocabulary_size * 4,
+        logits=rows * info.head_rows * 4,
         drafter=_drafter_bytes(info, load, history=history) if drafting else 0,
         draft=0,
         base=PROCESS_BYTES + _vocabulary_bytes(info),
@@ -207,6 +207,7 @@ class _Weights:
         gpu: on GPUs.
         cold: pages of the file from which llama.cpp copied weights.
         largest: the largest tensor that is copied out of the file.
+        appended: what lies behind the tensors; llama.cpp gives its pages back once it has loaded them.
     """
 
     def __init__(
@@ -221,7 +222,7 @@ class _Weights:
         self.ours = kernels.weights
         self.repacked = repacked
         self.in_file = load.mmap or load.mlock
-        self.working = self.mapped = self.gpu = self.cold = self.largest = 0
+        self.working = self.mapped = self.gpu = self.cold = self.largest = self.appended = 0
         tied = not any(tensor.name == HEAD for tensor in info.tensors)
         for tensor in info.tensors:
             in_place = False
@@ -230,8 +231,16 @@ class _Weights:
                 continue
             if tied and tensor.name == EMBEDDING:
                 in_place = self._add_multiplied(tensor, offloaded=info.blocks >= first)
-            if not in_place:
-                self._add_looked_up(tensor, load.texts * load.n_ctx)
+            if in_place:
+                continue
+            if info.trim is not None and tensor.name == EMBEDDING:  # it is looked up behind the tensors
+                self.working += 0 if self.in_file else tensor.nbytes
+            else:
+                self._add_in_place(_looked_up(tensor.nbytes, load) if self.in_file else tensor.nbytes)
+        if info.trim is not None:
+            self.appended = info.vocabulary_size * info.trim.row_bytes
+            resident = _looked_up(self.appended, load)
+            self.working, self.mapped = self.working + resident, self.mapped + resident
 
     def repack(self, need: MemoryNeed) -> int:
         """Pages of the file beyond the ones in use, for good or while it is loaded.
@@ -242,7 +251,7 @@ class _Weights:
         if not self.in_file:
             return max(0, need.base + self.working + self.largest - need.working)
         loading = need.base + self.size + self.largest
-        kept = self.cold if self.ours else self.size - self.mapped
+        kept = self.cold if self.ours else self.size - self.appended - self.mapped
         return max(0, kept, loading - need.working)
 
     def _add_multiplied(self, tensor: Tensor, *, offloaded: bool) -> bool:
@@ -267,15 +276,18 @@ class _Weights:
         packed = tensor.type in PACKED and dimensions > 1
         return self.ours and (packed or (tensor.type in COPIED and dimensions == 2))
 
-    def _add_looked_up(self, tensor: Tensor, tokens: int) -> None:
-        """Rows of the tokens that occur: 8 n^0.58 different ones in n of text or code, by Heaps' law."""
-        rows = round(8 * tokens**0.58)
-        self._add_in_place(min(tensor.nbytes, rows * LOOKUP_BYTES) if self.in_file else tensor.nbytes)
-
     def _add_in_place(self, nbytes: int) -> None:
         self.working += nbytes
         if self.in_file:
             self.mapped += nbytes
+
+
+def _looked_up(nbytes: int, load: Load) -> int:
+    """Of a table of `nbytes`, the rows of the tokens that occur: 8 n^0.58 different ones in n of text or code
+    (Heaps' law)."""
+    tokens = float(load.texts * load.n_ctx)
+    rows: int = round(8 * tokens**0.58)
+    return min(nbytes, rows * LOOKUP_BYTES)
 
 
 def _packed_bytes(tensor: Tensor) -> int:
@@ -346,7 +358,7 @@ def _compute_bytes(info: GGUFInfo, load: Load, n_ubatch: int) -> int:
     )
     layers = n_ubatch * (4 * row + masked * (2 if flash else 4))
     rows = min(n_ubatch, max(MAX_WIDTH, PROMPT_ROWS))
-    return max(layers, rows * 4 * (info.vocabulary_size + 2 * width))
+    return max(layers, rows * 4 * (info.head_rows + 2 * width))
 
 
 def _drafter_bytes(info: GGUFInfo, load: Load, *, history: bool) -> int:
@@ -355,6 +367,8 @@ def _drafter_bytes(info: GGUFInfo, load: Load, *, history: bool) -> int:
 
 
 def _vocabulary_bytes(info: GGUFInfo) -> int:
+    if info.trim is not None:  # nobody asks what its tokens are called
+        return 0
     return info.vocabulary_size * (MERGED_TOKEN_BYTES if info.tokenizer == "gpt2" else TOKEN_BYTES)
 
 

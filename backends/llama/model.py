@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ from specx.backends.llama.params import (
     load_weights,
     sequences_per_text,
 )
-from specx.backends.llama.vocab import LlamaVocab
+from specx.backends.llama.trimmed import EmbeddingTable, trimmed_file
+from specx.backends.llama.vocab import LlamaVocab, load_vocabulary
 from specx.backends.settings import Load
 
 __all__ = ["LlamaModel"]
@@ -44,7 +45,7 @@ class LlamaModel:
     """Runs one GGUF model. Implements `Model`.
 
     Attributes:
-        vocab, facts: as in `Model`.
+        facts: as in `Model`.
         kernels: what attention is computed with from the next step of another width on; the weights stay as
             they were loaded.
 
@@ -73,9 +74,14 @@ class LlamaModel:
         enable(kernels)
         self._ctx: Any = None
         self._model: Any = None
+        self._names = ExitStack()  # keeps the vocabulary of a trimmed model loaded
         self._caches: list[LlamaCache | None] = []
-        self._model = load_weights(self._lib, load, progress, repack=repack)
-        self.vocab = LlamaVocab(self._model)
+        trimmed = trimmed_file(load.path)
+        table = EmbeddingTable(trimmed) if trimmed is not None else None
+        self._model = load_weights(self._lib, load, progress, repack=repack, trimmed=trimmed)
+        tokens = LlamaVocab(self._model)  # unnamed ones, if it is trimmed
+        self._vocab = tokens if trimmed is None else None
+        self._path, self._columns = load.path, tokens.size
         plain_reason = self._why_plain()
         self.n_swa: int = 0 if load.swa_full else self._lib.llama_model_n_swa(self._model)
         # A sequence that lags behind would keep cells of the sliding window from being reused. And where all
@@ -90,10 +96,18 @@ class LlamaModel:
             self.close()
             raise
         self.memory = self._lib.llama_get_memory(self._ctx)
-        self.facts = self._facts(load.texts, plain_reason, leaves, even=streams)
+        head = table.ids if table is not None else None
+        self.facts = self._facts(load.texts, plain_reason, leaves, even=streams, head=head)
         self.piece: int = min(self._lib.llama_n_batch(self._ctx), self._lib.llama_n_ubatch(self._ctx))
-        self._batch = Batch(self._lib, max(self.piece, self.facts.max_rows), leaves)
+        self._batch = Batch(self._lib, max(self.piece, self.facts.max_rows), leaves, table)
         self._caches = [None] * load.texts
+
+    @property
+    def vocab(self) -> LlamaVocab:
+        """The model's vocabulary; that of a trimmed model is read when it is first asked for."""
+        if self._vocab is None:
+            self._vocab = self._names.enter_context(load_vocabulary(self._path))
+        return self._vocab
 
     @property
     def n_threads(self) -> int:
@@ -221,6 +235,7 @@ class LlamaModel:
         if self._model is not None:
             self._lib.llama_model_free(self._model)
             self._model = None
+        self._names.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_ctx"):
@@ -308,13 +323,21 @@ class LlamaModel:
     def _logits(self, n: int) -> NDArray[np.float32]:
         """Logits (n, V) of the rows that are wanted, in the order of the batch; borrowed."""
         pointer = self._lib.llama_get_logits(self._ctx)
-        size = self.vocab.size
+        size = self._columns
         rows = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * (n * size))).contents
         logits: NDArray[np.float32] = np.ctypeslib.as_array(rows).reshape(n, size)
         return logits
 
-    def _facts(self, texts: int, plain_reason: str | None, leaves: int, *, even: bool) -> Facts:
-        widest = MAX_WIDTH if self.vocab.size <= LARGE_VOCAB else MAX_WIDTH_LARGE_VOCAB
+    def _facts(
+        self,
+        texts: int,
+        plain_reason: str | None,
+        leaves: int,
+        *,
+        even: bool,
+        head: NDArray[np.int32] | None,
+    ) -> Facts:
+        widest = MAX_WIDTH if self._columns <= LARGE_VOCAB else MAX_WIDTH_LARGE_VOCAB
         # llama.cpp ends the process when a call is wider than its n_batch.
         widest = min(widest, int(self._lib.llama_n_batch(self._ctx)))
         return Facts(
@@ -326,6 +349,7 @@ class LlamaModel:
             even=even,
             plain_reason=plain_reason,
             n_ctx_train=int(self._lib.llama_model_n_ctx_train(self._model)),
+            head=head,
         )
 
     def _why_plain(self) -> str | None:

@@ -11,11 +11,13 @@ from typing import Any
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.cache_size import CELLS
+from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama.callbacks import called_by_c
 from specx.backends.llama.devices import device_pointer
 from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.last_words import working_on
 from specx.backends.llama.libllama import forget_log, recent_errors, recent_log
+from specx.backends.llama.trimmed import overrides
 from specx.backends.settings import CACHE_TYPES, Load
 
 __all__ = [
@@ -34,7 +36,14 @@ FAILED = re.compile(r"^(?:error loading model(?: hyperparameters| vocabulary| ar
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 
 
-def load_weights(module: Any, load: Load, progress: Callable[[float], None] | None, *, repack: bool) -> Any:
+def load_weights(
+    module: Any,
+    load: Load,
+    progress: Callable[[float], None] | None,
+    *,
+    repack: bool,
+    trimmed: GGUFInfo | None = None,
+) -> Any:
     """The llama_model of `load`.
 
     Args:
@@ -42,6 +51,7 @@ def load_weights(module: Any, load: Load, progress: Callable[[float], None] | No
         load: how it is to be loaded.
         progress: called with the loaded fraction, 0 to 1.
         repack: let llama.cpp rearrange weights for this CPU.
+        trimmed: the header of a trimmed model.
 
     Raises:
         ModelError: the file cannot be loaded.
@@ -63,6 +73,8 @@ def load_weights(module: Any, load: Load, progress: Callable[[float], None] | No
     kept = _divide(module, params, load.offload)
     params.load_mode = _load_mode(module, load)
     params.use_extra_bufts = repack
+    if trimmed is not None:
+        params.kv_overrides = overrides(module, trimmed)
     callback = module.llama_progress_callback(on_progress)
     params.progress_callback = callback
     forget_log()

@@ -59,7 +59,7 @@ class DraftFiles:
     def obstacle(self, candidate: Candidate) -> str | None:
         """Why it cannot be loaded now (one clause): it would take more memory than is free."""
         try:
-            info = read_runnable(candidate.path)
+            info = read_runnable(candidate.path, drafting=True)
         except ModelError as error:
             return error.message
         kernels = KERNELS.get(self._setup.kernels.value or "")

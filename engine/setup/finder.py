@@ -126,7 +126,7 @@ def check_candidate(target: GGUFInfo, path: Path, name: str | None = None) -> Ca
     """Whether the GGUF file `path` can draft for `target`, whatever that may bring."""
     name = name or path.stem
     try:
-        info = read_runnable(path)
+        info = read_runnable(path, drafting=True)
         if reason := info.plain_reason:
             return Unfit(path, name, reason)
         for reason in _unsuitable(target, info):

@@ -1,0 +1,17 @@
+"""`specx drafter`: what can draft for a model, and making drafters."""
+
+from __future__ import annotations
+
+import typer
+
+from specx.cli.drafter import trim
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    group = typer.Typer(help="Show what can draft for a model here, and make drafters.", no_args_is_help=True)
+    for module in (trim,):
+        module.register(group)
+    app.add_typer(group, name="drafter")

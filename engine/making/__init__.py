@@ -1,0 +1,1 @@
+"""Making drafters from what is on this machine."""
