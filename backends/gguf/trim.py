@@ -58,9 +58,10 @@ class Trim:
             head: rows that the head has.
         """
         start, end = self.ids_span
-        if not self.rows == head == (end - start) // 4:
-            yield f"{IDS} has {(end - start) // 4} tokens for a head of {head} rows"
-            return
+        for key, count in ((ROWS, self.rows), (IDS, (end - start) // 4)):
+            if count != head:
+                yield f"{key} tells of {count} tokens, and the head has {head} rows"
+                return
         ids = self.ids(path)
         if any(a >= b for a, b in itertools.pairwise(ids)) or not 0 <= ids[0] <= ids[-1] < vocabulary:
             yield f"{IDS} does not rise from 0 to below {vocabulary}"

@@ -54,21 +54,24 @@ def write_samples(
         session: the model; as many answers are written together as it has room for.
         tokens: about how many are to be written in all.
         progress: called with the finished fraction.
-        asked: the prompts; the built-in ones by default.
+        asked: the prompts, of which those that do not fit are left out; the built-in ones by default.
     """
     asked = prompts() if asked is None else asked
     each = max(LEAST, -(-tokens // len(asked)))
     settings = (SamplingSettings(temperature=0.0, seed=1), SamplingSettings(seed=1))
-    inputs = [_prompt(session, text) for text in asked]
-    answers = [session.generate(read, settings[i % 2], n_predict=each) for i, read in enumerate(inputs)]
+    read = [(text, _prompt(session, text)) for text in asked]
+    read = [(text, prompt) for text, prompt in read if len(prompt) + each <= session.n_ctx]
+    answers = [
+        session.generate(prompt, settings[i % 2], n_predict=each) for i, (_, prompt) in enumerate(read)
+    ]
     written = 0
     for _answer, chunk in session.together(answers):
         written += len(chunk.tokens)
-        progress(min(written / (each * len(asked)), 1.0))
+        progress(min(written / (each * len(answers)), 1.0))
     session.forget_learned()
     return [
-        Sample(tuple(read), text, tuple(answer.result.tokens), answer.result.text)
-        for read, text, answer in zip(inputs, asked, answers, strict=True)
+        Sample(tuple(prompt), text, tuple(answer.result.tokens), answer.result.text)
+        for (text, prompt), answer in zip(read, answers, strict=True)
         if answer.result.tokens
     ]
 
