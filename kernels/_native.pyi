@@ -243,6 +243,30 @@ def read_bandwidth(bytes: int, threads: int, repeats: int) -> float:
         ValueError: no thread, no repeat, or less than a megabyte.
     """
 
+def dot_rows(
+    table: NDArray[np.uint8],
+    ids: NDArray[np.int32],
+    vectors: NDArray[np.float32],
+    sums: NDArray[np.float32],
+    dot: int,
+    quantize: int,
+    quantized_bytes: int,
+) -> None:
+    """Rows of a matrix in one of ggml's types times vectors, by ggml's own arithmetic.
+
+    Args:
+        table: (V, bytes of a row), as ggml keeps them.
+        ids: (m,) the rows.
+        vectors: (n, d).
+        sums: (n, m); the products are put there.
+        dot, quantize: addresses of ggml's functions: of rows of this type and a quantized vector, and for
+            quantizing a vector so.
+        quantized_bytes: of a quantized vector.
+
+    Raises:
+        ValueError: there is no such row, or sizes do not go together.
+    """
+
 def distinct_tokens(section: bytes, count: int) -> int:
     """How many of the `count` texts of an array of strings of a GGUF file differ; empty ones all do.
 

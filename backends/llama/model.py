@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from specx.backends.errors import ContextFullError, ModelError
 from specx.backends.llama.batch import Batch
 from specx.backends.llama.cache import LlamaCache
 from specx.backends.llama.callbacks import called_by_c
+from specx.backends.llama.context_rows import context_rows
 from specx.backends.llama.kernels import STOCK, Kernels, enable
 from specx.backends.llama.libllama import lib, set_verbose
 from specx.backends.llama.params import (
@@ -75,6 +77,7 @@ class LlamaModel:
         self._ctx: Any = None
         self._model: Any = None
         self._names = ExitStack()  # keeps the vocabulary of a trimmed model loaded
+        self._extracting = False
         self._caches: list[LlamaCache | None] = []
         trimmed = trimmed_file(load.path)
         table = EmbeddingTable(trimmed) if trimmed is not None else None
@@ -96,6 +99,7 @@ class LlamaModel:
             self.close()
             raise
         self.memory = self._lib.llama_get_memory(self._ctx)
+        self._rows = context_rows(trimmed, table) if trimmed is not None and table is not None else None
         head = table.ids if table is not None else None
         self.facts = self._facts(load.texts, plain_reason, leaves, even=streams, head=head)
         self.piece: int = min(self._lib.llama_n_batch(self._ctx), self._lib.llama_n_ubatch(self._ctx))
@@ -173,8 +177,9 @@ class LlamaModel:
         fillers: list[LlamaCache] = []
         try:
             rows, starts = self._fill(trees, caches, fillers)
+            self._extract(hidden := self._rows is not None and not fillers)
             self._decode(rows)
-            logits = self._logits(computed)
+            logits = self._logits(computed, hidden=hidden)
         except BaseException:
             for cache in caches:
                 cache.abandon()
@@ -193,6 +198,7 @@ class LlamaModel:
         """
         count = min(len(tokens), PROMPT_ROWS, wanted)
         self._batch.fill_chain(tokens, cache.length, cache.main, count)
+        self._extract(False)
         self._decode(len(tokens))
         return self._logits(count) if count else None
 
@@ -308,7 +314,10 @@ class LlamaModel:
             ModelError: they cannot be computed.
         """
         enable(self.kernels)
-        code = self._lib.llama_decode(self._ctx, self._batch.sized(rows))
+        batch = self._batch.sized(rows)
+        if self._rows is not None and self._rows.see(self._batch.tokens[:rows]):
+            self.facts = replace(self.facts, head=self._rows.head)
+        code = self._lib.llama_decode(self._ctx, batch)
         if code == 0:
             return
         if code == 1:
@@ -320,13 +329,20 @@ class LlamaModel:
             "run again with --verbose to see its messages",
         )
 
-    def _logits(self, n: int) -> NDArray[np.float32]:
-        """Logits (n, V) of the rows that are wanted, in the order of the batch; borrowed."""
-        pointer = self._lib.llama_get_logits(self._ctx)
-        size = self._columns
-        rows = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * (n * size))).contents
-        logits: NDArray[np.float32] = np.ctypeslib.as_array(rows).reshape(n, size)
-        return logits
+    def _extract(self, hidden: bool) -> None:
+        """Whether hidden states are wanted of the next call; all its rows have logits then."""
+        if hidden != self._extracting:
+            self._lib.llama_set_embeddings(self._ctx, hidden)
+            self._extracting = hidden
+
+    def _logits(self, n: int, *, hidden: bool = False) -> NDArray[np.float32]:
+        """Logits (n, R) of the rows that are wanted, in the order of the batch; borrowed."""
+        logits = _floats(self._lib.llama_get_logits(self._ctx), n, self._columns)
+        if self._rows is None:
+            return logits
+        width = self._batch.embeddings.shape[1]
+        states = _floats(self._lib.llama_get_embeddings(self._ctx), n, width) if hidden else None
+        return self._rows.widen(logits, states)
 
     def _facts(
         self,
@@ -358,3 +374,10 @@ class LlamaModel:
         if self._lib.llama_model_is_hybrid(self._model):
             return "part of its state is recurrent and cannot be taken back"
         return None
+
+
+def _floats(pointer: Any, rows: int, columns: int) -> NDArray[np.float32]:
+    """The array (rows, columns) at a pointer of libllama's; borrowed."""
+    whole = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * (rows * columns))).contents
+    floats: NDArray[np.float32] = np.ctypeslib.as_array(whole).reshape(rows, columns)
+    return floats

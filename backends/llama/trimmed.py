@@ -93,6 +93,7 @@ class EmbeddingTable:
     Attributes:
         width: values of a row.
         ids: (R,) int32, the tokens that the model scores.
+        rows: (V, bytes of a row), as they lie in the file.
     """
 
     def __init__(self, info: GGUFInfo) -> None:
@@ -105,8 +106,9 @@ class EmbeddingTable:
         self._scale = np.sqrt(np.float32(self.width)) if info.architecture in UNSCALED else None
         with info.path.open("rb") as file:
             whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._rows = np.frombuffer(whole, np.uint8, self._count * self._row_bytes, info.trim.table_at)
-        self._start = self._rows.ctypes.data
+        table = np.frombuffer(whole, np.uint8, self._count * self._row_bytes, info.trim.table_at)
+        self.rows: NDArray[np.uint8] = table.reshape(self._count, self._row_bytes)
+        self._start = self.rows.ctypes.data
         kind = gguf.GGMLQuantizationType[info.trim.table_type]
         to_float = _traits(int(kind)).to_float
         signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)

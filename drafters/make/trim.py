@@ -2,8 +2,8 @@
 
 Which those are is counted on text that the target writes, as in VocabTrim. A row is worth keeping as often as
 the draft model would propose its token and be right, so its score is how often the token comes next in that
-text, and the probability that the draft model gives it, summed over the text: that ranks the many tokens that
-a few thousand never contain. FR-Spec counts a corpus of a billion instead.
+text, and the probability that the draft model gives it, summed over the text: that ranks tokens that a few
+thousand never contain. Beyond those the tokenizer's order decides. FR-Spec counts a corpus of a billion.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ NORMAL, UNUSED = 1, 5  # token types of GGUF; others are control tokens, bytes a
 RESERVED = re.compile(rb"unused|reserved", re.IGNORECASE)
 BASIC = frozenset(map(chr, range(128))) | {"\u2581"}  # characters; the last one stands for a space
 PIECE = 32  # tokens of text that are scored in one call
+LEAST = 0.1
+"""Scores below are chance. Found on 6,000 tokens by Gemma 3 270M, in five parts of which each in turn was not
+counted: of what the whole head has right, 16,384 rows and those of the context had 0.977, with 0.01 0.972."""
 GROUP = 32  # kernels multiply rows in groups of so many, or of fewer
 
 
@@ -101,7 +104,8 @@ def kept_rows(info: GGUFInfo, scores: NDArray[np.float64], keep: int) -> NDArray
     """The tokens of `keep` rows, rising.
 
     Always kept are control tokens (but for those reserved for nothing), bytes, single characters of ASCII and
-    what somebody defined; then the tokens with the highest scores.
+    what somebody defined; then the tokens with the highest scores, and where these tell nothing, those of the
+    lowest ids, which tokenizers gave to the most frequent ones.
 
     Args:
         info: the draft model.
@@ -120,7 +124,8 @@ def kept_rows(info: GGUFInfo, scores: NDArray[np.float64], keep: int) -> NDArray
             f"keep more: --keep {-(-least // 1024) * 1024}",
         )
     keep = min(-(-keep // GROUP) * GROUP, len(scores))
-    worth = np.where(always, np.inf, np.where(useless, -1.0, scores))
+    told = np.where(scores > LEAST, scores, 0.0)
+    worth = np.where(always, np.inf, np.where(useless, -1.0, told))
     return np.sort(np.argsort(-worth, kind="stable")[:keep]).astype(np.int32)
 
 

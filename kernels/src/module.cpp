@@ -9,6 +9,7 @@ void bind_objective(nb::module_& m);
 void bind_bandwidth(nb::module_& m);
 void bind_distinct(nb::module_& m);
 void bind_pieces(nb::module_& m);
+void bind_dot_rows(nb::module_& m);
 
 NB_MODULE(_native, m) {
     bind_sampling(m);
@@ -17,4 +18,5 @@ NB_MODULE(_native, m) {
     bind_bandwidth(m);
     bind_distinct(m);
     bind_pieces(m);
+    bind_dot_rows(m);
 }
