@@ -54,7 +54,7 @@ def main() -> None:
             answers = retokenized(models[arguments.draft.name], answers, texts)
         right = {name: dict(agreement(model, answers)) for name, model in models.items()}
         show_agreement(right, answers)
-        show_times(models, arguments.rounds)
+        show_times(models, max(answers, key=lambda answer: len(answer.tokens)), arguments.rounds)
     finally:
         for model in models.values():
             model.close()
@@ -124,21 +124,36 @@ def agreement(model: LlamaModel, answers: list[Answer]) -> Iterator[tuple[str, i
 
 
 def agreed(model: LlamaModel, answer: Answer) -> NDArray[np.bool_]:
-    """Whether each token of the answer is the model's own choice."""
-    cache, head = model.open(), model.facts.head
+    """Whether each token of the answer is the model's own choice, of the rows that it has by then: those that
+    were kept, and those of the tokens before."""
     tokens, start = np.array(answer.tokens, np.int32), max(answer.start - 1, 0)
+    has_row = kept_tokens(model)
+    has_row[tokens[:start]] = True
     chosen: list[int] = []
+    cache = model.open()
     try:
         if start:
             cache.prefill(answer.tokens[:start])
         for at in range(start, len(tokens) - 1, PIECE):
             piece = tokens[at : min(at + PIECE, len(tokens) - 1)]
-            chosen += cache.forward(piece, chain_parents(len(piece))).logits.argmax(1).tolist()
+            logits = cache.forward(piece, chain_parents(len(piece))).logits
             cache.keep(range(len(piece)))
+            head = np.arange(len(has_row)) if model.facts.head is None else model.facts.head
+            for token, row in zip(piece, logits, strict=True):
+                has_row[token] = True  # those after it have none yet
+                chosen.append(int(head[np.where(has_row[head], row, -np.inf).argmax()]))
     finally:
         cache.close()
-    ids = np.array(chosen, np.int32) if head is None else head[chosen]
-    found: NDArray[np.bool_] = ids == tokens[start + 1 :]
+    found: NDArray[np.bool_] = np.array(chosen, np.int32) == tokens[start + 1 :]
+    return found
+
+
+def kept_tokens(model: LlamaModel) -> NDArray[np.bool_]:
+    """(V,) the tokens that have a row whatever the context."""
+    found = np.ones(model.vocab.size, np.bool_)
+    if model.trimmed is not None and model.trimmed.trim is not None:
+        found[:] = False
+        found[list(model.trimmed.trim.ids(model.trimmed.path))] = True
     return found
 
 
@@ -157,14 +172,16 @@ def show_agreement(right: dict[str, dict[str, int]], answers: list[Answer]) -> N
         print(f"{category:16}{total:8}{base / max(total, 1):8.3f}  {shares}")
 
 
-def show_times(models: dict[str, LlamaModel], rounds: int) -> None:
-    """Milliseconds of a single token, in turns, and how many times as fast as the whole model."""
+def show_times(models: dict[str, LlamaModel], answer: Answer, rounds: int) -> None:
+    """Milliseconds of a single token after an answer, in turns, and times the speed of the whole model."""
     caches = {name: model.open() for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
-    one, tokens = np.array([-1], np.int32), np.arange(300, 300 + STEPS, dtype=np.int32)
+    one, tokens = np.array([-1], np.int32), np.array(answer.tokens[:STEPS], np.int32)
+    for cache in caches.values():
+        cache.prefill(answer.tokens)
     for turn in range(rounds + 1):
         for name, cache in caches.items():
-            cache.rewind(0)
+            cache.rewind(len(answer.tokens))
             started = time.perf_counter()
             for i in range(STEPS):
                 cache.forward(tokens[i : i + 1], one)

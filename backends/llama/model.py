@@ -48,6 +48,7 @@ class LlamaModel:
 
     Attributes:
         facts: as in `Model`.
+        trimmed: the header of a trimmed model, None of a whole one.
         kernels: what attention is computed with from the next step of another width on; the weights stay as
             they were loaded.
 
@@ -79,7 +80,7 @@ class LlamaModel:
         self._names = ExitStack()  # keeps the vocabulary of a trimmed model loaded
         self._extracting = False
         self._caches: list[LlamaCache | None] = []
-        trimmed = trimmed_file(load.path)
+        self.trimmed = trimmed = trimmed_file(load.path)
         table = EmbeddingTable(trimmed) if trimmed is not None else None
         self._model = load_weights(self._lib, load, progress, repack=repack, trimmed=trimmed)
         tokens = LlamaVocab(self._model)  # unnamed ones, if it is trimmed
