@@ -58,7 +58,8 @@ class Facts:
         plain_reason: why this model decodes plainly (one clause), or None if it can speculate.
         n_ctx_train: tokens of context that the model was trained for; 0 if that is unknown.
         extractable: what `forward` can be asked for.
-        head: (n,) int32 tokens that the logits stand for, increasing; None where there is one for each token.
+        head: (n,) int32 tokens that the logits of the last call stand for, increasing; None where there is
+            one for each token.
     """
 
     n_ctx: int

@@ -201,17 +201,21 @@ class TranslatedGuesser(Guesser):
         if not view.tokens and not self._drafted:  # the model has read nothing it could go on from
             raise UnspeakableError
         row = self._reader.logits(view.tokens, self._drafted)[0]
-        head = self._source.model.facts.head if self._source.model else None
+        head = self._head
         noise = byte_map.as_target if head is None else byte_map.as_target[head]
         rows, scores = ranked(row, self._text, position, 2, noise)
         token = int(rows[0]) if head is None else int(head[rows[0]])
         margin = float(scores[0] - scores[1]) if len(rows) > 1 else NO_LIMIT
         self._add(byte_map, token, byte_map.draft.pieces.piece(token), margin)
 
+    @property
+    def _head(self) -> NDArray[np.int32] | None:
+        """The draft tokens that the columns of the last logits stand for; None for all."""
+        return self._source.model.facts.head if self._source.model else None
+
     def _healed(self, view: DraftText, byte_map: ByteMap, position: int) -> bool:
         """One more token where the text may end within one; returns whether that can be."""
-        head = self._source.model.facts.head if self._source.model else None
-        rest, draft = view.rest, byte_map.draft
+        head, rest, draft = self._head, view.rest, byte_map.draft
         spelled = draft.spelled(rest)
         if rest and len(spelled) != 1 and len(byte_map.extensions(rest)):
             last, begun, spelled = None, rest, []  # a token that begins with the rest must follow
@@ -225,7 +229,10 @@ class TranslatedGuesser(Guesser):
         if heal is None:
             self._drafted = spelled
             return False
-        found = healed(heal, self._reader.logits(view.tokens, spelled, rows), self._text, position)
+        logits = self._reader.logits(view.tokens, spelled, rows)
+        if self._head is not head:  # what was read has rows now
+            heal = Heal.of(byte_map, self._head, last, begun) or heal
+        found = healed(heal, logits, self._text, position)
         if spelled:
             self._drafted = spelled[:-1] if found.replaced else spelled
         elif found.replaced and last is not None:
