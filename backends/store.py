@@ -44,6 +44,7 @@ KINDS = (
     "history",
     "identity",
     "kernels",
+    "lengths",
     "machine",
     "pairs",
     "record",

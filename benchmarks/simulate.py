@@ -32,6 +32,7 @@ from specx.drafters.base import Draft, Drafting, Room
 from specx.drafters.calibration.free import Calibration
 from specx.engine.budget import Budget, Decision, Part, Planned
 from specx.engine.cost.staircase import Staircase
+from specx.engine.learned.lengths import Outlook
 from specx.engine.plan import Plan
 from specx.kernels._native import FreeTrie
 
@@ -120,7 +121,8 @@ def run(
     trie.observe(output[:1])  # the prompt gives the first token
     facts = Facts(n_ctx=1 << 20, max_width=MAX_WIDTH, max_leaves=1 if chain else MAX_LEAVES)
     cache, drafting = SimpleNamespace(length=0), Guessing(trie)
-    jobs = (cast(Planned, SimpleNamespace(cache=cache, drafting=drafting, budget=Budget())),)
+    job = SimpleNamespace(cache=cache, drafting=drafting, budget=Budget(), outlook=Outlook())
+    jobs = (cast(Planned, job),)
     if plan is not None:
         plan.begin()
     at, before, total = 1, 1, 0.0

@@ -105,7 +105,7 @@ def complete(
     output = _checked(output)
     text = read_prompt(prompt)
     request = requested(sampling, generation)
-    with open_session(model, draft, request, quiet=output.quiet) as session:
+    with open_session(model, draft, request, quiet=output.quiet, answers=1) as session:
         tokens, text, stops, keep = _encode(session, text, prompt, output)
         writer = _Writer(output, session, before=text if output.display_prompt else "")
         result = generate(session, tokens, request, show=writer.chunk, stops=stops, keep=keep)

@@ -62,14 +62,21 @@ def requested(sampling: SamplingOptions, generation: GenerationOptions) -> Reque
 
 @contextmanager
 def open_session(
-    model: ModelOptions, draft: DraftOptions, request: Request | None = None, *, quiet: bool = False
+    model: ModelOptions,
+    draft: DraftOptions,
+    request: Request | None = None,
+    *,
+    quiet: bool = False,
+    answers: int | None = None,
 ) -> Iterator[Session]:
     """A model loaded behind a progress bar, without notices if `quiet`; what it learned is kept at the end.
+
+    It writes as many `answers`, if that is known.
 
     Raises:
         SpecxError: the model cannot be found or loaded, or does not have the tokens of the request.
     """
-    asked = read_asked(model, draft)
+    asked = replace(read_asked(model, draft), answers=answers)
     if request is not None and request.options.n_predict == 0:
         asked = replace(asked, measure=False)
     with _load(asked, quiet=quiet) as session:

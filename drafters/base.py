@@ -161,6 +161,7 @@ class Offer:
         token_ms: expected milliseconds of each.
         invest_ms: expected milliseconds before the first of them, of work that serves later steps as well:
             reading tokens that the source has not read, loading it.
+        open_ms: the part of it that serves every text of this process.
         explorable: whether it may be asked only to learn how good it is.
     """
 
@@ -171,6 +172,7 @@ class Offer:
     token_ms: float
     invest_ms: float = 0.0
     explorable: bool = True
+    open_ms: float = 0.0
 
 
 class Drafting:

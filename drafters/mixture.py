@@ -139,9 +139,9 @@ class MixtureDrafting(Drafting):
         if most <= 0 or guesser.ended or not guesser.usable or not (source.loaded or self._emitted):
             return None  # nothing is loaded before the first token is out
         costs, calibration = source.costs, source.calibration
-        invest_ms = 0.0
+        invest_ms, open_ms = 0.0, 0.0 if source.loaded else costs.open_ms
         if not chain.tokens:
-            invest_ms = costs.reading(guesser.unread(())) + (0.0 if source.loaded else costs.open_ms)
+            invest_ms = costs.reading(guesser.unread(())) + open_ms
         expected = calibration.forecast(chain.place), calibration.later(self._noisy)
         chain.foreseen = EMPTY_DRAFT
         return Offer(
@@ -152,6 +152,7 @@ class MixtureDrafting(Drafting):
             costs.token_ms,
             invest_ms,
             source.loaded,
+            open_ms,
         )
 
     def _forecast(self, chain: _Chain, first: float, later: float, further: int) -> Draft:

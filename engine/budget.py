@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Cache
 from specx.drafters.base import Draft, Drafting, Room
+from specx.engine.learned.lengths import Outlook
 
 __all__ = ["ALLOWANCE", "INTEREST", "Asked", "Budget", "Decision", "Part", "Planned", "Terms"]
 
@@ -55,6 +56,7 @@ class Planned(Protocol):
     cache: Cache
     drafting: Drafting
     budget: Budget
+    outlook: Outlook
 
 
 @dataclass(slots=True)

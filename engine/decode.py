@@ -18,6 +18,7 @@ from specx.backends.base import Cache, Model, Output, Tree, Want
 from specx.backends.errors import SpecxError
 from specx.drafters.base import Draft, Drafting, Text, Verified
 from specx.engine.budget import Asked, Budget, Part
+from specx.engine.learned.lengths import Outlook
 from specx.engine.plan import Plan
 from specx.engine.sampling import Sampler
 
@@ -51,6 +52,7 @@ class Job:
         sampler: has begun with the whole text.
         stops: tokens after which nothing more is verified.
         budget: what drafts may cost it.
+        outlook: how much of it, and after it, is to be expected.
     """
 
     text: Text
@@ -59,6 +61,7 @@ class Job:
     sampler: Sampler
     stops: frozenset[int] = frozenset()
     budget: Budget = field(default_factory=Budget)
+    outlook: Outlook = field(default_factory=Outlook)
 
 
 @dataclass(slots=True)

@@ -1,9 +1,10 @@
 """Which draft model is asked: found, tried, kept or dropped, and remembered.
 
-Nothing here delays the first token. Candidates are looked for once a token is out, one file a step, and the
-best one is opened by the plan when what it would have gained sums up to what opening it takes. That happens
-between two steps and not in the background: loading competes for the cores and the memory that decoding is
-bound by. The steps meanwhile would be slower by as much, and the staircase would learn wrong times from them.
+Nothing here delays the first token. Candidates are looked for once a token is out, one file a step, as long
+as the rest of this process is expected to gain more from one of them than that and loading it take. The best
+one is opened by the plan, by the same rule. It happens between two steps and not in the background: loading
+competes for the cores and the memory that decoding is bound by. The steps meanwhile would be slower by as
+much, and the staircase would learn wrong times from them.
 
 What a model promises is the objective, by what is known of it. It stays as long as that is more than plain
 decoding by what was measured since; otherwise it makes room for the next one.
@@ -22,12 +23,14 @@ from specx.backends.base import Model, Vocab
 from specx.backends.errors import SpecxError
 from specx.backends.settings import FLOAT_CACHES, Load
 from specx.drafters import registry
+from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.guesser import GuessCosts
 from specx.drafters.mixture import MixtureDrafter
 from specx.drafters.model import DraftModel
-from specx.engine.cost.rate import ACCEPTANCE
+from specx.engine.cost.rate import ACCEPTANCE, chain_rate
 from specx.engine.cost.staircase import Staircase
 from specx.engine.learned.knowledge import Learned
+from specx.engine.learned.lengths import Outlook
 from specx.engine.setup.choice import Setup
 from specx.engine.setup.explain import Explain, silent
 from specx.engine.setup.finder import Candidate, Forecast, Unfit
@@ -39,6 +42,9 @@ MOST_TRIED = 3  # models in one session: each that disappoints has cost its load
 REMEMBERED = 64  # scored tokens from which on an acceptance is believed
 TRANSLATED = 0.8  # of the acceptance, for a model of another family; measured pairs had 0.55 to 0.65
 LOAD_BYTES_PER_MS = 0.4e6  # of a model file, before one was loaded; rearranging weights takes most of it
+USUAL = 1 / 8  # weights of a draft model in those of its target, where none is known
+MOMENT_MS = 20.0  # to look into a file, before that was timed: a vocabulary is read and compared
+TIMED = 0.3  # weight of the last such moment
 SHORT, LONG = 0.1, 0.15  # cost of a further token in a short call, and in a long one, in calls of one token
 
 
@@ -153,6 +159,8 @@ class DraftModels:
         self._required = False
         self._exhausted = False  # no candidate promises anything
         self._tried = 0
+        self._moment_ms = MOMENT_MS
+        self._hope: tuple[float, float] | None = None  # since candidates were found or taken up
         self._before = np.zeros(2)  # right and scored tokens of the present model before its trial
         self._judged = self._alarmed = False
 
@@ -169,12 +177,12 @@ class DraftModels:
         self._mixture = drafter
         self._use(self.model)
 
-    def after(self, length: int) -> None:
-        """A step was taken, by which a text has `length` committed tokens."""
+    def after(self, length: int, outlook: Outlook) -> None:
+        """A step was taken, by which a text has `length` committed tokens and goes on."""
         if self._mixture is None:
             return
         if self.model is None:
-            self._look_around(length)
+            self._look_around(length, outlook)
         elif reason := self._verdict(self.model, length):
             self._drop(reason)
 
@@ -197,28 +205,60 @@ class DraftModels:
         if self._mixture is not None:
             self._mixture.guessers[:] = [] if model is None else [model]
 
-    def _look_around(self, length: int) -> None:
-        """One moment of looking for candidates; when all are known, the best one is taken up."""
+    def _look_around(self, length: int, outlook: Outlook) -> None:
+        """A moment of looking for candidates, where that pays; when all are known, the best is taken up."""
         if self._exhausted or self._tried >= MOST_TRIED:
             return
         if self.forced is not None:
             self._exhausted = True
             self._take_up(self._forecast(self.forced, length))
             return
+        if not (self._required or self._pays(length, outlook)):
+            return
         if self._found is None:
             self._found, self._search = [], self._source.search()
+        start = self._clock()
         while self._search is not None:
             found = next(self._search, "end")
             if found is None:
+                self._moment_ms += TIMED * ((self._clock() - start) * 1e3 - self._moment_ms)
                 return
             if isinstance(found, Candidate):
                 self._found.append(found)
+                self._hope = None
             elif isinstance(found, Unfit):
                 self._explain(f"{found.name} cannot draft for this model: {found.reason}")
             else:
                 self._search = None
         if (best := self._best(length)) is not None:
             self._take_up(best)
+
+    def _pays(self, length: int, outlook: Outlook) -> bool:
+        """Whether looking on is expected to pay: the best model known, or else a usual one, would be loaded.
+
+        What a file is will be kept, and serves other processes as well; that it pays in this one is enough.
+        """
+        if self._hope is None:
+            self._hope = self._best_hope(length)
+        saved_ms, open_ms = self._hope
+        return outlook.worth(saved_ms, open_ms + self._moment_ms)
+
+    def _best_hope(self, length: int) -> tuple[float, float]:
+        """Milliseconds that a model which may be taken up next would save for each token, and that loading it
+        would take."""
+        if not self._found:
+            steps = self._staircase.costs(length)
+            rate = chain_rate(steps, draft_ms=USUAL * float(steps[1])).rate
+            return float(steps[1]) - 1 / rate, USUAL * self._step_bytes / LOAD_BYTES_PER_MS
+        best = max((self._forecast(each, length) for each in self._found), key=lambda found: found.rate)
+        return 1 / best.plain_rate - 1 / best.rate, self._costs(best)[1].open_ms
+
+    def _costs(self, forecast: Forecast) -> tuple[ModelCalibration, GuessCosts]:
+        """What is known or expected of a candidate."""
+        candidate, ms = forecast.candidate, forecast.token_ms
+        calibration, costs = self._learned.load_pair(candidate.fingerprint)
+        expected = GuessCosts(ms, SHORT * ms, LONG * ms, candidate.size / LOAD_BYTES_PER_MS)
+        return calibration, costs or expected
 
     def _best(self, length: int) -> Forecast | None:
         """The candidate not taken up yet that promises most, if any promises more than plain decoding."""
@@ -230,9 +270,6 @@ class DraftModels:
             self._explain(f"draft model {forecast.explained()}")
             if forecast.rate <= forecast.plain_rate:
                 break
-            if reason := self._source.obstacle(forecast.candidate):
-                self._explain(f"{forecast.candidate.name} is left out: {reason}")
-                continue
             self._found = [rest.candidate for rest in forecasts[i + 1 :]]
             return forecast
         if self._required and self.candidate is None:
@@ -246,13 +283,10 @@ class DraftModels:
     def _take_up(self, forecast: Forecast) -> None:
         """The plan opens the model when that pays."""
         candidate = forecast.candidate
-        calibration, costs = self._learned.load_pair(candidate.fingerprint)
-        if costs is None:
-            ms = forecast.token_ms
-            costs = GuessCosts(ms, SHORT * ms, LONG * ms, candidate.size / LOAD_BYTES_PER_MS)
+        calibration, costs = self._costs(forecast)
         if self.forced is not None:
             costs.open_ms = 0.0  # it was asked for
-        self.candidate = candidate
+        self.candidate, self._hope = candidate, None
         self._alarmed = False
         self._tried += 1
         self.model = DraftModel(
@@ -272,6 +306,10 @@ class DraftModels:
         self._before, self._judged = model.calibration.tokens.copy(), False
 
     def _load(self, candidate: Candidate) -> Model | None:
+        if self.forced is None and (reason := self._source.obstacle(candidate)):
+            self._explain(f"{candidate.name} is left out: {reason}")
+            self._tried -= 1  # it has cost no loading
+            return None
         start = self._clock()
         try:
             model = self._source.load(candidate)

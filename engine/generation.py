@@ -15,6 +15,7 @@ from specx.backends.base import Cache, Model
 from specx.backends.errors import SpecxError
 from specx.drafters.base import Drafter, Text
 from specx.engine.decode import Job, Step, decode
+from specx.engine.learned.lengths import Outlook
 from specx.engine.plan import Plan
 from specx.engine.sampling import Sampler, Unending
 from specx.engine.text.answer import Chunk, Request, Result
@@ -80,10 +81,13 @@ class Writer(Protocol):
     def measure_staircase(self, cache: Cache, stopped: Callable[[], bool]) -> None:
         """Time steps at the present length of a text, if that was never done near it."""
 
-    def take_stock(self, step: Step, length: int) -> None:
-        """Learn from a step that was taken at `length`."""
+    def outlook(self, request: Request) -> Outlook:
+        """What is to be expected of an answer that begins now."""
 
-    def remember(self, tokens: Sequence[int]) -> None:
+    def take_stock(self, step: Step, length: int, outlook: Outlook | None) -> None:
+        """Learn from a step that was taken at `length`, of an answer that goes on if it has an `outlook`."""
+
+    def remember(self, result: Result) -> None:
         """An answer is finished."""
 
 
@@ -162,7 +166,8 @@ class Generation:
         drafter = writer.drafter
         self._names = drafter.source_names
         drafting = drafter.start(self._text)
-        self._job = Job(self._text, slot.cache, drafting, self._sampler, self._stops)
+        outlook = writer.outlook(self.request)
+        self._job = Job(self._text, slot.cache, drafting, self._sampler, self._stops, outlook=outlook)
         self._unread = prompt[kept:-1]
         timings = self.result.timings
         timings.prompt_n = len(self._unread) + 1
@@ -216,8 +221,9 @@ class Generation:
             self.fail(step.failure)
             return Chunk("", [], 0, 0, 0.0, []), True
         slot.cached += self._text.tokens[-1 - len(step.tokens) : -1]
-        self._timed(lambda: self._writer.take_stock(step, slot.cache.length))
         tokens, text, reason = self._decode(step.tokens)
+        outlook = None if reason else self.job.outlook
+        self._timed(lambda: self._writer.take_stock(step, slot.cache.length, outlook))
         result.tokens += tokens
         result.text += text
         following = step.tokens[len(tokens) : len(tokens) + 1]
@@ -241,7 +247,7 @@ class Generation:
         if self._job is not None:
             self._job.drafting.close()
         if self._slot is not None:
-            self._writer.remember(self.result.tokens)
+            self._writer.remember(self.result)
             if self._slot.user is self:
                 self._slot.user = None
             self._slot = None

@@ -4,9 +4,9 @@ After the free proposal such a source *offers* further tokens. It is asked for o
 some number of them is expected to raise the rate of this step: what is spent stays in the denominator. Two
 more reasons to ask are the same objective over more than one step.
 
-- An *investment*: what has to be read or loaded before the first token serves later steps as well. What it
-  would have gained in this step is noted, and once such gains sum up to its price it is made (ski rental:
-  Karlin et al., 1988), so it costs at most twice what could have been saved. It stands outside the budget.
+- An *investment*: what has to be read or loaded before the first token serves later steps as well. It is made
+  where the rest of this process is expected to gain more from it than it costs, and no less than if it were
+  made later (engine/learned/lengths.py). It stands outside the budget.
 - *Exploration*: a source that is thought to be poor is asked now and then all the same, where a right token
   would pay, for at most INTEREST of the time.
 """
@@ -23,6 +23,7 @@ from specx.engine.budget import INTEREST, Asked, Decision, Terms
 __all__ = ["Asking", "Reason"]
 
 AHEAD = (1, 2, 4, 8, 16)  # further tokens of a source that are weighed at once
+FADES = 1 / 32  # weight of a step in what a source is expected to gain: drafts that cost nothing come and go
 
 Best = Callable[[Terms, Sequence[Draft]], Decision]
 """The best step with these drafts of the texts."""
@@ -48,6 +49,31 @@ class _Weighed:
     reason: Reason
 
 
+@dataclass(slots=True)
+class _Promise:
+    """What a source was expected to gain in steps for which it had something to load or to read.
+
+    Older ones count for less.
+
+    Attributes:
+        ms: milliseconds.
+        tokens: expected tokens of the text in the same steps.
+    """
+
+    ms: float = 0.0
+    tokens: float = 0.0
+
+    def add(self, ms: float, tokens: float) -> None:
+        """Another step."""
+        self.ms += ms - FADES * self.ms
+        self.tokens += tokens - FADES * self.tokens
+
+    @property
+    def by_token(self) -> float:
+        """Milliseconds for each token that is written."""
+        return self.ms / self.tokens
+
+
 class Asking:
     """Asks as often as that pays.
 
@@ -58,7 +84,7 @@ class Asking:
 
     def __init__(self, best: Best, expected: Expected, clock: Callable[[], float]) -> None:
         self._best, self._expected, self._clock = best, expected, clock
-        self._credit_ms: dict[str, float] = {}  # what the next investment would have gained so far, by source
+        self._promises: dict[str, _Promise] = {}  # by source
         self._exploring_ms = 0.0  # that may be spent without being expected to pay
 
     def earn(self, decision: Decision, step_ms: float) -> None:
@@ -84,7 +110,6 @@ class Asking:
             drafts[i] = offer.take()
             took_ms = (self._clock() - start) * 1e3
             if found.reason is Reason.INVESTMENT:
-                self._credit_ms[offer.source] = 0.0
                 invested = max(took_ms - offer.token_ms, 0.0)
                 invested_ms, took_ms = invested_ms + invested, took_ms - invested
             elif found.reason is Reason.EXPLORATION:
@@ -106,18 +131,29 @@ class Asking:
         self, terms: Terms, drafts: Sequence[Draft], i: int, offer: Offer, best: Decision
     ) -> tuple[float, Reason | None]:
         """What the next token on offer is expected to gain, and why it is worth its time, if it is."""
-        most, spent_ms = 0.0, terms.spent_ms[i]
+        most, tokens, spent_ms = 0.0, best.parts[i].expected, terms.spent_ms[i]
         first_ms = spent_ms + offer.invest_ms + offer.token_ms
-        for gain in self._gains(terms, drafts, i, offer, best):
+        for gain, expected in self._gains(terms, drafts, i, offer, best):
             if gain > offer.invest_ms and terms.covers(i, first_ms):
                 return gain - offer.invest_ms, Reason.GAIN
-            most = max(most, gain)
-        credit_ms = self._credit_ms[offer.source] = self._credit_ms.get(offer.source, 0.0) + most
-        if most > 0 and credit_ms >= offer.invest_ms:
+            if gain > most:
+                most, tokens = gain, expected - best.expected + best.parts[i].expected
+        if offer.invest_ms > 0 and self._is_worth(terms, i, offer, most, tokens):
             return most, Reason.INVESTMENT
         if spent_ms == 0 and offer.explorable and self._may_explore(terms, i, offer, best):
             return 0.0, Reason.EXPLORATION
         return 0.0, None
+
+    def _is_worth(self, terms: Terms, i: int, offer: Offer, gain_ms: float, tokens: float) -> bool:
+        """Whether what is to be done before the first token on offer is best done now, where that token and
+        others would gain so much in this step, which gives so many tokens of the text."""
+        promise = self._promises.setdefault(offer.source, _Promise())
+        promise.add(gain_ms, tokens)
+        if gain_ms <= 0:
+            return False
+        beside = [job.outlook for j, job in enumerate(terms.jobs) if j != i]
+        read_ms = offer.invest_ms - offer.open_ms
+        return terms.jobs[i].outlook.worth(promise.by_token, offer.open_ms, read_ms, beside)
 
     def _most_worth(self, terms: Terms, drafts: Sequence[Draft], i: int, best: Decision) -> _Weighed | None:
         """The offer to text `i` that is expected to gain most; None if none is worth its time."""
@@ -130,15 +166,15 @@ class Asking:
 
     def _gains(
         self, terms: Terms, drafts: Sequence[Draft], i: int, offer: Offer, best: Decision
-    ) -> Iterator[float]:
+    ) -> Iterator[tuple[float, float]]:
         """Milliseconds that numbers of further tokens are expected to save, at least 0: the time that what
-        they give takes at the rate of `best`, less the time it takes then."""
+        they give takes at the rate of `best`, less the time it takes then; and what they give, in tokens."""
         for further in AHEAD:
             time_ms = terms.spent_ms[i] + further * offer.token_ms
             if further > offer.most or not terms.covers(i, time_ms):
                 return
             expected, cost_ms = self._expected(terms, drafts, i, offer.forecast(further), time_ms)
-            yield max(expected / best.rate - cost_ms, 0.0)
+            yield max(expected / best.rate - cost_ms, 0.0), expected
 
     def _may_explore(self, terms: Terms, i: int, offer: Offer, best: Decision) -> bool:
         """Whether a token may be asked for that is not expected to pay: rarely, and where it might."""

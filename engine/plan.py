@@ -113,6 +113,8 @@ class Plan:
             forward_ms: time of the step in the model.
             host_ms: and outside of it, that of sources which cost time excluded.
         """
+        for job, count in zip(jobs, accepted, strict=True):
+            job.outlook.written += count + 1
         self._host_ms += TIME_RATE * (host_ms / len(jobs) - self._host_ms)
         self.asking.earn(decision, forward_ms + host_ms + decision.asked_ms)
         if len(jobs) == 1:

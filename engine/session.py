@@ -20,6 +20,7 @@ from specx.engine.decode import Step
 from specx.engine.drafting import DraftModels, models_of
 from specx.engine.generation import Generation, Slot, write
 from specx.engine.learned.knowledge import Learned
+from specx.engine.learned.lengths import LONGEST, Outlook
 from specx.engine.plan import Plan
 from specx.engine.sampling import Constraint
 from specx.engine.settings import Asked, SamplingSettings
@@ -349,17 +350,28 @@ class Session:
                 "something else kept the machine busy meanwhile: this will be measured again next time"
             )
 
-    def take_stock(self, step: Step, length: int) -> None:
+    def outlook(self, request: Request) -> Outlook:
+        """What is to be expected of an answer that begins now, and of this process after it."""
+        most = LONGEST if self.context_shift else self.n_ctx - len(request.prompt)
+        if request.n_predict is not None:
+            most = min(most, request.n_predict)
+        endless = request.ignore_eos and not request.stop and request.constraint is None
+        return self.learned.lengths.begin(most, endless=endless, answers=self.asked.answers)
+
+    def take_stock(self, step: Step, length: int, outlook: Outlook | None) -> None:
         """Let the choice of a draft model follow from what `step` gave, and put it on record."""
         if self.staircase.depths and step.texts == 1:
             plain_ms = self.staircase.cost(1, length)
             self.learned.records.add(self.drafter_label, step, plain_ms)
-        if self.draft_models is not None:
-            self.draft_models.after(length)
+        if self.draft_models is not None and outlook is not None:
+            self.draft_models.after(length, outlook)
 
-    def remember(self, tokens: Sequence[int]) -> None:
-        """An answer is finished: later conversations may draft from it."""
-        self.learned.remember(tokens)
+    def remember(self, result: Result) -> None:
+        """An answer is finished: later conversations may draft from it, and expect as long ones."""
+        self.learned.remember(result.tokens)
+        if result.finish_reason != "error":
+            ended = result.finish_reason in ("stop", "cancelled")
+            self.learned.lengths.add(len(result.tokens), ended=ended)
 
     def close(self) -> None:
         """Keep what was learned, and give the memory back."""
@@ -367,6 +379,7 @@ class Session:
             if self.draft_models is not None:
                 self.draft_models.close()
             self.learned.save_staircase(self.staircase)
+            self.learned.lengths.save(whole=self.asked.answers is None)
             self.learned.save()
         finally:
             self.model.close()

@@ -40,6 +40,7 @@ class Asked(AskedModel):
         model: the GGUF file.
         n_ctx: tokens of context of each text; None leaves it open, 0 is what the model was trained for.
         texts: how many texts are written at once.
+        answers: how many the process writes in all, if that is known.
         n_batch, n_ubatch: most tokens per libllama call and per compute graph while a prompt is read.
         flash_attn: "on", "off" or "auto".
         mmap, mlock: as in llama.cpp.
@@ -59,6 +60,7 @@ class Asked(AskedModel):
     model: Path
     n_ctx: int | None = None
     texts: int = 1
+    answers: int | None = None
     n_batch: int = 2048
     n_ubatch: int = 512
     flash_attn: str | None = None

@@ -21,6 +21,7 @@ from specx.drafters.guesser import GuessCosts
 from specx.engine.cost.identity import Identity
 from specx.engine.cost.staircase import Staircase
 from specx.engine.learned.corpora import Corpora
+from specx.engine.learned.lengths import Lengths
 from specx.engine.learned.records import TrackRecords
 
 __all__ = ["Learned"]
@@ -151,6 +152,7 @@ class Learned:
         self._calibration = self._load_calibration()
         self._history, self._added = self._load_history(), NO_TOKENS
         self._rows = self._store.load_arrays("recycle", self._model_key)
+        self.lengths = Lengths(self._store, self._model_key)
 
     def save(self) -> None:
         """Keep calibrations, earlier answers and recycled continuations."""

@@ -13,6 +13,7 @@ from specx.backends.scripted import ScriptedModel
 from specx.drafters.base import Draft, Drafting
 from specx.engine.budget import ALLOWANCE, INTEREST, Budget
 from specx.engine.cost.staircase import Staircase
+from specx.engine.learned.lengths import Outlook
 from specx.engine.plan import Plan
 
 FLAT = {1: 10.0, 32: 10.5}
@@ -54,6 +55,7 @@ class Writing:
         self.cache = ScriptedModel(8, max_width=max_width, **options).open()
         self.cache.prefill([1] * length)
         self.drafting, self.budget = Drafting(), Budget()
+        self.outlook = Outlook()
 
 
 def choose(plan, drafting, text):

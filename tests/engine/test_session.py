@@ -832,6 +832,7 @@ def test_what_was_learned_is_there_next_time(tmp_path):
     assert [path.parent.name for path in files(tmp_path)] == [
         "calibration",
         "history",
+        "lengths",
         "record",
         "recycle",
         "staircase",

@@ -12,6 +12,7 @@ from specx.drafters.base import Text, Verified
 from specx.drafters.free import FreeDrafter
 from specx.engine.budget import Budget
 from specx.engine.cost.staircase import Staircase
+from specx.engine.learned.lengths import Outlook
 from specx.engine.plan import Plan
 
 VOCAB = 500
@@ -33,6 +34,7 @@ class World:
         self.written = Text(self.text[:2].tolist())
         self.drafting = FreeDrafter(VOCAB).start(self.written)
         self.budget = Budget()
+        self.outlook = Outlook()
         self.record = []  # (first token, emitted tokens, width, expected ms, real ms)
 
     @property
