@@ -54,6 +54,7 @@ class Learned:
         self._history = self._added = NO_TOKENS  # of before, and since the store was read
         self._rows: dict[str, NDArray[Any]] | None = None
         self.corpora = corpora or Corpora(store, model_key)
+        self._drafted = False  # whether anything was drafted, so that there is more to keep than was read
         self.forget()
 
     def load_staircase(self, staircase: Staircase) -> Staircase:
@@ -123,6 +124,7 @@ class Learned:
     def free_drafter(self, vocab_size: int, sources: Sequence[str]) -> FreeDrafter:
         """A drafter of the free `sources` that starts from everything kept of this model."""
         self._harvest()
+        self._drafted = True
         corpus = self.corpora.open(vocab_size)
         drafter = FreeDrafter(vocab_size, self._calibration, sources, corpus=corpus)
         if len(self._history) and not -1 <= self._history.min() <= self._history.max() < vocab_size:
@@ -156,12 +158,14 @@ class Learned:
 
     def save(self) -> None:
         """Keep calibrations, earlier answers and recycled continuations."""
-        self._store.save_arrays("calibration", self._model_key, self._calibration.to_arrays())
         self.records.save()
         if len(self._added):
             with self._store.locked():  # another process may have added answers meanwhile
                 self._history, self._added = _latest(self._load_history(), self._added), NO_TOKENS
                 self._store.save_arrays("history", self._model_key, {"tokens": self._history})
+        if not self._drafted:
+            return
+        self._store.save_arrays("calibration", self._model_key, self._calibration.to_arrays())
         self._harvest()
         if self._rows is not None:
             self._store.save_arrays("recycle", self._model_key, self._rows)
