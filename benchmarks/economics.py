@@ -126,7 +126,9 @@ class Files:
         assert self.disk is not None
         self.clock.sleep(self.disk.open_ms / 1e3)
         token_ms = self.disk.token_ms
-        model = Follower(VOCAB, ORDER, step_costs={1: token_ms, 64: 3 * token_ms}, clock=self.clock)
+        model = Follower(
+            VOCAB, ORDER, step_costs={1: token_ms, 8: 1.3 * token_ms, 64: 3 * token_ms}, clock=self.clock
+        )
         model.acceptance = self.disk.acceptance
         return model
 
@@ -158,7 +160,8 @@ class Machine:
             target, asked, learned, name="simulated", draft_models=self._draft_models, clock=self.clock
         ) as session:
             session.staircase.watch = unwatched
-            session.staircase.load_json({"0": {str(n): ms for n, ms in STEP_MS.items()}})
+            steps = {str(n): ms for n, ms in STEP_MS.items()}
+            session.staircase.load_json({"0": steps, "288": steps})
             generation = session.generate(prompt, replace(SAMPLING, seed=number), n_predict=n_predict)
             with closing(iter(generation)) as steps:  # the answer ends where it is left
                 while len(generation.result.tokens) < length:

@@ -58,14 +58,17 @@ class _Promise:
     Attributes:
         ms: milliseconds.
         tokens: expected tokens of the text in the same steps.
+        upkeep_ms: what it has to read in a step after one in which it was asked. That comes again and again,
+            so it is no investment, but makes later steps gain less.
     """
 
     ms: float = 0.0
     tokens: float = 0.0
+    upkeep_ms: float = 0.0
 
     def add(self, ms: float, tokens: float) -> None:
         """Another step."""
-        self.ms += ms - FADES * self.ms
+        self.ms += max(ms - self.upkeep_ms, 0.0) - FADES * self.ms
         self.tokens += tokens - FADES * self.tokens
 
     @property
@@ -85,10 +88,13 @@ class Asking:
     def __init__(self, best: Best, expected: Expected, clock: Callable[[], float]) -> None:
         self._best, self._expected, self._clock = best, expected, clock
         self._promises: dict[str, _Promise] = {}  # by source
+        self._asked: set[tuple[int, str]] = set()  # which drafting asked which source in this step
+        self._asked_before: set[tuple[int, str]] = set()  # and in the one before
         self._exploring_ms = 0.0  # that may be spent without being expected to pay
 
     def earn(self, decision: Decision, step_ms: float) -> None:
         """A step took `step_ms` in all: a share of that may be spent on exploration."""
+        self._asked_before, self._asked = self._asked, set()
         for part in decision.parts:
             if part.asked is not None:
                 self._exploring_ms -= part.asked.explored_ms
@@ -109,7 +115,8 @@ class Asking:
             start = self._clock()
             drafts[i] = offer.take()
             took_ms = (self._clock() - start) * 1e3
-            if found.reason is Reason.INVESTMENT:
+            self._asked.add((id(terms.jobs[i].drafting), offer.source))
+            if found.reason is Reason.INVESTMENT or not offer.explorable:  # whatever loads it is invested
                 invested = max(took_ms - offer.token_ms, 0.0)
                 invested_ms, took_ms = invested_ms + invested, took_ms - invested
             elif found.reason is Reason.EXPLORATION:
@@ -131,6 +138,7 @@ class Asking:
         self, terms: Terms, drafts: Sequence[Draft], i: int, offer: Offer, best: Decision
     ) -> tuple[float, Reason | None]:
         """What the next token on offer is expected to gain, and why it is worth its time, if it is."""
+        self._keep_up(terms, i, offer)
         most, tokens, spent_ms = 0.0, best.parts[i].expected, terms.spent_ms[i]
         first_ms = spent_ms + offer.invest_ms + offer.token_ms
         for gain, expected in self._gains(terms, drafts, i, offer, best):
@@ -143,6 +151,13 @@ class Asking:
         if spent_ms == 0 and offer.explorable and self._may_explore(terms, i, offer, best):
             return 0.0, Reason.EXPLORATION
         return 0.0, None
+
+    def _keep_up(self, terms: Terms, i: int, offer: Offer) -> None:
+        """Learn what a source that was asked in the step before has to read again."""
+        who = id(terms.jobs[i].drafting), offer.source
+        if who in self._asked_before and who not in self._asked:
+            promise = self._promises.setdefault(offer.source, _Promise())
+            promise.upkeep_ms += FADES * (offer.invest_ms - promise.upkeep_ms)
 
     def _is_worth(self, terms: Terms, i: int, offer: Offer, gain_ms: float, tokens: float) -> bool:
         """Whether what is to be done before the first token on offer is best done now, where that token and
