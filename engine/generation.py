@@ -87,7 +87,7 @@ class Writer(Protocol):
     def take_stock(self, step: Step, length: int, outlook: Outlook | None) -> None:
         """Learn from a step that was taken at `length`, of an answer that goes on if it has an `outlook`."""
 
-    def remember(self, result: Result) -> None:
+    def remember(self, request: Request, result: Result) -> None:
         """An answer is finished."""
 
 
@@ -247,7 +247,7 @@ class Generation:
         if self._job is not None:
             self._job.drafting.close()
         if self._slot is not None:
-            self._writer.remember(self.result)
+            self._writer.remember(self.request, self.result)
             if self._slot.user is self:
                 self._slot.user = None
             self._slot = None

@@ -355,8 +355,7 @@ class Session:
         most = LONGEST if self.context_shift else self.n_ctx - len(request.prompt)
         if request.n_predict is not None:
             most = min(most, request.n_predict)
-        endless = request.ignore_eos and not request.stop and request.constraint is None
-        return self.learned.lengths.begin(most, endless=endless, answers=self.asked.answers)
+        return self.learned.lengths.begin(most, endless=request.endless, answers=self.asked.answers)
 
     def take_stock(self, step: Step, length: int, outlook: Outlook | None) -> None:
         """Let the choice of a draft model follow from what `step` gave, and put it on record."""
@@ -366,10 +365,10 @@ class Session:
         if self.draft_models is not None and outlook is not None:
             self.draft_models.after(length, outlook)
 
-    def remember(self, result: Result) -> None:
+    def remember(self, request: Request, result: Result) -> None:
         """An answer is finished: later conversations may draft from it, and expect as long ones."""
         self.learned.remember(result.tokens)
-        if result.finish_reason != "error":
+        if result.finish_reason != "error" and not request.endless:
             ended = result.finish_reason in ("stop", "cancelled")
             self.learned.lengths.add(len(result.tokens), ended=ended)
 

@@ -120,3 +120,8 @@ class Request:
     keep: int = 0
     progress: Progress | None = None
     evidence: bool = False
+
+    @property
+    def endless(self) -> bool:
+        """Whether only its limit ends it."""
+        return self.ignore_eos and not self.stop and self.constraint is None
