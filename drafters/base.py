@@ -162,6 +162,7 @@ class Offer:
         invest_ms: expected milliseconds before the first of them, of work that serves later steps as well:
             reading tokens that the source has not read, loading it.
         open_ms: the part of it that serves every text of this process.
+        upkeep_ms: expected milliseconds of what is to be read again in each later step.
         explorable: whether it may be asked only to learn how good it is.
     """
 
@@ -173,6 +174,7 @@ class Offer:
     invest_ms: float = 0.0
     explorable: bool = True
     open_ms: float = 0.0
+    upkeep_ms: float = 0.0
 
 
 class Drafting:

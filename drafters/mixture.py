@@ -153,6 +153,7 @@ class MixtureDrafting(Drafting):
             invest_ms,
             source.loaded,
             open_ms,
+            costs.reading(2),
         )
 
     def _forecast(self, chain: _Chain, first: float, later: float, further: int) -> Draft:

@@ -24,6 +24,7 @@ __all__ = ["Asking", "Reason"]
 
 AHEAD = (1, 2, 4, 8, 16)  # further tokens of a source that are weighed at once
 FADES = 1 / 32  # weight of a step in what a source is expected to gain: drafts that cost nothing come and go
+LEARNED = 0.1  # and in what it has to read again
 
 Best = Callable[[Terms, Sequence[Draft]], Decision]
 """The best step with these drafts of the texts."""
@@ -152,17 +153,20 @@ class Asking:
             return 0.0, Reason.EXPLORATION
         return 0.0, None
 
+    def _promise(self, offer: Offer) -> _Promise:
+        return self._promises.setdefault(offer.source, _Promise(upkeep_ms=offer.upkeep_ms))
+
     def _keep_up(self, terms: Terms, i: int, offer: Offer) -> None:
         """Learn what a source that was asked in the step before has to read again."""
         who = id(terms.jobs[i].drafting), offer.source
         if who in self._asked_before and who not in self._asked:
-            promise = self._promises.setdefault(offer.source, _Promise())
-            promise.upkeep_ms += FADES * (offer.invest_ms - promise.upkeep_ms)
+            promise = self._promise(offer)
+            promise.upkeep_ms += LEARNED * (offer.invest_ms - promise.upkeep_ms)
 
     def _is_worth(self, terms: Terms, i: int, offer: Offer, gain_ms: float, tokens: float) -> bool:
         """Whether what is to be done before the first token on offer is best done now, where that token and
         others would gain so much in this step, which gives so many tokens of the text."""
-        promise = self._promises.setdefault(offer.source, _Promise())
+        promise = self._promise(offer)
         promise.add(gain_ms, tokens)
         if gain_ms <= 0:
             return False

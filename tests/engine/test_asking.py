@@ -30,7 +30,8 @@ class Source(Drafting):
         self.clock, self.hazards, self.token_ms = clock, list(hazards), token_ms
         self.free, self.invest_ms, self.invested, self.explorable = free, invest_ms, 0, True
         self.expected = list(hazards) if forecast is None else list(forecast)
-        self.asked, self.open_ms = 0, 0.0
+        self.asked, self.open_ms, self.upkeep_ms = 0, 0.0, 0.0
+        self.promised_ms = None  # what the investment is said to take
 
     def propose(self, room):
         self.asked, self.limit = 0, min(room.limit, len(self.hazards))
@@ -39,10 +40,11 @@ class Source(Drafting):
     def offers(self, room):
         if self.asked >= self.limit:
             return ()
-        invest = 0.0 if self.invested or self.asked else self.invest_ms
+        price = self.invest_ms if self.promised_ms is None else self.promised_ms
+        invest = 0.0 if self.invested or self.asked else price
         most = self.limit - self.asked
         offer = Offer(self.name, self.forecast, self.take, most, self.token_ms, invest, self.explorable)
-        return (replace(offer, open_ms=min(self.open_ms, invest)),)
+        return (replace(offer, open_ms=min(self.open_ms, invest), upkeep_ms=self.upkeep_ms),)
 
     def chain(self, n, hazards):
         return merge(self.free, list(range(100, 100 + n)), hazards[:n], 1)
@@ -300,3 +302,27 @@ def test_what_each_source_is_expected_to_gain_is_remembered_for_itself():
         poor = Source(clock, [0.4] * 8, 1.0, invest_ms=700.0, name=name)
         step(plan, poor, 0, text)
         assert poor.invested == 1 - made
+
+
+def test_what_is_read_again_and_again_is_taken_off_what_an_investment_gains():
+    clock = SimulatedClock()
+    for upkeep_ms, made in ((0.0, 1), (40.0, 0)):
+        text = Writing()
+        text.outlook = Outlook([1.0] * 64, most=400)
+        source = Source(clock, [0.9] * 8, 1.0, invest_ms=300.0)
+        source.upkeep_ms = upkeep_ms
+        step(plan_of(clock), source, 0, text)
+        assert source.invested == made
+
+
+def test_loading_is_no_loss_of_the_text_whatever_the_reason():
+    # One that was asked for has no price: its first token pays within the step, and takes long.
+    clock = SimulatedClock()
+    source = Source(clock, [0.95] * 8, token_ms=1.0, invest_ms=300.0)
+    source.explorable = False  # it is not loaded
+    source.promised_ms = 0.0
+    text = Writing()
+    decision = step(plan_of(clock), source, 8, text)[0]
+    asked = part_of(decision).asked
+    assert asked.invested_ms == pytest.approx(300.0) and asked.ms - asked.invested_ms < 20
+    assert text.budget.steps > ALLOWANCE

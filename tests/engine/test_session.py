@@ -19,11 +19,13 @@ from specx.drafters.base import Draft, Room
 from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
+from specx.engine.learned.lengths import Outlook
 from specx.engine.offers import Asking, Reason
 from specx.engine.plan import Plan
 from specx.engine.session import Session, Timings
 from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.finder import Candidate
+from specx.engine.text.answer import Request
 
 V = 64
 SCRIPT = [int(token) for token in np.random.default_rng(7).integers(1, 28, 40)]  # letters
@@ -848,6 +850,29 @@ def test_what_was_learned_is_there_next_time(tmp_path):
     assert len(notices) == before  # nothing was measured again, and nothing was wrong
     assert second.tokens == first.tokens
     assert second.timings.steps <= first.timings.steps
+
+
+def test_what_is_expected_of_an_answer_follows_from_the_request_and_from_earlier_ones(tmp_path):
+    def expected(session, **options):
+        return session.outlook(Request([1, 2], GREEDY, **options)).remaining
+
+    unknown = Outlook(most=1000).remaining
+    with session_of(tmp_path, drafter="none") as session:
+        assert expected(session, n_predict=40, ignore_eos=True) == pytest.approx(40)
+        assert expected(session, ignore_eos=True) == pytest.approx(session.n_ctx - 2)
+        assert expected(session, n_predict=1000) == pytest.approx(unknown)
+        for _ in range(20):
+            run(session, n_predict=30, ignore_eos=True)  # these say nothing of where answers end
+        assert expected(session, n_predict=1000) == pytest.approx(unknown)
+        for _ in range(20):
+            for _ in session.generate(PROMPT, GREEDY):
+                break  # the reader has enough
+    with session_of(tmp_path, drafter="none") as session:
+        assert expected(session, n_predict=1000) < unknown
+        for _ in range(40):
+            run(session, n_predict=300)
+    with session_of(tmp_path, drafter="none") as session:
+        assert expected(session, n_predict=300) > 150 > expected(session, n_predict=20)
 
 
 ANSWER = """
