@@ -142,7 +142,7 @@ class Store:
 
     def save_arrays(self, kind: str, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Keep named arrays under (kind, key)."""
-        buffer = io.BytesIO()  # not compressed: that took a process 150 ms at its end, for a third of the size
+        buffer = io.BytesIO()  # not compressed: for a third of the size that took a process 150 ms at its end
         np.savez(buffer, allow_pickle=False, version=np.int64(VERSION), **arrays)
         self._write(kind, key, ".npz", buffer.getvalue())
 

@@ -16,6 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from specx.backends.base import Model
 from specx.backends.errors import SpecxError
 from specx.drafters.base import Text, Verified
@@ -112,6 +115,7 @@ class TranslatedGuesser(Guesser):
             raise
         if self._calls > calls and not long:
             source.costs.observe_call(1, (source.clock() - start) * 1e3)
+        source.costs.further_ms, source.costs.read_ms = source.calls.further_ms, source.calls.read_ms
         return guess
 
     def close(self) -> None:
