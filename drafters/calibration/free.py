@@ -46,10 +46,10 @@ RECYCLE_AXES: Mapping[str, tuple[str, ...]] = {
 }
 
 # Log odds of the priors: a constant and one term for every value of every axis. Fitted by ridge logistic
-# regression (benchmarks/replay.py --fit) to greedy outputs of SmolLM2-135M on 44 prompts of 14 kinds, with
-# and without the other prompts as history, and rounded.
+# regression (benchmarks/replay.py --fit) to greedy outputs of SmolLM2-135M on 48 prompts of 10 kinds, with
+# and without the other prompts as history and the answers to similar ones as a corpus, and rounded.
 SUFFIX_LOG_ODDS: tuple[float, tuple[tuple[float, ...], ...]] = (
-    0.2,
+    0.1,
     (
         (0, 0, 0),
         (0.2, -0.15, -0.05),
@@ -58,7 +58,7 @@ SUFFIX_LOG_ODDS: tuple[float, tuple[tuple[float, ...], ...]] = (
         (
             *(0.6, -0.4, 0.8, 1.4, 1.5, -0.6, 0.1),  # conversation
             *(-0.6, -1.5, -0.3, -0.1, 0.0, -0.4, 0.1),  # history
-            *(0.1, -0.6, -0.5, 0.0, 0.2, 0.8),  # corpus
+            *(-0.1, -0.7, -0.6, -0.2, 0.1, 0.7),  # corpus
         ),
     ),
 )
