@@ -46,7 +46,7 @@ class Answer:
 def main() -> None:
     """Count and time."""
     arguments = parse()
-    answers, texts = target_answers(arguments.target, arguments.tokens)
+    answers, texts = target_answers(arguments.target, arguments.tokens, arguments.limit)
     same = not match_vocabularies(read_gguf(arguments.target), read_gguf(arguments.draft)).difference
     models = {path.name: load(path, arguments) for path in (arguments.draft, *arguments.trimmed)}
     try:
@@ -69,6 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("draft", type=Path)
     parser.add_argument("trimmed", type=Path, nargs="+")
     parser.add_argument("--tokens", type=int, default=64, help="of each of the hundred answers (64)")
+    parser.add_argument("--limit", type=int, help="most prompts of a category (all ten)")
     parser.add_argument("--rounds", type=int, default=9, help="of timing (9)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--kernels", choices=KERNELS, default="specx", help="(specx)")
@@ -81,13 +82,15 @@ def load(path: Path, arguments: argparse.Namespace) -> LlamaModel:
     return LlamaModel(Load(path, threads, threads, n_ctx=N_CTX), kernels=KERNELS[arguments.kernels])
 
 
-def target_answers(target: Path, tokens: int) -> tuple[list[Answer], list[tuple[str, str]]]:
+def target_answers(
+    target: Path, tokens: int, limit: int | None
+) -> tuple[list[Answer], list[tuple[str, str]]]:
     """Greedy answers by category, and the same as (question, answer) texts."""
     greedy = SamplingSettings(temperature=0.0, seed=1)
     asked = Asked(target, n_ctx=N_CTX, texts=8, drafter="none", measure=False)
     with Session.open(asked) as session:
         found = []
-        for prompt in load_suite("default"):
+        for prompt in load_suite("default", limit=limit):
             read = (
                 session.prompt_of(prompt.conversation())
                 if prompt.messages
