@@ -28,7 +28,6 @@ from specx.drafters.model import DraftModel
 
 TEXTS = json.loads(Path(__file__).with_name("texts.json").read_text(encoding="utf-8"))
 EFFORT = int(os.environ.get("SPECX_ROUND_TRIPS", "1"))
-LOSSY = ("bert-bge", "nomic-bert-moe")  # WPM and UGM
 BYTE_PAIRS = ("aquila", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "gpt-neox")
 BYTE_PAIRS += ("gemma-4", "llama-bpe", "mpt", "qwen2", "qwen35", "refact", "starcoder")
 SENTENCE_PIECES = ("baichuan", "llama-spm", "phi-3")

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from specx.backends.gguf.file import read_gguf
+from specx.backends.gguf.header import Part
 from specx.backends.hub.models import FoundModel
+from specx.backends.llama.vocab import load_vocabulary
 from specx.backends.store import Store
 from specx.engine.setup import finder as candidates
 from specx.engine.setup.finder import Candidate, Finder, Forecast, Unfit, check_candidate
@@ -129,3 +131,15 @@ def test_the_forecast_is_the_objective():
     assert "assumed" in forecast.explained() and "2.0 ms" in forecast.explained()
     assert "counted on 90 tokens" in Forecast.of(candidate, costs, 0.8, 2.0, 90).explained()
     assert Forecast.of(candidate, costs, 0.8, 50.0).rate == pytest.approx(0.1)  # it would never be asked
+
+
+def test_vocabularies_that_lose_text_are_told_from_those_that_do_not(vocabulary_files):
+    text = "Ça,  va?"
+    lossy = {"bert-bge": "WPM", "nomic-bert-moe": "UGM"}
+    for name, path in vocabulary_files.items():
+        tokenizer = Part(path).text("tokenizer.ggml.model")
+        with load_vocabulary(path) as vocab:
+            tokens = vocab.tokenize(text.encode(), add_special=False, parse_special=False)
+            written = b"".join(map(vocab.piece, tokens)).decode().removeprefix(" ")
+        assert (written == text) == (tokenizer in candidates.EXACT) == (name not in lossy), name
+        assert candidates.LOSSY.get(tokenizer) == lossy.get(name), name
