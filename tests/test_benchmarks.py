@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import mmap
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specx.backends.scripted import ScriptedModel
 from specx.engine.bench.suites import Prompt
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -19,7 +21,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 def modules():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
-        names = ("widen_gguf", "replay", "simulate", "kernel_quality", "kernel_memory")
+        names = ("widen_gguf", "replay", "simulate", "kernel_quality", "kernel_memory", "mapping")
         yield {name: importlib.import_module(name) for name in names}
 
 
@@ -185,3 +187,44 @@ def test_resident_memory_grows_with_what_is_written(modules):
     with mmap.mmap(-1, size) as fresh:  # an array might get memory that was freed before
         fresh.write(bytes(1) * size)
         assert 0.9 * size < resident() - before < 3 * size
+
+
+def test_a_draft_model_is_right_as_far_as_it_says_what_the_target_says(modules):
+    """Both write these letters one by one, so its own continuation and the mapped one are the same."""
+    mapping = modules["mapping"]
+    script = ScriptedModel(300).vocab.tokenize(b"qxzjkvbpqzxkjpvb", add_special=False, parse_special=False)
+    model = ScriptedModel(300, script=script, peak=0.99, max_texts=2)
+    output = [*script[6:11], script[0], script[12], script[13]]
+    answer = mapping.Answer("code", script[:6], output)
+
+    own, mapped = (mapping.source_of(model, 512, target) for target in (None, ScriptedModel(320).vocab))
+    mapped.finish(mapped.open())
+    alone = mapping.OwnContinuation(own, mapped.byte_map, answer)
+    drafting = mapping.Mapped(mapped, answer)
+    for at, right in ((0, 4), (4, 1)):
+        following = output[at : at + 4]
+        assert (alone.right(following), drafting.right(following)) == (right, right)
+        alone.said(following)
+        drafting.said(following)
+
+
+def test_tokens_kept_by_a_mapping_are_counted_by_category(modules, capsys):
+    mapping = modules["mapping"]
+    count = mapping.Count()
+    for own, mapped in ((4, 4), (3, 2), (0, 1), (1, 0)):
+        count.add(own, mapped)
+    assert (count.places, count.own, count.mapped, count.own_first, count.mapped_first) == (4, 8, 7, 3, 3)
+    times = mapping.Times()
+    times.inside, times.total = 2.0, 2.1
+    mapping.report({"code": count, "math": mapping.Count(1, 1, 1, 1, 1)}, times)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["mapping_time"] == pytest.approx(0.05)
+    assert found["counts"]["code"]["kept"] == 7 / 8
+    assert found["counts"]["all"] == {
+        "places": 5,
+        "own": 9,
+        "mapped": 8,
+        "own_first": 4,
+        "mapped_first": 4,
+        "kept": 8 / 9,
+    }
