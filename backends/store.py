@@ -49,6 +49,7 @@ KINDS = (
     "pairs",
     "record",
     "recycle",
+    "shrink",
     "staircase",
     "threads",
 )

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -110,6 +110,16 @@ def data_dir() -> Path:
     if not PROMPTS.is_dir():
         pytest.skip("no prompts directory (set SPECX_DATA)")
     return PROMPTS
+
+
+@pytest.fixture(scope="session")
+def write_tiny() -> Callable[..., Path]:
+    """Writes a model of a millisecond a step: `write` of tiny_gguf.py."""
+    spec = spec_from_file_location("tiny_gguf", Path(__file__).with_name("tiny_gguf.py"))
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.write  # type: ignore[no-any-return]
 
 
 def _packaged_smollm2() -> Path:

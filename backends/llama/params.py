@@ -94,7 +94,14 @@ def load_weights(
 
 
 def create_context(
-    module: Any, model: Any, load: Load, kernels: Kernels, *, leaves: int, streams: bool
+    module: Any,
+    model: Any,
+    load: Load,
+    kernels: Kernels,
+    *,
+    leaves: int,
+    streams: bool,
+    observer: Any = None,
 ) -> Any:
     """A llama_context for the texts of `load`.
 
@@ -105,6 +112,7 @@ def create_context(
         kernels: what attention is computed with.
         leaves: of a token tree; each takes a sequence.
         streams: whether each text has cells of its own, in a stream of the KV cache.
+        observer: C callback that is told every value that is computed; must outlive the context.
 
     Raises:
         ModelError: it cannot be created.
@@ -128,6 +136,8 @@ def create_context(
     params.type_v = _cache_type(module, load.type_v)
     params.swa_full = load.swa_full
     params.no_perf = True
+    if observer is not None:
+        params.cb_eval = observer
     context = module.llama_init_from_model(model, params)
     if not context:
         reason = (recent_errors() or ["no reason given"])[-1]

@@ -70,6 +70,14 @@ class ModelCalibration:
         self.tokens: NDArray[np.float64] = np.zeros(2)
         self.merging = Merging()
 
+    @classmethod
+    def of_trial(cls, right: int, scored: int) -> ModelCalibration:
+        """What is known after `right` of `scored` tokens of a trial came true, and nothing else is."""
+        made = cls()
+        made.tokens[:] = right, scored
+        made.all[:] = made.tokens * min(1.0, 1 / ((1 - KEEP) * max(scored, 1)))
+        return made
+
     @property
     def trials(self) -> int:
         """Tokens scored so far, in all runs."""

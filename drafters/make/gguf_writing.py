@@ -136,7 +136,7 @@ class Source:
 def made_entries(
     how: str, source: GGUFInfo, target: GGUFInfo, parameters: Mapping[str, object]
 ) -> dict[str, bytes]:
-    """Metadata that tells what a drafter was made from and with.
+    """Metadata that tells what a drafter was made from and with; of a source that was made itself, that too.
 
     Args:
         how: of making: "trim", "shrink".
@@ -156,6 +156,9 @@ def made_entries(
         "specx": __version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+    if "specx.made.how" in source.metadata:
+        known = (str(source.metadata[f"specx.made.{name}"]) for name in ("how", "from", "parameters"))
+        told["before"] = " ".join(known)
     return {f"specx.made.{name}": text(value) for name, value in told.items()}
 
 

@@ -118,6 +118,11 @@ class Learned:
             known = self._store.load_json("pairs", key) or {}
             self._store.save_json("pairs", key, {**known, self._cost_key: costs.to_json()})
 
+    def save_trial(self, draft: str, right: int, scored: int) -> None:
+        """Keep how often a draft model that was just made was right in a trial; its work was not timed."""
+        calibration = ModelCalibration.of_trial(right, scored)
+        self._store.save_arrays("pairs", self._pair_key(draft), calibration.to_arrays())
+
     def _pair_key(self, draft: str) -> str:
         return f"{self._model_key}-{draft}"
 

@@ -16,7 +16,7 @@ from specx.engine.setup.choice import Choice
 from specx.engine.setup.here import Here
 from specx.engine.setup.kernels import Chosen, load_on_chosen
 
-__all__ = ["load_chosen", "load_library", "loader"]
+__all__ = ["load_chosen", "load_library", "loader", "repack_works"]
 
 REBUILD_HINT = (
     "this llama.cpp was compiled with AMX code that crashes here, so its slower kernels are used; rebuild: "
@@ -43,7 +43,7 @@ def loader(load: Load, here: Here) -> Callable[[Kernels], LlamaModel]:
         ModelError: llama.cpp itself cannot be loaded.
     """
     load_library()
-    repack = _repack(load, here)
+    repack = repack_works(load, here)
 
     def on(kernels: Kernels) -> LlamaModel:
         return LlamaModel(load, progress=here.progress, kernels=kernels, repack=repack)
@@ -69,7 +69,7 @@ def load_library() -> None:
         ) from error
 
 
-def _repack(load: Load, here: Here) -> bool:
+def repack_works(load: Load, here: Here) -> bool:
     """Whether llama.cpp's rearranged weights can be trusted; the answer is kept per build."""
     if "AMX_INT8 = 1" not in libllama.system_info():
         return True

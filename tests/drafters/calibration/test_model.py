@@ -82,3 +82,15 @@ def test_damaged_arrays_are_refused(damage):
         counts[0, 0, 0, 0] = value
     with pytest.raises(ValueError, match="calibration"):
         ModelCalibration.from_arrays(arrays)
+
+
+def test_a_trial_is_believed_until_more_is_seen():
+    known = ModelCalibration.of_trial(300, 600)
+    assert known.acceptance == 0.5 and known.trials == 600
+    assert abs(known.later(False) - 0.5) < 0.02 and abs(known.later(True) - 0.5) < 0.02
+    again = ModelCalibration.from_arrays(known.to_arrays())
+    cell, at = again.cell(False, 1.0, 1, 0), again.first(False, 0.0)
+    for _ in range(300):
+        again.score(cell, at, True)
+    assert again.later(False) > 0.9
+    assert ModelCalibration.of_trial(0, 0).acceptance is None
