@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from specx.backends.errors import FileError, UsageError
 from specx.backends.gguf.checks import read_runnable
 from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.gguf.vocab_match import match_vocabularies
@@ -16,6 +14,7 @@ from specx.backends.llama.model import LlamaModel
 from specx.backends.machine.machine import this_cpu
 from specx.backends.settings import Load
 from specx.drafters.make.trim import check_trimmable, kept_rows, row_scores, write_trimmed
+from specx.engine.making.output import check_output
 from specx.engine.making.samples import AT_ONCE, Sample, write_samples
 from specx.engine.session import Session
 from specx.engine.settings import Asked
@@ -99,7 +98,7 @@ def trim(draft: Path, target: Path, wanted: Wanted, told: Trimming) -> TrimRepor
     check_trimmable(info, wanted.keep)
     info = read_runnable(draft)
     output = wanted.output or default_output(info.path, wanted.keep)
-    _check_output(output, info, force=wanted.force)
+    check_output(output, info, force=wanted.force)
     samples = _samples(target, wanted.tokens, told)
     with_ids = match_vocabularies(its_target, info).difference is None
     with _Scorer(info) as scorer:
@@ -116,16 +115,6 @@ def trim(draft: Path, target: Path, wanted: Wanted, told: Trimming) -> TrimRepor
     made = read_runnable(output, drafting=True)
     counted = sum(map(len, texts))
     return TrimReport(output, len(ids), info.vocabulary_size, counted, step_bytes(made), step_bytes(info))
-
-
-def _check_output(output: Path, info: GGUFInfo, *, force: bool) -> None:
-    if any(output.resolve() == part.resolve() for part in info.parts):
-        raise UsageError(f"{output} is the draft model itself", "choose another name with -o")
-    if output.exists() and not force:
-        raise FileError(f"there is a file {output} already", "choose another name with -o, or say --force")
-    folder = output.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise FileError(f"nothing can be written to {folder}", "choose another place with -o")
 
 
 def _samples(target: Path, tokens: int, told: Trimming) -> list[Sample]:

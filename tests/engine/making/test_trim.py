@@ -125,7 +125,7 @@ def test_what_is_refused_before_anything_is_computed(made, whole, wanted, error,
 
 
 def test_the_model_itself_is_not_replaced(made, whole):
-    with pytest.raises(UsageError, match="the draft model itself"):
+    with pytest.raises(UsageError, match="the model itself"):
         trim(whole, whole, Wanted(keep=KEEP, output=whole, force=True), Trimming())
     with pytest.raises(ModelError, match="trimmed already"):
         trim(made[0].path, whole, Wanted(keep=KEEP), Trimming())
