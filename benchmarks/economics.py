@@ -27,11 +27,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ from specx.engine.bench.intervals import median_interval
 from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
-from specx.engine.session import Session
+from specx.engine.session import Chunk, Session
 from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.finder import Candidate
 
@@ -163,9 +164,11 @@ class Machine:
             steps = {str(n): ms for n, ms in STEP_MS.items()}
             session.staircase.load_json({"0": steps, "288": steps})
             generation = session.generate(prompt, replace(SAMPLING, seed=number), n_predict=n_predict)
-            with closing(iter(generation)) as steps:  # the answer ends where it is left
+            with closing(
+                cast(Generator[Chunk], iter(generation))
+            ) as chunks:  # the answer ends where it is left
                 while len(generation.result.tokens) < length:
-                    next(steps)
+                    next(chunks)
         return self.clock() - start
 
     def _draft_models(self, session: Session) -> DraftModels:
