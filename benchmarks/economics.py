@@ -166,7 +166,7 @@ class Machine:
             generation = session.generate(prompt, replace(SAMPLING, seed=number), n_predict=n_predict)
             with closing(
                 cast(Generator[Chunk], iter(generation))
-            ) as chunks:  # the answer ends where it is left
+            ) as chunks:  # it ends where it is left
                 while len(generation.result.tokens) < length:
                     next(chunks)
         return self.clock() - start
