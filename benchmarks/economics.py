@@ -164,9 +164,7 @@ class Machine:
             steps = {str(n): ms for n, ms in STEP_MS.items()}
             session.staircase.load_json({"0": steps, "288": steps})
             generation = session.generate(prompt, replace(SAMPLING, seed=number), n_predict=n_predict)
-            with closing(
-                cast(Generator[Chunk], iter(generation))
-            ) as chunks:  # it ends where it is left
+            with closing(cast(Generator[Chunk], iter(generation))) as chunks:  # it ends where it is left
                 while len(generation.result.tokens) < length:
                     next(chunks)
         return self.clock() - start
