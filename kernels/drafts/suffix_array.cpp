@@ -15,9 +15,14 @@ using Ints = std::vector<int32_t>;
 class InducedSort {
   public:
     InducedSort(const Ints& text, int32_t largest)
-        : text_(text), n_(static_cast<int32_t>(text.size())), small_(text.size()), order_(text.size()),
-          large_begin_(static_cast<size_t>(largest) + 2), small_begin_(static_cast<size_t>(largest) + 2) {
-        for (int32_t i = n_ - 2; i >= 0; --i) small_[at(i)] = value(i) == value(i + 1) ? small_[at(i + 1)] : value(i) < value(i + 1);
+        : text_(text),
+          n_(static_cast<int32_t>(text.size())),
+          small_(text.size()),
+          order_(text.size()),
+          large_begin_(static_cast<size_t>(largest) + 2),
+          small_begin_(static_cast<size_t>(largest) + 2) {
+        for (int32_t i = n_ - 2; i >= 0; --i)
+            small_[at(i)] = value(i) == value(i + 1) ? small_[at(i + 1)] : value(i) < value(i + 1);
         for (int32_t i = 0; i < n_; ++i) {
             if (small_[at(i)])
                 ++large_begin_[at(value(i)) + 1];
