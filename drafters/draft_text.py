@@ -15,6 +15,7 @@ __all__ = ["DraftText"]
 
 FAR = 64  # tokens that a place to begin is looked for among; then any end of a token will do
 SPACE = 0x20
+LOST = 4  # bytes without a token that there may be between two tokens, to find the next one behind them
 
 
 class DraftText:
@@ -83,11 +84,14 @@ class DraftText:
         text = bytes(self._segment[start:end])
         draft = self._map.draft
         tokens = draft.of(text, begins=kept == 0)
-        lengths = [len(draft.pieces.piece(token)) for token in tokens]
-        at = start - (sum(lengths) - len(text) if kept == 0 and sum(lengths) == len(text) + 1 else 0)
-        for length in lengths:  # of a tokenizer that loses bytes they only come near
-            at += length
-            self._ends.append(min(max(at, start), end))
+        at = start
+        for i, token in enumerate(tokens):
+            piece = draft.pieces.piece(token)
+            if i == kept == 0 and draft.leads:
+                piece = piece.removeprefix(b" ")
+            found = self._segment.find(piece, at, at + len(piece) + LOST)
+            at = min(max(found, at) + len(piece), end)
+            self._ends.append(at)
         if tokens:
             self._ends[-1] = end
         self.tokens += tokens
