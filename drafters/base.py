@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ __all__ = [
     "Draft",
     "Drafter",
     "Drafting",
+    "Forcing",
     "Offer",
     "Room",
     "Text",
@@ -32,6 +34,14 @@ Truncation = tuple[int, float, float, float]
 NO_TRUNCATION: Truncation = (0, 1.0, 0.0, 1.0)
 
 
+@runtime_checkable
+class Forcing(Protocol):
+    """What a text must match, and that tells where it leaves one way on only."""
+
+    def forced(self) -> bytes:
+        """Bytes that everything which may come next begins with; nothing if there is a choice, or an end."""
+
+
 @dataclass(slots=True)
 class Text:
     """One text as it is written: one copy, read by all.
@@ -41,6 +51,7 @@ class Text:
     Attributes:
         tokens: all of it, the prompt included; the loop appends what is emitted.
         seed, temperature, truncation: how the target samples.
+        forcing: what the text must match, as far as it tells what that forces.
         position: absolute position of the next token.
     """
 
@@ -48,6 +59,7 @@ class Text:
     seed: int = 0
     temperature: float = 0.0
     truncation: Truncation = NO_TRUNCATION
+    forcing: Forcing | None = None
     position: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,6 +116,17 @@ class Draft:
         row = np.arange(-1, len(path) - 1, dtype=np.int32)
         return Draft(self.tokens[nodes], row, self.probs[nodes], self.sources[nodes])
 
+    def likeliest_chain(self) -> Draft:
+        """The chain with the most expected tokens; the draft itself if it is one."""
+        parents = self.parents.tolist()
+        if parents == list(range(-1, len(parents) - 1)):
+            return self
+        probs: list[float] = self.probs.tolist()
+        sums: list[float] = []
+        for node, parent in enumerate(parents):
+            sums.append(probs[node] + (sums[parent] if parent >= 0 else 0.0))
+        return self.chain(max(range(len(sums)), key=sums.__getitem__))
+
     def padded(self, n: int) -> Draft:
         """The same made `n` nodes long by hopeless ones below its last node."""
         missing = n - len(self)
@@ -151,23 +174,24 @@ class Offer:
 
     Attributes:
         source: its name.
-        forecast: the draft as it would be after so many further tokens of the source, with the probabilities
-            that are expected before it is asked; these tokens are not known, and -1. Where only chains are
-            possible, it is the source's chain.
-        take: ask for the next token; returns the draft with it. Like a forecast it may have a leaf more than
+        forecast: what may come of asking so many times: drafts as they would be, each with the probability of
+            that. Their own probabilities are those that are expected before it is asked; tokens that are not
+            known are -1. Where only chains are possible, it is the source's chain.
+        take: ask once; returns the draft with what it gave. Like a forecast it may have a leaf more than
             `propose` was allowed: where only chains are possible, it is two that share their beginning, of
             which one is taken.
-        most: most further tokens that can be had.
-        token_ms: expected milliseconds of each.
-        invest_ms: expected milliseconds before the first of them, of work that serves later steps as well:
+        most: how often it can be asked, at most.
+        token_ms: expected milliseconds of each time.
+        invest_ms: expected milliseconds before that, of work that serves later steps as well:
             reading tokens that the source has not read, loading it.
         open_ms: the part of it that serves every text of this process.
         upkeep_ms: expected milliseconds of what is to be read again in each later step.
         explorable: whether it may be asked only to learn how good it is.
+        first_ms: expected milliseconds that the first time takes longer, as where several tokens are checked.
     """
 
     source: str
-    forecast: Callable[[int], Draft]
+    forecast: Callable[[int], Sequence[tuple[float, Draft]]]
     take: Callable[[], Draft]
     most: int
     token_ms: float
@@ -175,13 +199,17 @@ class Offer:
     explorable: bool = True
     open_ms: float = 0.0
     upkeep_ms: float = 0.0
+    first_ms: float = 0.0
 
 
 class Drafting:
     """Guesses what comes next in one text, and learns from what came. This one does neither."""
 
-    def propose(self, room: Room) -> Draft:
-        """The best tree that fits `room`: what costs next to nothing."""
+    def propose(self, room: Room, after: Sequence[int] = ()) -> Draft:
+        """The best tree that fits `room`, below the text and the tokens `after` it, at next to no cost.
+
+        Probabilities are given that `after` is right. What cannot look beyond the text has nothing to say.
+        """
         return EMPTY_DRAFT
 
     def offers(self, room: Room) -> Sequence[Offer]:
@@ -229,8 +257,8 @@ class _Stateless(Drafting):
     def __init__(self, drafter: Drafter, text: Text) -> None:
         self._drafter, self._text = drafter, text
 
-    def propose(self, room: Room) -> Draft:
-        return self._drafter.propose(self._text, room)
+    def propose(self, room: Room, after: Sequence[int] = ()) -> Draft:
+        return EMPTY_DRAFT if after else self._drafter.propose(self._text, room)
 
     def observe(self, seen: Verified) -> None:
         self._drafter.observe(self._text, seen)

@@ -112,6 +112,25 @@ class Guesser(Protocol):
     def guess(self, chain: Sequence[int]) -> Guess | None:
         """The token after the text and `chain`; None if it turns out to be of no use."""
 
+    @property
+    def most_checked(self) -> int:
+        """Most tokens that one `check` looks at; 0 if it can only be asked token by token."""
+        return 0
+
+    def check(self, chain: Sequence[int], claimed: Sequence[int]) -> Sequence[Guess]:
+        """What it says after the text, `chain` and ever more of `claimed`, all in one call.
+
+        Args:
+            chain: its own tokens so far.
+            claimed: what others say comes next, at most `most_checked` tokens.
+
+        Returns:
+            Its tokens as long as they are those of `claimed`, then the first that is not, or the one after
+            all of them; nothing if it turns out to be of no use.
+        """
+        guess = self.guess(chain)
+        return () if guess is None else (guess,)
+
     def observe(self, seen: Verified) -> None:
         """A step was verified, and the text has grown."""
 

@@ -1,12 +1,13 @@
 """Sources that cost time beside the drafters that cost nothing.
 
-The free draft comes first. Then the plan may ask each of the sources for one token after another; their
-chains and the free draft become one tree, in which tokens that two propose are one node, and surer for it.
+The free draft comes first. Then the plan may ask each of the sources for one token after another, or to
+check what the free drafters say comes next; their chains and the free draft become one tree, in which tokens
+that two propose are one node, and surer for it. Below a chain's end the free drafters go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,13 +15,13 @@ from numpy.typing import NDArray
 
 from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter, Drafting, Offer, Room, Text, Verified
 from specx.drafters.calibration.model import AGREES, OTHER, SILENT, Cell, Place
-from specx.drafters.guesser import Guesser, GuesserSource
-from specx.drafters.merge import best_after, merge
+from specx.drafters.cascade import FORESEEN, Below, Claims, Foresight, claims_after, graft, worth_checking
+from specx.drafters.guesser import Guess, Guesser, GuesserSource
+from specx.drafters.merge import merge
 
 __all__ = ["MixtureDrafter"]
 
 UNKNOWN = -1  # a token that is not known yet
-FORESEEN = 16  # further tokens that a chain is forecast with at once: as many as the plan weighs
 
 
 class MixtureDrafter(Drafter):
@@ -32,11 +33,13 @@ class MixtureDrafter(Drafter):
 
     Attributes:
         guessers: the sources that are asked from the next step on.
+        below: how sure the free drafters are below tokens that they did not claim.
     """
 
     def __init__(self, free: Drafter, names: Sequence[str] = ("model",)) -> None:
         self.free = free
         self.guessers: list[GuesserSource] = []
+        self.below = Below()
         self.source_names = (*free.source_names, *names)
         self.needs = free.needs
 
@@ -57,12 +60,39 @@ class _Chain:
         self.tokens: list[int] = []
         self.hazards: list[float] = []
         self.cells: list[tuple[Cell, Place]] = []
+        self.claimed: list[
+            tuple[int, float]
+        ] = []  # what the free drafters say there, -1 for nothing, and how sure
         self.place: Place = (0, 0)  # where the next token is forecast from
-        self.foreseen = EMPTY_DRAFT  # the chain with tokens to come, since the last offer
+        self.below = EMPTY_DRAFT  # what the free drafters say after it, if their draft does not go on there
 
     def begin(self, place: Place) -> None:
         """A step begins."""
-        self.tokens, self.hazards, self.cells, self.place = [], [], [], place
+        self.tokens, self.hazards, self.cells, self.claimed, self.place = [], [], [], [], place
+        self.below = EMPTY_DRAFT
+
+    def add(self, guess: Guess, free: tuple[int, float], noisy: bool) -> None:
+        """The source proposes its next token; `free` is what the free drafters claim there, and how sure."""
+        calibration = self.source.calibration
+        agreement = SILENT if free[0] == UNKNOWN else AGREES if free[0] == guess.token else OTHER
+        cell = calibration.cell(noisy, guess.margin, len(self.tokens) + 1, agreement)
+        self.tokens.append(guess.token)
+        self.hazards.append(calibration.hazard(cell))
+        self.cells.append((cell, self.place))
+        self.claimed.append(free)
+        self.place = calibration.following(noisy, guess.margin)
+
+    def score(self, emitted: Sequence[int], noisy: bool) -> None:
+        """Learn from what was emitted, up to the first token that was wrong."""
+        source = self.source
+        proposed = zip(self.cells, self.hazards, self.claimed, self.tokens, emitted, strict=False)
+        for (cell, place), hazard, (free, sure), mine, token in proposed:
+            source.calibration.score(cell, place, mine == token)
+            source.collapse.observe(hazard, mine == token)
+            if free != UNKNOWN:
+                source.calibration.score_beside(noisy, sure, free == token, mine == token)
+            if mine != token:
+                break
 
 
 class MixtureDrafting(Drafting):
@@ -76,8 +106,10 @@ class MixtureDrafting(Drafting):
         self._draft = EMPTY_DRAFT  # of the free drafter, in this step
         self._room = Room(0, 1)
 
-    def propose(self, room: Room) -> Draft:
+    def propose(self, room: Room, after: Sequence[int] = ()) -> Draft:
         """The free draft, with room for a leaf of each source."""
+        if after:
+            return self._free.propose(room, after)
         asked = sum(chain.guesser.usable for chain in self._present())
         leaves = room.leaves if room.leaves == 1 else max(room.leaves - asked, 1)
         self._draft, self._room = self._free.propose(Room(room.limit, leaves)), room
@@ -88,7 +120,7 @@ class MixtureDrafting(Drafting):
 
     def offers(self, room: Room) -> Sequence[Offer]:
         """What each source would add to its chain of this step."""
-        return [offer for chain in self._present() if (offer := self._offer(chain)) is not None]
+        return [offer for chain in self._present() for offer in self._offers(chain)]
 
     def observe_prompt(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """Logits (n, V) that followed each of `tokens` (n,), which are consecutive tokens of the prompt."""
@@ -99,13 +131,7 @@ class MixtureDrafting(Drafting):
         self._free.observe(seen)
         self._emitted = True
         for chain in self._chains.values():
-            source = chain.source
-            proposed = zip(chain.cells, chain.hazards, chain.tokens, seen.tokens, strict=False)
-            for (cell, place), hazard, mine, token in proposed:
-                source.calibration.score(cell, place, mine == token)
-                source.collapse.observe(hazard, mine == token)
-                if mine != token:
-                    break
+            chain.score(seen.tokens, self._noisy)
             chain.guesser.observe(seen)
             chain.begin(chain.place)
 
@@ -133,54 +159,89 @@ class MixtureDrafting(Drafting):
                     self._chains[source] = _Chain(source, source.follow(self._text), index)
         return list(self._chains.values())
 
-    def _offer(self, chain: _Chain) -> Offer | None:
+    def _offers(self, chain: _Chain) -> Iterator[Offer]:
+        """The next token, and the next ones as far as they are what the free drafters say."""
         source, guesser = chain.source, chain.guesser
         most = self._room.limit - len(chain.tokens)
         if most <= 0 or guesser.ended or not guesser.usable or not (source.loaded or self._emitted):
-            return None  # nothing is loaded before the first token is out
-        costs, calibration = source.costs, source.calibration
+            return  # nothing is loaded before the first token is out
+        costs = source.costs
         invest_ms, open_ms = 0.0, 0.0 if source.loaded else costs.open_ms
         if not chain.tokens:
             invest_ms = costs.reading(guesser.unread(())) + open_ms
-        expected = calibration.forecast(chain.place), calibration.later(self._noisy)
-        chain.foreseen = EMPTY_DRAFT
-        return Offer(
-            source.name,
-            partial(self._forecast, chain, *expected),
-            partial(self._take, chain),
-            most,
-            costs.token_ms,
-            invest_ms,
-            source.loaded,
-            open_ms,
-            costs.reading(2),
-        )
+        claims = self._claims(chain)
+        foresight = self._foresee(chain, claims)
+        looked_at = min(guesser.most_checked, most - 1)
+        both = [at.both for at in foresight.expected[:looked_at]]
+        for checked in sorted({0, worth_checking(both, costs.further_ms, costs.token_ms)}):
+            yield Offer(
+                source.name,
+                partial(self._forecast, chain, foresight, checked),
+                partial(self._take, chain, claims, checked),
+                most - checked,
+                costs.token_ms,
+                invest_ms,
+                source.loaded,
+                open_ms,
+                costs.reading(2),
+                checked * costs.further_ms,
+            )
 
-    def _forecast(self, chain: _Chain, first: float, later: float, further: int) -> Draft:
-        """The draft with `further` tokens of the source, the first of them right with probability `first`."""
-        if self._room.leaves > 1:
-            return self._with_unknown(self._merged(chain), chain, first, later, further)
-        if len(chain.foreseen) < len(chain.tokens) + further:  # shorter chains are its beginnings
-            at_once = max(further, FORESEEN)
-            chain.foreseen = self._with_unknown(EMPTY_DRAFT, chain, first, later, at_once)
-        return chain.foreseen.head(len(chain.tokens) + further)
+    def _claims(self, chain: _Chain) -> Claims:
+        """What the free drafters say comes after the chain."""
+        if len(chain.below):
+            return claims_after(chain.below, ())
+        return claims_after(self._draft, chain.tokens)
 
-    def _with_unknown(self, draft: Draft, chain: _Chain, first: float, later: float, further: int) -> Draft:
-        tokens = [*chain.tokens, *[UNKNOWN] * further]
-        hazards = [*chain.hazards, first, *[later] * (further - 1)]
-        return merge(draft, tokens, hazards, chain.index)
+    def _foresee(self, chain: _Chain, claims: Claims) -> Foresight:
+        """How likely the next tokens of a source are right, before they are known."""
+        calibration, noisy = chain.source.calibration, self._noisy
+        expected = calibration.beside_free(noisy, claims.hazards[:FORESEEN])
+        first, later = calibration.forecast(chain.place), calibration.later(noisy)
+        return Foresight(claims, expected, first, later, self._drafter.below.hazards())
 
-    def _take(self, chain: _Chain) -> Draft:
-        guess = chain.guesser.guess(chain.tokens)
-        if guess is not None:
-            calibration = chain.source.calibration
-            depth, agreement = len(chain.tokens) + 1, self._agreement(chain, guess.token)
-            cell = calibration.cell(self._noisy, guess.margin, depth, agreement)
-            chain.tokens.append(guess.token)
-            chain.hazards.append(calibration.hazard(cell))
-            chain.cells.append((cell, chain.place))
-            chain.place = calibration.following(self._noisy, guess.margin)
-        return merge(self._merged(chain), chain.tokens, chain.hazards, chain.index)
+    def _forecast(
+        self, chain: _Chain, foresight: Foresight, checked: int, asked: int
+    ) -> list[tuple[float, Draft]]:
+        """What may come of `asked` calls of the source, the first of which checks so many claims."""
+        if asked > 1:
+            hazards = foresight.hazards(checked, asked)
+            return [(1.0, self._foreseen(chain, [UNKNOWN] * len(hazards), hazards))]
+        found, claimed = [], foresight.claims.tokens
+        for outcome in foresight.outcomes(checked):
+            n = len(outcome.hazards)
+            known = outcome.agreed if outcome.agreed <= checked else n
+            tokens = [*claimed[:known], *[UNKNOWN] * (n - known)]
+            found.append((outcome.probability, self._foreseen(chain, tokens, outcome.hazards)))
+        return found
+
+    def _foreseen(self, chain: _Chain, tokens: Sequence[int], hazards: Sequence[float]) -> Draft:
+        draft = self._merged(chain) if self._room.leaves > 1 else EMPTY_DRAFT
+        return merge(draft, [*chain.tokens, *tokens], [*chain.hazards, *hazards], chain.index)
+
+    def _take(self, chain: _Chain, claims: Claims, checked: int) -> Draft:
+        guesser = chain.guesser
+        if checked:
+            guesses = guesser.check(chain.tokens, claims.tokens[:checked])
+        else:
+            guess = guesser.guess(chain.tokens)
+            guesses = () if guess is None else (guess,)
+        free = [*zip(claims.tokens, claims.hazards, strict=True), (UNKNOWN, 0.0)]
+        for guess, claimed in zip(guesses, free, strict=False):
+            chain.add(guess, claimed, self._noisy)
+            if claimed[0] != UNKNOWN:
+                chain.source.calibration.score_said(self._noisy, claimed[1], guess.token == claimed[0])
+        draft = merge(self._merged(chain), chain.tokens, chain.hazards, chain.index)
+        return self._gone_on(draft, chain)
+
+    def _gone_on(self, draft: Draft, chain: _Chain) -> Draft:
+        """`draft` with what the free drafters say below the chain's end, where they said nothing before."""
+        chain.below = EMPTY_DRAFT
+        left = self._room.limit - len(chain.tokens)
+        if left > 0 and chain.tokens and not len(claims_after(self._draft, chain.tokens)):
+            chain.below = self._free.propose(Room(left, 1), chain.tokens)
+            self._drafter.below.observe(claims_after(chain.below, ()))
+        return graft(draft, chain.tokens, chain.below)
 
     def _merged(self, without: _Chain) -> Draft:
         """The free draft with the chains of all sources but one."""
@@ -189,10 +250,3 @@ class MixtureDrafting(Drafting):
             if chain is not without and chain.tokens:
                 draft = merge(draft, chain.tokens, chain.hazards, chain.index)
         return draft
-
-    def _agreement(self, chain: _Chain, token: int) -> int:
-        """What the free draft says at the place of the chain's next token, which is `token`."""
-        best = best_after(self._draft, chain.tokens)
-        if best is None:
-            return SILENT
-        return AGREES if best == token else OTHER

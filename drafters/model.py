@@ -1,4 +1,4 @@
-"""What a draft model says: one token at a time, by the target's own rule and noise.
+"""What a draft model says, by the target's own rule and noise: one token at a time, or what it checks.
 
 The model proposes the argmax of log q + G with the G of the position (Daliri, Musco and Suresh 2024; plain
 argmax at temperature 0) after the target's truncation.
@@ -20,7 +20,7 @@ from specx.drafters.byte_map import ByteMap
 from specx.drafters.calibration.collapse import Collapse
 from specx.drafters.calibration.merging import Merging
 from specx.drafters.calibration.model import ModelCalibration
-from specx.drafters.guesser import Guess, GuessCosts, Guesser, GuesserSource
+from specx.drafters.guesser import AT_ONCE, Guess, GuessCosts, Guesser, GuesserSource
 from specx.drafters.ranking import ranked
 from specx.drafters.reading import Read, Reader, in_common
 from specx.drafters.translated import TranslatedGuesser
@@ -161,28 +161,44 @@ class ModelGuesser(Guesser):
 
     def guess(self, chain: Sequence[int]) -> Guess | None:
         """The token after the text and `chain`; None if the model turns out to be of no use."""
-        source = self._source
+        return next(iter(self.check(chain, ())), None)
+
+    @property
+    def most_checked(self) -> int:
+        """Most tokens that one `check` looks at: what fits a call beside a few unread ones."""
+        model = self._source.model
+        return max(model.facts.max_width - AT_ONCE, 0) if model is not None else 0
+
+    def check(self, chain: Sequence[int], claimed: Sequence[int]) -> list[Guess]:
+        """Its tokens after the text, `chain` and ever more of `claimed`, up to the first that is not claimed.
+
+        One call of the model computes them all.
+        """
+        source, guesses = self._source, list[Guess]()
         if source.failed:
-            return None
+            return []
         if not self._reader.open():
             self._roomless = True
-            return None
+            return []
         try:
-            row = self._reader.logits(self._text.tokens, chain)[0]
-            token, margin = self._ranked(row, self._text.position + len(chain))
+            rows = self._reader.logits(self._text.tokens, [*chain, *claimed], 1 + len(claimed))
+            for row, following in zip(rows, (*claimed, None), strict=True):
+                guesses.append(self._choice(row, self._text.position + len(chain) + len(guesses)))
+                if guesses[-1].token != following:
+                    break
         except (SpecxError, ValueError) as error:  # it cannot be computed, or has no logit above -inf
             source.fail(str(error))
-            return None
+            return []
         except BaseException:  # interrupted: what its cache holds is not known
             source.fail()
             raise
-        return Guess(token, margin)
+        return guesses
 
     def close(self) -> None:
         """The text is finished."""
         self._reader.close()
 
-    def _ranked(self, row: NDArray[np.float32], position: int) -> tuple[int, float]:
+    def _choice(self, row: NDArray[np.float32], position: int) -> Guess:
         """The best token that the target has as well, and how far ahead of the next it is."""
         source = self._source
         assert source.model is not None
@@ -190,4 +206,4 @@ class ModelGuesser(Guesser):
         known = source.shared if head is None else int(np.searchsorted(head, source.shared))
         rows, scores = ranked(row[:known], self._text, position, 2, head)
         best = int(rows[0]) if head is None else int(head[rows[0]])
-        return best, float(scores[0] - scores[1]) if len(rows) > 1 else float("inf")
+        return Guess(best, float(scores[0] - scores[1]) if len(rows) > 1 else float("inf"))

@@ -90,7 +90,7 @@ class Reader:
         del read.held[kept:]
         self._agreed = min(self._agreed, kept)
         unread = [*text[self._start + kept :], *chain[max(kept - end, 0) :]]
-        if len(unread) > max(min(AT_ONCE, cache.max_width), rows):
+        if len(unread) > max(min(AT_ONCE + rows - 1, cache.max_width), rows):
             self._prefill(read, unread[:-rows])
             unread = unread[-rows:]
         started = clock()

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from specx.backends.base import Cache, Model
 from specx.backends.errors import SpecxError
-from specx.drafters.base import Drafter, Text
+from specx.drafters.base import Drafter, Forcing, Text
 from specx.engine.decode import Job, Step, decode
 from specx.engine.learned.lengths import Outlook
 from specx.engine.plan import Plan
@@ -116,7 +116,8 @@ class Generation:
         self._keep = max(keep, int(prompt[:1] == [vocab.bos]))
         chosen = request.sampling
         truncation = chosen.top_k, chosen.top_p, chosen.min_p, chosen.typical_p
-        self._text = Text(prompt, self.result.seed, chosen.temperature, truncation)
+        forcing = constraint if isinstance(constraint, Forcing) else None
+        self._text = Text(prompt, self.result.seed, chosen.temperature, truncation, forcing)
         self._sampler = Sampler(chosen, vocab.size, constraint, margins=request.evidence, ends=vocab.eog)
         self._decoder = StreamDecoder()
         self._matcher = StopMatcher(request.stop)

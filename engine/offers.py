@@ -1,8 +1,9 @@
 """When a source of drafts that costs time is asked: the objective, with all time spent and to be spent in it.
 
-After the free proposal such a source *offers* further tokens. It is asked for one after the other as long as
-some number of them is expected to raise the rate of this step: what is spent stays in the denominator. Two
-more reasons to ask are the same objective over more than one step.
+After the free proposal such a source *offers* further tokens. It is asked for one after the other, or for
+several in one call where it can check what others propose, as long as some number of them is expected to
+raise the rate of this step: what is spent stays in the denominator. Two more reasons to ask are the same
+objective over more than one step.
 
 - An *investment*: what has to be read or loaded before the first token serves later steps as well. It is made
   where the rest of this process is expected to gain more from it than it costs, and no less than if it were
@@ -22,7 +23,7 @@ from specx.engine.budget import INTEREST, Asked, Decision, Terms
 
 __all__ = ["Asking", "Reason"]
 
-AHEAD = (1, 2, 4, 8, 16)  # further tokens of a source that are weighed at once
+AHEAD = (1, 2, 4, 8, 16)  # numbers of times that a source is asked, weighed at once
 FADES = 1 / 32  # weight of a step in what a source is expected to gain: drafts that cost nothing come and go
 LEARNED = 0.1  # and in what it has to read again
 
@@ -66,11 +67,23 @@ class _Promise:
     ms: float = 0.0
     tokens: float = 0.0
     upkeep_ms: float = 0.0
+    _last: tuple[float, float] = (0.0, 0.0)
 
     def add(self, ms: float, tokens: float) -> None:
         """Another step."""
-        self.ms += max(ms - self.upkeep_ms, 0.0) - FADES * self.ms
+        self._last = max(ms - self.upkeep_ms, 0.0), tokens
+        self.ms += self._last[0] - FADES * self.ms
         self.tokens += tokens - FADES * self.tokens
+
+    def better(self, ms: float, tokens: float) -> None:
+        """Another offer in the step that was added last: the better one counts."""
+        before, now = self._last, (max(ms - self.upkeep_ms, 0.0), tokens)
+        if now[0] > before[0]:
+            self.ms, self.tokens, self._last = (
+                self.ms + now[0] - before[0],
+                self.tokens + tokens - before[1],
+                now,
+            )
 
     @property
     def by_token(self) -> float:
@@ -91,6 +104,7 @@ class Asking:
         self._promises: dict[str, _Promise] = {}  # by source
         self._asked: set[tuple[int, str]] = set()  # which drafting asked which source in this step
         self._asked_before: set[tuple[int, str]] = set()  # and in the one before
+        self._weighed: set[str] = set()  # sources of which an offer to the present text was
         self._exploring_ms = 0.0  # that may be spent without being expected to pay
 
     def earn(self, decision: Decision, step_ms: float) -> None:
@@ -118,7 +132,7 @@ class Asking:
             took_ms = (self._clock() - start) * 1e3
             self._asked.add((id(terms.jobs[i].drafting), offer.source))
             if found.reason is Reason.INVESTMENT or not offer.explorable:  # whatever loads it is invested
-                invested = max(took_ms - offer.token_ms, 0.0)
+                invested = max(took_ms - offer.token_ms - offer.first_ms, 0.0)
                 invested_ms, took_ms = invested_ms + invested, took_ms - invested
             elif found.reason is Reason.EXPLORATION:
                 explored_ms += took_ms
@@ -138,15 +152,16 @@ class Asking:
     def weigh(
         self, terms: Terms, drafts: Sequence[Draft], i: int, offer: Offer, best: Decision
     ) -> tuple[float, Reason | None]:
-        """What the next token on offer is expected to gain, and why it is worth its time, if it is."""
-        self._keep_up(terms, i, offer)
+        """What an offer is expected to gain, and why it is worth its time, if it is."""
+        if offer.source not in self._weighed:
+            self._keep_up(terms, i, offer)
         most, tokens, spent_ms = 0.0, best.parts[i].expected, terms.spent_ms[i]
-        first_ms = spent_ms + offer.invest_ms + offer.token_ms
+        first_ms = spent_ms + offer.invest_ms + offer.first_ms + offer.token_ms
         for gain, expected in self._gains(terms, drafts, i, offer, best):
-            if gain > offer.invest_ms and terms.covers(i, first_ms):
-                return gain - offer.invest_ms, Reason.GAIN
             if gain > most:
                 most, tokens = gain, expected - best.expected + best.parts[i].expected
+        if most > offer.invest_ms and terms.covers(i, first_ms):
+            return most - offer.invest_ms, Reason.GAIN
         if offer.invest_ms > 0 and self._is_worth(terms, i, offer, most, tokens):
             return most, Reason.INVESTMENT
         if spent_ms == 0 and offer.explorable and self._may_explore(terms, i, offer, best):
@@ -167,7 +182,11 @@ class Asking:
         """Whether what is to be done before the first token on offer is best done now, where that token and
         others would gain so much in this step, which gives so many tokens of the text."""
         promise = self._promise(offer)
-        promise.add(gain_ms, tokens)
+        if offer.source in self._weighed:
+            promise.better(gain_ms, tokens)
+        else:
+            promise.add(gain_ms, tokens)
+            self._weighed.add(offer.source)
         if gain_ms <= 0:
             return False
         beside = [job.outlook for j, job in enumerate(terms.jobs) if j != i]
@@ -177,6 +196,7 @@ class Asking:
     def _most_worth(self, terms: Terms, drafts: Sequence[Draft], i: int, best: Decision) -> _Weighed | None:
         """The offer to text `i` that is expected to gain most; None if none is worth its time."""
         found: _Weighed | None = None
+        self._weighed.clear()
         for offer in terms.jobs[i].drafting.offers(terms.rooms[i]):
             gain_ms, reason = self.weigh(terms, drafts, i, offer, best)
             if reason is not None and (found is None or gain_ms > found.gain_ms):
@@ -186,18 +206,27 @@ class Asking:
     def _gains(
         self, terms: Terms, drafts: Sequence[Draft], i: int, offer: Offer, best: Decision
     ) -> Iterator[tuple[float, float]]:
-        """Milliseconds that numbers of further tokens are expected to save, at least 0: the time that what
-        they give takes at the rate of `best`, less the time it takes then; and what they give, in tokens."""
-        for further in AHEAD:
-            time_ms = terms.spent_ms[i] + further * offer.token_ms
-            if further > offer.most or not terms.covers(i, time_ms):
+        """Milliseconds that asking so many times is expected to save, at least 0: the time that what that
+        gives takes at the rate of `best`, less the time it takes then; and what it gives, in tokens. It ends
+        where these fall."""
+        before_ms = 0.0
+        for times in AHEAD:
+            time_ms = terms.spent_ms[i] + offer.first_ms + times * offer.token_ms
+            if times > offer.most or not terms.covers(i, time_ms):
                 return
-            expected, cost_ms = self._expected(terms, drafts, i, offer.forecast(further), time_ms)
-            yield max(expected / best.rate - cost_ms, 0.0), expected
+            gain_ms = tokens = 0.0
+            for probability, draft in offer.forecast(times):
+                expected, cost_ms = self._expected(terms, drafts, i, draft, time_ms)
+                gain_ms += probability * (expected / best.rate - cost_ms)
+                tokens += probability * expected
+            yield max(gain_ms, 0.0), tokens
+            if 0 < before_ms > gain_ms:
+                return
+            before_ms = max(gain_ms, 0.0)
 
     def _may_explore(self, terms: Terms, i: int, offer: Offer, best: Decision) -> bool:
         """Whether a token may be asked for that is not expected to pay: rarely, and where it might."""
-        time_ms = offer.invest_ms + offer.token_ms
+        time_ms = offer.invest_ms + offer.first_ms + offer.token_ms
         if self._exploring_ms < time_ms or not terms.covers(i, time_ms):
             return False
         self._exploring_ms = min(self._exploring_ms, 2 * time_ms)  # and not often in a row
@@ -206,7 +235,7 @@ class Asking:
             if n > offer.most:
                 break
             certain = Draft.of_chain(range(n), [1.0] * n)
-            expected, cost_ms = self._expected(terms, others, i, certain, n * offer.token_ms)
+            expected, cost_ms = self._expected(terms, others, i, certain, offer.first_ms + n * offer.token_ms)
             if expected / cost_ms > best.rate:
                 return True
         return False

@@ -185,7 +185,7 @@ class Plan:
 
     def _best_together(self, terms: Terms, drafts: Sequence[Draft]) -> Decision:
         """The same for several texts: chains of one width, or the most promising nodes of all."""
-        chains = [_likeliest_chain(draft) for draft in drafts]
+        chains = [draft.likeliest_chain() for draft in drafts]
         probs = [
             chain.probs[: min(terms.cap(i), terms.rooms[i].limit)].tolist() if len(chain) else []
             for i, chain in enumerate(chains)
@@ -278,15 +278,3 @@ def _affords_any(terms: Terms, i: int) -> bool:
     if len(terms.jobs) > 1:
         return terms.cap(i) > 0
     return terms.wider_ms <= terms.affordable_ms()
-
-
-def _likeliest_chain(draft: Draft) -> Draft:
-    """The chain of `draft` with the most expected tokens; the draft itself if it is one."""
-    parents = draft.parents.tolist()
-    if parents == list(range(-1, len(parents) - 1)):
-        return draft
-    probs: list[float] = draft.probs.tolist()
-    sums: list[float] = []
-    for node, parent in enumerate(parents):
-        sums.append(probs[node] + (sums[parent] if parent >= 0 else 0.0))
-    return draft.chain(max(range(len(sums)), key=sums.__getitem__))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Output
 from specx.backends.errors import GrammarError, ModelError, UsageError
+from specx.drafters.base import Forcing
 from specx.engine.settings import SamplingSettings
 
 __all__ = ["Constraint", "Sampler", "Unending"]
@@ -62,6 +63,10 @@ class Unending:
         if going_on.any() or not allowed.any() or self._constraint.allowed(self._others).any():
             return going_on
         return allowed
+
+    def forced(self) -> bytes:
+        """Bytes that everything which may come next begins with, where the text may not end."""
+        return self._constraint.forced() if isinstance(self._constraint, Forcing) else b""
 
     def accept(self, token: int) -> None:
         """`token` was emitted."""

@@ -13,6 +13,7 @@ from specx.backends.base import Cache, Model, Progress, Vocab
 from specx.backends.errors import ContextFullError, GrammarError, UsageError
 from specx.drafters import registry
 from specx.drafters.base import Drafter
+from specx.drafters.forced import ForcedDrafter
 from specx.drafters.mixture import MixtureDrafter
 from specx.engine.cost.identity import Identity, identity_text, measure_identity
 from specx.engine.cost.staircase import Staircase
@@ -27,6 +28,7 @@ from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.choice import Setup
 from specx.engine.setup.explain import silent
 from specx.engine.setup.here import Here
+from specx.engine.text.alphabet import Alphabet
 from specx.engine.text.answer import Chunk, Request, Result, Timings
 
 __all__ = ["Chunk", "Generation", "Result", "Session", "Timings", "load"]
@@ -43,7 +45,7 @@ class _Known:
 
     def free(self, sources: Sequence[str]) -> Drafter:
         """A drafter of these free sources."""
-        return self.learned.free_drafter(self.vocab.size, sources)
+        return ForcedDrafter(self.learned.free_drafter(self.vocab.size, sources), self.vocab)
 
 
 class Session:
@@ -90,6 +92,7 @@ class Session:
         self.notice = notice
         self.warn = notice
         self._second_bos_told = False
+        self._alphabet: Alphabet | None = None  # for grammars
         self.learned = learned
         self.staircase = learned.load_staircase(Staircase(model.facts.max_width))
         self.slots = [Slot(model.open())]
@@ -218,7 +221,8 @@ class Session:
             raise GrammarError("this model has no grammars", "leave the grammar out")
         from specx.engine.text.grammar import GrammarConstraint
 
-        return GrammarConstraint(pointer, text)
+        self._alphabet = self._alphabet or Alphabet(self.vocab)
+        return GrammarConstraint(pointer, text, alphabet=self._alphabet)
 
     def generate(
         self,

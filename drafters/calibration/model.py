@@ -7,14 +7,17 @@ which estimates a hazard: the probability that the token is right given that tho
 has seen little leans on all cells of the same margin, and these on a shipped prior.
 
 Before a token is asked for, its margin is not known. What is known then selects a cell of the *forecast*: how
-sure the free drafters are of the first token, or the margin of the token before.
+sure the free drafters are of the first token, or the margin of the token before. Whether the model will say
+what the free drafters say rests on how often both were right, and the model alone, by how sure the free
+drafters were.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 
 from specx.drafters.calibration.merging import Merging
 
-__all__ = ["AGREES", "OTHER", "SILENT", "Cell", "ModelCalibration", "Place"]
+__all__ = ["AGREES", "OTHER", "SILENT", "Beside", "Cell", "ModelCalibration", "Place"]
 
 Cell = tuple[int, int, int, int]
 """Index of a cell of hazards."""
@@ -47,6 +50,35 @@ PLACE_TRIALS, PLACE_KEEP = 4.0, 0.98  # of one place of the forecast, which lean
 INTERCEPT, SLOPE = -0.2, 0.8
 AGREEMENT = (0.0, -0.4, 1.2)
 RIGHT = 0.7  # of all tokens
+SURE = (0.4, 0.7, 0.9)  # of the free drafters' token: hazards from which on the next cell applies
+BESIDE_SHAPE = (ORDERS, len(SURE) + 1, 2)  # the last: whether the free drafters are right
+BESIDE = (0.4, 0.85)  # how often the model is right where the free drafters are not, and where they are
+SAID = (0.2, 0.85)  # how often it says what they say, likewise
+
+
+@dataclass(slots=True)  # several a step: a frozen one takes three times as long to make
+class Beside:
+    """What to expect of a model where the free drafters propose a token.
+
+    Attributes:
+        said: probability that it will say that token.
+        right: that it will be right.
+        both: that it will say that token and be right.
+    """
+
+    said: float
+    right: float
+    both: float
+
+    @property
+    def if_said(self) -> float:
+        """Probability that it is right if it says that token."""
+        return self.both / self.said if self.said > 0 else 0.0
+
+    @property
+    def if_other(self) -> float:
+        """Probability that it is right if it says another."""
+        return (self.right - self.both) / (1 - self.said) if self.said < 1 else 0.0
 
 
 class ModelCalibration:
@@ -57,6 +89,9 @@ class ModelCalibration:
         margins: (ORDERS, buckets, 2) the same of all cells of a margin.
         forecasts: (*FORECAST_SHAPE, 2) the same of the places of the forecast.
         all: (ORDERS, 2) the same of all of them.
+        beside: (*BESIDE_SHAPE, 2) the same where the free drafters proposed a token for the same place, by
+            how sure they were of it and whether they were right.
+        agreed: (*BESIDE_SHAPE[:2], 2) how often the model said that token.
         tokens: scored tokens in all, and how many of them were right; not decayed.
         merging: how often the target writes as one token what the model writes as two; of models with another
             vocabulary.
@@ -67,6 +102,8 @@ class ModelCalibration:
         self.margins: NDArray[np.float64] = np.zeros((ORDERS, SHAPE[1], 2))  # over depths and agreement
         self.forecasts: NDArray[np.float64] = np.zeros((*FORECAST_SHAPE, 2))
         self.all: NDArray[np.float64] = np.zeros((ORDERS, 2))
+        self.beside: NDArray[np.float64] = np.zeros((*BESIDE_SHAPE, 2))
+        self.agreed: NDArray[np.float64] = np.zeros((*BESIDE_SHAPE[:2], 2))
         self.tokens: NDArray[np.float64] = np.zeros(2)
         self.merging = Merging()
 
@@ -118,6 +155,27 @@ class ModelCalibration:
         """Probability that a token further on will be right if those before it are."""
         return _mean(self.all[int(noisy)], RIGHT)
 
+    def beside_free(self, noisy: bool, free: Sequence[float]) -> list[Beside]:
+        """What to expect where the free drafters propose tokens that are right with the probabilities `free`,
+        each if those before it are."""
+        beside, agreed = self.beside[int(noisy)].tolist(), self.agreed[int(noisy)].tolist()
+        found = []
+        for hazard in free:
+            at = bisect_right(SURE, hazard)
+            both = hazard * _shrunk(beside[at][1], BESIDE[1])
+            other = (1 - hazard) * _shrunk(beside[at][0], BESIDE[0])
+            said = _shrunk(agreed[at], hazard * SAID[1] + (1 - hazard) * SAID[0])
+            found.append(Beside(min(max(said, both), 1 - other), both + other, both))
+        return found
+
+    def score_beside(self, noisy: bool, free: float, free_right: bool, right: bool) -> None:
+        """A token was `right` or not where the free drafters' was, which was thought right with `free`."""
+        _count(self.beside[int(noisy), bisect_right(SURE, free), int(free_right)], right, KEEP)
+
+    def score_said(self, noisy: bool, free: float, said: bool) -> None:
+        """It `said` what the free drafters did, which was thought right with `free`, or something else."""
+        _count(self.agreed[int(noisy), bisect_right(SURE, free)], said, KEEP)
+
     def score(self, cell: Cell, at: Place, right: bool) -> None:
         """A token of `cell`, forecast from `at`, was `right` or not."""
         _count(self.tokens, right, 1.0)
@@ -150,7 +208,7 @@ class ModelCalibration:
         return made
 
 
-_FIELDS = ("counts", "margins", "forecasts", "all", "tokens")
+_FIELDS = ("counts", "margins", "forecasts", "all", "beside", "agreed", "tokens")
 
 
 def _count(counts: NDArray[np.float64], right: bool, keep: float) -> None:
@@ -159,8 +217,12 @@ def _count(counts: NDArray[np.float64], right: bool, keep: float) -> None:
 
 
 def _mean(counts: NDArray[np.float64], prior: float, weight: float = PRIOR_TRIALS) -> float:
-    hits, trials = counts.tolist()
-    return float((weight * prior + hits) / (weight + trials))
+    return _shrunk(counts.tolist(), prior, weight)
+
+
+def _shrunk(counts: list[float], prior: float, weight: float = PRIOR_TRIALS) -> float:
+    hits, trials = counts
+    return (weight * prior + hits) / (weight + trials)
 
 
 def _prior(margin: int) -> float:

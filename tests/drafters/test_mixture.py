@@ -34,7 +34,9 @@ class FixedDrafting(Drafting):
     def __init__(self, draft):
         self.draft, self.rooms, self.told = draft, [], []
 
-    def propose(self, room):
+    def propose(self, room, after=()):
+        if after:
+            return EMPTY_DRAFT
         self.rooms.append(room)
         return self.draft.head(min(room.limit, len(self.draft)))
 
@@ -172,15 +174,24 @@ def test_what_a_source_is_expected_to_give():
     offer = offered(drafting)["one"]
     assert (offer.most, offer.token_ms, offer.explorable) == (8, 2.0, True)
     assert offer.invest_ms == pytest.approx(2 * 0.5)  # two tokens before the last one are unread
-    forecast = offer.forecast(3)
+    [(probability, forecast)] = offer.forecast(3)
+    assert probability == 1
     assert paths(forecast) == {(-1,): 1, (-1, -1): 1, (-1, -1, -1): 1, (50,): 0}
-    assert forecast.probs[0] == pytest.approx(
-        source.calibration.forecast(source.calibration.first(False, 0.2))
-    )
+    [expected] = source.calibration.beside_free(False, [np.float32(0.2).item()])
+    later = source.calibration.later(False)
+    chain = [prob for prob, token in zip(forecast.probs, forecast.tokens, strict=True) if token < 0]
+    assert chain == pytest.approx([expected.right, expected.right * later, expected.right * later**2])
+    # One token: what the free drafters say, or another.
+    other, same = offer.forecast(1)
+    assert (other[0], same[0]) == (pytest.approx(1 - expected.said), pytest.approx(expected.said))
+    assert paths(other[1]).keys() == {(-1,), (50,)} and paths(same[1]) == {(50,): 0}
+    assert max(other[1].probs[other[1].tokens < 0]) == pytest.approx(expected.if_other)
+    assert same[1].probs[0] == pytest.approx(expected.if_said)
     offer.take()
     further = offered(drafting)["one"]
     assert (further.most, further.invest_ms) == (7, 0.0)
-    assert paths(further.forecast(1)).keys() == {(4,), (4, -1), (50,)}
+    [(_, forecast)] = further.forecast(1)
+    assert paths(forecast).keys() == {(4,), (4, -1), (50,)}
 
 
 def test_where_only_chains_are_possible_a_forecast_is_the_chain_of_the_source():
@@ -189,13 +200,15 @@ def test_where_only_chains_are_possible_a_forecast_is_the_chain_of_the_source():
     drafting.propose(CHAIN)
     assert fixed.followed[0].rooms == [CHAIN]
     offer = offered(drafting, CHAIN)["one"]
-    for further in (1, 2, 8):
-        forecast = offer.forecast(further)
+    for further in (2, 8):
+        [(_, forecast)] = offer.forecast(further)
         assert forecast.tokens.tolist() == [-1] * further
         assert forecast.parents.tolist() == list(range(-1, further - 1))
+    assert [forecast.tokens.tolist() for _, forecast in offer.forecast(1)] == [[-1], [50, 51]]
     draft = offer.take()
     assert paths(draft).keys() == {(50,), (50, 51), (4,)}
-    assert offered(drafting, CHAIN)["one"].forecast(2).tokens.tolist() == [4, -1, -1]
+    [(_, forecast)] = offered(drafting, CHAIN)["one"].forecast(2)
+    assert forecast.tokens.tolist() == [4, -1, -1]
 
 
 def test_no_more_is_offered_than_there_is_room_for():

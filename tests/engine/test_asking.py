@@ -51,7 +51,7 @@ class Source(Drafting):
 
     def forecast(self, further):
         n = self.asked + further
-        return self.chain(n, [*self.hazards[: self.asked], *self.expected[self.asked :]])
+        return [(1.0, self.chain(n, [*self.hazards[: self.asked], *self.expected[self.asked :]]))]
 
     def take(self):
         if not self.asked and not self.invested:
@@ -326,3 +326,85 @@ def test_loading_is_no_loss_of_the_text_whatever_the_reason():
     asked = part_of(decision).asked
     assert asked.invested_ms == pytest.approx(300.0) and asked.ms - asked.invested_ms < 20
     assert text.budget.steps > ALLOWANCE
+
+
+class Checked(Source):
+    """Offers a check of some tokens in one call as well; it says all of them with a probability, or none."""
+
+    def __init__(self, *given, checked, agrees, first_ms, **options):
+        super().__init__(*given, **options)
+        self.checked, self.agrees, self.first_ms, self.checks = checked, agrees, first_ms, 0
+
+    def offers(self, room):
+        token = super().offers(room)
+        if not token or self.asked:
+            return token
+        [offer] = token
+        check = Offer(
+            offer.source,
+            self.outcomes,
+            self.check,
+            1,
+            offer.token_ms,
+            offer.invest_ms,
+            offer.explorable,
+            offer.open_ms,
+            offer.upkeep_ms,
+            self.first_ms,
+        )
+        return (offer, check)
+
+    def outcomes(self, _times):
+        all_of_it, one = self.chain(self.checked, self.expected), self.chain(1, self.expected)
+        return [(1 - self.agrees, one), (self.agrees, all_of_it)]
+
+    def check(self):
+        self.clock.sleep((self.token_ms + self.first_ms) / 1e3)
+        self.checks += 1
+        self.asked += self.checked
+        return self.chain(self.asked, self.hazards)
+
+
+@pytest.mark.parametrize(("agrees", "first_ms", "checks"), [(0.9, 1.0, 1), (0.05, 1.0, 0), (0.9, 30.0, 0)])
+def test_a_check_is_made_where_it_gains_more_than_a_token(agrees, first_ms, checks):
+    clock = SimulatedClock()
+    source = Checked(clock, [0.9] * 8, 4.0, checked=4, agrees=agrees, first_ms=first_ms)
+    decision = choose(plan_of(clock), source, Writing())
+    assert source.checks == checks and source.asked > 0
+    tokens = part_of(decision).asked.tokens
+    assert tokens == source.asked - 3 * checks
+    assert decision.asked_ms == pytest.approx(tokens * 4.0 + checks * first_ms)
+
+
+def test_what_may_come_of_a_check_is_weighed_by_its_probability():
+    clock, text = SimulatedClock(), Writing(budget=1000.0)
+    source = Checked(clock, [0.9] * 8, 4.0, checked=4, agrees=0.3, first_ms=1.0)
+    plan = plan_of(clock)
+    gains = {}
+
+    def weigh(terms, drafts, i, offer, best):
+        gains[offer.first_ms], _ = found = type(plan.asking).weigh(plan.asking, terms, drafts, i, offer, best)
+        return found[0], None
+
+    plan.asking.weigh = weigh
+    choose(plan, source, text)
+    costs, path = plan.staircase.costs(3), np.cumprod([0.9] * 4)
+    plain = 10.0  # milliseconds a token
+    one = max((1 + path[0]) * plain - (5 + costs[2]), plain - (5 + costs[1]))
+    four = max((1 + path[:n].sum()) * plain - (5 + costs[n + 1]) for n in range(5))
+    assert gains[1.0] == pytest.approx(0.7 * one + 0.3 * four, rel=1e-6)
+
+
+def test_two_offers_of_a_source_are_one_expectation_of_what_it_gains():
+    clock, promises = SimulatedClock(), []
+    for source in (
+        Source(clock, [0.9] * 8, 1.0, invest_ms=30000.0),
+        Checked(clock, [0.9] * 8, 1.0, invest_ms=30000.0, checked=1, agrees=1.0, first_ms=0.0),
+    ):
+        plan, text = plan_of(clock), Writing()
+        for _ in range(5):
+            step(plan, source, 0, text)
+        assert not source.invested
+        promises.append(plan.asking._promises["model"])
+    one, two = promises
+    assert one.ms > 0 and (two.ms, two.tokens) == pytest.approx((one.ms, one.tokens))

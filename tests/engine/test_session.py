@@ -16,6 +16,7 @@ from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.backends.store import Store
 from specx.drafters import registry
 from specx.drafters.base import Draft, Room
+from specx.drafters.model import ModelGuesser
 from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
@@ -332,6 +333,25 @@ def test_no_draft_model_of_another_vocabulary_changes_the_answer(name, leaves):
         assert (result.tokens, result.text) == (plain.tokens, plain.text)
         assert result.timings.draft_ms > 0
     assert session.draft_models.name == "draft" and session.draft_models.model.calibration.trials > 20
+
+
+@pytest.mark.parametrize("leaves", [1, 16])
+def test_a_draft_model_that_checks_the_free_draft_does_not_change_the_answer(leaves, monkeypatch):
+    checked, check = [], ModelGuesser.check
+
+    def watched(guesser, chain, claimed):
+        guesses = check(guesser, chain, claimed)
+        checked.append((len(claimed), len(guesses)))
+        return guesses
+
+    monkeypatch.setattr(ModelGuesser, "check", watched)
+    session = session_of(drafter="auto", draft={"peak": 0.7}, max_leaves=leaves)
+    session.plan = Plan(session.staircase, clock=session.clock, asking=Curious)
+    for name, sampling in SETTINGS.items():
+        result = run(session, sampling, ignore_eos=True)
+        assert result.tokens == plainly(sampling, ignore_eos=True).tokens, name
+    several = [given for claimed, given in checked if claimed > 1]
+    assert len(several) > 10 and max(several) > 3 > 1 == min(several)
 
 
 def test_a_draft_model_of_the_same_law_is_always_right_whatever_the_temperature():
@@ -696,7 +716,7 @@ def test_reset_forgets_the_session():
     session.reset()
     assert [(slot.cached, slot.cache.length) for slot in session.slots] == [([], 0)]
     assert session.drafter_name == "suffix"
-    assert len(session.drafter.history()) == 0
+    assert len(session.drafter.inner.history()) == 0
     again = run(session)
     assert again.timings.prompt_n == len(PROMPT)
     assert again.tokens == first.tokens

@@ -9,8 +9,9 @@ import pytest
 
 from specx.backends.errors import GrammarError
 from specx.backends.llama.libllama import lib
-from specx.engine.sampling import Sampler
+from specx.engine.sampling import Sampler, Unending
 from specx.engine.settings import SamplingSettings
+from specx.engine.text.alphabet import Alphabet
 from specx.engine.text.grammar import GrammarConstraint
 from specx.engine.text.json_schema import grammar_of_schema
 
@@ -127,3 +128,84 @@ def test_sampling_json_of_a_schema(vocab):
                 break
             text += piece(vocab, token)
         assert b"".join(text.split()) in (b'{"n":1}', b'{"n":22}')
+
+
+@pytest.fixture(scope="session")
+def llama_vocab(smollm2):
+    from specx.backends.llama.vocab import LlamaVocab
+
+    library = lib()
+    parameters = library.llama_model_default_params()
+    parameters.vocab_only = True
+    model = library.llama_model_load_from_file(str(smollm2).encode(), parameters)
+    yield LlamaVocab(model)
+    library.llama_model_free(model)
+
+
+@pytest.fixture(scope="session")
+def alphabet(llama_vocab):
+    return Alphabet(llama_vocab)
+
+
+def test_single_bytes_have_tokens_as_far_as_there_are_any(llama_vocab, alphabet):
+    pieces = {llama_vocab.piece(int(token)) for token in alphabet.all if int(token) not in alphabet.ends}
+    every = {llama_vocab.piece(token) for token in range(llama_vocab.size) if token not in llama_vocab.eog}
+    single = {piece for piece in every if len(piece) == 1}
+    assert (
+        pieces <= single and len(single - pieces) <= 2
+    )  # NUL, and bytes that are always part of a longer token
+    assert set(alphabet.few.tolist()) <= set(alphabet.all.tolist())
+
+
+@pytest.mark.parametrize(
+    ("grammar", "emitted", "forced"),
+    [
+        ('root ::= "a long name" | "a long time"', "", b"a long "),
+        ('root ::= "a long name" | "a long time"', "a long n", b"ame"),
+        ('root ::= "yes" [0-9]', "", b"yes"),
+        ('root ::= "yes"?', "", b""),  # it may end
+        ('root ::= "yes" "!"?', "", b"yes"),
+        ('root ::= "caf" [⟰] "s"', "", "caf⟰s".encode()),
+        ('root ::= "x" | [^a-z]', "", b""),
+        ('root ::= "b" [a-z]{2} "end"', "bxy", b"end"),
+        ('root ::= "' + "ab" * 100 + '"', "", b"ab" * 32),  # so much is looked for at once
+    ],
+)
+def test_what_is_forced(llama_vocab, alphabet, grammar, emitted, forced):
+    constraint = GrammarConstraint(llama_vocab.pointer, grammar, alphabet=alphabet)
+    for token in llama_vocab.tokenize(emitted.encode(), add_special=False, parse_special=False):
+        constraint.accept(token)
+    assert constraint.forced() == forced
+    assert GrammarConstraint(llama_vocab.pointer, grammar).forced() == b""  # nothing to probe it with
+
+
+def test_what_is_forced_is_used_up_and_probing_changes_nothing(llama_vocab, alphabet, monkeypatch):
+    grammar = 'root ::= "{" "customer_identifier" ":" [0-9]+ "}"'
+    constraint = GrammarConstraint(llama_vocab.pointer, grammar, alphabet=alphabet)
+    plain = GrammarConstraint(llama_vocab.pointer, grammar)
+    probes, probe = [], constraint._probe
+    monkeypatch.setattr(constraint, "_probe", lambda: probes.append(1) or probe())
+    everything = np.arange(llama_vocab.size, dtype=np.int32)
+    left = b"{customer_identifier:"
+    for token in llama_vocab.tokenize(left, add_special=False, parse_special=False):
+        assert constraint.forced() == left and len(probes) == 1
+        assert (constraint.allowed(everything) == plain.allowed(everything)).all()
+        constraint.accept(token)
+        plain.accept(token)
+        left = left[len(llama_vocab.piece(token)) :]
+    assert left == constraint.forced() == constraint.forced() == b"" and len(probes) == 2
+    for token in llama_vocab.tokenize(b"12", add_special=False, parse_special=False):
+        constraint.accept(token)
+        plain.accept(token)
+    assert (constraint.allowed(everything) == plain.allowed(everything)).all()
+    unending = Unending(constraint, llama_vocab.eog, llama_vocab.size)
+    assert unending.forced() == b""
+
+
+def test_few_tokens_are_asked_about_to_find_what_is_forced(llama_vocab, alphabet, monkeypatch):
+    constraint = GrammarConstraint(llama_vocab.pointer, 'root ::= "name" [a-z]*', alphabet=alphabet)
+    asked, allowed = [], constraint._allowed
+    monkeypatch.setattr(constraint, "_allowed", lambda *given: asked.append(len(given[1])) or allowed(*given))
+    assert constraint.forced() == b"name"
+    assert max(asked) <= 256 + len(alphabet.ends) and len(asked) == 2 * 4 + 1
+    assert asked[-1] < 20  # a choice is found at once

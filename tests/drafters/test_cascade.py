@@ -1,0 +1,361 @@
+"""A model checks the free draft in one call, and the free drafters go on from where its chain ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specx.backends.base import Output
+from specx.backends.scripted import ScriptedModel, SimulatedClock
+from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter, Drafting, Room, Text, Verified
+from specx.drafters.calibration.model import AGREES, OTHER, SILENT, Beside, ModelCalibration
+from specx.drafters.cascade import FORESEEN, Below, Claims, Foresight, claims_after, graft, worth_checking
+from specx.drafters.free import FreeDrafter
+from specx.drafters.guesser import GuessCosts
+from specx.drafters.merge import merge
+from specx.drafters.mixture import MixtureDrafter
+from specx.drafters.model import DraftModel
+
+V = 64
+CHAIN = Room(8, 1)
+NOTHING = Output(np.zeros((1, V), np.float32))
+
+
+def chain_of(tokens, hazards, source=0):
+    return Draft.of_chain(tokens, np.cumprod(hazards), source)
+
+
+def paths(draft):
+    """Path of tokens -> (probability, source)."""
+    found = []
+    for token, parent in zip(draft.tokens.tolist(), draft.parents.tolist(), strict=True):
+        assert parent < len(found)  # parents come first
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    assert draft.probs.tolist() == sorted(draft.probs.tolist(), reverse=True)
+    return dict(zip(found, zip(draft.probs.tolist(), draft.sources.tolist(), strict=True), strict=True))
+
+
+class Saying(Drafter):
+    """Claims the same chain every time, and another below it."""
+
+    source_names = ("saying",)
+
+    def __init__(self, draft=EMPTY_DRAFT, below=EMPTY_DRAFT):
+        self.draft, self.below, self.asked_after = draft, below, []
+
+    def start(self, text):
+        return SayingDrafting(self)
+
+
+class SayingDrafting(Drafting):
+    def __init__(self, drafter):
+        self.drafter = drafter
+
+    def propose(self, room, after=()):
+        if after:
+            self.drafter.asked_after.append(list(after))
+        found = self.drafter.below if after else self.drafter.draft
+        return found.head(min(room.limit, len(found)))
+
+
+class Calls(ScriptedModel):
+    """Writes down what is computed."""
+
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self.calls = []
+
+    def forward(self, trees, *rest):
+        self.calls += [tree.tokens.tolist() for tree in trees]
+        return super().forward(trees, *rest)
+
+
+def source_of(model, clock=None, **costs):
+    times = {"token_ms": 4.0, "further_ms": 0.5, "read_ms": 0.1, "open_ms": 0.0, **costs}
+    options = {} if clock is None else {"clock": clock}
+    source = DraftModel(lambda: model, n_ctx=512, shared=V, costs=GuessCosts(**times), **options)
+    source.open().cache.close()  # it is loaded
+    source._opened = 0
+    return source
+
+
+def greedy(model, tokens, n):
+    """What the model says after `tokens`."""
+    said = []
+    for _ in range(n):
+        said.append(int(np.argmax(model.logits([*tokens, *said]))))
+    return said
+
+
+def following(model, free, text):
+    drafter = MixtureDrafter(free)
+    drafter.guessers.append(source_of(model))
+    drafting = drafter.start(text)
+    return drafter, drafting
+
+
+def other_than(token):
+    return token % (V - 1) + 1
+
+
+def test_what_is_claimed_is_the_most_promising_way_on():
+    draft = merge(chain_of([5, 6, 7], [0.5, 0.8, 0.5]), [5, 8], [0.5, 0.1], 1)
+    assert claims_after(draft, []).tokens == [5, 6, 7]
+    claims = claims_after(draft, [5])
+    assert claims.tokens == [6, 7] and claims.hazards[1] == pytest.approx(0.5, abs=1e-6)
+    assert claims_after(draft, [5, 8]).tokens == claims_after(draft, [9]).tokens == []
+    assert claims_after(EMPTY_DRAFT, []).tokens == []
+
+
+def test_a_tree_is_grafted_below_a_path():
+    draft = merge(chain_of([5, 6], [0.5, 0.8]), [9, 4], [0.4, 0.5], 1)
+    below = Draft(
+        np.array([7, 8, 3], np.int32),
+        np.array([-1, 0, -1], np.int32),
+        np.array([0.75, 0.5, 0.25], np.float32),
+        np.array([2, 2, 3], np.uint8),
+    )
+    before, after = paths(draft), paths(graft(draft, [9, 4], below))
+    at = before[(9, 4)][0]
+    grafted = {(9, 4, 7): (0.75, 2), (9, 4, 7, 8): (0.5, 2), (9, 4, 3): (0.25, 3)}
+    assert after.keys() == before.keys() | grafted.keys()
+    for path, (prob, source) in grafted.items():
+        assert after[path] == (pytest.approx(prob * at), source)
+    assert all(after[path] == before[path] for path in before)
+    assert graft(draft, [9, 4], EMPTY_DRAFT) is draft
+
+
+def test_as_many_claims_are_checked_as_are_expected_to_save_a_call():
+    assert worth_checking([0.5, 0.5, 0.5], further_ms=1.0, token_ms=4.1) == 2  # the third saves 0.51 ms
+    assert worth_checking([0.5, 0.5, 0.5], further_ms=0.5, token_ms=4.1) == 3
+    assert worth_checking([0.2], further_ms=1.0, token_ms=4.0) == 0
+    assert worth_checking([], 1.0, 4.0) == 0
+
+
+def foresight(hazards, below=(0.5,)):
+    expected = [Beside(0.5 + hazard / 4, 0.3 + hazard / 2, hazard * 0.7) for hazard in hazards]
+    return Foresight(Claims(list(range(len(hazards))), hazards), expected, 0.6, 0.7, list(below))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.floats(0.01, 0.99), max_size=FORESEEN), st.integers(0, FORESEEN))
+def test_outcomes_are_a_distribution_and_give_what_the_model_is_expected_to_get_right(hazards, checked):
+    seen = foresight(hazards)
+    checked = min(checked, len(hazards))
+    outcomes = seen.outcomes(checked)
+    assert sum(outcome.probability for outcome in outcomes) == pytest.approx(1)
+    assert all(0 <= hazard <= 1 for outcome in outcomes for hazard in outcome.hazards)
+    # Its first token is there whatever comes of it, and is right as often as is expected.
+    first = sum(outcome.probability * outcome.hazards[0] for outcome in outcomes)
+    merged = any(not 0 <= n <= 2 for n in (outcome.agreed for outcome in outcomes)) or checked > 2
+    if not merged:
+        assert first == pytest.approx(seen.expected[0].right if hazards else 0.6)
+    # Where all of it is agreed with, the free drafters' claims go on.
+    last = outcomes[-1]
+    if checked < len(hazards):
+        assert last.hazards[checked + 1 :] == hazards[checked + 1 :]
+    else:
+        assert last.hazards[checked] == (0.7 if checked else 0.6)
+
+
+def test_asking_more_often_after_a_check():
+    seen = foresight([0.8, 0.6], below=())
+    one, two = seen.expected
+    assert seen.hazards(0, 3) == [one.right, two.right, 0.7]
+    # The third token is there without another call if the model says the first claim, and so on.
+    assert seen.hazards(2, 1) == pytest.approx(
+        [one.right, two.right * one.both / one.right, 0.7 * two.both / two.right]
+    )
+    assert seen.hazards(1, 2) == pytest.approx([one.right, two.right, 0.7 * one.both / one.right])
+
+
+def test_what_the_free_drafters_say_below_other_tokens_is_averaged():
+    below = Below()
+    assert below.hazards() == []
+    for _ in range(200):
+        below.observe(Claims([1, 2], [0.8, 0.5]))
+        below.observe(Claims([], []))
+    first, second = below.hazards()
+    assert first == pytest.approx(0.4, rel=0.05) and second == pytest.approx(0.5, rel=0.01)
+    once = Below()
+    once.observe(Claims([1, 2], [0.8, 0.5]))
+    assert once.hazards() == pytest.approx([0.8, 0.5])
+
+
+def test_how_often_the_model_says_what_the_free_drafters_do_is_learned():
+    calibration = ModelCalibration()
+    [prior] = calibration.beside_free(False, [0.8])
+    assert 0 < prior.both <= prior.said < 1 and prior.both <= prior.right <= 1
+    for i in range(200):
+        calibration.score_said(False, 0.8, i % 4 > 0)
+        calibration.score_beside(False, 0.8, i % 4 > 0, i % 4 > 0)
+    [learned] = calibration.beside_free(False, [0.75])  # of the same kind
+    assert learned.said == pytest.approx(0.75, abs=0.03)
+    assert learned.both == pytest.approx(0.75, abs=0.03) and learned.if_said > 0.95 > 0.2 > learned.if_other
+    assert calibration.beside_free(True, [0.75])[0].said != learned.said
+    again = ModelCalibration.from_arrays(calibration.to_arrays())
+    assert again.beside_free(False, [0.75]) == [learned]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_check_gives_what_asking_token_by_token_would(temperature):
+    rng = np.random.default_rng(3)
+    model = ScriptedModel(V, max_width=32)
+    text = Text(rng.integers(1, V, 20).tolist(), 5, temperature)
+    checking, asking = source_of(model).follow(text), source_of(model).follow(text)
+    asking.guess([])
+    checking.guess([])
+    for _ in range(40):
+        chain, said = [], []
+        for _ in range(int(rng.integers(0, 3))):
+            chain.append(asking.guess(chain).token)
+        for _ in range(6):
+            said.append(asking.guess([*chain, *[guess.token for guess in said]]))
+        right = int(rng.integers(0, 6))
+        claimed = [guess.token for guess in said[:right]]
+        wrong = int(rng.integers(0, 3))
+        if wrong:
+            claimed += [other_than(said[right].token), *rng.integers(1, V, wrong - 1).tolist()]
+        got = checking.check(chain, claimed)
+        assert got == said[: right + 1]
+        emitted = [*chain, *[guess.token for guess in got]][: int(rng.integers(1, 4))]
+        text.append(emitted)
+        for guesser in (checking, asking):
+            guesser.observe(Verified(emitted, EMPTY_DRAFT, NOTHING))
+
+
+def test_a_check_is_one_call_and_what_agrees_is_not_read_again():
+    model = Calls(V, max_width=32)
+    text = Text(list(range(1, 9)))
+    guesser = source_of(model).follow(text)
+    first, second, third = greedy(model, text.tokens, 3)
+    assert [guess.token for guess in guesser.check([], [first, second, other_than(third), 7])] == [
+        first,
+        second,
+        third,
+    ]
+    assert model.calls == [[*text.tokens, first, second, other_than(third), 7]]
+    guesser.guess([first, second, third])
+    assert model.calls[1:] == [[third]]
+
+
+def test_a_model_that_reads_one_token_at_a_time_is_not_asked_to_check():
+    model = ScriptedModel(V, max_width=4)
+    text = Text([1, 2, 3])
+    _, drafting = following(model, Saying(chain_of([5, 6], [0.9, 0.9])), text)
+    drafting.propose(CHAIN)
+    drafting.offers(CHAIN)[0].take()
+    drafting.observe(Verified([4], EMPTY_DRAFT, NOTHING))
+    drafting.propose(CHAIN)
+    assert len(drafting.offers(CHAIN)) == 1
+
+
+def offers_of(drafting, room=CHAIN):
+    token, *checks = drafting.offers(room)
+    return token, checks
+
+
+def test_a_check_is_another_offer_of_the_same_source():
+    model = Calls(V, max_width=32)
+    text = Text([1, 2, 3])
+    one, two, three = greedy(model, text.tokens, 3)
+    free = Saying(chain_of([one, two, other_than(three)], [0.9, 0.8, 0.7]))
+    drafter, drafting = following(model, free, text)
+    calibration = drafter.guessers[0].calibration
+    drafting.propose(CHAIN)
+    token, [check] = offers_of(drafting)
+    assert (check.source, check.token_ms, check.explorable) == (token.source, token.token_ms, True)
+    assert check.first_ms == pytest.approx(3 * 0.5) and token.first_ms == 0
+    assert check.invest_ms == token.invest_ms == pytest.approx(2 * 0.5)
+    assert (token.most, check.most) == (8, 5)
+    draft = check.take()
+    assert model.calls == [[1, 2, 3, one, two, other_than(three)]]
+    # What agrees goes to the target, and its own token instead of the first that does not.
+    hazards = [
+        calibration.hazard(calibration.cell(False, margin, depth, agreement))
+        for depth, (margin, agreement) in enumerate(
+            zip(margins(model, text, [one, two, three]), (AGREES, AGREES, OTHER), strict=True), 1
+        )
+    ]
+    found = paths(draft)
+    for n, path in enumerate([(one,), (one, two), (one, two, three)], 1):
+        assert found[path][0] == pytest.approx(np.prod(hazards[:n]), rel=1e-5)
+    assert found[(one, two, three)][1] == 1 and found[(one,)][1] == 0
+    assert calibration.agreed[0].sum(axis=0).tolist() == pytest.approx(
+        [2 * 0.99, 1 + 0.99 + 0.99**2], rel=0.02
+    )
+    # After it the same source may go on.
+    further, _ = offers_of(drafting)
+    assert further.most == 5
+    # Every token is scored: the first two were right, as the free ones were; the third was not.
+    emitted = [one, two, other_than(three)]
+    text.append(emitted)
+    drafting.observe(Verified(emitted, draft, NOTHING))
+    assert calibration.tokens.tolist() == [2, 3]
+    assert calibration.beside[0, :, 1].sum(axis=0)[1] == pytest.approx(1 + 1 + 1, abs=0.05)
+    assert calibration.beside[0, :, 0].sum() == 0
+
+
+def margins(model, text, tokens):
+    for n, token in enumerate(tokens):
+        logits = np.sort(model.logits([*text.tokens, *tokens[:n]]))
+        assert int(np.argmax(model.logits([*text.tokens, *tokens[:n]]))) == token
+        yield float(logits[-1] - logits[-2])
+
+
+def test_the_free_drafters_go_on_below_the_chain_and_that_is_checked_next():
+    model = Calls(V, max_width=32)
+    text = Text([1, 2, 3])
+    one, two, three = greedy(model, text.tokens, 3)
+    below = chain_of([two, three], [0.8, 0.5])
+    free = Saying(chain_of([other_than(one)], [0.6]), below)
+    drafter, drafting = following(model, free, text)
+    drafting.propose(CHAIN)
+    draft = offers_of(drafting)[0].take()
+    assert free.asked_after == [[one]]
+    found = paths(draft)
+    at = found[(one,)][0]
+    assert found[(one, two)] == (pytest.approx(at * 0.8), 0)
+    assert found[(one, two, three)] == (pytest.approx(at * 0.4), 0)
+    assert drafter.below.hazards() == pytest.approx([0.8, 0.5])
+    _, [check] = offers_of(drafting)
+    check.take()
+    assert model.calls[-1] == [one, two, three]
+    assert free.asked_after[-1] == [one, two, three, *greedy(model, [*text.tokens, one, two, three], 1)]
+    cells = drafting._chains[drafter.guessers[0]].cells
+    assert [cell[3] for cell, _ in cells] == [OTHER, AGREES, AGREES, SILENT]
+
+
+def test_free_drafts_of_the_text_go_on_below_a_chain():
+    text = Text([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 9])
+    drafting = FreeDrafter(V).start(text)
+    assert drafting.propose(CHAIN, [1, 2, 3]).tokens.tolist()[:2] == [4, 5]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_what_a_check_takes_is_what_it_said_it_would(temperature):
+    clock = SimulatedClock()
+    costs = {n: 4.0 + 0.5 * (n - 1) for n in range(1, 33)}
+    model = ScriptedModel(V, max_width=32, step_costs=costs, clock=clock, script=range(1, 30), peak=0.95)
+    text = Text(list(range(1, 20)), 3, temperature)
+    drafter = MixtureDrafter(FreeDrafter(V))
+    drafter.guessers.append(source_of(model, clock))
+    drafting, checks = drafter.start(text), 0
+    for _ in range(60):
+        drafting.propose(CHAIN)
+        for offer in drafting.offers(CHAIN):
+            if offer.first_ms > 0:
+                start = clock()
+                offer.take()
+                took_ms = (clock() - start) * 1e3
+                assert took_ms == pytest.approx(offer.token_ms + offer.first_ms + offer.invest_ms, rel=0.1)
+                checks += 1
+                break
+        else:
+            drafting.offers(CHAIN)[0].take()
+        emitted = [text.tokens[-1] % 29 + 1]
+        text.append(emitted)
+        drafting.observe(Verified(emitted, EMPTY_DRAFT, Output(model.logits(text.tokens)[None].copy())))
+    assert checks > 10
