@@ -182,6 +182,7 @@ def measure(
         texts = []
         for way, drafter in drafters.items():
             session.drafter, session.plan = drafter, plans[way]
+            session.forget_conversation()  # each way sees the rows of the prompt
             generation = session.generate(tokens, sampling, n_predict=options.n)
             for chunk in generation:
                 found[prompt.category][way].add(chunk)
