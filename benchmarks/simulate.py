@@ -100,9 +100,9 @@ class Guessing(Drafting):
     def __init__(self, trie: FreeTrie) -> None:
         self.trie = trie
 
-    def propose(self, room: Room) -> Draft:
-        """The best tree that fits `room`."""
-        return Draft(*self.trie.grow(room.limit, room.leaves))
+    def propose(self, room: Room, after: Sequence[int] = ()) -> Draft:
+        """The best tree that fits `room`, below the text and the tokens `after` it."""
+        return Draft(*self.trie.grow(room.limit, room.leaves, path=after))
 
 
 def staircase(data: dict[str, dict[str, float]]) -> Staircase:
