@@ -26,7 +26,7 @@ def short(economics):
 def test_processes_that_write_a_short_answer_do_not_pay_for_what_they_cannot_use(economics, short, name):
     disk = economics.DISKS[name]
     found = short.run(disk)
-    assert found.ratio <= economics.ALLOWED
+    assert found.of_free <= economics.ALLOWED
     # Loading takes 300 ms and more, an answer 380: at first no more is lost than free drafts may, and a look.
     assert found.first_loss_ms <= 3.5 * economics.STEP_MS[1] + (disk.look_ms if disk else 0.0)
 
@@ -44,7 +44,7 @@ def test_long_answers_keep_what_loading_at_once_brings(economics):
 def test_where_most_answers_are_short_and_some_long_neither_kind_loses(economics):
     simulation = economics.Simulation("bimodal", processes=24, first=10)
     found = simulation.run(economics.DISKS["usual"])
-    assert found.ratio <= economics.ALLOWED
+    assert found.of_free <= economics.ALLOWED
     # The long ones have it loaded, once they are known as such: no process pays for nothing.
     assert found.loss_ms <= 3.5 * economics.STEP_MS[1] and found.gain_kept >= 0.95
 
