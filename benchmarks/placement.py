@@ -1,9 +1,9 @@
 """Predicted and measured times of a model's steps, for several divisions of its layers among two devices.
 
-The second device is another process of this machine (`rpc_device.py`). The devices are timed as `-ngl auto`
-does, then the model is loaded once for each division and the same widths are timed.
+The second device is the first GPU, or without one another process of this machine (`rpc_device.py`). Both are
+timed as `-ngl auto` does, then the model is loaded once for each division and the same widths are timed.
 
-    sh scripts/rpc_device.sh
+    sh scripts/rpc_device.sh    # without a GPU
     python benchmarks/placement.py MODEL.gguf [--threads 1] [--device-threads 1] [--layers 0,8,16,24,31]
 """
 
@@ -33,15 +33,19 @@ WIDTHS = (1, 4, 8)
 def main() -> int:
     arguments = _parser().parse_args()
     wanted = Load(arguments.model, arguments.threads, arguments.threads, n_ctx=1024)
+    kernels = KERNELS[arguments.kernels]
+    if len(usable_devices()) > 1:
+        _compare(wanted, kernels, arguments.layers, repack=arguments.repack)
+        return 0
     with rpc_device.served(arguments.device_threads) as endpoint:
         rpc_device.register(endpoint)
-        _compare(wanted, KERNELS[arguments.kernels], arguments.layers, repack=arguments.repack)
+        _compare(wanted, kernels, arguments.layers, repack=arguments.repack)
     return 0
 
 
 def _compare(wanted: Load, kernels: Kernels, layers: Sequence[int], *, repack: bool) -> None:
     target = model_layers(read_gguf(wanted.path), wanted)
-    devices = usable_devices()
+    devices = usable_devices()[:2]
 
     def load(division: Division) -> LlamaModel:
         offload = tuple((name, count) for name, count in division if name != devices[0].name)

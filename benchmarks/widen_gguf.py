@@ -20,6 +20,10 @@ What remains is rounding: in the norms, and of activations and weights that were
 width every factor is a power of two, and nothing is rounded otherwise. `--check` compares greedy answers with
 the model at its own width, quantized the same way.
 
+`--type same` leaves the blocks as they are, which is a matter of copying: billions of weights in seconds.
+What multiplies the added zeros is then made of the source's own blocks and not of zeros, so that a processor
+meets no more zeros among the weights than it must.
+
     python benchmarks/widen_gguf.py small.gguf wide.gguf \\
         --width 2048 --ffn 4096 --heads 30 --kv-heads 10 --check
     python benchmarks/widen_gguf.py gemma3-270m.gguf wide-gemma.gguf --width 2560 --check
@@ -36,7 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, ReaderTensor
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, ReaderTensor
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
@@ -50,6 +54,7 @@ TYPES = {
     "Q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
     "Q4_1": (GGMLQuantizationType.Q4_1, LlamaFileType.MOSTLY_Q4_1),
 }
+SAME = "same"
 CHECK_PROMPTS = ("The capital of France is", "def fibonacci(n):\n", "1. Wash the vegetables.\n2.")
 CHECK_TOKENS = 48
 
@@ -157,7 +162,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("target", type=Path)
     for name in ("--width", "--ffn", "--heads", "--kv-heads"):
         parser.add_argument(name, type=int, help="the source's own if not given")
-    parser.add_argument("--type", choices=TYPES, default="Q4_0", help="of the weight matrices (Q4_0)")
+    parser.add_argument(
+        "--type", choices=(*TYPES, SAME), default="Q4_0", help="of the weight matrices (Q4_0)"
+    )
     parser.add_argument("--check", action="store_true", help="compare greedy answers with the source's")
     return parser.parse_args()
 
@@ -209,7 +216,8 @@ def widen(reader: GGUFReader, target: Path, own: Shape, wide: Shape, kind: str) 
     grows = all(getattr(wide, name) >= getattr(own, name) for name in ("width", "ffn", "heads", "kv_heads"))
     if not grows or wide.heads * own.kv_heads != own.heads * wide.kv_heads:
         raise ValueError(f"dimensions may only grow, and heads with their kv heads: {own} to {wide}")
-    weights, file_type = TYPES[kind]
+    own_type = reader.fields["general.file_type"].contents() if kind == SAME else 0
+    weights, file_type = TYPES.get(kind, (None, own_type))
     architecture = architecture_of(reader)
     widening = Widening(own, wide, scaled=architecture == "gemma3")
     writer = GGUFWriter(target, architecture)
@@ -217,6 +225,8 @@ def widen(reader: GGUFReader, target: Path, own: Shape, wide: Shape, kind: str) 
     for tensor in reader.tensors:
         if len(tensor.shape) == 1:
             writer.add_tensor(tensor.name, vector(tensor, widening))
+        elif weights is None:
+            writer.add_tensor(tensor.name, widened_blocks(tensor, widening), raw_dtype=tensor.tensor_type)
         else:
             data = np.concatenate([quantize(rows, weights) for rows in matrix(tensor, widening)])
             writer.add_tensor(tensor.name, data, raw_dtype=weights)
@@ -254,6 +264,32 @@ def vector(tensor: ReaderTensor, widening: Widening) -> NDArray[np.float32]:
     if kind_of(tensor.name) in STREAM_NORMS + POST_NORMS:
         values = np.pad(values, (0, widening.wide.width - len(values)))
     return values
+
+
+def widened_blocks(tensor: ReaderTensor, widening: Widening) -> NDArray[np.uint8]:
+    """A weight matrix (outputs, bytes) with its blocks as they are.
+
+    Added inputs are zeros whatever they are multiplied with. Added outputs have to be zeros: old inputs are
+    multiplied with zeros there, and the outputs of the embedding are the hidden state itself.
+
+    Raises:
+        ValueError: a row would end within a block, or weights would change.
+    """
+    blocks = tensor.data.view(np.uint8)
+    rows, size = blocks.shape
+    outputs, inputs = widening.wide.rows_and_columns(tensor.name, rows)
+    length, nbytes = GGML_QUANT_SIZES[tensor.tensor_type]
+    if inputs % length:
+        raise ValueError(f"{inputs} inputs of {tensor.name} are no multiple of its blocks of {length}")
+    if widening.factor(tensor.name) != 1:
+        raise ValueError(f"{tensor.name} is scaled by the width: --type {SAME} cannot do that")
+    found = np.zeros((outputs, inputs // length * nbytes), np.uint8)
+    found[:rows, :size] = blocks
+    if tensor.name != "token_embd.weight":
+        added = np.tile(blocks, -(-found.shape[1] // size))[:, size : found.shape[1]]
+        for start in range(0, outputs, rows):
+            found[start : start + rows, size:] = added[: outputs - start]
+    return found
 
 
 def matrix(tensor: ReaderTensor, widening: Widening) -> Iterator[NDArray[np.float32]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +16,15 @@ import numpy as np
 from specx.backends.errors import ModelError
 from specx.backends.llama.libllama import lib
 
-__all__ = ["TRANSFER_BYTES", "Device", "Transfer", "device_pointer", "list_devices", "measure_transfer"]
+__all__ = [
+    "TRANSFER_BYTES",
+    "Device",
+    "Transfer",
+    "device_pointer",
+    "devices_fingerprint",
+    "list_devices",
+    "measure_transfer",
+]
 
 TYPES = ("CPU", "GPU", "iGPU", "ACCEL", "META")  # enum ggml_backend_dev_type of ggml-backend.h
 OWN_REGISTRY = "specx"  # the kernels of kernels/ggml are devices to ggml; what they run on is the CPU
@@ -93,6 +102,12 @@ def list_devices() -> list[Device]:
             )
         )
     return found
+
+
+def devices_fingerprint(devices: Sequence[Device]) -> str:
+    """16 hex digits, a key for what was measured on them: "CUDA0" can be another GPU tomorrow."""
+    names = "|".join(f"{device.name} {device.description} {device.memory_total}" for device in devices)
+    return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
 def device_pointer(name: str) -> int:

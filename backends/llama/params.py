@@ -69,8 +69,7 @@ def load_weights(
         return not raised
 
     params = module.llama_model_default_params()
-    params.n_gpu_layers = load.n_gpu_layers
-    kept = _divide(module, params, load.offload)
+    kept = _divide(module, params, load)
     params.load_mode = _load_mode(module, load)
     params.use_extra_bufts = repack
     if trimmed is not None:
@@ -167,12 +166,15 @@ def sequences_per_text(module: Any, texts: int) -> int:
     return max(MAX_WIDTH // texts, 1)
 
 
-def _divide(module: Any, params: Any, offload: tuple[tuple[str, int], ...] | None) -> tuple[Any, ...]:
-    """Let the last layers go to the GPUs of `offload`; returns what must live until the model is loaded."""
+def _divide(module: Any, params: Any, load: Load) -> tuple[Any, ...]:
+    """Let the last layers go to GPUs as `load` says; returns what must live until the model is loaded."""
+    offload = load.offload
+    params.n_gpu_layers = load.n_gpu_layers if offload is None else sum(count for _, count in offload)
+    if params.n_gpu_layers == 0:
+        # Else llama.cpp opens every GPU, sets a buffer aside there, and lets it multiply with what it copies
+        # of the weights from 32 tokens on: other costs than the host's, and other bits.
+        offload = ()
     if offload is None:
-        return ()
-    params.n_gpu_layers = sum(count for _, count in offload)
-    if not offload:
         return ()
     pointers = [device_pointer(name) for name, _ in offload]
     devices = (ctypes.c_void_p * (len(offload) + 1))(*pointers, None)

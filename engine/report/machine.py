@@ -6,7 +6,6 @@ a token depend on a model as well.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -15,7 +14,13 @@ from typing import Any
 
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama import libllama
-from specx.backends.llama.devices import Device, Transfer, list_devices, measure_transfer
+from specx.backends.llama.devices import (
+    Device,
+    Transfer,
+    devices_fingerprint,
+    list_devices,
+    measure_transfer,
+)
 from specx.backends.machine.machine import (
     CPU,
     Conditions,
@@ -299,9 +304,7 @@ def probe_model(
 
 def _machine_key(devices: Sequence[Device]) -> str:
     """What measurements of the machine depend on."""
-    names = "|".join(f"{device.name} {device.description} {device.memory_total}" for device in devices)
-    digest = hashlib.sha256(names.encode()).hexdigest()[:16]
-    return f"{machine_fingerprint()}-{libllama.build_fingerprint()}-{digest}"
+    return f"{machine_fingerprint()}-{libllama.build_fingerprint()}-{devices_fingerprint(devices)}"
 
 
 def _load(store: Store, key: str) -> Measured | None:

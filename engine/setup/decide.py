@@ -110,7 +110,8 @@ def _context(info: GGUFInfo, asked: Asked, wanted: Load, load: Load) -> Choice[i
 def _kernels(
     info: GGUFInfo, asked: Asked, load: Load, placed: LayersPlaced, here: Here
 ) -> Choice[str | None]:
-    timed = placed.kernels if asked.kernels == "auto" else None
+    as_placed = load.n_gpu_layers == placed.load.n_gpu_layers
+    timed = placed.kernels if asked.kernels == "auto" and as_placed else None
     wanted = timed.value if timed else asked.kernels
     key = keys.kernels_key(info, load)
     chosen = choose_kernels(wanted, here.store, key, here.notice, measure=asked.measure)

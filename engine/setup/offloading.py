@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from specx.backends.base import Model
 from specx.backends.gguf.file import GGUFInfo
-from specx.backends.llama.devices import Device, list_devices
-from specx.backends.llama.kernels import KERNELS
+from specx.backends.llama.devices import Device, devices_fingerprint, list_devices
+from specx.backends.llama.kernels import KERNELS, STOCK
 from specx.backends.machine.machine import available_memory, bytes_to_read, read_memory
 from specx.backends.settings import ALL_LAYERS, Load
 from specx.backends.store import Store
@@ -38,6 +38,8 @@ __all__ = [
 KIND = "devices"  # of the entries in the store
 FREE_DRAFTS = DraftKind("free drafts", ACCEPTANCE)
 """What devices are compared by, as kernels are: drafts that cost nothing."""
+IDLE = Choice(STOCK.name, "no layer is on the CPU")
+"""The kernels of a model that uses none: those that allow token trees with branches."""
 BANDWIDTH_BYTES, BANDWIDTH_REPEATS = 1 << 28, 3
 
 
@@ -109,11 +111,12 @@ def place_layers(
     count, host = asked.n_gpu_layers, f"all on {devices[0].name}"
     if len(devices) < 2:
         return LayersPlaced(replace(load, n_gpu_layers=count or 0), Choice(host, "there is no GPU"))
+    target = model_layers(info, load)
     if count is not None:
         which = "all layers" if count == ALL_LAYERS else f"{count} layers"
         where = Choice(f"{which} on GPUs" if count else host, ASKED)
-        return LayersPlaced(replace(load, n_gpu_layers=count), where)
-    target = model_layers(info, load)
+        whole = count == ALL_LAYERS or count >= len(target)
+        return LayersPlaced(replace(load, n_gpu_layers=count), where, IDLE if whole else None)
     measured = load_costs(here.store, key, devices)
     if measured is None and open_on is None:
         why = "the GPUs were not timed with this model"
@@ -127,7 +130,8 @@ def place_layers(
     # Where nothing had room, nothing was loaded, and no kernels were chosen for it.
     kernels = measured.kernels if measured.kernels.value in KERNELS else None
     where = Choice(best.described(), MEASURED)
-    return LayersPlaced(_divided(load, best.target, devices[0].name), where, kernels)
+    divided = _divided(load, best.target, devices[0].name)
+    return LayersPlaced(divided, where, kernels if best.offloaded(devices[0].name) < len(target) else IDLE)
 
 
 def place_draft(info: GGUFInfo, load: Load, store: Store, key: str) -> Load:
@@ -214,4 +218,4 @@ def _explain(placed: Placed, explain: Explain) -> None:
 
 
 def _entry(key: str, devices: Sequence[Device]) -> str:
-    return "-".join((key, *(device.name for device in devices)))
+    return f"{key}-{devices_fingerprint(devices)}"

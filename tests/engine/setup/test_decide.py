@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from specx.backends.gguf.file import Tensor, read_gguf
-from specx.backends.llama.devices import Device
+from specx.backends.llama.devices import Device, devices_fingerprint
 from specx.backends.settings import Load
 from specx.backends.store import Store
 from specx.engine.report.staircase import probe_staircases
@@ -19,7 +19,7 @@ from specx.engine.setup.decide import decide
 from specx.engine.setup.devices import DeviceCost
 from specx.engine.setup.fit import Room
 from specx.engine.setup.here import Here
-from specx.engine.setup.layers import step_bytes
+from specx.engine.setup.layers import model_layers, step_bytes
 
 
 @pytest.fixture
@@ -137,9 +137,15 @@ def test_what_was_decided_is_what_runs(smollm2):
         assert {f"{name}: {text}" for name, text in setup.told().items()} <= set(told)
 
 
-def test_kernels_that_devices_were_timed_with(path, tmp_path, monkeypatch):
-    """They are measured, not asked for, whatever was decided from them."""
-    devices = [Device(name, "", name, 1 << 34, 1 << 34, unified=False) for name in ("CPU", "GPU")]
+@pytest.mark.parametrize("whole", [False, True])
+def test_kernels_that_devices_were_timed_with(path, tmp_path, monkeypatch, whole):
+    """They are measured, not asked for; where no layer is on the CPU, they are of no use."""
+    layers = model_layers(read_gguf(path), decided(Asked(path, kernels="stock")).load)
+    room = layers.needed(0, 5) if whole else layers.needed(1, 5)
+    devices = [
+        Device(name, "", name, free, 1 << 34, unified=False)
+        for name, free in (("CPU", 1 << 34), ("GPU", room))
+    ]
     monkeypatch.setattr(offloading, "usable_devices", lambda: devices)
     monkeypatch.setattr("specx.backends.llama.kernels.unavailable", lambda: None)
     here = Here(Store(tmp_path / "store"))
@@ -149,14 +155,16 @@ def test_kernels_that_devices_were_timed_with(path, tmp_path, monkeypatch):
             DeviceCost(name, 0, {1: ms, 8: ms}, 10**6).to_json() for name, ms in (("CPU", 9.0), ("GPU", 1.0))
         ]
         data = {"devices": costs, "kernels": "attention"}
-        here.store.save_json(offloading.KIND, f"{setup.devices_key}-CPU-GPU", data)
+        here.store.save_json(offloading.KIND, f"{setup.devices_key}-{devices_fingerprint(devices)}", data)
 
-    for kernels, said in (("auto", "attention, as measured"), ("stock", "stock, as asked")):
+    auto = "stock, no layer is on the CPU" if whole else "attention, as measured"
+    for kernels, said in (("auto", auto), ("specx", "specx, as asked")):
         asked = Asked(path, kernels=kernels)
         before = decide(asked, here, timing=False)
         assert str(before.placement) == "all on CPU, the GPUs were not timed with this model"
         keep(before)
         setup = decide(asked, here, timing=False)
         assert str(setup.kernels) == said and asked.kernels == kernels
-        assert str(setup.placement) == "all on GPU, as measured"
-        assert setup.load.offload == (("GPU", 5),) and setup.load.n_gpu_layers == 5
+        where = "all on GPU" if whole else "1 of 5 layers on CPU, 4 of 5 layers on GPU"
+        assert str(setup.placement) == f"{where}, as measured"
+        assert setup.load.offload == (("GPU", 4 + whole),) and setup.load.n_gpu_layers == 4 + whole
