@@ -58,6 +58,8 @@ class Facts:
         plain_reason: why this model decodes plainly (one clause), or None if it can speculate.
         n_ctx_train: tokens of context that the model was trained for; 0 if that is unknown.
         extractable: what `forward` can be asked for.
+        settles: calls of one width in a row until they take as long as all that follow: for a GPU one of them
+            is recorded, which is then repeated.
         head: (n,) int32 tokens that the logits of the last call stand for, increasing; None where there is
             one for each token.
     """
@@ -71,6 +73,7 @@ class Facts:
     plain_reason: str | None = None
     n_ctx_train: int = 0
     extractable: Want = Want.LOGITS
+    settles: int = 1
     head: NDArray[np.int32] | None = field(default=None, compare=False)
 
 

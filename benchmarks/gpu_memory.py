@@ -20,8 +20,9 @@ import numpy as np
 
 from specx.backends.gguf.file import read_gguf
 from specx.backends.llama.devices import Device, list_devices
-from specx.backends.llama.libllama import lib
-from specx.backends.llama.memory import predict_memory
+from specx.backends.llama.kernels import STOCK
+from specx.backends.llama.libllama import lib, system_info
+from specx.backends.llama.memory import predict_memory, repacked_types
 from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import ALL_LAYERS, Load
 from specx.engine.cost.timing import powers
@@ -72,7 +73,10 @@ def wanted(model: Path, layers: int, context: int) -> Load:
 
 def predicted(load: Load) -> Sizes:
     """Bytes that are predicted, by what they are for."""
-    need = predict_memory(read_gguf(load.path), load, gpus=1)
+    repacked = repacked_types(system_info())
+    need = predict_memory(
+        read_gguf(load.path), load, kernels=STOCK, repacked=repacked, gpus=1, drafting=False
+    )
     return {
         "weights": need.gpu_weights,
         "cache": need.gpu_kv,

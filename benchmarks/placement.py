@@ -68,7 +68,7 @@ def _compare(wanted: Load, kernels: Kernels, layers: Sequence[int], *, repack: b
             share = sum(target.read[len(target) - count :])
             predicted = host.reading_ms(n, sum(target.read) - share) + other.reading_ms(n, share)
             predicted += other.handing_ms(n, target.row_bytes) if count else 0.0
-            measured = staircase.steps(0)[n]
+            measured = staircase.steps(0).get(n, float("nan"))  # there is a limit to its time
             line += f"{predicted:14.2f}{measured:10.2f}{predicted / measured - 1:7.0%}"
         print(line + (" (disturbed)" if staircase.disturbed else ""), flush=True)
     _show(place(target, [FREE_DRAFTS], costs))

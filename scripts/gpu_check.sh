@@ -74,7 +74,7 @@ specx() { pip --no-build-isolation --no-deps . && "$BIN/specx" --version; }
 
 llama() {
     wanted=$(sed -n 's/.*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
-    CMAKE_BUILD_PARALLEL_LEVEL=$THREADS CMAKE_ARGS="${CMAKE_ARGS:--DGGML_CUDA=ON} -DLLAVA_BUILD=OFF" \
+    CMAKE_BUILD_PARALLEL_LEVEL=$THREADS CMAKE_ARGS="${CMAKE_ARGS:--DGGML_CUDA=ON} -DLLAVA_BUILD=OFF $(sh scripts/llama_build_flags.sh)" \
         pip --no-build-isolation --no-deps "${LLAMA:-$wanted}"
 }
 

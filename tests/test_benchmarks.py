@@ -49,6 +49,32 @@ def test_a_widened_norm_and_matrix_compute_the_same(modules):
     assert not found[8:].any()
 
 
+def test_blocks_are_widened_as_they_are(modules):
+    """What is added is not reached by old inputs, and is no zero but in the hidden state."""
+    from gguf import GGMLQuantizationType, ReaderTensor
+    from gguf.quants import dequantize, quantize
+
+    tool, kind = modules["widen_gguf"], GGMLQuantizationType.Q4_0
+    narrow, wide = tool.Shape(32, 64, 2, 1, 16), tool.Shape(96, 160, 6, 3, 16)
+    values = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    blocks = quantize(values, kind)
+
+    def widened(name):
+        tensor = ReaderTensor(name, kind, np.array([32, 64]), 64 * 32, blocks.nbytes, 0, blocks, None)
+        return dequantize(tool.widened_blocks(tensor, tool.Widening(narrow, wide, scaled=False)), kind)
+
+    up, embedding = widened("blk.0.ffn_up.weight"), widened("token_embd.weight")
+    assert up.shape == (160, 96) and embedding.shape == (64, 96)
+    for found in (up, embedding):
+        assert (found[:64, :32] == dequantize(blocks, kind)).all()
+    assert not up[64:, :32].any() and up[:, 32:].any(axis=1).all()
+    assert not embedding[:, 32:].any()
+    with pytest.raises(ValueError, match="no multiple of its blocks of 32"):
+        odd = tool.Shape(100, 160, 6, 3, 16)
+        tensor = ReaderTensor("blk.0.ffn_up.weight", kind, np.array([32, 64]), 0, 0, 0, blocks, None)
+        tool.widened_blocks(tensor, tool.Widening(narrow, odd, scaled=False))
+
+
 def rms(x, epsilon):
     return x / np.sqrt(np.mean(x * x) + epsilon)
 

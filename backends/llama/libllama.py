@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def lib() -> Any:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     # Where llama.cpp gives up it would call a debugger; what is to be told is told by `last_words`.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    _share_cxx_library()
     import llama_cpp
 
     @called_by_c
@@ -68,6 +70,18 @@ def lib() -> Any:
     last_words.install(llama_cpp.llama_cpp._lib)
     llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+def _share_cxx_library() -> None:
+    """Have every library take the names of the C++ library from one copy of it.
+
+    A libggml-cuda that was linked by nvcc can hold most of libstdc++ itself, and export it. Which copy
+    libllama then gets hold of depends on what was loaded before, name by name, and with some of both
+    `std::regex` calls a function of another class: the process dies while it reads a vocabulary.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):  # another C++ library
+            ctypes.CDLL("libstdc++.so.6", mode=ctypes.RTLD_GLOBAL)
 
 
 def set_verbose(verbose: bool) -> None:

@@ -23,6 +23,10 @@ __all__ = ["NOTHING", "MemoryNeed", "cache_bytes", "predict_memory", "repacked_t
 MIB = 1 << 20
 PROCESS_BYTES = 66 * MIB
 """Python, its modules and llama.cpp's libraries, and bookkeeping of graphs: what no buffer accounts for."""
+DRIVER_BYTES = 180 * MIB
+"""Main memory that CUDA takes in a process, wherever the layers are."""
+GPU_BYTES = 76 * MIB
+"""Of each GPU: what its driver loads of llama.cpp's kernels when they are first used, and their scratch."""
 TOKEN_BYTES, MERGED_TOKEN_BYTES = 165, 350
 """llama.cpp's tables for each token of the vocabulary: with scores, and with merges (BPE)."""
 ROW_BYTES, CONTEXT_BYTES, TEXT_BYTES = 65, 72 << 16, 100
@@ -156,21 +160,20 @@ def predict_memory(
         logits=rows * info.head_rows * 4,
         drafter=_drafter_bytes(info, load, history=history) if drafting else 0,
         draft=0,
-        base=PROCESS_BYTES + _vocabulary_bytes(info),
+        base=_process_bytes(gpus) + _vocabulary_bytes(info),
         repack=0,
         mapped=weights.mapped,
         locked=load.mlock,
         gpu_weights=weights.gpu,
         gpu_kv=sum(cache[first:]),
-        gpu_compute=compute * gpus if first <= info.blocks else 0,
+        gpu_compute=(compute + GPU_BYTES) * gpus if first <= info.blocks else 0,
     )
     need = replace(need, repack=weights.repack(need))
     if draft is None:
         return need
     other, its = draft
-    return _with_draft(
-        need, predict_memory(other, its, kernels=kernels, repacked=repacked, gpus=gpus, drafting=False)
-    )
+    needed = predict_memory(other, its, kernels=kernels, repacked=repacked, gpus=gpus, drafting=False)
+    return _with_draft(need, needed, _process_bytes(gpus))
 
 
 def wanted_context(asked: int | None, trained: int) -> int:
@@ -372,11 +375,15 @@ def _vocabulary_bytes(info: GGUFInfo) -> int:
     return info.vocabulary_size * (MERGED_TOKEN_BYTES if info.tokenizer == "gpt2" else TOKEN_BYTES)
 
 
-def _with_draft(need: MemoryNeed, draft: MemoryNeed) -> MemoryNeed:
-    """Both models in one process."""
+def _process_bytes(gpus: int) -> int:
+    return PROCESS_BYTES + (DRIVER_BYTES if gpus else 0)
+
+
+def _with_draft(need: MemoryNeed, draft: MemoryNeed, process: int) -> MemoryNeed:
+    """Both models in one process, which takes `process` bytes itself."""
     return replace(
         need,
-        draft=draft.working - PROCESS_BYTES,
+        draft=draft.working - process,
         repack=need.repack + draft.repack,
         mapped=need.mapped + draft.mapped,
         gpu_weights=need.gpu_weights + draft.gpu_weights,

@@ -22,6 +22,7 @@ from specx.backends.llama.batch import Batch
 from specx.backends.llama.cache import LlamaCache
 from specx.backends.llama.callbacks import called_by_c
 from specx.backends.llama.context_rows import context_rows
+from specx.backends.llama.devices import list_devices
 from specx.backends.llama.kernels import STOCK, Kernels, enable
 from specx.backends.llama.libllama import lib, set_verbose
 from specx.backends.llama.params import (
@@ -40,6 +41,7 @@ __all__ = ["LlamaModel"]
 LARGE_VOCAB = 1 << 17  # tokens; beyond, the logits of 64 rows take too much memory
 MAX_WIDTH_LARGE_VOCAB = 32
 MAX_LEAVES = 8
+SETTLES_ON_GPU = 3  # CUDA runs the first step of a width as it is, records the second, and repeats that
 FILLER = 0  # token of the rows that fill up a text which takes no part in a step
 
 
@@ -102,7 +104,7 @@ class LlamaModel:
         self.memory = self._lib.llama_get_memory(self._ctx)
         self._rows = context_rows(trimmed, table) if trimmed is not None and table is not None else None
         head = table.ids if table is not None else None
-        self.facts = self._facts(load.texts, plain_reason, leaves, even=streams, head=head)
+        self.facts = self._facts(load, plain_reason, leaves, even=streams, head=head)
         self.piece: int = min(self._lib.llama_n_batch(self._ctx), self._lib.llama_n_ubatch(self._ctx))
         self._batch = Batch(self._lib, max(self.piece, self.facts.max_rows), leaves, table)
         self._caches = [None] * load.texts
@@ -347,7 +349,7 @@ class LlamaModel:
 
     def _facts(
         self,
-        texts: int,
+        load: Load,
         plain_reason: str | None,
         leaves: int,
         *,
@@ -355,6 +357,8 @@ class LlamaModel:
         head: NDArray[np.int32] | None,
     ) -> Facts:
         widest = MAX_WIDTH if self._columns <= LARGE_VOCAB else MAX_WIDTH_LARGE_VOCAB
+        texts = load.texts
+        on_gpu = load.n_gpu_layers != 0 and any(device.is_gpu for device in list_devices())
         # llama.cpp ends the process when a call is wider than its n_batch.
         widest = min(widest, int(self._lib.llama_n_batch(self._ctx)))
         return Facts(
@@ -367,6 +371,7 @@ class LlamaModel:
             plain_reason=plain_reason,
             n_ctx_train=int(self._lib.llama_model_n_ctx_train(self._model)),
             head=head,
+            settles=SETTLES_ON_GPU if on_gpu else 1,
         )
 
     def _why_plain(self) -> str | None:

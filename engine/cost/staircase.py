@@ -194,7 +194,8 @@ class Staircase:
         def step(_arm: None, n: int) -> float:
             if not measurement.times[None]:
                 time_step(cache, n, clock)  # a warm-up: weights may have to come from a disk
-            return time_step(cache, n, clock)
+            # Plain decoding takes one such step after another, while drafts are of all widths.
+            return time_step(cache, n, clock, calls=cache.model.facts.settles if n == 1 else 1)
 
         measurement.times[None] = {}
         measurement.take(_order(widths, measurement.times[None]), step, guess)

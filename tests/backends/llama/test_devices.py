@@ -2,8 +2,48 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
 from specx.backends.llama import kernels as ggml_device
-from specx.backends.llama.devices import Device, list_devices, measure_transfer
+from specx.backends.llama import params as params_module
+from specx.backends.llama.devices import Device, devices_fingerprint, list_devices, measure_transfer
+from specx.backends.llama.libllama import lib
+from specx.backends.settings import Load
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is shared")
+def test_all_libraries_use_one_cxx_library():
+    """Whatever was loaded before: it is looked up before anything that a libggml-cuda may export."""
+    code = """if True:
+        import ctypes
+        import specx.kernels._native
+        from specx.backends.llama.libllama import lib
+        lib()
+        ctypes.CDLL(None)._ZSt13set_terminatePFvvE
+    """
+    subprocess.run([sys.executable, "-P", "-c", code], timeout=60, check=True)
+
+
+@pytest.mark.parametrize("options", [{"n_gpu_layers": 0}, {"offload": ()}])
+def test_without_layers_there_no_gpu_is_opened(options):
+    wanted = lib().llama_model_default_params()
+    assert not wanted.devices  # llama.cpp takes them all
+    kept = params_module._divide(lib(), wanted, Load(Path("m.gguf"), 1, 1, **options))
+    assert kept and wanted.n_gpu_layers == 0
+    assert ctypes.cast(wanted.devices, ctypes.POINTER(ctypes.c_void_p))[0] is None
+
+
+def test_another_gpu_of_the_same_name_is_another():
+    one = Device("CUDA0", "one", "GPU", 1, 8, unified=False)
+    assert devices_fingerprint([one]) == devices_fingerprint([replace(one, memory_free=2)])
+    others = [replace(one, description="two"), replace(one, memory_total=9)]
+    assert len({devices_fingerprint(each) for each in ([one], [others[0]], [others[1]], [one, one])}) == 4
 
 
 def test_the_processor_is_a_device_and_specxs_kernels_are_none():
