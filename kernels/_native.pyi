@@ -96,16 +96,13 @@ class Corpus:
     def __len__(self) -> int: ...
 
 class RecycleTable:
-    """The best k tokens after each token and each pair of tokens: what the target thought on average."""
+    """The target's last best k tokens after each token and after each pair of tokens."""
 
     def __init__(self, vocab_size: int, k: int = 8, contexts: int = 65536) -> None: ...
     def update(
         self, previous: NDArray[np.int32], tokens: NDArray[np.int32], logits: NDArray[np.float32]
     ) -> None:
-        """Logits (n, V) followed `tokens` (n,), which came after `previous` (n,) or -1.
-
-        Where a context comes up again, its probabilities and the new ones count half each.
-        """
+        """Logits (n, V) followed `tokens` (n,), which came after `previous` (n,) or -1; the last row wins."""
 
     def update_top(
         self,
@@ -117,10 +114,10 @@ class RecycleTable:
         """The same with the best tokens known: ids and logits (n, m), best first, -1 where a row ends."""
 
     def lookup(self, previous: int, token: int) -> tuple[NDArray[np.int32], NDArray[np.float32], int]:
-        """Ids, log probabilities and order (2 pair, 1 token, 0 nothing known) of what may follow."""
+        """Ids, logits and order (2 pair, 1 token, 0 nothing known) of what may follow."""
 
     def export(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
-        """Tokens (n,), ids (n, k) and log probabilities (n, k) of the rows of single tokens."""
+        """Tokens (n,), ids (n, k) and logits (n, k) of the rows of single tokens."""
 
     def restore(self, tokens: NDArray[np.int32], ids: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """Take exported rows back. Raises ValueError or IndexError for ids outside the vocabulary."""

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 __all__ = ["Merging"]
 
 BUCKETS = 12  # of the number of longer tokens, by powers of two
-PRIOR, PRIOR_TRIALS = 0.15, 8.0  # before anything was counted
-POOLED_TRIALS = 4.0  # weight of all of a bucket beside what was counted of one text
+PRIOR, PRIOR_TRIALS = 0.3, 8.0  # before anything was counted
+POOLED_TRIALS = 2.0  # weight of all of a bucket beside what was counted of one text
+FIRST = 2  # trials of a text that count for its bucket: one that is frequent says nothing of the others
 KEEP = 0.99  # what a trial leaves of those before it
 MOST = 1 << 14  # texts that are counted one by one; then the older half goes
 
@@ -42,10 +43,11 @@ class Merging:
 
     def observe(self, text: bytes, longer: int, merged: bool) -> None:
         """What followed `text` showed whether it was `merged` with it."""
-        pooled = self._pooled[_bucket(longer)]
-        pooled *= KEEP
-        pooled += merged, 1.0
         own = self._texts.setdefault(text, [0.0, 0.0])
+        if own[1] < FIRST:
+            pooled = self._pooled[_bucket(longer)]
+            pooled *= KEEP
+            pooled += merged, 1.0
         own[0], own[1] = KEEP * own[0] + merged, KEEP * own[1] + 1.0
         if len(self._texts) > MOST:
             self._texts = dict(list(self._texts.items())[MOST // 2 :])

@@ -1,14 +1,12 @@
 #include "recycle_table.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <new>
 #include <stdexcept>
 
 namespace {
 
 constexpr int kMaxK = 64;
-constexpr double kLeast = 1e-30;  // probability that is told apart from none
 
 uint64_t context_key(int32_t previous, int32_t token) {
     return static_cast<uint64_t>(static_cast<uint32_t>(previous) + 1u) << 32 |
@@ -53,53 +51,25 @@ void RecycleTable::check(int32_t previous, int32_t token) const {
         throw std::out_of_range("a token is outside the vocabulary of the recycle table");
 }
 
-// Probabilities of a row among its own tokens, which is nearly all there is as a rule.
-int RecycleTable::softmax(const int32_t* ids, const float* logits, int n, Entry* out) {
-    double sum = 0;
-    int m = 0;
-    for (; m < n && ids[m] >= 0; ++m) {
-        out[m] = {ids[m], std::exp(static_cast<double>(logits[m]) - static_cast<double>(logits[0]))};
-        sum += out[m].probability;
-    }
-    for (int i = 0; i < m; ++i) out[i].probability /= sum;
-    return m;
-}
-
-// Mixes a new row into the one that there is.
-void RecycleTable::mix(int32_t* ids, float* logits, bool filled, const Entry* row, int n) const {
-    Entry all[2 * kMaxK], before[kMaxK];
-    const int known = filled ? softmax(ids, logits, k_, before) : 0;
-    const double keep = known > 0 ? kKeep : 0;
-    for (int i = 0; i < n; ++i) all[i] = {row[i].id, (1 - keep) * row[i].probability};
-    int m = n;
-    for (int i = 0; i < known; ++i) {
-        int j = 0;
-        while (j < n && all[j].id != before[i].id) ++j;
-        if (j == n) all[m++] = {before[i].id, 0};
-        all[j < n ? j : m - 1].probability += keep * before[i].probability;
-    }
-    std::sort(all, all + m, [](const Entry& a, const Entry& b) {
-        return a.probability != b.probability ? a.probability > b.probability : a.id < b.id;
-    });
-    for (int i = 0; i < k_; ++i) {
-        ids[i] = i < m ? all[i].id : -1;
-        logits[i] = i < m ? static_cast<float>(std::log(std::max(all[i].probability, kLeast))) : 0.0f;
-    }
+void RecycleTable::write(int32_t* to_ids, float* to_logits, const int32_t* ids, const float* logits,
+                         int n) const {
+    std::copy(ids, ids + n, to_ids);
+    std::copy(logits, logits + n, to_logits);
+    std::fill(to_ids + n, to_ids + k_, -1);
+    std::fill(to_logits + n, to_logits + k_, 0.0f);
 }
 
 void RecycleTable::update(int32_t previous, int32_t token, const int32_t* ids, const float* logits, int n) {
     check(previous, token);
-    Entry row[kMaxK];
-    n = softmax(ids, logits, std::min(n, k_), row);
+    n = std::min(n, k_);
     if (n < 1) return;
-    const size_t k = static_cast<size_t>(k_), first = static_cast<size_t>(token);
-    mix(&ids1_[first * k], &logits1_[first * k], filled_[first] != 0, row, n);
-    filled_[first] = 1;
+    const size_t k = static_cast<size_t>(k_), row = static_cast<size_t>(token);
+    filled_[row] = 1;
+    write(&ids1_[row * k], &logits1_[row * k], ids, logits, n);
     if (previous < 0) return;
     const size_t context = context_slot(previous, token);
-    const uint64_t key = context_key(previous, token);
-    mix(&ids2_[context * k], &logits2_[context * k], keys_[context] == key, row, n);
-    keys_[context] = key;
+    keys_[context] = context_key(previous, token);
+    write(&ids2_[context * k], &logits2_[context * k], ids, logits, n);
 }
 
 void RecycleTable::update(int32_t previous, int32_t token, const ColumnRow& logits) {

@@ -1,6 +1,5 @@
-// Token recycling (Luo et al. 2024): what the target thought would follow a token.
+// Token recycling (Luo et al. 2024): what the target last thought would follow a token, with its logits.
 //
-// Where a context comes up again its probabilities are averaged with forgetting, as in STAND (Song et al. 2025).
 // Rows of order 1 are kept for every token, rows of order 2 in a hash table by (previous token, token).
 #pragma once
 
@@ -13,11 +12,9 @@
 
 class RecycleTable {
   public:
-    static constexpr double kKeep = 0.5;  // weight of what was known when a context comes up again
-
     struct Row {
         const int32_t* ids = nullptr;   // (k,) best first; -1 from where the row ends
-        const float* logits = nullptr;  // (k,) log probabilities
+        const float* logits = nullptr;  // (k,)
         int order = 0;                  // 0: there is no row
     };
 
@@ -51,12 +48,7 @@ class RecycleTable {
 
     size_t context_slot(int32_t previous, int32_t token) const;
     void check(int32_t previous, int32_t token) const;
-    struct Entry {
-        int32_t id;
-        double probability;
-    };
-    static int softmax(const int32_t* ids, const float* logits, int n, Entry* out);
-    void mix(int32_t* ids, float* logits, bool filled, const Entry* row, int n) const;
+    void write(int32_t* to_ids, float* to_logits, const int32_t* ids, const float* logits, int n) const;
 
     int32_t vocab_size_;
     int k_;

@@ -40,7 +40,6 @@ CLEAR_MARGIN = 1.0
 TEXT_EVIDENCE = 7
 SHARE_EDGES = (0.3, 0.6, 0.9, 1.0)
 SAMPLES, CONTINUATIONS = 16, 2
-ROW_KEEP, LEAST = 0.5, 1e-30
 
 String = tuple[int, ...]
 Node = tuple[int, int, float, int]
@@ -163,40 +162,20 @@ class CorpusReference:
         return [(t, float(np.float32(tokens.count(t) / len(tokens)))) for t in found[:CONTINUATIONS]]
 
 
-def softmax(ids: Sequence[int], logits: Sequence[float]) -> dict[int, float]:
-    """Probabilities of a row among its own tokens."""
-    weights = [math.exp(logit - logits[0]) for logit in logits]
-    total = 0.0  # `sum` rounds otherwise from Python 3.12 on
-    for weight in weights:
-        total += weight
-    return {i: weight / total for i, weight in zip(ids, weights, strict=True)}
-
-
 class RecycleTableReference:
-    """What the target thought would follow a token and a pair of tokens, averaged, in dictionaries."""
+    """The last best tokens after a token and after a pair of tokens, in dictionaries."""
 
     def __init__(self, k: int = ROW_WIDTH) -> None:
         self.k = k
         self.rows: dict[tuple[int, ...], tuple[list[int], list[float]]] = {}
 
     def update(self, previous: int, token: int, logits: NDArray[np.float32]) -> None:
-        """Take in the best k of logits (V,); ties go to the lower id."""
+        """Keep the best k of logits (V,), by decreasing logit, ties to the lower id."""
         ids = [int(i) for i in np.lexsort((np.arange(len(logits)), -logits)) if np.isfinite(logits[i])]
         row = ids[: self.k], [float(logits[i]) for i in ids[: self.k]]
-        for key in ((token,), (previous, token))[: 2 if previous >= 0 else 1]:
-            if row[0]:
-                self.rows[key] = self.mixed(row, self.rows.get(key))
-
-    def mixed(
-        self, row: tuple[list[int], list[float]], before: tuple[list[int], list[float]] | None
-    ) -> tuple[list[int], list[float]]:
-        """The mean of the probabilities of a new row and the one before: best ids and log probabilities."""
-        keep = ROW_KEEP if before else 0.0
-        mean = {i: (1 - keep) * p for i, p in softmax(*row).items()}
-        for i, p in softmax(*before).items() if before else ():
-            mean[i] = mean.get(i, 0.0) + keep * p
-        best = sorted(mean, key=lambda i: (-mean[i], i))[: self.k]
-        return best, [float(np.float32(math.log(max(mean[i], LEAST)))) for i in best]
+        self.rows[(token,)] = row
+        if previous >= 0:
+            self.rows[previous, token] = row
 
     def lookup(self, previous: int, token: int) -> tuple[list[int], list[float], int]:
         """Ids, logits and order (0 if there is none) of the row of (previous, token), else of token."""

@@ -40,31 +40,9 @@ def test_pair_is_preferred_and_token_is_the_fallback():
     table.update(ints([1, 3]), ints([2, 2]), np.array([[9, 0, 0, 1], [0, 9, 1, 0]], np.float32))
     assert table.lookup(1, 2)[0].tolist() == [0, 3]
     assert table.lookup(1, 2)[2] == 2
-    assert table.lookup(0, 2)[0].tolist() == [0, 1]  # the mean of the rows of token 2
+    assert table.lookup(0, 2)[0].tolist() == [1, 2]  # the last row of token 2
     assert table.lookup(0, 2)[2] == 1
     assert table.lookup(0, 1)[2] == 0
-
-
-def test_probabilities_of_a_context_are_averaged_with_forgetting():
-    table = RecycleTable(4, 2)
-    sure = np.array([[0, 30, 0, 0]], np.float32)
-    torn = np.log(np.array([[0.75, 0.25, 1e-9, 1e-9]], np.float32))
-    table.update(ints([1]), ints([2]), torn)
-    ids, logs, _ = table.lookup(1, 2)
-    assert ids.tolist() == [0, 1]
-    np.testing.assert_allclose(np.exp(logs), [0.75, 0.25], rtol=1e-5)
-    for _ in range(2):  # 0.25 -> 0.625 -> 0.8125
-        table.update(ints([1]), ints([2]), sure)
-    for previous in (1, -1):
-        ids, logs, _ = table.lookup(previous, 2)
-        assert ids.tolist() == [1, 0]
-        np.testing.assert_allclose(np.exp(logs), [0.8125, 0.1875], rtol=1e-5)
-
-
-def test_logits_that_are_far_apart_stay_finite():
-    table = RecycleTable(3, 3)
-    table.update(ints([-1]), ints([0]), np.array([[3e38, 0, -3e38]], np.float32))
-    assert np.isfinite(table.lookup(-1, 0)[1]).all()
 
 
 def test_a_full_hash_table_overwrites_instead_of_mixing_contexts():

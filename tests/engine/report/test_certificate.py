@@ -184,8 +184,8 @@ def test_nothing_of_a_comparison_stays():
     session = session_of(Shaped())
     compare_drafters(session, PROMPT_TOKENS, n_predict=40)
     assert session.drafter_name == "suffix"
-    assert len(session.drafter.history()) == 0
-    assert session.drafter.calibration.counts.sum() == 0
+    assert len(session.drafter.inner.history()) == 0
+    assert session.drafter.inner.calibration.counts.sum() == 0
 
 
 class Careless(Drafter):
@@ -202,8 +202,8 @@ class CarelessDrafting(Drafting):
     def __init__(self, inner, text, wrong):
         self.inner, self.text, self.wrong = inner, text, wrong
 
-    def propose(self, room):
-        return self.inner.propose(room)
+    def propose(self, room, after=()):
+        return self.inner.propose(room, after)
 
     def observe(self, seen):
         self.inner.observe(seen)
