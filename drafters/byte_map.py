@@ -20,6 +20,7 @@ TURN_STARTS = (b"<|im_start|>", b"<start_of_turn>", b"<|start_header_id|>", b"<|
 TURN_ENDS = (b"<|im_end|>", b"<end_of_turn>", b"<|eot_id|>", b"<turn|>", b"<|end|>", b"<|end_of_text|>")
 ROLES = ("turn start", "turn end", "bos", "eos", "eot")  # the first that both have is taken
 MARK = b"\x01"  # a text that no other merges with
+SHORT = 32  # bytes of a text whose tokens are remembered
 MOST_KEPT = 4096  # tokenized texts that are remembered, of some ten bytes each
 
 
@@ -31,6 +32,7 @@ class Tokens:
         self.pieces = vocab.pieces
         lead = self._tokenize(MARK)
         self._lead = lead if self.text(lead) != MARK else []  # it puts a space before what begins a text
+        self._kept: dict[tuple[bytes, bool], list[int]] = {}
 
     @property
     def leads(self) -> bool:
@@ -51,6 +53,17 @@ class Tokens:
             text: bytes; a character that is not complete at the end counts as none.
             begins: whether nothing comes before it, where some vocabularies put a space.
         """
+        if len(text) > SHORT:
+            return self._split(text, begins)
+        # Looking for some thousand special tokens takes llama.cpp 0.1 ms, and words come again.
+        tokens = self._kept.get((text, begins))
+        if tokens is None:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            tokens = self._kept[text, begins] = self._split(text, begins)
+        return list(tokens)
+
+    def _split(self, text: bytes, begins: bool) -> list[int]:
         if text.isascii():
             return self._whole(text, begins)
         tokens: list[int] = []
@@ -129,7 +142,6 @@ class ByteMap:
         self._longer: dict[bytes, int] = {}
         self._size = len(ours)
         self._to_draft, self._to_target = self._match_roles(target, draft)
-        self._kept: dict[bytes, list[int]] = {}
         self._extensions: dict[bytes, NDArray[np.int32]] = {}
 
     @property
@@ -180,13 +192,7 @@ class ByteMap:
 
         A character that it left incomplete may go on in front.
         """
-        tokens = self._kept.get(text)
-        if tokens is None:
-            tokens = self._as_written(text[: whole(text)])
-            if len(self._kept) >= MOST_KEPT:
-                self._kept.clear()
-            self._kept[text] = tokens
-        return tokens
+        return self._as_written(text[: whole(text)])
 
     def _as_written(self, text: bytes) -> list[int]:
         """Target tokens of the longest beginning of `text` that has any, byte by byte."""
