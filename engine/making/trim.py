@@ -18,7 +18,9 @@ from specx.engine.making.output import check_output
 from specx.engine.making.samples import AT_ONCE, Sample, write_samples
 from specx.engine.session import Session
 from specx.engine.settings import Asked
+from specx.engine.setup.here import Here
 from specx.engine.setup.layers import step_bytes
+from specx.engine.setup.load import repack_works
 
 __all__ = ["TrimReport", "Trimming", "Wanted", "default_output", "trim"]
 
@@ -130,7 +132,8 @@ class _Scorer:
 
     def __init__(self, info: GGUFInfo) -> None:
         threads = this_cpu().default_threads
-        self.model = LlamaModel(Load(info.path, threads, threads, n_ctx=N_CTX))
+        load = Load(info.path, threads, threads, n_ctx=N_CTX)
+        self.model = LlamaModel(load, repack=repack_works(load, Here.of(Asked(info.path))))
 
     def __enter__(self) -> _Scorer:
         return self
