@@ -140,19 +140,8 @@ class ByteMap:
         self.as_target: NDArray[np.int32] = np.where(found >= 0, found, own).astype(np.int32)
         self._unmapped: NDArray[np.bool_] = ours.match(theirs) < 0
         self._longer: dict[bytes, int] = {}
-        self._size = len(ours)
         self._to_draft, self._to_target = self._match_roles(target, draft)
         self._extensions: dict[bytes, NDArray[np.int32]] = {}
-
-    @property
-    def overlap(self) -> float:
-        """Share of the draft model's tokens that the target has, too."""
-        return float((self.as_target < self._size).mean())
-
-    def exact(self, token: int) -> int:
-        """The target token with the bytes of a draft token, -1 if there is none."""
-        found = int(self.as_target[token])
-        return found if found < self._size else -1
 
     def special_for_draft(self, token: int) -> int | None:
         """The draft token with the role of a target token; -1 if it has none; None for an ordinary token."""
@@ -190,12 +179,9 @@ class ByteMap:
     def continued(self, text: bytes) -> list[int]:
         """What the target makes of `text` after what it has written, as far as its characters are complete.
 
-        A character that it left incomplete may go on in front.
+        A character that it left incomplete may go on in front. It ends where no tokens have the bytes.
         """
-        return self._as_written(text[: whole(text)])
-
-    def _as_written(self, text: bytes) -> list[int]:
-        """Target tokens of the longest beginning of `text` that has any, byte by byte."""
+        text = text[: whole(text)]
         tokens = self.target.of(text)
         at, piece = 0, self.target.pieces.piece
         for i, token in enumerate(tokens):

@@ -55,12 +55,14 @@ class Heal:
             return None
         if head is None:
             return cls(byte_map, head, last, tokens, len(text))
-        found = np.searchsorted(head, [last if last is not None else head[0], *tokens])
-        kept = head[np.minimum(found, len(head) - 1)] == [last if last is not None else head[0], *tokens]
-        rows = found[1:][kept[1:]].astype(np.int32)
-        if not kept[0] or not len(rows):
+        wanted = tokens if last is None else np.concatenate((np.array([last], np.int32), tokens))
+        rows = np.searchsorted(head, wanted).astype(np.int32)
+        kept = head[np.minimum(rows, len(head) - 1)] == wanted
+        longer = slice(0 if last is None else 1, None)
+        found = rows[longer][kept[longer]]
+        if not len(found) or (last is not None and not kept[0]):
             return None
-        return cls(byte_map, head, None if last is None else int(found[0]), rows, len(text))
+        return cls(byte_map, head, None if last is None else int(rows[0]), found, len(text))
 
     def token(self, row: int) -> int:
         """The draft token of a row."""
