@@ -1,21 +1,66 @@
-"""The commands of `specx`, and what their parser complains about."""
+"""The commands of `specx`, and what their parser complains about.
+
+A command is one line of `TABLE` and a module, which is imported when the command runs or shows its help.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from itertools import chain
+from typing import Annotated, Any, NamedTuple
 
 import typer
 import typer.main
+from typer.core import TyperCommand, TyperGroup
 
 from specx.backends.errors import UsageError
-from specx.cli import cache, chat, complete, drafter, plan, probe, pull, show, verify
-from specx.cli.bench import command as bench
 from specx.cli.help import GroupedCommand
-from specx.cli.options.config import config_path, option_defaults
+from specx.cli.options.values import quickened
 
-__all__ = ["app", "invoke"]
+__all__ = ["TABLE", "app", "every_command", "invoke"]
+
+
+class Entry(NamedTuple):
+    """A command whose module is not imported yet."""
+
+    module: str
+    """Below `specx.cli`; its `register` adds the command to a Typer application."""
+
+    help: str
+    """The first line of its help."""
+
+
+TABLE = {
+    "chat": Entry("chat", "Talk to a model."),
+    "complete": Entry("complete", "Continue a prompt from -p, -f or standard input."),
+    "plan": Entry(
+        "plan", "Say what would be decided for a model here, and why: memory, placement, kernels, drafts."
+    ),
+    "bench": Entry(
+        "bench.command",
+        "Compare drafted with plain decoding: speed, latency and text, taking turns on the same prompts.",
+    ),
+    "verify": Entry(
+        "verify", "Compare drafted text with plain text, token by token, and say how exact this machine is."
+    ),
+    "probe": Entry(
+        "probe",
+        "Say what this machine is and can do; with a model, find the number of threads that is best for it.",
+    ),
+    "show": Entry("show", "Show what a model file holds and what it takes to run it."),
+    "pull": Entry(
+        "pull", "Download a model once, into the cache that llama.cpp and Hugging Face tools use too."
+    ),
+    "drafter": Entry("drafter", "Show what can draft for a model here, and make drafters."),
+    "cache": Entry(
+        "cache", "Show or clear what specx keeps on this machine, and give it texts to draft from."
+    ),
+}
+"""The commands by name, in the order in which they are listed."""
 
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """The base of what parsing raises. Typer brings its own copy of click, in a private module."""
@@ -25,8 +70,59 @@ EPILOG = (
     "llama.cpp's LLAMA_ARG_ variables, and in config.toml in the user's configuration directory."
 )
 
+
+@cache
+def _load(name: str) -> Any:
+    """A command from its module."""
+    alone = typer.Typer(rich_markup_mode=None, add_completion=False)
+    alone.callback()(lambda: None)  # without one, the only command of an application loses its name
+    import_module(f"specx.cli.{TABLE[name].module}").register(alone)
+    groups = [group.typer_instance for group in alone.registered_groups]
+    below = [group.registered_commands for group in groups if group is not None]
+    for command in (*alone.registered_commands, *chain.from_iterable(below)):
+        command.cls = GroupedCommand
+    group: Any = typer.main.get_command(alone)
+    return group.commands[name]
+
+
+class _Commands(Mapping[str, Any]):
+    def __getitem__(self, name: str) -> Any:
+        if name not in TABLE:
+            raise KeyError(name)
+        return _load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TABLE)
+
+    def __len__(self) -> int:
+        return len(TABLE)
+
+
+def every_command() -> Mapping[str, Any]:
+    """The click commands by name. Each is loaded when it is looked up."""
+    return _Commands()
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists its commands from `TABLE` and loads the one that is named."""
+
+    def __init__(self, **settings: Any) -> None:
+        listed = {name: TyperCommand(name, help=entry.help) for name, entry in TABLE.items()}
+        super().__init__(**{**settings, "commands": listed})
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The options of `specx` itself."""
+        return quickened(super().get_params(ctx))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that is named first in `args`, and the rest of them."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command if name is None else _load(name), rest
+
+
 app = typer.Typer(
     name="specx",
+    cls=LazyGroup,
     help="Faster decoding of GGUF models by speculation that never changes the text.",
     epilog=EPILOG,
     invoke_without_command=True,
@@ -45,21 +141,17 @@ def root(
     ] = False,
 ) -> None:
     """Show help, or read the configuration before a command runs."""
+    from specx.cli.options.config import config_path, option_defaults
+
+    running = ctx.invoked_subcommand
     if version:
         from specx import __version__
 
         typer.echo(f"specx {__version__}")
-    elif ctx.invoked_subcommand is None:
+    elif running is None:
         typer.echo(ctx.get_help())
     elif (path := config_path()) is not None:
-        commands: Any = ctx.command
-        ctx.default_map = option_defaults(path, commands.commands)
-
-
-for module in (chat, complete, plan, bench, verify, probe, show, pull, drafter, cache):
-    module.register(app)
-for command in app.registered_commands:
-    command.cls = GroupedCommand
+        ctx.default_map = {running: option_defaults(path, running, every_command())}
 
 
 def invoke(arguments: list[str]) -> int:

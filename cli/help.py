@@ -9,11 +9,17 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from specx.cli.options.values import quickened
+
 __all__ = ["GroupedCommand"]
 
 
 class GroupedCommand(TyperCommand):
     """A command whose options are listed under their `rich_help_panel`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, each of which reads its values quickly."""
+        return quickened(super().get_params(ctx))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and options."""

@@ -30,36 +30,43 @@ def config_path() -> Path | None:
     return usual if usual is not None and os.path.isfile(usual) else None  # noqa: PTH113 - is_file raises where it may not look
 
 
-def option_defaults(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the file sets, as command -> parameter -> value.
+def option_defaults(path: Path, running: str, commands: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file sets for one command, as parameter -> value.
+
+    All of the file is checked, but of the other commands only those are looked up that it depends on.
 
     Args:
         path: the file.
-        commands: the click commands by name.
+        running: the name of the command.
+        commands: every click command by name.
 
     Raises:
         FileError: the file cannot be read.
         UsageError: it is no TOML, or names an option or a command that does not exist.
     """
     content = _read(path)
-    options = {name: _options(command) for name, command in commands.items()}
-    defaults: dict[str, dict[str, Any]] = {name: {} for name in commands}
-    shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
-    for key, value in shared.items():
-        takers = [name for name, known in options.items() if key in known]
-        if not takers:
-            raise _unknown(path, key, {name for known in options.values() for name in known})
-        for name in takers:
-            defaults[name].update(_default(path, key, value, options[name][key]))
-    for name, table in content.items():
-        if name in shared:
+    defaults: dict[str, Any] = {}
+    tables = {name: table for name, table in content.items() if isinstance(table, dict)}
+    for key, value in content.items():
+        if key in tables:
             continue
-        if name not in options:
-            raise UsageError(f"{path}: there is no command {name!r}", f"commands are {', '.join(options)}")
+        takers = [running, *(name for name in commands if name != running)]
+        taken = next((name for name in takers if key in _options(commands[name])), None)
+        if taken is None:
+            raise _unknown(path, key, {name for command in commands.values() for name in _options(command)})
+        default = _default(path, key, value, _options(commands[taken])[key])
+        if taken == running:
+            defaults.update(default)
+    for name, table in tables.items():
+        if name not in commands:
+            raise UsageError(f"{path}: there is no command {name!r}", f"commands are {', '.join(commands)}")
+        known = _options(commands[name])
         for key, value in table.items():
-            if key not in options[name]:
-                raise _unknown(path, f"{name}.{key}", set(options[name]))
-            defaults[name].update(_default(path, key, value, options[name][key]))
+            if key not in known:
+                raise _unknown(path, f"{name}.{key}", set(known))
+            default = _default(path, key, value, known[key])
+            if name == running:
+                defaults.update(default)
     return defaults
 
 

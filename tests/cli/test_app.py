@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from specx.backends.errors import SpecxError
+from specx.cli.commands import TABLE, every_command
 from specx.cli.terminal import console
 
 PATIENCE = 240  # seconds that a process may take on a busy machine
@@ -24,6 +25,21 @@ def test_help_and_version(specx):
     for command in ("chat", "complete", "verify", "show", "pull", "cache"):
         assert re.search(rf"^  {command} ", alone.out, re.MULTILINE)
     assert re.fullmatch(r"specx \d+\.\d+\.\d+\n", specx("--version").out)
+
+
+def test_commands_are_listed_in_the_words_of_their_own_help():
+    listed = {name: entry.help for name, entry in TABLE.items()}
+    assert listed == {name: command.help.splitlines()[0] for name, command in every_command().items()}
+
+
+def test_only_the_command_that_runs_is_imported():
+    code = (
+        "import sys; from specx.cli.app import run; run(['cache', '--help']); "
+        "print(sorted(n for n in sys.modules if n in {'specx.cli.' + e.module for e in "
+        "sys.modules['specx.cli.commands'].TABLE.values()}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "['specx.cli.cache']\n"
 
 
 def test_a_group_of_commands_alone_prints_its_help(specx):

@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from specx.cli.chat import Chat
-from specx.cli.commands import app
+from specx.cli.commands import app, every_command
 from specx.cli.generation import Request
 from specx.cli.options.read import GenerationOptions
 from specx.engine.session import Timings
@@ -22,9 +22,8 @@ QUOTED = set(re.findall(r"`([^`]+)`", DOC))
 
 
 def commands():
-    group = typer.main.get_command(app)
-    found = {"specx": group}
-    for name, command in group.commands.items():
+    found = {"specx": typer.main.get_command(app)}
+    for name, command in every_command().items():
         found[f"specx {name}"] = command
         for below, inner in getattr(command, "commands", {}).items():
             found[f"specx {name} {below}"] = inner
