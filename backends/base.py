@@ -55,6 +55,7 @@ class Facts:
         max_texts: most texts at once.
         max_rows: most tokens of one call, over all its trees.
         even: whether all trees of a call must have the same width.
+        prompt_rows: most rows of a `prefill` that its `rows` receives the logits of: the last ones.
         plain_reason: why this model decodes plainly (one clause), or None if it can speculate.
         n_ctx_train: tokens of context that the model was trained for; 0 if that is unknown.
         extractable: what `forward` can be asked for.
@@ -70,6 +71,7 @@ class Facts:
     max_texts: int = 1
     max_rows: int = 64
     even: bool = False
+    prompt_rows: int = 64
     plain_reason: str | None = None
     n_ctx_train: int = 0
     extractable: Want = Want.LOGITS
@@ -203,7 +205,7 @@ class Cache(Protocol):
     def prefill(
         self, tokens: Sequence[int], *, progress: Progress | None = None, rows: RowSink | None = None
     ) -> None:
-        """Commit `tokens` after the present ones. `rows` receives logits, as far as they are cheap.
+        """Commit `tokens` after the present ones. `rows` receives the logits of the last `Facts.prompt_rows`.
 
         Raises:
             ContextFullError: they do not fit.

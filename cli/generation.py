@@ -178,7 +178,8 @@ def generate(
         with on_interrupt(stop), suppress(_ReadingStoppedError):
             for chunk in generation:
                 progress.close()
-                show(chunk)
+                if chunk.text or not chunk.last:
+                    show(chunk)
     return generation.result
 
 

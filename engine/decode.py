@@ -22,23 +22,28 @@ from specx.engine.learned.lengths import Outlook
 from specx.engine.plan import Plan
 from specx.engine.sampling import Sampler
 
-__all__ = ["Evidence", "Job", "Step", "decode"]
+__all__ = ["Evidence", "Job", "Step", "decode", "evidence_of"]
 
 EVIDENCE_LOGITS = 64  # of each position; what the truncated distribution rests on
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Why a token was chosen.
+    """Why a token was chosen, and how probable it was.
 
     Attributes:
         margin: score of the token minus the runner-up's, in units of the tempered logits.
         ids, logits: the largest logits of the position, (64,) int32 and float32, before any adjustment.
+        logprob: natural logarithm of the token's probability in the model's own distribution: that of the
+            logits before any adjustment.
+        total: logarithm of the sum of exp of all logits; `logits - total` are the logprobs of `ids`.
     """
 
     margin: float
     ids: NDArray[np.int32]
     logits: NDArray[np.float32]
+    logprob: float
+    total: float
 
 
 @dataclass(slots=True)
@@ -219,7 +224,7 @@ def _verify(draft: Draft, output: Output, job: Job, verdict: _Verdict) -> None:
         verdict.emitted.append(token)
         verdict.rows.append(row)
         if sampler.margins:
-            verdict.evidence.append(_evidence(sampler.last_margin, output.logits[row]))
+            verdict.evidence.append(evidence_of(token, output.logits[row], sampler.last_margin))
         child = children.get((row, token))
         if child is None or token in job.stops:
             return
@@ -231,7 +236,11 @@ def _children(tokens: Sequence[int], parents: Sequence[int]) -> dict[tuple[int, 
     return {(parent + 1, token): i + 1 for i, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
 
 
-def _evidence(margin: float, logits: NDArray[np.float32]) -> Evidence:
+def evidence_of(token: int, logits: NDArray[np.float32], margin: float = 0.0) -> Evidence:
+    """What the logits (V,) float32 of its position say of `token`."""
     count = min(EVIDENCE_LOGITS, len(logits))
     ids = np.argpartition(logits, -count)[-count:].astype(np.int32)
-    return Evidence(margin, ids, logits[ids])
+    largest = logits[ids]
+    top = largest.max()
+    total = float(top) + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
+    return Evidence(margin, ids, largest, float(logits[token]) - total, total)

@@ -1,55 +1,49 @@
-"""Answers as they are written: one alone, or many together.
+"""One answer as it is written, alone or beside others.
 
 A generation reads its prompt (reusing what a cache already holds), takes part in the decode loop, turns
-tokens into text and stops where it should. Texts join and leave the loop between two steps, and a prompt is
-read in pieces while others are being written.
+tokens into text and stops where it should. `specx.engine.together` writes several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from specx.backends.base import Cache, Model
 from specx.backends.errors import SpecxError
 from specx.drafters.base import Drafter, Forcing, Text
-from specx.engine.decode import Job, Step, decode
+from specx.engine.decode import Job, Step, evidence_of
 from specx.engine.learned.lengths import Outlook
 from specx.engine.plan import Plan
 from specx.engine.sampling import Sampler, Unending
+from specx.engine.slots import FORGOTTEN, Slot
 from specx.engine.text.answer import Chunk, Request, Result
 from specx.engine.text.stream import StopMatcher, StreamDecoder
 
-__all__ = ["Generation", "Slot", "Writer", "write"]
+__all__ = ["Arrivals", "Generation", "Writer"]
 
-PIECE = 64  # tokens of a prompt that are read between two steps of others: about as long as a wide step
-FORGOTTEN = -1  # in place of cached tokens that were computed with tokens in view that are no longer there
+NOTHING = Chunk("", [], 0, 0, 0.0, [])
 
 
-class Slot:
-    """Room for one text, and what it holds.
+class _CancelledError(Exception):
+    """A prompt is not read to its end."""
 
-    Attributes:
-        cache: the committed tokens.
-        cached: which tokens these are, `FORGOTTEN` where they cannot be used again.
-        user: the generation that writes in it.
-    """
 
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
-        self.cached: list[int] = []
-        self.user: Generation | None = None
+class Arrivals(Protocol):
+    """Where generations come from that are to be written together."""
 
-    def common(self, prompt: Sequence[int]) -> int:
-        """How many of its tokens `prompt` begins with."""
-        end = min(len(self.cached), len(prompt))
-        return next((i for i in range(end) if self.cached[i] != prompt[i]), end)
+    def take(self, wait: bool) -> Generation | None:
+        """The next one, or None.
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self.cache.rewind(0)
-        self.cached, self.user = [], None
+        Args:
+            wait: whether nothing else is being written. Then the call may block, in short slices so that
+                Ctrl-C is heard, and None means that no more will come. Else it must not block, and None
+                means that there is none now.
+        """
 
 
 class Writer(Protocol):
@@ -75,6 +69,11 @@ class Writer(Protocol):
     def context_shift(self) -> bool:
         """Whether the oldest tokens are forgotten when a context is full."""
 
+    def together(
+        self, source: Iterable[Generation], at_once: int | None = None
+    ) -> Iterator[tuple[Generation, Chunk]]:
+        """Write answers, and say what each step adds to which."""
+
     def slot_for(self, generation: Generation) -> Slot:
         """Room for it: where most of its prompt is cached already."""
 
@@ -92,19 +91,21 @@ class Writer(Protocol):
 
 
 class Generation:
-    """One answer. Iterate to write it alone; `write` writes several together.
+    """One answer. Iterate to write it alone; `Session.together` writes several.
 
     `result` is complete once that has ended. It ends as cancelled if another generation needed its room.
 
     Args:
         writer: the model.
         request: what is asked for.
+        label: for the caller's own bookkeeping.
     """
 
-    def __init__(self, writer: Writer, request: Request) -> None:
+    def __init__(self, writer: Writer, request: Request, label: object = None) -> None:
         assert request.sampling.seed is not None
         vocab = writer.model.vocab
         self.request = request
+        self.label = label
         self.result = Result(seed=request.sampling.seed)
         self._writer = writer
         constraint = request.constraint
@@ -144,20 +145,22 @@ class Generation:
         return self._job
 
     def __iter__(self) -> Iterator[Chunk]:
-        for _, chunk in write(self._writer, (self,), 1):
+        for _, chunk in self._writer.together((self,), 1):
             yield chunk
         if self.result.failure is not None:
             raise self.result.failure
 
     def begin(self) -> bool:
-        """Take a slot and look what it holds of the prompt; False if nothing is to be written."""
-        if self.request.n_predict == 0:
+        """Take a slot and look what it holds of the prompt; False if there is nothing to do."""
+        request = self.request
+        if request.n_predict == 0:
             self.result.finish_reason = "length"
-            return False
+            if not request.score_prompt:
+                return False
         writer, prompt = self._writer, self._text.tokens
         slot = self._slot = writer.slot_for(self)
         slot.user = self
-        kept = slot.cache.reusable(slot.common(prompt[:-1]))
+        kept = 0 if request.score_prompt else slot.cache.reusable(slot.common(prompt[:-1]))
         slot.cache.rewind(kept)
         slot.cached = prompt[:kept]
         writer.measure_staircase(slot.cache, lambda: self.cancelled)
@@ -167,11 +170,12 @@ class Generation:
         drafter = writer.drafter
         self._names = drafter.source_names
         drafting = drafter.start(self._text)
-        outlook = writer.outlook(self.request)
+        outlook = writer.outlook(request)
         self._job = Job(self._text, slot.cache, drafting, self._sampler, self._stops, outlook=outlook)
         self._unread = prompt[kept:-1]
         timings = self.result.timings
         timings.prompt_n = len(self._unread) + 1
+        timings.cached_n = kept
         timings.prompt_ms = (writer.clock() - start) * 1e3
         return True
 
@@ -183,7 +187,7 @@ class Generation:
         piece = self._unread if most is None else self._unread[:most]
         committed = slot.cache.length + len(piece)
         try:
-            slot.cache.prefill(piece, progress=self.request.progress, rows=self.job.drafting.observe_prompt)
+            self._prefill(slot.cache, piece)
         finally:
             slot.cached = self._text.tokens[: slot.cache.length]
             self._unread = self._text.tokens[slot.cache.length : -1]
@@ -192,9 +196,37 @@ class Generation:
         timings.prompt_per_second = timings.prompt_n / max(timings.prompt_ms, 1e-3) * 1e3
         if slot.cache.length < committed or self._unread:
             return False
-        writer.measure_staircase(slot.cache, lambda: self.cancelled)
-        self._sampler.begin(self._text.tokens)
+        if self.request.n_predict != 0:
+            writer.measure_staircase(slot.cache, lambda: self.cancelled)
+            self._sampler.begin(self._text.tokens)
         return True
+
+    def _prefill(self, cache: Cache, tokens: list[int]) -> None:
+        """Commit `tokens` of the prompt, as far as nobody cancels meanwhile."""
+        scored = self.request.score_prompt
+        wide = self._writer.model.facts.prompt_rows if scored else max(len(tokens), 1)
+        total = len(self._text.tokens) - 1 - self.result.timings.cached_n
+        rows = self._score if scored else self.job.drafting.observe_prompt
+        for start in range(0, len(tokens), wide):
+            before = cache.length - self.result.timings.cached_n
+
+            def told(done: int, _total: int, before: int = before) -> None:
+                if self.cancelled:
+                    raise _CancelledError
+                if self.request.progress is not None:
+                    self.request.progress(before + done, total)
+
+            try:
+                cache.prefill(tokens[start : start + wide], progress=told, rows=rows)
+            except _CancelledError:
+                return
+
+    def _score(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
+        """How probable the tokens of the prompt were that follow each of `tokens`."""
+        prompt, found = self._text.tokens, self.result.prompt_evidence
+        for row in logits:
+            found.append(evidence_of(prompt[len(found) + 1], row))
+        self.job.drafting.observe_prompt(tokens, logits)
 
     def make_room(self, *, alone: bool) -> bool:
         """Whether there is room for another step, after shifting the context if that is wanted."""
@@ -220,7 +252,7 @@ class Generation:
         if step.failure is not None:
             slot.cached = slot.cached[: slot.cache.length - 1] + self._text.tokens[-1:]
             self.fail(step.failure)
-            return Chunk("", [], 0, 0, 0.0, []), True
+            return NOTHING, True
         slot.cached += self._text.tokens[-1 - len(step.tokens) : -1]
         tokens, text, reason = self._decode(step.tokens)
         outlook = None if reason else self.job.outlook
@@ -243,18 +275,19 @@ class Generation:
         """It cannot be written."""
         self.result.failure, self.result.finish_reason = failure, "error"
 
-    def leave(self) -> Chunk | None:
-        """It is finished, whatever the reason; returns text that was held back."""
+    def leave(self) -> Chunk:
+        """It is finished, whatever the reason; returns its end, with text that was held back."""
         if self._job is not None:
             self._job.drafting.close()
         if self._slot is not None:
-            self._writer.remember(self.request, self.result)
+            if self.request.n_predict != 0:
+                self._writer.remember(self.request, self.result)
             if self._slot.user is self:
                 self._slot.user = None
             self._slot = None
         rest = self._matcher.feed(self._decoder.flush())[0] + self._matcher.flush()
         self.result.text += rest
-        return Chunk(rest, [], 0, 0, 0.0, []) if rest else None
+        return replace(NOTHING, text=rest, last=True)
 
     def _timed(self, call: Callable[[], None]) -> None:
         """What is no part of a step, but of the time the answer takes."""
@@ -293,108 +326,3 @@ class Generation:
         if step.asked is not None:
             timings.draft_ms += step.asked.ms
             timings.explored_ms += step.asked.explored_ms
-
-
-def write(
-    writer: Writer, generations: Iterable[Generation], at_once: int
-) -> Iterator[tuple[Generation, Chunk]]:
-    """Write answers, at most `at_once` together, and say what each step adds to which.
-
-    A generation that fails ends with `result.failure`; the others go on.
-
-    Args:
-        writer: the model; has room for `at_once` texts.
-        generations: taken from as there is room.
-        at_once: at least 1.
-    """
-    together = _Together(writer, iter(generations), at_once)
-    try:
-        while together.take_in():
-            yield from together.read_some()
-            yield from together.leave_if_ended()
-            yield from together.step()
-    finally:
-        together.end()  # also if the caller stops, or something else ends it
-
-
-class _Together:
-    """Generations that are written at the same time."""
-
-    def __init__(self, writer: Writer, waiting: Iterator[Generation], at_once: int) -> None:
-        self._writer, self._waiting, self._at_once = writer, waiting, at_once
-        self._reading: list[Generation] = []
-        self._writing: list[Generation] = []
-        self._jobs: list[Job] = []  # of those that are writing, in the same order
-        self._steps: Iterator[list[Step]] | None = None
-
-    def take_in(self) -> bool:
-        """Begin as many as there is room for; returns whether there are any."""
-        while len(self._reading) + len(self._writing) < self._at_once:
-            coming = next(self._waiting, None)
-            if coming is None:
-                break
-            if _guarded(coming, coming.begin):
-                self._reading.append(coming)
-            else:
-                coming.leave()
-        return bool(self._reading or self._writing)
-
-    def read_some(self) -> Iterator[tuple[Generation, Chunk]]:
-        """Read a piece of the first prompt, or all of it if nobody waits for that."""
-        if not self._reading:
-            return
-        first = self._reading[0]
-        if first.cancelled or first.result.failure is not None:
-            yield from self._leave(first)
-        elif _guarded(first, partial(first.read, PIECE if self._writing else None)):
-            self._reading.remove(first)
-            self._writing.append(first)
-            self._jobs.append(first.job)
-            if len(self._jobs) == 1:
-                self._writer.plan.begin()
-
-    def leave_if_ended(self) -> Iterator[tuple[Generation, Chunk]]:
-        """Let those go that were cancelled or have no room for another step."""
-        for generation in list(self._writing):
-            room = partial(generation.make_room, alone=len(self._writing) == 1)
-            if generation.cancelled or not _guarded(generation, room):
-                yield from self._leave(generation)
-
-    def step(self) -> Iterator[tuple[Generation, Chunk]]:
-        """One turn of the loop for all that are writing."""
-        if not self._jobs:
-            self._steps = None
-            return
-        if self._steps is None:
-            writer = self._writer
-            self._steps = decode(writer.model, self._jobs, writer.plan, writer.drafter.needs, writer.clock)
-        steps = next(self._steps)
-        taken = [(each, *each.take(step)) for each, step in zip(list(self._writing), steps, strict=True)]
-        for generation, chunk, finished in taken:
-            if generation.result.failure is None:
-                yield generation, chunk
-            if finished:
-                yield from self._leave(generation)
-
-    def end(self) -> None:
-        """Nobody goes on."""
-        for generation in (*self._reading, *self._writing):
-            generation.leave()
-
-    def _leave(self, generation: Generation) -> Iterator[tuple[Generation, Chunk]]:
-        if generation in self._writing:
-            del self._jobs[self._writing.index(generation)]
-            self._writing.remove(generation)
-        else:
-            self._reading.remove(generation)
-        if (rest := generation.leave()) is not None:
-            yield generation, rest
-
-
-def _guarded(generation: Generation, call: Callable[[], bool]) -> bool:
-    """`call`, or False if it fails: then the generation does."""
-    try:
-        return call()
-    except SpecxError as failure:
-        generation.fail(failure)
-        return False

@@ -19,7 +19,7 @@ from specx.engine.cost.identity import Identity, identity_text, measure_identity
 from specx.engine.cost.staircase import Staircase
 from specx.engine.decode import Step
 from specx.engine.drafting import DraftModels, models_of
-from specx.engine.generation import Generation, Slot, write
+from specx.engine.generation import Arrivals, Generation
 from specx.engine.learned.knowledge import Learned
 from specx.engine.learned.lengths import LONGEST, Outlook
 from specx.engine.plan import Plan
@@ -28,8 +28,10 @@ from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.choice import Setup
 from specx.engine.setup.explain import silent
 from specx.engine.setup.here import Here
+from specx.engine.slots import Slot, Slots
 from specx.engine.text.alphabet import Alphabet
 from specx.engine.text.answer import Chunk, Request, Result, Timings
+from specx.engine.together import write
 
 __all__ = ["Chunk", "Generation", "Result", "Session", "Timings", "load"]
 
@@ -95,7 +97,7 @@ class Session:
         self._alphabet: Alphabet | None = None  # for grammars
         self.learned = learned
         self.staircase = learned.load_staircase(Staircase(model.facts.max_width))
-        self.slots = [Slot(model.open())]
+        self.slots = Slots(model)
         widths = self._exact_widths()
         self.plan = Plan(self.staircase, max_nodes=asked.draft_max, widths=widths, clock=clock)
         self.draft_models = draft_models(self) if draft_models and not self.plain_reason else None
@@ -236,6 +238,8 @@ class Session:
         keep: int = 0,
         progress: Progress | None = None,
         evidence: bool = False,
+        score_prompt: bool = False,
+        label: object = None,
     ) -> Generation:
         """Prepare an answer to `prompt`; iterate over it to get it, or give several to `together`.
 
@@ -243,7 +247,8 @@ class Session:
             prompt: all of the conversation so far, as text or as token ids.
             sampling: how tokens are chosen; by default as llama.cpp does.
             n_predict: most tokens to emit; negative means no limit.
-            stop, ignore_eos, constraint, keep, progress, evidence: as in `Request`.
+            stop, ignore_eos, constraint, keep, progress, evidence, score_prompt: as in `Request`.
+            label: kept as that of the generation.
 
         Raises:
             UsageError: the prompt is empty.
@@ -260,45 +265,48 @@ class Session:
             sampling = replace(sampling, seed=secrets.randbits(32))
         limit = n_predict if n_predict >= 0 else None
         request = Request(
-            list(prompt), sampling, limit, stop, ignore_eos, constraint, keep, progress, evidence
+            list(prompt),
+            sampling,
+            limit,
+            stop,
+            ignore_eos,
+            constraint,
+            keep,
+            progress,
+            evidence,
+            score_prompt,
         )
-        return Generation(self, request)
+        return Generation(self, request, label)
 
     def together(
-        self, generations: Iterable[Generation], at_once: int | None = None
+        self,
+        source: Iterable[Generation] | Arrivals,
+        at_once: int | None = None,
+        *,
+        patient: bool = True,
     ) -> Iterator[tuple[Generation, Chunk]]:
         """Write several answers together; says what each step adds to which.
 
-        Each text is what it would be alone. One that fails ends with `result.failure`.
+        Each text is what it would be alone. One that fails ends with `result.failure`. The end of each is a
+        chunk that is its `last`.
 
         Args:
-            generations: of this session; the next one is taken when there is room for it.
+            source: generations of this session; the next one is taken when there is room for it.
             at_once: most texts at once; by default as many as there is room for.
+            patient: read prompts whole, which takes the least time in all; else in pieces between the steps
+                of others, so that nobody waits long for a first token.
         """
         most = self.at_once if at_once is None else max(1, min(at_once, self.at_once))
-        return write(self, generations, most)
+        return write(self, source, most, patient=patient)
 
     def slot_for(self, generation: Generation) -> Slot:
         """Room for a generation: where most of its prompt is cached, if possible where nobody writes."""
-        prompt = generation.request.prompt
-        free = [slot for slot in self.slots if slot.user is None]
-        found = max(free, key=lambda slot: slot.common(prompt), default=None)
-        if found is None or (found.cached and not found.common(prompt)):
-            if len(self.slots) < self.model.facts.max_texts:
-                found = Slot(self.model.open())
-                self.slots.append(found)
-            else:  # the one that was not used for the longest time; who writes there ends as cancelled
-                found = free[0] if free else self.slots[0]
-        self.slots.remove(found)
-        self.slots.append(found)
-        return found
+        return self.slots.choose(generation.request.prompt)
 
     @property
     def cache(self) -> Cache:
         """Room for one text, for measurements; conversations lose what it holds."""
-        slot = self.slots[0]
-        slot.cached, slot.user = [], None
-        return slot.cache
+        return self.slots.measured().cache
 
     def summary(self) -> str:
         """One line: what runs, and what was chosen."""
@@ -312,7 +320,7 @@ class Session:
             parts.append(f"kernels {kernels.name}")
         parts.append(f"drafter {drafter}")
         if self.staircase.depths:
-            parts.append(describe(self.staircase))
+            parts.append(self.staircase.describe())
         return ", ".join(parts)
 
     def reset(self) -> None:
@@ -347,7 +355,7 @@ class Session:
         measure = staircase.measure if cache.length or not first else staircase.measure_first
         seconds = measure(cache, clock=self.clock, stopped=stopped)
         if first and staircase.depths:
-            text = describe(staircase)
+            text = staircase.describe()
             self.notice(f"measured this model on this machine in {seconds:.1f} s: {text}")
         if staircase.disturbed and not disturbed:
             self.notice(
@@ -436,13 +444,3 @@ def load(model: str | Path, **asked: Any) -> Session:
         raise UsageError(f"there is no setting {unknown[0]!r}", f"settings are {', '.join(sorted(known))}")
     path = model if isinstance(model, Path) else find_model(model)
     return Session.open(Asked(path, **asked))
-
-
-def describe(staircase: Staircase) -> str:
-    """What a staircase says, in words: the price of one token, and of more at once, in a short context.
-
-    Widths that were not timed, as there was no time, are not told.
-    """
-    costs, timed = staircase.costs(0), staircase.steps(staircase.depths[0])
-    wide = [f"{n} cost {costs[n] / costs[1]:.1f}x" for n in (4, 8, 16) if n < len(costs) and n in timed]
-    return f"one token {costs[1]:.1f} ms" + "".join(f", {text}" for text in wide)

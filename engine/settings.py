@@ -39,7 +39,7 @@ class Asked(AskedModel):
     Attributes:
         model: the GGUF file.
         n_ctx: tokens of context of each text; None leaves it open, 0 is what the model was trained for.
-        texts: how many texts are written at once.
+        texts: how many texts there is room for at once; None lets memory and the objective decide.
         answers: how many the process writes in all, if that is known.
         n_batch, n_ubatch: most tokens per libllama call and per compute graph while a prompt is read.
         flash_attn: "on", "off" or "auto".
@@ -59,7 +59,7 @@ class Asked(AskedModel):
 
     model: Path
     n_ctx: int | None = None
-    texts: int = 1
+    texts: int | None = 1
     answers: int | None = None
     n_batch: int = 2048
     n_ubatch: int = 512

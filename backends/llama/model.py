@@ -104,8 +104,8 @@ class LlamaModel:
         self.memory = self._lib.llama_get_memory(self._ctx)
         self._rows = context_rows(trimmed, table) if trimmed is not None and table is not None else None
         head = table.ids if table is not None else None
-        self.facts = self._facts(load, plain_reason, leaves, even=streams, head=head)
         self.piece: int = min(self._lib.llama_n_batch(self._ctx), self._lib.llama_n_ubatch(self._ctx))
+        self.facts = self._facts(load, plain_reason, leaves, even=streams, head=head)
         self._batch = Batch(self._lib, max(self.piece, self.facts.max_rows), leaves, table)
         self._caches = [None] * load.texts
 
@@ -368,6 +368,7 @@ class LlamaModel:
             max_texts=texts,
             max_rows=max(widest, texts),
             even=even,
+            prompt_rows=min(PROMPT_ROWS, self.piece),
             plain_reason=plain_reason,
             n_ctx_train=int(self._lib.llama_model_n_ctx_train(self._model)),
             head=head,

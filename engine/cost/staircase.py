@@ -140,6 +140,15 @@ class Staircase:
         nearest = high if above > below else low
         return self._regimes.expected(n, weights) * self._noises[nearest].item(n)
 
+    def describe(self) -> str:
+        """In words: the price of one token, and of more at once, in a short context.
+
+        Widths that were not timed, as there was no time, are not told.
+        """
+        costs, timed = self.costs(0), self.steps(self.depths[0])
+        wide = [f"{n} cost {costs[n] / costs[1]:.1f}x" for n in (4, 8, 16) if n < len(costs) and n in timed]
+        return f"one token {costs[1]:.1f} ms" + "".join(f", {text}" for text in wide)
+
     def measure_first(
         self, cache: Cache, *, clock: Clock = time.perf_counter, stopped: Stopped = never
     ) -> float:

@@ -24,6 +24,7 @@ from specx.engine.setup.here import Here
 from specx.engine.setup.kernels import Chosen, choose_kernels
 from specx.engine.setup.load import load_chosen, load_library
 from specx.engine.setup.offloading import LayersPlaced, place_layers
+from specx.engine.setup.texts import choose_texts
 from specx.engine.setup.threads import choose_threads, warn_of_threads
 from specx.engine.setup.wanted import wanted_load
 
@@ -56,6 +57,8 @@ def decide(asked: Asked, here: Here, *, timing: bool = True) -> Setup:
         )
     wanted = wanted_load(info, asked)
     check_cache_of_model(info, wanted)
+    texts = choose_texts(info, asked, wanted)
+    wanted = replace(wanted, texts=texts.value)
     placed = _place(info, asked, wanted, here, timing=timing and asked.measure)
     kernels = placed.kernels.value if placed.kernels else None
     header = named.header if isinstance(named, NamedDraft) else None
@@ -68,7 +71,7 @@ def decide(asked: Asked, here: Here, *, timing: bool = True) -> Setup:
         info,
         load,
         context=_context(info, asked, wanted, load),
-        texts=Choice(asked.texts, ASKED if asked.texts > 1 else DEFAULT),
+        texts=texts,
         threads=threads,
         threads_batch=batch,
         kernels=_kernels(info, asked, load, placed, here),

@@ -36,7 +36,7 @@ from specx.engine.setup.explain import gibibytes
 from specx.engine.setup.here import Here
 from specx.engine.setup.wanted import draft_load
 
-__all__ = ["LEAST_CONTEXT", "Fit", "Room", "fit", "fit_here", "read_room"]
+__all__ = ["LEAST_CONTEXT", "Fit", "Room", "fit", "fit_here", "most_texts", "read_room"]
 
 LEAST_CONTEXT = 512  # tokens; nobody is helped by less
 SLACK = 0.95  # of what is available may be taken: predictions are right to a few percent
@@ -179,6 +179,19 @@ def fit(
     raise DoesNotFitError(
         f"{_name(info)} needs {_parts(needed)}; {_there_is(needed, room)}", search.hint(load, room)
     )
+
+
+def most_texts(
+    info: GGUFInfo,
+    asked: Asked,
+    load: Load,
+    room: Room,
+    most: int,
+    repacked: Mapping[str, float] = NOTHING,
+) -> int:
+    """The largest number of texts, at most `most` and at least 1, of which each has the context of `load`."""
+    search = _Search(info, asked, asked.kernels, None, len(room.gpus), repacked)
+    return _most(1, most, lambda texts: room.is_enough(search.need(replace(load, texts=texts))))
 
 
 class _Search:

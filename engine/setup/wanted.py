@@ -19,14 +19,14 @@ FLASH_ATTN = "on"
 
 def wanted_load(info: GGUFInfo, asked: Asked) -> Load:
     """How the model with the header `info` is loaded if nothing speaks against it: a thread for each usable
-    core, and all layers on GPUs, unless something else was asked for."""
+    core, all layers on GPUs and room for one text, unless something else was asked for."""
     threads = asked.threads or this_cpu().default_threads
     return Load(
         asked.model,
         threads=threads,
         threads_batch=asked.threads_batch or threads,
         n_ctx=wanted_context(asked.n_ctx, info.context_length),
-        texts=asked.texts,
+        texts=asked.texts or 1,
         n_batch=asked.n_batch,
         n_ubatch=min(asked.n_ubatch, asked.n_batch),
         n_gpu_layers=ALL_LAYERS if asked.n_gpu_layers is None else asked.n_gpu_layers,

@@ -27,6 +27,7 @@ class Chunk:
         seconds: time of the step, with what was measured and looked for since the one before.
         sources: name of the source of each emitted token; "target" for the model's own.
         step: the turn of the loop it comes from; None for text that was held back until the end.
+        last: whether nothing follows. Each answer has exactly one such chunk, however it ends.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Chunk:
     seconds: float
     sources: list[str]
     step: Step | None = None
+    last: bool = False
 
 
 @dataclass(slots=True)
@@ -44,6 +46,7 @@ class Timings:
 
     Attributes:
         prompt_n, prompt_ms, prompt_per_second: of reading the prompt, as far as it was not cached.
+        cached_n: tokens of the prompt that were not read again.
         predicted_n, predicted_ms, predicted_per_second: of writing, everything included.
         draft_n, draft_n_accepted: drafted tokens that were verified, and that were right.
         steps: turns of the loop.
@@ -56,6 +59,7 @@ class Timings:
     prompt_n: int = 0
     prompt_ms: float = 0.0
     prompt_per_second: float = 0.0
+    cached_n: int = 0
     predicted_n: int = 0
     predicted_ms: float = 0.0
     predicted_per_second: float = 0.0
@@ -83,6 +87,8 @@ class Result:
         seed: the seed in use, chosen by specx if none was given.
         timings: counts and times.
         evidence: why each token was chosen, if that was asked for.
+        prompt_evidence: of each token of the prompt but the first, given those before it, if that was asked
+            for; nobody chose them, so their margins are 0.
         failure: why it could not be written, if it could not.
     """
 
@@ -92,6 +98,7 @@ class Result:
     seed: int = 0
     timings: Timings = field(default_factory=Timings)
     evidence: list[Evidence] = field(default_factory=list)
+    prompt_evidence: list[Evidence] = field(default_factory=list)
     failure: SpecxError | None = None
 
 
@@ -109,6 +116,7 @@ class Request:
         keep: tokens of the prompt that stay when the context shifts, at least BOS; negative means all.
         progress: told how much of the prompt has been read.
         evidence: record why each token was chosen.
+        score_prompt: record how probable each token of the prompt was; all of it is read, whatever is cached.
     """
 
     prompt: Sequence[int]
@@ -120,6 +128,7 @@ class Request:
     keep: int = 0
     progress: Progress | None = None
     evidence: bool = False
+    score_prompt: bool = False
 
     @property
     def endless(self) -> bool:

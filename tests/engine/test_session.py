@@ -508,7 +508,8 @@ def test_cancel(drafter):
     assert run(session).tokens == plainly().tokens
     unborn = session.generate(PROMPT, GREEDY)
     unborn.cancel()
-    assert (list(unborn), unborn.result.finish_reason, unborn.result.tokens) == ([], "cancelled", [])
+    assert [(chunk.text, chunk.last) for chunk in unborn] == [("", True)]
+    assert (unborn.result.finish_reason, unborn.result.tokens) == ("cancelled", [])
 
 
 def test_a_consumer_that_goes_away_and_one_that_comes_back_too_late():
@@ -701,6 +702,7 @@ def test_timings_have_the_names_of_the_contract():
         "prompt_n",
         "prompt_ms",
         "prompt_per_second",
+        "cached_n",
         "predicted_n",
         "predicted_ms",
         "predicted_per_second",

@@ -142,12 +142,81 @@ def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others():
     first = session.generate(prompt_of(1), SAMPLING[0], n_predict=50, ignore_eos=True)
     long = session.generate((SCRIPT * 30)[:1000], SAMPLING[0], n_predict=5, ignore_eos=True)
     order = []
-    for generation, chunk in session.together([first, long]):
+    for generation, chunk in session.together([first, long], patient=False):
         order.append((generation is long, len(chunk.tokens)))
     began = next(i for i, (is_long, _) in enumerate(order) if is_long)
     assert began >= 1000 // 64 - 1  # the first one went on meanwhile
     assert long.result.timings.prompt_n == 1000
     assert long.result.tokens == session_tokens((SCRIPT * 30)[:1000], SAMPLING[0], 5)
+
+
+class Hand:
+    """Hands out generations: some at once, some when asked later, and counts the waits."""
+
+    def __init__(self, *turns):
+        self.turns, self.waits = list(turns), 0
+
+    def take(self, wait):
+        self.waits += wait
+        while self.turns:
+            coming = self.turns.pop(0)
+            if coming is not None:
+                return coming
+            if not wait:
+                return None
+        return None
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_they_arrive_while_others_are_written_and_each_has_one_end(patient):
+    session = session_of(texts=3)
+    made = requests_of(session, 7)
+    made[2] = session.generate(prompt_of(2), SAMPLING[2], n_predict=0, label="two")
+    made[4].cancel()
+    made[6] = session.generate(prompt_of(6), SAMPLING[0], constraint=Dies(), ignore_eos=True)
+    hand = Hand(made[0], None, None, made[1], made[2], *[None] * 300, *made[3:])
+    ends, tokens = [], {id(each): [] for each in made}
+    for generation, chunk in session.together(hand, patient=patient):
+        assert id(generation) not in ends
+        tokens[id(generation)] += chunk.tokens
+        if chunk.last:
+            ends.append(id(generation))
+            assert generation.result.tokens == tokens[id(generation)]
+    assert sorted(ends) == sorted(map(id, made))
+    assert hand.waits >= 2  # at the beginning, in the middle where nothing was written, and at the end
+    assert made[2].label == "two"
+    reasons = [generation.result.finish_reason for generation in made]
+    assert reasons == ["length", "length", "length", "length", "cancelled", "length", "error"]
+    for number, expected in enumerate(alone(7)):
+        if number not in (2, 4, 6):
+            assert made[number].result.tokens == expected
+
+
+def test_prompts_are_scored_whatever_is_cached():
+    session, prompt = session_of(texts=2), prompt_of(11)
+    assert len(prompt) > 64  # more than is read at once
+    list(session.generate(prompt, SAMPLING[0], n_predict=3, ignore_eos=True))
+    scored = session.generate(prompt, SAMPLING[0], n_predict=0, score_prompt=True)
+    writes = session.generate(prompt, SAMPLING[1], n_predict=9, score_prompt=True, evidence=True)
+    ends = [
+        (generation, chunk.text) for generation, chunk in session.together([scored, writes]) if chunk.last
+    ]
+    assert [generation for generation, _ in ends] == [scored, writes]
+    assert (scored.result.tokens, scored.result.finish_reason) == ([], "length")
+    model = session.model
+    for generation in (scored, writes):
+        found = generation.result.prompt_evidence
+        assert len(found) == len(prompt) - 1
+        for i, evidence in enumerate(found):
+            expected = np.log(model.probabilities(prompt[: i + 1]))
+            assert evidence.logprob == pytest.approx(expected[prompt[i + 1]], abs=1e-4)
+            assert evidence.logits - evidence.total == pytest.approx(expected[evidence.ids], abs=1e-4)
+            assert evidence.margin == 0
+    text = [*prompt, *writes.result.tokens]
+    for i, evidence in enumerate(writes.result.evidence):
+        expected = np.log(model.probabilities(text[: len(prompt) + i]))
+        assert evidence.logprob == pytest.approx(expected[text[len(prompt) + i]], abs=1e-4)
+    assert writes.result.tokens == session_tokens(prompt, SAMPLING[1], 30)[:9]
 
 
 class Dies:

@@ -258,7 +258,7 @@ def test_at_temperature_0_only_a_near_tie_can_be_overturned():
 
 
 def evidence(*logits, margin=1.0):
-    return Evidence(margin, np.arange(len(logits), dtype=np.int32), np.array(logits, np.float32))
+    return Evidence(margin, np.arange(len(logits), dtype=np.int32), np.array(logits, np.float32), 0.0, 0.0)
 
 
 def test_where_two_results_part():
@@ -270,7 +270,7 @@ def test_where_two_results_part():
     # One ends where the other goes on: why it ended is evidence, too.
     assert parting(one, Result(tokens=[5, 6], evidence=rows[:3])) == (2, 0.0, 2)
     assert parting(one, Result(tokens=[5, 6], evidence=rows[:2])) == (2, 0.0, 0.0)
-    far = Evidence(1.0, np.array([70, 71], np.int32), np.zeros(2, np.float32))
+    far = Evidence(1.0, np.array([70, 71], np.int32), np.zeros(2, np.float32), 0.0, 0.0)
     assert parting(one, Result(tokens=[4], evidence=[far])) == (0, float("inf"), 0)
 
 
