@@ -1,0 +1,112 @@
+"""The tools of a request: functions that the model may call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from specx.engine.api.fields import Fields
+
+__all__ = ["Tool", "ToolChoice", "read_tool_choice", "read_tools"]
+
+MOST_TOOLS = 256
+LONGEST_NAME = 256
+MODES = ("none", "auto", "required")
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function.
+
+    Attributes:
+        name: what it is called by.
+        parameters: JSON schema of its arguments.
+        given: the whole entry of the request, for the template.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+    given: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Which tools may or must be called.
+
+    Attributes:
+        must: whether the answer is a call.
+        name: the only one that may be called; None for any.
+        parallel: whether there may be several calls.
+    """
+
+    must: bool = False
+    name: str | None = None
+    parallel: bool = True
+
+
+def read_tools(body: Fields) -> tuple[Tool, ...]:
+    """The tools of a request.
+
+    Raises:
+        RequestError: one is no function, or there are two of a name.
+    """
+    for old, new in (("functions", "tools"), ("function_call", "tool_choice")):
+        if body.get(old) is not None:
+            raise body.refuse(old, f"{old} is the old form of {new}", f"send {new}")
+    tools: dict[str, Tool] = {}
+    for index, value in enumerate(body.items("tools", MOST_TOOLS) or ()):
+        entry = body.entry("tools", index, value)
+        tool = _tool(entry)
+        if tool.name in tools:
+            raise entry.refuse("function", f"there are two tools of the name {tool.name!r}")
+        tools[tool.name] = tool
+    return tuple(tools.values())
+
+
+def _tool(entry: Fields) -> Tool:
+    kind = entry.text("type") or "function"
+    if kind != "function":
+        raise entry.refuse(
+            "type", f"{entry.param('type')} is {kind[:60]!r}, and only functions can be called"
+        )
+    function = entry.object("function")
+    name = function.text("name") if function is not None else None
+    if function is None or not name or len(name) > LONGEST_NAME:
+        raise entry.refuse(
+            "function", f"{entry.param('function')} has no name of at most {LONGEST_NAME} characters"
+        )
+    function.text("description")
+    parameters = function.object("parameters")
+    schema = parameters.values if parameters is not None else {"type": "object", "properties": {}}
+    return Tool(name, schema, entry.values)
+
+
+def read_tool_choice(body: Fields, tools: tuple[Tool, ...]) -> ToolChoice | None:
+    """Which of the tools may be called; None if no tool is to be.
+
+    Raises:
+        RequestError: it is no choice, or names what is not among the tools.
+    """
+    value, parallel = body.get("tool_choice"), body.flag("parallel_tool_calls") is not False
+    if isinstance(value, dict):
+        return _named(body, tools, parallel)
+    mode = body.choice("tool_choice", MODES)
+    if mode == "required" and not tools:
+        raise body.refuse("tool_choice", "tool_choice is required, and there are no tools")
+    if mode == "none" or not tools:
+        return None
+    return ToolChoice(mode == "required", None, parallel)
+
+
+def _named(body: Fields, tools: tuple[Tool, ...], parallel: bool) -> ToolChoice:
+    choice = body.object("tool_choice")
+    assert choice is not None
+    kind = choice.text("type") or "function"
+    function = choice.object("function")
+    name = function.text("name") if function is not None else None
+    if kind != "function" or name is None:
+        raise body.refuse("tool_choice", "tool_choice names no function", f"or use one of {', '.join(MODES)}")
+    if name not in {tool.name for tool in tools}:
+        raise body.refuse("tool_choice", f"tool_choice names {name[:60]!r}, which is not among the tools")
+    return ToolChoice(True, name, parallel)
