@@ -64,6 +64,7 @@ class LlamaServer:
 
     Attributes:
         load_s: seconds of its latest start.
+        port: where it listens.
     """
 
     def __init__(
@@ -73,11 +74,11 @@ class LlamaServer:
         self._eog = eog
         self._forgetful = forgetful
         self._fresh = False
-        self._port = _free_port()
+        self.port = _free_port()
         found = shutil.which(program)
         if found is None:
             raise PeerError(f"{program} is no program that can be run", "name the llama-server binary")
-        self.command = [str(found), *arguments, "--host", LOOPBACK, "--port", str(self._port)]
+        self.command = [str(found), *arguments, "--host", LOOPBACK, "--port", str(self.port)]
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the server)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -159,7 +160,7 @@ class LlamaServer:
         )
 
     def _ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=ANSWER_S)
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=ANSWER_S)
         try:
             data = None if body is None else json.dumps(body)
             connection.request(method, path, data, {"Content-Type": "application/json"})

@@ -1,0 +1,156 @@
+"""`specx serve` measured from outside: one client against `specx complete`, several, and who waits how long.
+
+    python benchmarks/serve.py MODEL [--llama-server PATH] [--rounds 5]
+
+1. One stream: seconds of an answer from the server, from the request to its end, against `specx complete` on
+   the same prompt: the time that it reports for prompt and text, without its start. They take turns.
+2. Tokens per second of 1, 2, 4 and 8 clients, each asking for the next answer as it is free.
+3. Milliseconds until the first token of a short request alone, and beside seven of long prompts and answers.
+
+With --llama-server, 2. and 3. are also done with llama.cpp's server of as many slots, on the same token ids.
+Prompts are read anew each time: none is asked twice of one server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from traffic import Spread, answer, cases_of, completed, drive, llama_server, prompt_texts, specx_server
+
+from specx.backends.llama.server import LlamaServer
+from specx.engine.bench.cases import Case
+
+CLIENTS = (1, 2, 4, 8)
+LONG = 7  # requests beside the short one
+LONG_PROMPT, SHORT_PROMPT = 700, 24  # tokens
+LONG_ANSWER, SHORT_ANSWER = 200, 16
+SETTLED_S = 2.0  # so long the long ones have been there when the short one comes
+
+
+class Prompts:
+    """Token ids that no prompt before began with.
+
+    Args:
+        cases: what they are cut from.
+    """
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self._tokens = [token for case in cases for token in case.tokens]
+        self._at = 0
+
+    def take(self, length: int) -> list[int]:
+        """The next `length` tokens; from the beginning again, one further on, where they end."""
+        if self._at + length > len(self._tokens):
+            self._at = self._at % 97 + 1
+        self._at += length
+        return self._tokens[self._at - length : self._at]
+
+
+def one_stream(server: LlamaServer, cases: Sequence[Case], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The rate of the server over that of `specx complete`, and the number of equal texts."""
+    threads = str(arguments.threads)
+    more = ["-c", str(arguments.ctx_size), "-t", threads, "-tb", threads, "--drafter", arguments.drafter]
+    ratios, same = [], 0
+    for case, text in zip(cases, prompt_texts(arguments.model, cases), strict=True):
+        alone = completed(arguments.model, text, case.n_predict, *more)
+        streamed = answer(server, case.tokens, case.n_predict, stream=True)
+        ratios.append((streamed.tokens / streamed.seconds) / (alone.tokens / alone.seconds))
+        same += alone.text == streamed.text
+    return {"server over complete": Spread.of(ratios), "same text": same, "of": len(ratios)}
+
+
+def throughput(server: LlamaServer, cases: Sequence[Case], rounds: int) -> dict[int, Spread]:
+    """Tokens per second by number of clients, which take turns on equal shares of the prompts."""
+    rates: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
+    share = len(cases) // (rounds * len(CLIENTS))
+    left = iter(cases)
+    for _ in range(rounds):
+        for clients in CLIENTS:
+            seconds, answers = drive(server, [next(left) for _ in range(share)], clients)
+            rates[clients].append(sum(each.tokens for each in answers) / seconds)
+    return {clients: Spread.of(found) for clients, found in rates.items()}
+
+
+def first_token(server: LlamaServer, prompts: Prompts, rounds: int) -> dict[str, Spread]:
+    """Milliseconds until the first token of a short request, alone and beside long ones; their ratio."""
+    alone, beside = [], []
+    for _ in range(rounds):
+        alone.append(answer(server, prompts.take(SHORT_PROMPT), SHORT_ANSWER, stream=True).first_s * 1e3)
+        long = [
+            threading.Thread(target=answer, args=(server, prompts.take(LONG_PROMPT), LONG_ANSWER))
+            for _ in range(LONG)
+        ]
+        for thread in long:
+            thread.start()
+        time.sleep(SETTLED_S)
+        beside.append(answer(server, prompts.take(SHORT_PROMPT), SHORT_ANSWER, stream=True).first_s * 1e3)
+        if not any(thread.is_alive() for thread in long):
+            print("the long ones were finished before the short one: take a larger model", file=sys.stderr)
+        for thread in long:
+            thread.join()
+    ratios = [late / early for late, early in zip(beside, alone, strict=True)]
+    return {"alone_ms": Spread.of(alone), "beside_ms": Spread.of(beside), "ratio": Spread.of(ratios)}
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    rounds, n_ctx, threads = arguments.rounds, arguments.ctx_size, arguments.threads
+    wanted = rounds * (1 + len(CLIENTS) * arguments.share)
+    cases = cases_of(
+        arguments.model,
+        arguments.prompts,
+        most=wanted,
+        n_predict=arguments.n_predict,
+        n_ctx=n_ctx,
+        seed=arguments.seed,
+    )
+    if len(cases) < wanted:
+        sys.exit(
+            f"{wanted} prompts are needed, and there are {len(cases)}: name more, or take fewer --rounds"
+        )
+    alone, rest = cases[:rounds], cases[rounds:]
+    found: dict[str, Any] = {}
+    more = ("--drafter", arguments.drafter, "--parallel", str(max(CLIENTS)))
+    with specx_server(arguments.model, threads, n_ctx, *more) as server:
+        answer(server, [1, 2, 3], 1)  # what is measured once was measured
+        found["one stream"] = one_stream(server, alone, arguments)
+        found["clients"] = throughput(server, rest, rounds)
+        found["first token"] = first_token(server, Prompts(cases), rounds)
+    if arguments.llama_server is not None:
+        with llama_server(arguments.llama_server, arguments.model, threads, n_ctx, max(CLIENTS)) as server:
+            answer(server, [1, 2, 3], 1)
+            found["llama-server, clients"] = throughput(server, rest, rounds)
+            found["llama-server, first token"] = first_token(server, Prompts(cases), rounds)
+    for title, values in found.items():
+        print(title)
+        for name, value in values.items():
+            print(f"  {name!s:<22}{value!s:>24}")
+    settings = {key: str(value) for key, value in vars(arguments).items()}
+    print(json.dumps({"settings": settings, **found}, default=Spread.to_json))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("model", type=Path)
+    add("--prompts", nargs="+", default=["default"], help="suites or files (the built-in suite)")
+    add("--n-predict", type=int, default=96, help="most tokens of an answer")
+    add("--ctx-size", type=int, default=1024, help="tokens of context of each text")
+    add("--threads", type=int, default=2)
+    add("--drafter", default="free", help="of specx")
+    add("--llama-server", type=Path, help="llama.cpp's server (scripts/build_peers.sh)")
+    add("--rounds", type=int, default=3)
+    add("--share", type=int, default=8, help="prompts of each number of clients in a round")
+    add("--seed", type=int, default=0, help="decides which prompts are taken, and their order")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
