@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["NO_HOME", "expanded", "home", "user_folder"]
+__all__ = ["NO_HOME", "cache_dir", "expanded", "home", "user_folder"]
 
 NO_HOME = "there is no home directory, and SPECX_CACHE names no folder"
 
@@ -62,3 +62,12 @@ def user_folder(kind: Literal["cache", "config"]) -> Path | None:
     except RuntimeError:
         return None
     return folder if folder.is_absolute() else None
+
+
+def cache_dir() -> Path | None:
+    """`SPECX_CACHE`, else the platform's cache directory for specx; None if there is no home directory."""
+    override = os.environ.get("SPECX_CACHE")
+    if not override:
+        return user_folder("cache")
+    folder = expanded(Path(override))
+    return None if folder.parts[:1] == ("~",) else folder

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.places import NO_HOME, expanded, user_folder
+from specx.backends.places import NO_HOME, cache_dir
 
 __all__ = ["Entry", "Store", "cache_dir", "user_store"]
 
@@ -53,15 +53,6 @@ KINDS = (
     "staircase",
     "threads",
 )
-
-
-def cache_dir() -> Path | None:
-    """`SPECX_CACHE`, else the platform's cache directory for specx; None if there is no home directory."""
-    override = os.environ.get("SPECX_CACHE")
-    if not override:
-        return user_folder("cache")
-    folder = expanded(Path(override))
-    return None if folder.parts[:1] == ("~",) else folder
 
 
 def user_store(wanted: bool, notice: Callable[[str], None]) -> Store:

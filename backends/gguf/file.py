@@ -11,6 +11,7 @@ from typing import Literal
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.header import Metadata, Part, Tensor, download_again, type_bytes
+from specx.backends.gguf.shards import SHARD, shard_paths
 from specx.backends.gguf.trim import Trim, trim_of
 
 __all__ = ["GGUFInfo", "Tensor", "read_gguf", "shard_paths", "type_bytes"]
@@ -18,7 +19,6 @@ __all__ = ["GGUFInfo", "Tensor", "read_gguf", "shard_paths", "type_bytes"]
 _MOST_BLOCKS = 10_000
 """Above this a layer count is damage and not a model."""
 _TOKENS = "tokenizer.ggml.tokens"
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 _HEADS = frozenset({"eagle3", "dflash", "dspark", "gemma4-assistant"})
 _DIFFUSION = frozenset({"dream", "llada", "llada-moe", "rnd1"})
 _FOREIGN_TYPES = {
@@ -153,17 +153,8 @@ def read_gguf(path: Path | str) -> GGUFInfo:
     return _summary(paths, parts, tensors)
 
 
-def shard_paths(path: Path) -> list[Path]:
-    """Every part of the split model that `path` is named as a part of, else [path]. Nothing is opened."""
-    match = _SHARD.fullmatch(path.name)
-    if match is None:
-        return [path]
-    stem, count, suffix = match["stem"], int(match["count"]), match["suffix"]
-    return [path.with_name(f"{stem}-{i:05d}-of-{count:05d}{suffix}") for i in range(1, count + 1)]
-
-
 def _all_parts(path: Path, part: int, count: int) -> list[Path]:
-    match = _SHARD.fullmatch(path.name)
+    match = SHARD.fullmatch(path.name)
     if match is None or int(match["count"]) != count or int(match["part"]) != part:
         raise ModelError(
             f"{path} is part {part} of {count} of a split model, but is not named so",

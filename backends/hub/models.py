@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from specx.backends.errors import ModelError, UsageError
-from specx.backends.gguf.file import shard_paths
+from specx.backends.gguf.shards import shard_paths
 from specx.backends.hub.names import HubName, choose, first_parts, parse_hub_name
 from specx.backends.places import expanded, home
 
@@ -151,13 +150,15 @@ def _by_repository(hub: HubName) -> Path | None:
 
 
 def _suggestion(name: str, models: list[FoundModel], hub: HubName | None) -> str:
+    from difflib import get_close_matches
+
     known = {m.name: m.name for m in models} | {m.path.name: m.name for m in models}
     folder = _expanded(str(Path(name).parent)) if "\0" not in name else None
     if folder is not None:
         known |= {f.name: str(f) for f in sorted(folder.glob("*.gguf"))}
     by_case = {key.casefold(): value for key, value in known.items()}
     for spelling in (name, Path(name).name, f"{Path(name).name}.gguf"):
-        if close := difflib.get_close_matches(spelling.casefold(), by_case, n=1, cutoff=0.7):
+        if close := get_close_matches(spelling.casefold(), by_case, n=1, cutoff=0.7):
             return f"did you mean {by_case[close[0]]}?"
     if hub is not None and not name.startswith((".", "/", "~")):
         return f"download it: specx pull {name}"

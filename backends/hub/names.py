@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
 
 __all__ = ["PREFERRED", "HubName", "choose", "first_parts", "parse_hub_name", "quantization"]
 
@@ -42,6 +41,8 @@ def parse_hub_name(text: str) -> HubName | None:
 
     Returns None for anything else.
     """
+    from urllib.parse import unquote, urlsplit
+
     text = text.strip()
     has_scheme = "://" in text
     try:

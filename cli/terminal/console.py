@@ -18,7 +18,6 @@ from specx.cli.terminal.restore import changed
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
-    from rich.text import Text
 
 __all__ = [
     "Progress",
@@ -104,25 +103,40 @@ def notice(text: str) -> None:
 
 def error(problem: SpecxError) -> None:
     """What is wrong, and what to do about it, on stderr."""
-    from rich.text import Text
-
     with suppress(OSError):  # the text may be what cannot be written
         end_line()
-    _tell(Text.assemble(("error: ", "bold red"), printable(problem.message)))
+    _tell(printable(problem.message), ("error: ", "bold red"))
     if problem.hint:
-        _tell(Text.assemble(("hint: ", "bold cyan"), printable(problem.hint)))
+        _tell(printable(problem.hint), ("hint: ", "bold cyan"))
 
 
-def _tell(text: str | Text, style: str | None = None) -> None:
-    """Print on stderr; if nobody takes it, that is no reason to lose the text on stdout."""
+def _tell(text: str, label: tuple[str, str] = ("", ""), style: str = "") -> None:
+    """Print on stderr; if nobody takes it, that is no reason to lose the text on stdout.
+
+    Args:
+        text: what to say.
+        label: what comes before it, and the style of that.
+        style: of the text.
+    """
     try:
-        stderr().print(text, style=style)
+        if _coloured():
+            from rich.text import Text
+
+            stderr().print(Text.assemble(label, (text, style)))
+        else:
+            sys.stderr.write(f"{label[0]}{text}\n")
+            sys.stderr.flush()
     except OSError:
-        stderr().quiet = True
         with suppress(OSError, ValueError):  # or the flush at exit would fail once more
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, sys.stderr.fileno())
             os.close(null)
+
+
+def _coloured() -> bool:
+    """Whether Rich might find colours wanted on stderr. It takes long to import, so it is asked only then."""
+    named = (os.environ.get(name) for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
+    return sys.stderr.isatty() or any(named)
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from specx.backends.base import Progress
-from specx.backends.errors import SpecxError
-from specx.engine.decode import Evidence, Step
-from specx.engine.sampling import Constraint
-from specx.engine.settings import SamplingSettings
+if TYPE_CHECKING:
+    from specx.backends.base import Progress
+    from specx.backends.errors import SpecxError
+    from specx.engine.decode import Evidence, Step
+    from specx.engine.sampling import Constraint
+    from specx.engine.settings import SamplingSettings
 
 __all__ = ["Chunk", "Request", "Result", "Timings"]
 
