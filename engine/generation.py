@@ -301,10 +301,12 @@ class Generation:
         One at a time, so that the answer ends at the same token however many came in one step.
         """
         text, limit, vocab = "", self.request.n_predict, self._writer.model.vocab
+        shown = self.request.shown
         for count, token in enumerate(tokens):
             if token in self._stops:
                 return tokens[:count], text, "stop"
-            released, stopped = self._matcher.feed(self._decoder.feed(vocab.piece(token)))
+            piece = vocab.piece(token, special=token in shown)
+            released, stopped = self._matcher.feed(self._decoder.feed(piece))
             text += released
             if stopped:
                 return tokens[: count + 1], text, "stop"

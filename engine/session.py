@@ -239,6 +239,7 @@ class Session:
         progress: Progress | None = None,
         evidence: bool = False,
         score_prompt: bool = False,
+        shown: frozenset[int] = frozenset(),
         label: object = None,
     ) -> Generation:
         """Prepare an answer to `prompt`; iterate over it to get it, or give several to `together`.
@@ -247,7 +248,7 @@ class Session:
             prompt: all of the conversation so far, as text or as token ids.
             sampling: how tokens are chosen; by default as llama.cpp does.
             n_predict: most tokens to emit; negative means no limit.
-            stop, ignore_eos, constraint, keep, progress, evidence, score_prompt: as in `Request`.
+            stop, ignore_eos, constraint, keep, progress, evidence, score_prompt, shown: as in `Request`.
             label: kept as that of the generation.
 
         Raises:
@@ -275,6 +276,7 @@ class Session:
             progress,
             evidence,
             score_prompt,
+            shown,
         )
         return Generation(self, request, label)
 

@@ -37,7 +37,6 @@ class LlamaVocab:
         self.pointer = self._lib.llama_model_get_vocab(model)
         self._size: int = self._lib.llama_vocab_n_tokens(self.pointer)
         self._pieces: dict[tuple[int, bool], bytes] = {}
-        self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
         self._eog: frozenset[int] | None = None
         self._all: Pieces | None = None
 
@@ -132,16 +131,12 @@ class LlamaVocab:
                 return list(tokens[:count])
             room = -count
 
-    def _look_up(self, token: int, special: bool) -> bytes:
+    def _look_up(self, token: int, special: bool, room: int = _PIECE_BYTES) -> bytes:
         if not 0 <= token < self._size:
             raise IndexError(f"token {token} is not in a vocabulary of {self._size}")
-        size: int = self._lib.llama_token_to_piece(
-            self.pointer, token, self._buffer, len(self._buffer), 0, special
-        )
-        if size < 0:
-            self._buffer = ctypes.create_string_buffer(-size)
-            return self._look_up(token, special)
-        return self._buffer.raw[:size]
+        buffer = ctypes.create_string_buffer(room)  # not shared: several threads may ask
+        size: int = self._lib.llama_token_to_piece(self.pointer, token, buffer, room, 0, special)
+        return self._look_up(token, special, -size) if size < 0 else buffer.raw[:size]
 
     @staticmethod
     def _token_or_none(token: int) -> int | None:

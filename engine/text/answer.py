@@ -118,6 +118,7 @@ class Request:
         progress: told how much of the prompt has been read.
         evidence: record why each token was chosen.
         score_prompt: record how probable each token of the prompt was; all of it is read, whatever is cached.
+        shown: control tokens whose text is part of the answer's; others have none.
     """
 
     prompt: Sequence[int]
@@ -130,6 +131,7 @@ class Request:
     progress: Progress | None = None
     evidence: bool = False
     score_prompt: bool = False
+    shown: frozenset[int] = frozenset()
 
     @property
     def endless(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from specx.engine.text.grammar_check import check_grammar
 __all__ = ["GrammarConstraint"]
 
 MOST_FORCED = 64  # bytes that are looked for at once
+_capturing = threading.Lock()  # stderr is one for the whole process
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -119,7 +121,7 @@ class GrammarConstraint:
         self._lib.llama_sampler_accept(self._sampler, token)
         if self._alphabet is not None:
             piece, run = self._alphabet.piece(token), self._run
-            self._run = run[len(piece) :] or None if run and run.startswith(piece) else None
+            self._run = run[len(piece) :] or None if run and piece and run.startswith(piece) else None
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
@@ -134,7 +136,7 @@ class GrammarConstraint:
 def _capturing_stderr(call: Callable[[], Any]) -> tuple[Any, str]:
     """The result of `call` and what it wrote to the process's stderr: where llama.cpp's grammar parser
     reports errors, past its own log."""
-    with tempfile.TemporaryFile() as file:
+    with _capturing, tempfile.TemporaryFile() as file:
         saved = os.dup(2)
         try:
             os.dup2(file.fileno(), 2)
