@@ -13,13 +13,14 @@ import typer
 from specx.backends.errors import ContextFullError, SpecxError, UsageError, unexpected
 from specx.backends.places import expanded
 from specx.cli.conversation import Conversation
-from specx.cli.generation import Request, generate, open_session, requested, statistics, summary
+from specx.cli.generation import Request, generate, opened, requested, statistics, summary
 from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
     ModelOptions,
     PromptOptions,
     SamplingOptions,
+    ServerOptions,
     prompt_text,
     with_options,
 )
@@ -29,8 +30,10 @@ from specx.cli.terminal.interrupts import on_interrupt, stopping
 from specx.cli.terminal.lines import Editor, PlainLines, Reader, history_file
 
 if TYPE_CHECKING:
+    from specx.cli.resident.remote import Remote
     from specx.cli.terminal.markdown import MarkdownStream
-    from specx.engine.session import Chunk, Result, Session
+    from specx.engine.session import Session
+    from specx.engine.text.answer import Chunk, Result
     from specx.engine.text.template import ChatTemplate
 
 __all__ = ["Chat", "ChatOptions", "Conversation", "chat", "register"]
@@ -67,6 +70,7 @@ def register(app: typer.Typer) -> None:
 @with_options
 def chat(
     model: ModelOptions,
+    held: ServerOptions,
     draft: DraftOptions,
     prompt: PromptOptions,
     sampling: SamplingOptions,
@@ -82,7 +86,7 @@ def chat(
     first = _first_message(prompt)
     system = prompt_text(prompt.system_prompt or "", prompt)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    with open_session(model, draft, request) as session:
+    with opened(model, draft, request, server=held.server) as session:
         notice(session.summary())
         talk = Chat(session, request, system=system)
         talk.stats = interactive if shown.stats is None else shown.stats
@@ -116,7 +120,7 @@ class Chat:
         TemplateError: the model's chat template cannot be used.
     """
 
-    def __init__(self, session: Session, request: Request, *, system: str = "") -> None:
+    def __init__(self, session: Session | Remote, request: Request, *, system: str = "") -> None:
         from specx.engine.text.template import ChatTemplate
 
         self.session = session

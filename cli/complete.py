@@ -12,21 +12,25 @@ import typer
 
 from specx.backends.errors import UsageError
 from specx.cli import INTERRUPTED
-from specx.cli.generation import generate, open_session, requested, statistics
+from specx.cli.generation import encoded, generate, opened, requested, statistics
 from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
     ModelOptions,
     PromptOptions,
     SamplingOptions,
+    ServerOptions,
     prompt_text,
     with_options,
 )
 from specx.cli.terminal.console import end_line, notice, write
 from specx.cli.terminal.files import check_folder, read_stdin, read_text, stdin_is_piped, write_atomically
+from specx.engine.text.prompt import Prompt
 
 if TYPE_CHECKING:
-    from specx.engine.session import Chunk, Result, Session
+    from specx.cli.resident.remote import Remote
+    from specx.engine.session import Session
+    from specx.engine.text.answer import Chunk, Result
 
 __all__ = ["OutputOptions", "complete", "read_prompt", "register"]
 
@@ -91,6 +95,7 @@ def register(app: typer.Typer) -> None:
 @with_options
 def complete(
     model: ModelOptions,
+    held: ServerOptions,
     draft: DraftOptions,
     prompt: PromptOptions,
     sampling: SamplingOptions,
@@ -103,12 +108,14 @@ def complete(
     in the model's chat template. Piped input comes first, then -f, then -p, each on lines of its own.
     """
     output = _checked(output)
-    text = read_prompt(prompt)
+    given = Prompt(read_prompt(prompt), output.chat, _system(prompt))
     request = requested(sampling, generation)
-    with open_session(model, draft, request, quiet=output.quiet, answers=1) as session:
-        tokens, text, stops, keep = _encode(session, text, prompt, output)
-        writer = _Writer(output, session, before=text if output.display_prompt else "")
-        result = generate(session, tokens, request, show=writer.chunk, stops=stops, keep=keep)
+    with opened(model, draft, request, server=held.server, quiet=output.quiet, answers=1) as session:
+        whole = encoded(session, given, quiet=output.quiet)
+        writer = _Writer(output, session, before=whole.text if output.display_prompt else "")
+        result = generate(
+            session, whole.tokens, request, show=writer.chunk, stops=whole.stops, keep=whole.keep
+        )
         writer.finish(result)
     if result.finish_reason == "cancelled":
         raise typer.Exit(INTERRUPTED)
@@ -143,30 +150,14 @@ def read_prompt(options: PromptOptions) -> str:
     return text
 
 
-def _encode(
-    session: Session, text: str, prompt: PromptOptions, output: OutputOptions
-) -> tuple[list[int], str, tuple[str, ...], int]:
-    """The tokens of the prompt, its whole text, the stop strings that come with it, and what a context shift
-    keeps of it."""
-    if not output.chat and prompt.system_prompt is None:
-        return session.tokenize(text, add_special=True, parse_special=True), text, (), 0
-    from specx.engine.text.template import ChatTemplate
-
-    template = ChatTemplate(session.chat_template, bos=session.bos_text, eos=session.eos_text)
-    if template.notice and not output.quiet:
-        notice(template.notice)
-    messages = [{"role": "user", "content": text}]
-    if prompt.system_prompt:
-        messages.insert(0, {"role": "system", "content": prompt_text(prompt.system_prompt, prompt)})
-    text = template.render(messages)
-    keep = template.opening_length(messages, session.tokenize)
-    return template.tokenize(text, session.tokenize), text, template.stops, keep
+def _system(prompt: PromptOptions) -> str | None:
+    return None if prompt.system_prompt is None else prompt_text(prompt.system_prompt, prompt)
 
 
 class _Writer:
     """Text, JSON or JSON lines, to stdout as it comes or to a file when all is done."""
 
-    def __init__(self, options: OutputOptions, session: Session, *, before: str) -> None:
+    def __init__(self, options: OutputOptions, session: Session | Remote, *, before: str) -> None:
         self._options = options
         self._session = session
         self._before = before  # the progress bar would wipe away what is written before it goes

@@ -6,15 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specx.backends.errors import UsageError
+from specx.cli.options.groups import SERVER
 from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
     ModelOptions,
     SamplingOptions,
     check_generation,
+    one_of,
     read_asked,
     sampling_settings,
 )
@@ -24,12 +26,19 @@ from specx.cli.terminal.interrupts import on_interrupt
 from specx.engine.settings import Asked, SamplingSettings
 
 if TYPE_CHECKING:
-    from specx.engine.session import Chunk, Result, Session
+    from specx.cli.resident.remote import Remote
+    from specx.engine.session import Session
+    from specx.engine.text.answer import Chunk, Result
+    from specx.engine.text.prompt import Encoded, Prompt
 
 __all__ = [
     "Request",
+    "check_tokens",
+    "encoded",
     "generate",
+    "load_session",
     "open_session",
+    "opened",
     "requested",
     "statistics",
     "summary",
@@ -76,22 +85,78 @@ def open_session(
     Raises:
         SpecxError: the model cannot be found or loaded, or does not have the tokens of the request.
     """
-    asked = replace(read_asked(model, draft), answers=answers)
-    if request is not None and request.options.n_predict == 0:
-        asked = replace(asked, measure=False)
-    with _load(asked, quiet=quiet) as session:
+    asked = _asked(model, draft, request, answers)
+    with load_session(asked, quiet=quiet) as session:
         if request is not None:
-            _check_tokens(session, request.sampling)
+            check_tokens(session, request.sampling)
         yield session
 
 
-def _load(asked: Asked, *, quiet: bool) -> Session:
+@contextmanager
+def opened(
+    model: ModelOptions,
+    draft: DraftOptions,
+    request: Request,
+    *,
+    server: str,
+    quiet: bool = False,
+    answers: int | None = None,
+) -> Iterator[Session | Remote]:
+    """The model in a running server that does what is asked, or else one that is loaded here.
+
+    Args:
+        model, draft, request, quiet, answers: as of `open_session`.
+        server: "auto", or "no" for never in a server.
+    """
+    asked = _asked(model, draft, request, answers)
+    with _in_server(asked, server, quiet=quiet) or load_session(asked, quiet=quiet) as session:
+        check_tokens(session, request.sampling)
+        yield session
+
+
+def _asked(model: ModelOptions, draft: DraftOptions, request: Request | None, answers: int | None) -> Asked:
+    asked = replace(read_asked(model, draft), answers=answers)
+    if request is not None and request.options.n_predict == 0:
+        asked = replace(asked, measure=False)
+    return asked
+
+
+def _in_server(asked: Asked, server: str, *, quiet: bool) -> Remote | None:
+    if one_of("--server", server, SERVER) == "no":
+        return None
+    from specx.cli.resident.remote import find
+
+    return find(asked, notice if asked.verbose and not quiet else _ignore)
+
+
+def load_session(asked: Asked, *, quiet: bool = False) -> Session:
+    """A model loaded behind a progress bar, without notices if `quiet`.
+
+    Raises:
+        SpecxError: it cannot be loaded.
+    """
     from specx.engine.session import Session
 
     with Progress(f"loading {asked.model.name}") as progress:
         session = Session.open(asked, progress=progress.update, notice=_ignore if quiet else notice)
     session.warn = notice  # what is probably wrong is told however quiet
     return session
+
+
+def encoded(session: Session | Remote, prompt: Prompt, *, quiet: bool = False) -> Encoded:
+    """A prompt as the model reads it; what is odd about its template is told unless `quiet`.
+
+    Raises:
+        TemplateError: the template cannot be used.
+    """
+    from specx.cli.resident.remote import Remote
+
+    told = _ignore if quiet else notice
+    if isinstance(session, Remote):
+        return session.encode(prompt, told)
+    from specx.engine.text.prompt import encode
+
+    return encode(prompt, session, told)
 
 
 def _ignore(_text: str) -> None:
@@ -119,7 +184,7 @@ def _grammar_text(options: GenerationOptions) -> str | None:
     return grammar
 
 
-def _check_tokens(session: Session, sampling: SamplingSettings) -> None:
+def check_tokens(session: Session | Remote, sampling: SamplingSettings) -> None:
     """Raises UsageError if a logit bias names a token that the vocabulary does not have."""
     size = session.vocab.size
     for token in sampling.logit_bias:
@@ -130,7 +195,7 @@ def _check_tokens(session: Session, sampling: SamplingSettings) -> None:
 
 
 def generate(
-    session: Session,
+    session: Session | Remote,
     prompt: Sequence[int],
     request: Request,
     *,
@@ -164,14 +229,15 @@ def generate(
         if stopped:
             raise _ReadingStoppedError
 
+    writer: Any = session  # what one makes of a grammar the same one takes
     with Progress("reading the prompt") as progress:
-        generation = session.generate(
+        generation = writer.generate(
             prompt,
             request.sampling,
             n_predict=options.n_predict,
             stop=(*(options.stop or ()), *stops),
             ignore_eos=options.ignore_eos,
-            constraint=None if grammar is None else session.grammar(grammar),
+            constraint=None if grammar is None else writer.grammar(grammar),
             keep=keep if options.keep is None else options.keep,
             progress=reading,
         )

@@ -192,11 +192,17 @@ class Session:
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`; that it has a second BOS is told, once, as llama.cpp does."""
         tokens = self.vocab.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
-        bos = getattr(self.vocab, "added_bos", None)
-        if add_special and not self._second_bos_told and bos is not None and tokens[:2] == [bos, bos]:
+        if add_special and not self._second_bos_told and (warning := self.second_bos(tokens)):
             self._second_bos_told = True
-            self.warn(f"the prompt begins with {self.bos_text}, and the model adds it as well: both are kept")
+            self.warn(warning)
         return tokens
+
+    def second_bos(self, tokens: Sequence[int]) -> str:
+        """What a person should know if a prompt has the BOS itself that the model adds; else nothing."""
+        bos = getattr(self.vocab, "added_bos", None)
+        if bos is None or list(tokens[:2]) != [bos, bos]:
+            return ""
+        return f"the prompt begins with {self.bos_text}, and the model adds it as well: both are kept"
 
     def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation in the model's chat template, up to where the answer begins.

@@ -18,14 +18,17 @@ from specx.engine.settings import Asked, SamplingSettings
 
 __all__ = [
     "DRAFTERS",
+    "SERVER",
     "DraftOptions",
     "GenerationOptions",
     "ModelOptions",
     "PromptOptions",
     "SamplingOptions",
+    "ServerOptions",
 ]
 
 DRAFTERS = ("auto", "none", "free", "suffix", "recycle", "model")
+SERVER = ("auto", "no")
 KERNELS = ("auto", "specx", "attention", "stock")
 
 ASKED = Asked(Path())
@@ -184,6 +187,20 @@ class ModelOptions:
     verbose: Annotated[
         bool, _model("-v", "--verbose", text="Show llama.cpp's own messages, and tracebacks.")
     ] = ASKED.verbose
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Whose memory the model is in. None of it changes the text."""
+
+    server: Annotated[
+        str,
+        _model(
+            "--server",
+            text="Use a running `specx serve` of this model and these settings: if there is one, or never.",
+            metavar="|".join(SERVER),
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ from specx.cli.options.groups import (
     ModelOptions,
     PromptOptions,
     SamplingOptions,
+    ServerOptions,
 )
 from specx.cli.terminal.files import is_text
 from specx.engine.settings import Asked, AskedModel, SamplingSettings
@@ -45,9 +46,11 @@ __all__ = [
     "ModelOptions",
     "PromptOptions",
     "SamplingOptions",
+    "ServerOptions",
     "allowed_drafters",
     "check_generation",
     "check_threads",
+    "one_of",
     "prompt_text",
     "read_asked",
     "sampling_settings",
@@ -186,13 +189,13 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         threads_batch=_threads("-tb/--threads-batch", model.threads_batch),
         n_gpu_layers=_gpu_layers(model.gpu_layers),
         flash_attn=_flash_attention(model.flash_attn),
-        kernels=_one_of("--kernels", model.kernels, KERNELS),
+        kernels=one_of("--kernels", model.kernels, KERNELS),
         type_k=_cache_type("-ctk/--cache-type-k", model.cache_type_k),
         type_v=_cache_type("-ctv/--cache-type-v", model.cache_type_v),
         mmap=model.mmap,
         mlock=model.mlock,
         swa_full=model.swa_full,
-        drafter=_one_of("--drafter", draft.drafter, allowed_drafters(draft.drafter)),
+        drafter=one_of("--drafter", draft.drafter, allowed_drafters(draft.drafter)),
         draft_max=None if most is None else _at_least("--draft-max", most, 0),
         draft=AskedModel(
             model=_locate_draft(draft),
@@ -228,11 +231,11 @@ def allowed_drafters(asked: str) -> tuple[str, ...]:
 def _flash_attention(value: str | None) -> str | None:
     if value is None:
         return None
-    return FLASH_ATTENTION[_one_of("-fa/--flash-attn", value, FLASH_ATTENTION)]
+    return FLASH_ATTENTION[one_of("-fa/--flash-attn", value, FLASH_ATTENTION)]
 
 
 def _cache_type(name: str, value: str | None) -> str | None:
-    return None if value is None else _one_of(name, value, CACHE_TYPES)
+    return None if value is None else one_of(name, value, CACHE_TYPES)
 
 
 def _announce_ignored(draft: DraftOptions) -> None:
@@ -313,7 +316,12 @@ def _gpu_layers(value: str, name: str = "-ngl/--gpu-layers") -> int | None:
     raise UsageError(f"{name} is {value!r}", "give a number of layers, auto or all")
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...] | Mapping[str, str]) -> str:
+def one_of(name: str, value: str, allowed: tuple[str, ...] | Mapping[str, str]) -> str:
+    """`value`, in small letters if need be.
+
+    Raises:
+        UsageError: it is not `allowed`.
+    """
     if value in allowed:
         return value
     if value.lower() in allowed:

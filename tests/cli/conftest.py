@@ -67,6 +67,7 @@ def _no_surroundings(monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith(("SPECX_", "LLAMA_ARG_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SPECX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     (tmp_path / "config.toml").touch()
     monkeypatch.setenv("SPECX_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("COLUMNS", "100")
