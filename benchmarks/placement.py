@@ -10,6 +10,7 @@ timed as `-ngl auto` does, then the model is loaded once for each division and t
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ import rpc_device
 from specx.backends.gguf.file import read_gguf
 from specx.backends.llama.kernels import KERNELS, Kernels
 from specx.backends.llama.model import LlamaModel
+from specx.backends.llama.rpc import add_servers
 from specx.backends.settings import Load
 from specx.engine.cost.staircase import Staircase
 from specx.engine.setup.devices import measure_devices
@@ -38,7 +40,8 @@ def main() -> int:
         _compare(wanted, kernels, arguments.layers, repack=arguments.repack)
         return 0
     with rpc_device.served(arguments.device_threads) as endpoint:
-        rpc_device.register(endpoint)
+        os.environ["GGML_BACKEND_PATH"] = str(rpc_device.LIBRARY)
+        add_servers([endpoint])
         _compare(wanted, kernels, arguments.layers, repack=arguments.repack)
     return 0
 

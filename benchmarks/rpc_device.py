@@ -4,6 +4,8 @@
 server is given, behind a socket: slower or faster than the host, with memory and a hand-over of its own.
 
     python benchmarks/rpc_device.py PORT THREADS    serve until the process is ended
+
+`GGML_BACKEND_PATH` tells the process that is to use the device where the backend lies (`LIBRARY`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pathlib import Path
 
 from specx.backends.llama.libllama import lib
 
-__all__ = ["LIBRARY", "NAME", "register", "served"]
+__all__ = ["LIBRARY", "NAME", "served"]
 
 LIBRARY = Path(__file__).resolve().parents[1] / "build" / "rpc" / "libggml-rpc.so"
 NAME = "RPC0"  # of the first device that is registered
@@ -44,19 +46,6 @@ def served(threads: int) -> Iterator[str]:
         process.wait()
 
 
-def register(endpoint: str) -> None:
-    """Make the device of a server one of llama.cpp's in this process.
-
-    Raises:
-        RuntimeError: there is no such server.
-    """
-    add = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(_function("ggml_backend_rpc_add_server"))
-    registry = add(endpoint.encode())
-    if not registry:
-        raise RuntimeError(f"no RPC server answers at {endpoint}")
-    _ggml().ggml_backend_register(ctypes.c_void_p(registry))
-
-
 def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_S
     while True:
@@ -69,36 +58,23 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.05)
 
 
-def _ggml() -> ctypes.CDLL:
-    handle: ctypes.CDLL = lib().llama_cpp._lib
-    pointer = ctypes.c_void_p
-    for name, result, arguments in (
-        ("ggml_backend_load", pointer, (ctypes.c_char_p,)),
-        ("ggml_backend_reg_get_proc_address", pointer, (pointer, ctypes.c_char_p)),
-        ("ggml_backend_register", None, (pointer,)),
-        ("ggml_backend_dev_by_type", pointer, (ctypes.c_int,)),
+def _serve(port: int, threads: int) -> None:
+    ggml: ctypes.CDLL = lib().llama_cpp._lib
+    pointer, count = ctypes.c_void_p, ctypes.c_size_t
+    for name, arguments in (
+        ("ggml_backend_load", (ctypes.c_char_p,)),
+        ("ggml_backend_reg_get_proc_address", (pointer, ctypes.c_char_p)),
+        ("ggml_backend_dev_by_type", (ctypes.c_int,)),
     ):
-        function = getattr(handle, name)
-        function.restype, function.argtypes = result, arguments
-    return handle
-
-
-def _function(name: str) -> int:
-    """Address of a function of the RPC backend."""
-    registry = _ggml().ggml_backend_load(os.fsencode(LIBRARY))
+        function = getattr(ggml, name)
+        function.restype, function.argtypes = pointer, arguments
+    registry = ggml.ggml_backend_load(os.fsencode(LIBRARY))
     if not registry:
         raise RuntimeError(f"{LIBRARY} cannot be loaded: run scripts/rpc_device.sh")
-    address: int = _ggml().ggml_backend_reg_get_proc_address(registry, name.encode())
-    return address
-
-
-def _serve(port: int, threads: int) -> None:
-    devices = (ctypes.c_void_p * 1)(_ggml().ggml_backend_dev_by_type(CPU))
-    count = ctypes.c_size_t
-    start = ctypes.CFUNCTYPE(
-        None, ctypes.c_char_p, ctypes.c_char_p, count, count, ctypes.POINTER(ctypes.c_void_p)
-    )(_function("ggml_backend_rpc_start_server"))
-    start(f"127.0.0.1:{port}".encode(), None, threads, 1, devices)
+    address = ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_rpc_start_server")
+    start = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, count, count, ctypes.POINTER(pointer))
+    devices = (pointer * 1)(ggml.ggml_backend_dev_by_type(CPU))
+    start(address)(f"127.0.0.1:{port}".encode(), None, threads, 1, devices)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specx.backends.errors import UsageError
-from specx.cli.options.read import ModelOptions, read_asked, with_options
+from specx.cli.options.read import ModelOptions, read_asked, rpc_servers, with_options
 from specx.cli.terminal.console import Progress, notice, show_table, stdout, write
 from specx.cli.terminal.files import check_plot
 
@@ -69,15 +70,15 @@ def probe(
     asked = read_asked(model) if named else None
     if asked and (asked.threads or asked.threads_batch):
         notice("the number of threads is what is measured: -t and -tb do not count")
-    _probe_machine(asked, keep=not model.no_cache, refresh=refresh, json=json)
+    _probe_machine(asked, rpc_servers(model), keep=not model.no_cache, refresh=refresh, json=json)
 
 
-def _probe_machine(asked: Asked | None, *, keep: bool, refresh: bool, json: bool) -> None:
+def _probe_machine(asked: Asked | None, rpc: Sequence[str], *, keep: bool, refresh: bool, json: bool) -> None:
     from specx.cli.probe_tables import show_machine, show_model
     from specx.engine.report.machine import probe_machine, probe_model
 
     with Progress("reading memory") as progress:
-        machine = probe_machine(store=keep, refresh=refresh, progress=progress.update, notice=notice)
+        machine = probe_machine(store=keep, refresh=refresh, progress=progress.update, notice=notice, rpc=rpc)
     found = None
     if not json:
         show_machine(machine)

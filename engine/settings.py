@@ -43,6 +43,7 @@ class Asked(AskedModel):
         answers: how many the process writes in all, if that is known.
         n_batch, n_ubatch: most tokens per libllama call and per compute graph while a prompt is read.
         flash_attn: "on", "off" or "auto".
+        rpc: llama.cpp's RPC servers whose devices are used as well, "HOST:PORT" each.
         mmap, mlock: as in llama.cpp.
         swa_full: keep the whole history of sliding-window layers.
         kernels: "auto" (whichever is measured to be the fastest), "specx", "attention" (of specx's only that)
@@ -64,6 +65,7 @@ class Asked(AskedModel):
     n_batch: int = 2048
     n_ubatch: int = 512
     flash_attn: str | None = None
+    rpc: tuple[str, ...] = ()
     mmap: bool = True
     mlock: bool = False
     swa_full: bool = False

@@ -5,7 +5,8 @@
 #   sh scripts/rpc_device.sh [LLAMA_CPP]    LLAMA_CPP is a folder with the sources of the installed version;
 #                                           without it they are fetched as llama-cpp-python's source package
 #
-# The result is build/rpc/libggml-rpc.so; tests/engine/test_rpc_device.py and benchmarks/placement.py use it.
+# The result is build/rpc/libggml-rpc.so; tests/engine/setup/test_rpc_device.py and benchmarks/placement.py use
+# it. With GGML_BACKEND_PATH set to it, `specx --rpc` works where llama.cpp was built without RPC.
 set -eu
 
 CXX=${CXX:-c++}

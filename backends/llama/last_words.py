@@ -30,6 +30,8 @@ __all__ = ["before_the_end", "install", "working_on"]
 LONGEST_S = 3.0  # until the process ends, whatever is still to be done
 _PLACE = re.compile(r"(?:.*[/\\])?(?P<file>[^/\\:]+):(?P<line>\d+): (?P<what>.*)", re.DOTALL)
 
+_RPC = "ggml-rpc.cpp:"
+
 _ending = threading.Lock()
 _keep_alive: list[Any] = []
 _actions: list[Callable[[], None]] = []
@@ -122,6 +124,11 @@ def _end(reason: str) -> None:
 
 def _problem(reason: str) -> ModelError:
     of = f" on {_model}" if _model else ""
+    if _RPC in reason:
+        return ModelError(
+            f"an RPC server can be used no more: {reason}",
+            "see whether it still runs, of the same version of llama.cpp, and with memory for its layers",
+        )
     return ModelError(
         f"llama.cpp gave up{of}: {reason}",
         "the file may be damaged, or need a newer llama.cpp: `specx show` tells what it holds, and --verbose "

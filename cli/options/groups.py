@@ -122,6 +122,16 @@ class ModelOptions:
             envvar="LLAMA_ARG_N_GPU_LAYERS",
         ),
     ] = "auto"
+    rpc: Annotated[
+        str | None,
+        _model(
+            "--rpc",
+            text="Machines whose devices hold layers as well: llama.cpp's RPC servers, with commas between.",
+            metavar="HOST:PORT,...",
+            envvar="LLAMA_ARG_RPC",
+            show_default=False,
+        ),
+    ] = None
     flash_attn: Annotated[
         str | None,
         _model(

@@ -53,6 +53,7 @@ __all__ = [
     "one_of",
     "prompt_text",
     "read_asked",
+    "rpc_servers",
     "sampling_settings",
     "with_options",
 ]
@@ -192,6 +193,7 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         kernels=one_of("--kernels", model.kernels, KERNELS),
         type_k=_cache_type("-ctk/--cache-type-k", model.cache_type_k),
         type_v=_cache_type("-ctv/--cache-type-v", model.cache_type_v),
+        rpc=rpc_servers(model),
         mmap=model.mmap,
         mlock=model.mlock,
         swa_full=model.swa_full,
@@ -226,6 +228,21 @@ def allowed_drafters(asked: str) -> tuple[str, ...]:
     from specx.drafters.registry import names
 
     return names()
+
+
+def rpc_servers(model: ModelOptions) -> tuple[str, ...]:
+    """The servers of --rpc, each once.
+
+    Raises:
+        UsageError: one of them is not HOST:PORT.
+    """
+    servers = [server.strip() for server in (model.rpc or "").split(",") if server.strip()]
+    for server in servers:
+        from specx.backends.llama.rpc import endpoint_problem
+
+        if problem := endpoint_problem(server):
+            raise UsageError(f"--rpc names {server!r}: {problem}", "write HOST:PORT, with commas between")
+    return tuple(dict.fromkeys(servers))
 
 
 def _flash_attention(value: str | None) -> str | None:

@@ -173,7 +173,12 @@ class ModelProbe:
 
 
 def probe_machine(
-    *, store: bool = True, refresh: bool = False, progress: Fraction, notice: Notice
+    *,
+    store: bool = True,
+    refresh: bool = False,
+    progress: Fraction,
+    notice: Notice,
+    rpc: Sequence[str] = (),
 ) -> MachineProbe:
     """Read what this machine is, and measure it unless that was done before.
 
@@ -182,11 +187,12 @@ def probe_machine(
         refresh: measure anew.
         progress: called with the fraction done, 0 to 1.
         notice: told what a person should know.
+        rpc: RPC servers whose devices count as well, "HOST:PORT" each.
 
     Raises:
-        ModelError: llama.cpp itself cannot be loaded.
+        ModelError: llama.cpp itself cannot be loaded, or a server cannot be used.
     """
-    load_library()
+    load_library(rpc)
     devices = list_devices()
     kept = user_store(store, notice)
     key = _machine_key(devices)

@@ -42,13 +42,13 @@ def decide(asked: Asked, here: Here, *, timing: bool = True) -> Setup:
         timing: whether the model may be loaded to time its layers on GPUs.
 
     Raises:
-        DoesNotFitError: there is not enough memory for it. ModelError: it cannot be loaded, or llama.cpp
-        itself cannot; what can be said from the files themselves
-            is said first.
+        DoesNotFitError: there is not enough memory for it.
+        ModelError: it cannot be loaded, or llama.cpp itself cannot, or an RPC server cannot be used; what can
+            be said from the files themselves is said first.
     """
     info = read_runnable(asked.model)
     warn_of_threads(asked, here.notice)
-    load_library()
+    load_library(asked.rpc)
     named = named_draft(info, asked)
     if isinstance(named, Unfit):
         here.notice(

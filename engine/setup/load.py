@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama import libllama
 from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.model import LlamaModel
+from specx.backends.llama.rpc import add_servers
 from specx.backends.settings import Load
 from specx.engine.setup import keys
 from specx.engine.setup.choice import Choice
@@ -51,11 +52,11 @@ def loader(load: Load, here: Here) -> Callable[[Kernels], LlamaModel]:
     return on
 
 
-def load_library() -> None:
-    """Load llama.cpp.
+def load_library(rpc: Sequence[str] = ()) -> None:
+    """Load llama.cpp, and make the devices of the RPC servers `rpc` some of its own.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or a server cannot be used.
     """
     try:
         libllama.lib()
@@ -67,6 +68,8 @@ def load_library() -> None:
             if place
             else "install it again: pip install --force-reinstall --no-deps llama-cpp-python==0.3.36",
         ) from error
+    if rpc:
+        add_servers(rpc)
 
 
 def repack_works(load: Load, here: Here) -> bool:

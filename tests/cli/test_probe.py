@@ -144,7 +144,7 @@ def machine(monkeypatch):
     """What `probe_machine` finds, and what it and `probe_model` were asked."""
     asked = []
 
-    def probe_machine(*, store, refresh, progress, notice):
+    def probe_machine(*, store, refresh, progress, notice, rpc):
         asked.append((None, store, refresh))
         progress(0.5)
         return probe_machine.found
