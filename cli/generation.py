@@ -246,7 +246,8 @@ def generate(
                 progress.close()
                 if chunk.text or not chunk.last:
                     show(chunk)
-    return generation.result
+    result: Result = generation.result
+    return result
 
 
 def statistics(result: Result, drafter: str) -> str:
