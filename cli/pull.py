@@ -63,6 +63,8 @@ def transfer_bar() -> Iterator[PullProgress]:
         TransferSpeedColumn,
     )
 
+    from specx.backends.hub.transfer import CHECKING
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -80,7 +82,7 @@ def transfer_bar() -> Iterator[PullProgress]:
 
         def progress(file: str, done: int, total: int) -> None:
             nonlocal seen
-            if not terminal and file != seen:
+            if not terminal and file != seen and not file.startswith(CHECKING):
                 notice(f"fetching {file} ({decimal(total)} in all)")
             if file != seen:
                 bar.update(task, description=printable(file), visible=True)

@@ -1,7 +1,6 @@
 """Fetching models from Hugging Face into the cache that other tools share.
 
-The transfer itself is huggingface_hub's (1.3 or newer): it takes up a broken connection where it
-was, but a file that was not complete when specx ended is fetched again; finished parts are not.
+The transfer itself is huggingface_hub's (1.3 or newer); `backends.hub.transfer` checks what comes of it.
 """
 
 from __future__ import annotations
@@ -9,41 +8,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
 
 from specx.backends.errors import DownloadError, SpecxError, UsageError
 from specx.backends.gguf.file import shard_paths
 from specx.backends.hub.models import cached_files, hub_cache
 from specx.backends.hub.names import HubName, choose, first_parts, parse_hub_name, quantization
+from specx.backends.hub.transfer import CHECKING, Hub, PullProgress, Told, Transfer, patiently
+from specx.backends.hub.trust import guard_client, is_plain_name, listed_files
 
-__all__ = ["Hub", "PullProgress", "fetched", "pull"]
-
-PullProgress = Callable[[str, int, int], None]
-"""Called with (file name, bytes done, bytes in all) while a model is fetched, all its parts counted."""
+__all__ = ["CHECKING", "Hub", "PullProgress", "fetched", "pull"]
 
 _TIMEOUT = 10.0
 """Seconds to wait for the first answer of the hub."""
-
-
-class Hub(Protocol):
-    """The part of `huggingface_hub.HfApi` that is used here."""
-
-    def model_info(self, repo_id: str, *, revision: str | None, timeout: float, files_metadata: bool) -> Any:
-        """Commit (`sha`) and files (`siblings`, each `rfilename` and `size`) of a repository."""
-
-    def hf_hub_download(
-        self,
-        repo_id: str,
-        filename: str,
-        *,
-        revision: str | None,
-        cache_dir: Path,
-        force_download: bool,
-        tqdm_class: type[Any],
-    ) -> Any:
-        """Fetch one file into the cache, unless it is there, and return its path."""
 
 
 def pull(
@@ -88,24 +65,19 @@ def pull(
 
 def _fetch(hub: Hub, name: HubName, cache: Path, progress: PullProgress | None) -> Path:
     """Fetch every part of the model that is not whole in the cache yet; the path of the first."""
-    info = hub.model_info(name.repository, revision=name.revision, timeout=_TIMEOUT, files_metadata=True)
-    files = {str(s.rfilename): int(s.size or 0) for s in info.siblings or ()}
-    sizes = {part: files[part] for part in _parts(name, list(files))}
+    info = patiently(
+        lambda: hub.model_info(name.repository, revision=name.revision, timeout=_TIMEOUT, files_metadata=True)
+    )
+    files = listed_files(info)
+    parts = {part: files[part] for part in _parts(name, list(files))}
     snapshot = cache / f"models--{name.repository.replace('/', '--')}" / "snapshots" / str(info.sha)
-    kept = {part: _size(snapshot / part) for part in sizes}
-    _check_room(cache, {part: size for part, size in sizes.items() if kept[part] != size})
-    paths, before = [], 0
-    for part, size in sizes.items():
-        path = hub.hf_hub_download(
-            name.repository,
-            part,
-            revision=name.revision,
-            cache_dir=cache,
-            force_download=size > 0 and kept[part] not in {None, size},
-            tqdm_class=_bar(progress, part, before, sum(sizes.values())),
-        )
-        paths.append(Path(path))
-        before += size
+    kept = {part: _size(snapshot / part) for part in parts}
+    _check_room(cache, {part: listed.size for part, listed in parts.items() if kept[part] != listed.size})
+    paths, before, whole = [], 0, sum(listed.size for listed in parts.values())
+    for part, listed in parts.items():
+        transfer = Transfer(hub, name, part, listed, cache, Told(progress, part, before, whole))
+        paths.append(transfer.path())
+        before += listed.size
     return paths[0]
 
 
@@ -124,6 +96,7 @@ def _hugging_face(token: str | None) -> Hub:
 
     from huggingface_hub import HfApi
 
+    guard_client()
     getLogger("huggingface_hub").setLevel(ERROR)  # its retries are reported once, as the error they end in
     api: Hub = HfApi(token=token, library_name="specx")
     return api
@@ -142,7 +115,10 @@ def _wanted(spec: str, file: str | None, quant: str | None, revision: str | None
     file, quant = file or name.file, quant or name.quantization
     if file and quant:
         raise UsageError("a file and a quantization were both asked for", "leave one of them out")
-    return HubName(name.repository, file, quant, revision or name.revision)
+    revision = revision or name.revision
+    if revision is not None and not is_plain_name(revision):
+        raise UsageError(f"{revision!r} is no revision", "give a branch, a tag or a commit")
+    return HubName(name.repository, file, quant, revision)
 
 
 def _parts(name: HubName, files: list[str]) -> list[str]:
@@ -219,34 +195,11 @@ def _check_room(cache: Path, sizes: dict[str, int]) -> None:
         )
 
 
-def _bar(progress: PullProgress | None, file: str, before: int, whole: int) -> type[Any]:
-    """A class with tqdm's interface that passes on what arrives of one file."""
-
-    class Bar:
-        def __init__(self, *_: object, total: int | None = None, initial: int = 0, **__: object) -> None:
-            self.total = total
-            self.n = 0
-            self.update(initial)
-
-        def update(self, n: float | None = 1) -> None:
-            self.n += int(n or 0)
-            if progress is not None:
-                progress(file, before + self.n, whole)
-
-        def ignore(self, *_: object, **__: object) -> None:
-            """Bytes on the wire and labels are not shown; `update` has the bytes on the disk."""
-
-        update_transfer = set_transfer_postfix_str = set_postfix_str = set_description = ignore
-        refresh = close = __exit__ = ignore
-
-        def __enter__(self) -> Bar:
-            return self
-
-    return Bar
-
-
 def _explained(error: Exception, name: HubName, cache: Path) -> DownloadError:
     """The one sentence and the hint for whatever went wrong on the way."""
+    from json import JSONDecodeError
+
+    from httpx import TooManyRedirects
     from huggingface_hub import errors
 
     repository = name.repository
@@ -268,6 +221,12 @@ def _explained(error: Exception, name: HubName, cache: Path) -> DownloadError:
         ),
         (errors.RemoteEntryNotFoundError, f"a file of {repository} is gone", "try again"),
         (errors.HFValidationError, f"{repository!r} is no repository name", "write ORG/REPO"),
+        (TooManyRedirects, f"the hub redirects without end for {repository}", "try again later"),
+        (
+            JSONDecodeError,
+            f"what answers for {repository} is not Hugging Face",
+            "log in to the network, or check HF_ENDPOINT and the proxy",
+        ),
     )
     for kind, message, hint in kinds:
         if isinstance(error, kind):

@@ -17,12 +17,12 @@ from specx.backends.hub.download import fetched, pull
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
     "README.md": b"words",
-    "m-Q8_0.gguf": b"8" * 3000,
-    "m-Q4_K_M.gguf": b"4" * 2000,
-    "m-Q6_K-00001-of-00002.gguf": b"6" * 1000,
-    "m-Q6_K-00002-of-00002.gguf": b"7" * 500,
-    "mmproj-m-Q4_K_M.gguf": b"p" * 10,
-    "sub/other-Q5_0.gguf": b"5" * 10,
+    "m-Q8_0.gguf": b"GGUF" + b"8" * 2996,
+    "m-Q4_K_M.gguf": b"GGUF" + b"4" * 1996,
+    "m-Q6_K-00001-of-00002.gguf": b"GGUF" + b"6" * 996,
+    "m-Q6_K-00002-of-00002.gguf": b"GGUF" + b"7" * 496,
+    "mmproj-m-Q4_K_M.gguf": b"GGUF" + b"p" * 6,
+    "sub/other-Q5_0.gguf": b"GGUF" + b"5" * 6,
 }
 REFUSED = {
     "org/gone": (404, "RepoNotFound"),
@@ -152,7 +152,7 @@ def test_nothing_is_fetched_twice_and_damage_is_mended(hub, server):
     server.requests.clear()
     assert pull("org/m", hub=hub) == path
     assert not [r for r in server.requests if r[0] == "GET" and "resolve" in r[1]]
-    path.resolve().write_bytes(b"4" * 7)
+    path.resolve().write_bytes(b"GGUF" + b"4" * 3)
     assert pull("org/m", hub=hub).read_bytes() == FILES["m-Q4_K_M.gguf"]
 
 
@@ -198,7 +198,7 @@ def test_what_cannot_be_a_name_is_wrong_usage(hub, spec):
 
 
 def test_several_models_of_one_quantization_are_listed(hub, monkeypatch):
-    monkeypatch.setitem(FILES, "n-Q4_K_M.gguf", b"n")
+    monkeypatch.setitem(FILES, "n-Q4_K_M.gguf", b"GGUFn")
     error = refusal("org/m", hub=hub)
     assert "m-Q4_K_M.gguf, n-Q4_K_M.gguf" in error.message
     assert "specx pull org/m/m-Q4_K_M.gguf" in error.hint
