@@ -12,16 +12,16 @@ import typer
 from specx.backends.errors import SpecxError, UsageError
 from specx.backends.places import expanded
 from specx.cli.drafter.steps import Steps
+from specx.cli.options.read import duration
 from specx.cli.terminal.console import notice, show_table, stdout, write
 
 if TYPE_CHECKING:
     from specx.engine.making.prospects import ShrinkStage
     from specx.engine.making.shrink import ShrinkReport
 
-__all__ = ["register", "seconds"]
+__all__ = ["register"]
 
 AUTO = "auto"
-UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def register(group: typer.Typer) -> None:
@@ -65,7 +65,7 @@ def shrink(
         layers=_layers(layers),
         quant=check_quant(quant),
         trim=trim,
-        seconds=seconds(time),
+        seconds=duration("--time", time),
         output=None if output is None else expanded(output),
         force=force,
         resume=resume,
@@ -78,18 +78,6 @@ def shrink(
         _show(report)
     if report.path is None:
         raise _pays_nothing(report)
-
-
-def seconds(text: str) -> float:
-    """A length of time as people write it.
-
-    Raises:
-        UsageError: it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip().lower())
-    if match is None:
-        raise UsageError(f"--time is {text!r}", "give a time such as 90s, 10m or 1h")
-    return float(match[1]) * UNITS[match[2]]
 
 
 def _layers(text: str) -> int | None:

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-__all__ = ["Connection", "LostError", "ask"]
+__all__ = ["OK", "Connection", "LostError", "ask"]
 
+OK = 200
 PIECE = 65536
 LONGEST_HEAD = 65536
 
@@ -51,6 +52,10 @@ class Connection:
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
         self._socket.close()
 
     def wait(self, wait_s: float | None) -> None:
@@ -158,6 +163,6 @@ def ask(path: Path, route: str, body: Mapping[str, Any], wait_s: float) -> dict[
     with Connection(path, wait_s) as connection:
         connection.send(route, body)
         answer = next(connection.lines(), None)
-        if answer is None or connection.status != 200:
+        if answer is None or connection.status != OK:
             raise LostError("there is no answer")
         return answer

@@ -17,7 +17,10 @@ from specx.backends.errors import SpecxError
 from specx.backends.places import cache_dir
 from specx.engine.settings import Asked, AskedModel
 
-__all__ = ["Place", "Record", "folder", "place_of", "records"]
+__all__ = ["ROUTES", "Place", "Record", "folder", "place_of", "records"]
+
+ROUTES = ("hello", "tokenize", "encode", "generate", "cancel", "stop")
+"""What is asked at such a socket, below /specx/."""
 
 PROCESS = frozenset({"answers", "texts", "measure", "verbose"})
 """What is asked of a process, and not of how a model writes."""

@@ -117,7 +117,7 @@ class Remote:
             sampling = replace(sampling, seed=int.from_bytes(os.urandom(4)))
         body = {
             "prompt": list(prompt),
-            "sampling": {**asdict(sampling), "logit_bias": list(sampling.logit_bias.items())},
+            "sampling": {**asdict(sampling), "logit_bias": _bias(sampling)},
             "n_predict": n_predict,
             "stop": list(stop),
             "ignore_eos": ignore_eos,
@@ -151,6 +151,11 @@ class Remote:
             raise gone()
         _raise_error(answer)
         return answer
+
+
+def _bias(sampling: SamplingSettings) -> list[tuple[int, str]]:
+    """As texts: JSON has no infinity."""
+    return [(token, repr(value)) for token, value in sampling.logit_bias.items()]
 
 
 def _nobody(_done: int, _total: int) -> None:

@@ -1,0 +1,49 @@
+"""The options of `specx serve` that are about a model that stays loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["ResidentOptions"]
+
+IDLE = "30m"
+
+
+def _option(*names: str, text: str, **extra: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="In the background", **extra)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResidentOptions:
+    """A server that goes on when its shell does not."""
+
+    background: Annotated[
+        bool,
+        _option("--background", text="Return when it answers, and go on without a terminal."),
+    ] = False
+    idle: Annotated[
+        str | None,
+        _option(
+            "--idle",
+            text="End after so long without a request: 90s, 30m, 1h; 0 is never.",
+            metavar="TIME",
+            show_default=f"{IDLE} in the background, else never",
+        ),
+    ] = None
+    status: Annotated[bool, _option("--status", text="List the servers that commands here can use.")] = False
+    stop: Annotated[bool, _option("--stop", text="End them, or the one that holds MODEL.")] = False
+
+    @property
+    def idle_s(self) -> float | None:
+        """Seconds without a request after which it ends; None for never.
+
+        Raises:
+            UsageError: it is no time.
+        """
+        from specx.cli.options.read import duration
+
+        given = self.idle if self.idle is not None else IDLE if self.background else "0"
+        return duration("--idle", given) or None
