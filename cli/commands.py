@@ -37,6 +37,7 @@ class Entry(NamedTuple):
 TABLE = {
     "chat": Entry("chat", "Talk to a model."),
     "complete": Entry("complete", "Continue a prompt from -p, -f or standard input."),
+    "batch": Entry("batch.command", "Answer many requests from a file or a pipe, several at once."),
     "plan": Entry(
         "plan", "Say what would be decided for a model here, and why: memory, placement, kernels, drafts."
     ),

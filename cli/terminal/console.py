@@ -177,8 +177,8 @@ class Progress:
     ) -> None:
         self.close()
 
-    def update(self, fraction: float) -> None:
-        """`fraction` of the work, 0 to 1, is done."""
+    def update(self, fraction: float, label: str | None = None) -> None:
+        """`fraction` of the work, 0 to 1, is done, which has a new `label` if one is given."""
         now = time.monotonic()
         if not self._enabled or now - self._begun < SHOW_AFTER or now - self._drawn < REFRESH_EVERY:
             return
@@ -193,7 +193,8 @@ class Progress:
             self._bar.add_task(printable(self._label), total=1.0)
             self._open.enter_context(changed(lambda: BAR_GONE))
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=fraction, refresh=True)
+        shown = None if label is None else printable(one_line(label))
+        self._bar.update(self._bar.task_ids[0], completed=fraction, refresh=True, description=shown)
 
     def count(self, done: int, total: int) -> None:
         """`done` of `total` tokens are done."""

@@ -15,7 +15,7 @@ from specx.backends.llama.callbacks import within_c
 from specx.cli import INTERRUPTED
 from specx.cli.terminal.restore import restore
 
-__all__ = ["interruptible", "on_interrupt", "stopping"]
+__all__ = ["interruptible", "on_interrupt", "on_stop", "stopping"]
 
 IMPORTING = "<frozen importlib._bootstrap>"
 """The file of the frames of Python that import a module."""
@@ -58,6 +58,37 @@ def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
 
     with _handling(handle):
         yield
+
+
+@contextmanager
+def on_stop(action: Callable[[int], None]) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP inside, as far as they are not ignored, run `action` with their number: the
+    first two of them. What comes then is as it was before."""
+    handled = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handled = [number for number in handled if signal.getsignal(number) is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        handled = []
+    before = {number: signal.getsignal(number) for number in handled}
+    times = 0
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal times
+        times += 1
+        if times == 2:
+            restored()
+        action(number)
+
+    def restored() -> None:
+        for number, handler in before.items():
+            signal.signal(number, _raise if number == signal.SIGINT else handler)
+
+    for number in handled:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

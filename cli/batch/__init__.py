@@ -1,0 +1,1 @@
+"""`specx batch`."""

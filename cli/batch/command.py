@@ -1,0 +1,237 @@
+"""`specx batch`: many requests in, their answers out, in an output that can be gone on with."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from specx.backends.errors import UsageError
+from specx.cli.batch.job import Job
+from specx.cli.batch.options import BatchGenerationOptions, InputOptions, OutputOptions
+from specx.cli.batch.reading import Input, open_input, reading, settled
+from specx.cli.generation import Request, requested
+from specx.cli.options.read import DraftOptions, ModelOptions, SamplingOptions, read_asked, with_options
+from specx.cli.terminal.files import check_folder
+from specx.engine.batch.items import Reader, Reading
+from specx.engine.batch.lines import Form, JsonLines, TableLines, TextLines
+from specx.engine.batch.resume import Finished, Made, finished
+from specx.engine.batch.sink import Sink
+from specx.engine.settings import Asked
+
+__all__ = ["About", "about", "batch", "register"]
+
+STDOUT = (Path("-"), Path("/dev/stdout"), Path("/dev/fd/1"))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(batch)
+
+
+@with_options
+def batch(
+    model: ModelOptions,
+    source: InputOptions,
+    output: OutputOptions,
+    draft: DraftOptions,
+    sampling: SamplingOptions,
+    generation: BatchGenerationOptions,
+) -> None:
+    """Answer many requests from a file or a pipe, several at once.
+
+    INPUT has OpenAI batch lines, request bodies, objects with a prompt or messages, a table with --template,
+    or a text a line. What is begun with -o can be gone on with, whatever ended it: --resume.
+
+    Exits with 0 if every request was answered, 3 if some failed, 4 if --max-errors ended it, 128 plus the
+    number of the signal that ended it.
+    """
+    model, source = settled(model, source)
+    request = requested(sampling, generation)
+    asked = replace(read_asked(model, draft), texts=_at_once(source.parallel))
+    with ExitStack() as open_files:
+        job = prepare(asked, request, source, _checked(output), open_files)
+        code = job.run()
+    if code:
+        raise typer.Exit(code)
+
+
+def _at_once(parallel: str) -> int | None:
+    if parallel == "auto":
+        return None
+    if not parallel.isdecimal() or not 1 <= int(parallel) <= 256:
+        raise UsageError(f"--parallel is {parallel!r}", "give auto, or a number from 1 to 256")
+    return int(parallel)
+
+
+def _checked(output: OutputOptions) -> OutputOptions:
+    if output.output in STDOUT:
+        output = replace(output, output=None)
+    if output.text and output.jsonl:
+        raise UsageError("--text and --jsonl are both given", "give one of them")
+    if output.text and output.unordered:
+        raise UsageError(
+            "--text and --unordered are both given: nothing would say which text answers what",
+            "leave one of them out",
+        )
+    if output.resume and output.force:
+        raise UsageError("--resume and --force are both given", "give one of them")
+    if output.output is None:
+        for given, name in ((output.resume, "--resume"), (output.force, "--force")):
+            if given:
+                raise UsageError(f"{name} needs an output in a file", "name one: -o FILE")
+        return output
+    check_folder(output.output)
+    if output.output.is_dir():
+        raise UsageError(f"{output.output} is a folder", "give the name of a file")
+    return output
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What of a model matters before it is loaded."""
+
+    identity: str
+    chats: bool
+    trained: int
+
+
+def about(path: Path) -> About:
+    """The model in a file.
+
+    Raises:
+        ModelError: it cannot be run.
+    """
+    from specx.backends.gguf.checks import read_runnable
+
+    info = read_runnable(path)
+    return About(f"{info.name} ({info.fingerprint[:16]})", bool(info.chat_template), info.context_length)
+
+
+def prepare(
+    asked: Asked, request: Request, source: InputOptions, options: OutputOptions, files: ExitStack
+) -> Job:
+    """Everything that can be wrong before a model is loaded, in the order in which it is told."""
+    model = about(asked.model)
+    chat = model.chats if source.chat is None else source.chat
+    fields: dict[str, Any] = {} if source.samples == 1 else {"n": source.samples}
+    if request.options.keep is not None:
+        fields["n_keep"] = request.options.keep
+    read = files.enter_context(closing(_Opened(open_input(source.input or "-")))).input
+    how = reading(read, source, chat=chat, keep_blank=options.text, fields=fields)
+    records = files.enter_context(closing(_sink(options.output)))
+    if records.regular and read.regular and records.is_file(read.file.fileno()):
+        raise UsageError(f"the output {records.name} is the input as well", "choose another output")
+    reader = read.reader(how)
+    form = _form(reader, how, options, source.samples)
+    made = Made(_settings(asked, request, how, form, model), _seed(request), len(form.header()))
+    found = None
+    if records.size and options.output is not None and records.regular and not options.force:
+        made, found = _begun(made, request, form, options)
+    return Job(
+        asked=asked,
+        request=request,
+        options=options,
+        source=read,
+        how=how,
+        reader=reader,
+        form=form,
+        made=made,
+        found=found,
+        records=records,
+        trained=model.trained,
+    )
+
+
+class _Opened:
+    """An input, closed with the rest."""
+
+    def __init__(self, opened: Input) -> None:
+        self.input = opened
+
+    def close(self) -> None:
+        if self.input.regular:  # a thread may be reading from anything else
+            self.input.file.close()
+
+
+def _sink(path: Path | None) -> Sink:
+    if path is None:
+        sys.stdout.flush()
+        return Sink(1, "standard output")
+    return Sink(path, str(path))
+
+
+def _form(reader: Reader, how: Reading, options: OutputOptions, samples: int) -> Form:
+    if options.text:
+        return TextLines(samples)
+    table = reader.table
+    if table is None or options.jsonl:
+        return JsonLines()
+    name = options.column
+    added = (name,) if samples == 1 else tuple(f"{name}_{i + 1}" for i in range(samples))
+    for column in added:
+        if column in table.columns:
+            raise UsageError(f"{how.name} has a column {column!r} already", "name another with --column")
+    return TableLines(table.columns, table.dialect, added)
+
+
+def _seed(request: Request) -> int:
+    return secrets.randbits(32) if request.sampling.seed is None else request.sampling.seed
+
+
+def _settings(asked: Asked, request: Request, how: Reading, form: Form, model: About) -> dict[str, Any]:
+    """What the answers depend on besides the items, by names that a person knows."""
+    sampling = asdict(request.sampling)
+    del sampling["seed"]
+    biases = {str(token): repr(bias) for token, bias in sampling.pop("logit_bias").items()}
+    options, grammar = request.options, request.grammar
+    return {
+        "model": model.identity,
+        "form of the input": how.format,
+        "form of the output": type(form).__name__,
+        "template": None if how.template is None else how.template.text,
+        "system message": how.system,
+        "chat": how.chat,
+        **{name.replace("_", "-"): value for name, value in sampling.items()},
+        "logit-bias": biases or None,
+        **how.fields,
+        "n-predict": options.n_predict,
+        "stop": list(options.stop or ()) or None,
+        "ignore-eos": options.ignore_eos,
+        "grammar or schema": None
+        if grammar is None
+        else blake2b(grammar.encode(), digest_size=8).hexdigest(),
+        "ctx-size": asked.n_ctx,
+        "context-shift": asked.context_shift,
+        "kernels": asked.kernels,
+        "flash-attn": asked.flash_attn,
+        "cache types": [asked.type_k, asked.type_v],
+    }
+
+
+def _begun(made: Made, request: Request, form: Form, options: OutputOptions) -> tuple[Made, Finished]:
+    """How an output was made, and what it holds.
+
+    Raises:
+        UsageError: it would be made in another way now, or nobody asked to go on with it.
+    """
+    path = options.output
+    assert path is not None
+    if not options.resume:
+        raise UsageError(
+            f"{path} is there already", "go on with it with --resume, or begin anew with --force"
+        )
+    before = Made.read(path)
+    before.check(made.settings, path)
+    if request.sampling.seed is not None and request.sampling.seed != before.seed:
+        raise UsageError(
+            f"{path} was begun with --seed {before.seed}, and it is {request.sampling.seed} now",
+            "leave it out, or begin anew with --force",
+        )
+    return before, finished(path, before.begin, named=form.named)

@@ -1,0 +1,119 @@
+"""The output of a batch: records, what goes on record beside them, and what failed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from specx.engine.batch.lines import Form, error_record
+from specx.engine.batch.resume import Finished, Made, errors_path, made_path
+from specx.engine.batch.run import Answered
+from specx.engine.batch.sink import Sink
+
+__all__ = ["Output", "open_output"]
+
+
+class Output:
+    """Where records go.
+
+    Args:
+        form: how they are written.
+        records: takes them.
+        journal: takes which items they answer, where they do not say so themselves.
+        errors: the file that takes what failed, where records have no room for it; made with the first error.
+        keep_errors: bytes of it that stay.
+        begin: write what an output begins with.
+
+    Attributes:
+        failed: how many records are errors, those that were there before included.
+    """
+
+    def __init__(
+        self,
+        form: Form,
+        records: Sink,
+        *,
+        journal: Sink | None = None,
+        errors: Path | None = None,
+        keep_errors: int = 0,
+        failed: int = 0,
+        begin: bool = False,
+    ) -> None:
+        self.failed = failed
+        self._form, self._records, self._journal = form, records, journal
+        self._errors_path, self._errors_size = errors, keep_errors
+        self._errors: Sink | None = None
+        if begin:
+            records.write(form.header())
+
+    def write(self, answered: Answered) -> None:
+        """Add the record of an item, whole.
+
+        Raises:
+            BrokenPipeError: nobody reads any more.
+            SpecxError: it cannot be written; what was written before it is whole.
+        """
+        if answered.failed:
+            self.failed += 1
+            if self._errors_path is not None and not self._form.named:
+                self._write_error(self._errors_path, answered)
+        self._records.write(self._form.record(answered))
+        if self._journal is not None and not self._form.named:
+            entry = f"{answered.item.digest} {self._records.size} {self._errors_size}\n"
+            self._journal.write(entry.encode())
+
+    def close(self) -> None:
+        """Everything is written."""
+        for sink in (self._errors, self._records, self._journal):
+            if sink is not None:
+                sink.close()
+
+    def _write_error(self, path: Path, answered: Answered) -> None:
+        if self._errors is None:
+            self._errors = Sink(path, path.name)
+            self._errors.cut(self._errors_size)
+        self._errors.write(error_record(answered))
+        self._errors_size = self._errors.size
+
+
+def open_output(records: Sink, path: Path, form: Form, made: Made, found: Finished | None) -> Output:
+    """An output in a file: begun, or gone on with where `found` ends.
+
+    Args:
+        records: the file, open; what is not a regular file only takes records.
+        path: its name.
+        form: how records are written.
+        made: what it is made with.
+        found: what it holds; None begins anew.
+
+    Raises:
+        FileError: a file beside it cannot be written.
+    """
+    if not records.regular:
+        return Output(form, records, begin=True)
+    errors = errors_path(path)
+    journal = Sink(made_path(path), str(made_path(path)))
+    if found is None:
+        found = Finished()
+        records.cut(0)  # before it is said how it is made
+        errors.unlink(missing_ok=True)
+        journal.cut(0)
+        journal.write(made.line())
+        journal.sync()
+    else:
+        records.cut(found.keep)
+        if found.newline:
+            records.write(b"\n")
+        if not form.named:
+            journal.cut(found.journal)
+            if errors.exists():
+                os.truncate(errors, found.errors)
+    return Output(
+        form,
+        records,
+        journal=journal,
+        errors=errors,
+        keep_errors=found.errors,
+        failed=found.failed,
+        begin=records.size == 0,
+    )

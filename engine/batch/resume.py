@@ -1,0 +1,254 @@
+"""What an output holds already, after whatever ended the run that wrote it.
+
+Records of `JsonLines` say themselves which items they answer. For texts and tables `OUTPUT.batch` says it:
+behind its first line, which has the settings, it has a line for each record, with the digest of the item and
+the sizes of the output and of the file of errors after it. That is written last, so what it says is there,
+unless a loss of power took the end of a file: then the records behind the last whole one are cut off.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from specx.backends.errors import FileError, UsageError
+from specx.engine.batch.items import Item
+from specx.engine.batch.lines import digest_of
+
+__all__ = ["Finished", "Made", "Skipper", "errors_path", "finished", "made_path"]
+
+VERSION = 1
+ANEW = "give what it was begun with, or begin anew with --force"
+
+
+def made_path(output: Path) -> Path:
+    """The file beside an output that says how it is made."""
+    return output.with_name(f"{output.name}.batch")
+
+
+def errors_path(output: Path) -> Path:
+    """The file beside an output of texts or of a table that has what failed."""
+    return output.with_name(f"{output.name}.errors.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What an output is made with.
+
+    Attributes:
+        settings: what its answers depend on besides the items: option -> value.
+        seed: what the seeds of items follow from.
+        begin: bytes of the output before the first record.
+    """
+
+    settings: Mapping[str, Any]
+    seed: int
+    begin: int = 0
+
+    def line(self) -> bytes:
+        """The first line of `OUTPUT.batch`."""
+        value = {"specx_batch": VERSION, "seed": self.seed, "begin": self.begin, "settings": self.settings}
+        return json.dumps(value).encode() + b"\n"
+
+    @classmethod
+    def read(cls, output: Path) -> Made:
+        """What `output` was made with.
+
+        Raises:
+            FileError: nothing says so.
+        """
+        path = made_path(output)
+        try:
+            with path.open("rb") as file:
+                value = json.loads(file.readline())
+            if value["specx_batch"] == VERSION:
+                return cls(dict(value["settings"]), int(value["seed"]), int(value["begin"]))
+        except FileNotFoundError:
+            missing = f"there is no {path.name} beside it"
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            missing = f"{path.name} cannot be read ({getattr(problem, 'strerror', None) or 'it is damaged'})"
+        else:
+            missing = f"{path.name} is of another version of specx"
+        raise FileError(
+            f"{output} cannot be gone on with: {missing}, which says how it was made",
+            "begin anew with --force, or choose another output",
+        )
+
+    def check(self, now: Mapping[str, Any], output: Path) -> None:
+        """Whether it would be the same now.
+
+        Raises:
+            UsageError: a setting is another one; says which.
+        """
+        before = self.settings
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if not names:
+            return
+        changes = [f"{name} was {_shown(before.get(name))} and is {_shown(now.get(name))}" for name in names]
+        raise UsageError(f"{output} was begun with other settings: {', '.join(changes)}", ANEW)
+
+
+@dataclass(slots=True)
+class Finished:
+    """What an output holds.
+
+    Attributes:
+        digests: of the items that are answered, in the order of their records; 64 bits each.
+        failed: how many of them have an error in the place of an answer.
+        keep: bytes of the output that are whole records.
+        newline: the last of them lacks the end of its line.
+        journal: bytes of `OUTPUT.batch` that go with them.
+        errors: bytes of the file of errors that go with them.
+    """
+
+    digests: array[int] = field(default_factory=lambda: array("Q"))
+    failed: int = 0
+    keep: int = 0
+    newline: bool = False
+    journal: int = 0
+    errors: int = 0
+
+
+def finished(output: Path, begin: int, *, named: bool) -> Finished:
+    """What the records of `output` answer, and where what is whole ends.
+
+    Args:
+        output: the file.
+        begin: bytes before its first record.
+        named: whether its records say which items they answer.
+
+    Raises:
+        FileError: it cannot be read, or something in it is no record.
+    """
+    try:
+        return _of_records(output) if named else _of_journal(output, begin)
+    except OSError as problem:
+        raise FileError(f"cannot read {output}: {problem.strerror}", "check its name") from problem
+
+
+def _of_records(output: Path) -> Finished:
+    found = Finished()
+    with output.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            record = digest_of(line)
+            whole = line.endswith(b"\n")
+            if record is None and whole and line.strip(b"\0\r\n"):
+                raise FileError(
+                    f"line {number} of {output} is no record of a batch",
+                    "remove it, choose another output, or begin anew with --force",
+                )
+            if record is None:  # it was torn
+                break
+            found.digests.append(int(record[0], 16))
+            found.failed += record[1]
+            found.keep += len(line)
+            found.newline = not whole
+    return found
+
+
+def _of_journal(output: Path, begin: int) -> Finished:
+    found = Finished()
+    size, errors = output.stat().st_size, errors_path(output)
+    errors_size = errors.stat().st_size if errors.exists() else 0
+    if size < begin:  # not even the header is whole
+        return found
+    found.keep = begin
+    with made_path(output).open("rb") as file:
+        found.journal = len(file.readline())
+        for line in file:
+            entry = _entry(line)
+            if entry is None or entry[1] > size or entry[2] > errors_size:
+                break
+            found.digests.append(entry[0])
+            found.failed += entry[2] > found.errors
+            found.keep, found.errors = entry[1:]
+            found.journal += len(line)
+    with output.open("rb") as written:
+        written.seek(max(found.keep - 1, 0))
+        if found.keep and written.read(1) != b"\n":
+            raise FileError(
+                f"{output} was changed after it was written",
+                "choose another output, or begin anew with --force",
+            )
+    return found
+
+
+def _entry(line: bytes) -> tuple[int, int, int] | None:
+    try:
+        digest, output, errors = line.removesuffix(b"\n").split(b" ")
+        entry = int(digest, 16), int(output), int(errors)
+    except ValueError:
+        return None
+    return entry if line.endswith(b"\n") and len(digest) == 16 else None
+
+
+class Skipper:
+    """Leaves out what is answered already, and notices what is not the input it was.
+
+    Args:
+        digests: of the answered items, as of `Finished`.
+        ordered: the output is in the order of the input.
+        output: what messages call the output.
+    """
+
+    def __init__(self, digests: array[int], *, ordered: bool, output: str) -> None:
+        self._digests, self._ordered, self._output = digests, ordered, output
+        self._next = 0
+        self._counts: Counter[int] = Counter() if ordered else Counter(digests)
+        self._unanswered: Item | None = None  # the first one
+
+    def skip(self, item: Item) -> bool:
+        """Whether it is answered. Equal items are counted: each record answers one of them.
+
+        Raises:
+            UsageError: an output in order answers something else in this place.
+        """
+        digest = int(item.digest, 16)
+        if self._ordered:
+            if self._next >= len(self._digests):
+                return False
+            if self._digests[self._next] != digest:
+                raise UsageError(
+                    f"the input was changed: {item.label} is not what was answered as number "
+                    f"{self._next + 1} in {self._output}",
+                    f"{ANEW}; --unordered answers what is new",
+                )
+            self._next += 1
+            return True
+        if self._counts[digest] > 0:
+            self._counts[digest] -= 1
+            self._next += 1
+            return True
+        self._unanswered = self._unanswered or item
+        return False
+
+    @property
+    def skipped(self) -> int:
+        """How many were left out."""
+        return self._next
+
+    def check_end(self) -> None:
+        """At the end of the input: whether all that was answered is asked.
+
+        Raises:
+            UsageError: some of it is not.
+        """
+        left = len(self._digests) - self._next
+        if left <= 0:
+            return
+        example = f" (not answered is {self._unanswered.label})" if self._unanswered else ""
+        raise UsageError(
+            f"the input was changed: {left} answers in {self._output} belong to nothing in it{example}", ANEW
+        )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

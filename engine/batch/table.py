@@ -1,0 +1,126 @@
+"""Tables of comma- or tab-separated values, row by row, and rows that are written in the same dialect."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from specx.backends.errors import UsageError
+from specx.engine.batch.source import LONGEST, Line
+
+__all__ = ["Dialect", "Row", "Table"]
+
+KEPT = "surrogateescape"
+"""Bytes that are not UTF-8 pass through a table as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a table is written: what stands between cells, and what ends a row."""
+
+    delimiter: str = ","
+    end: str = "\n"
+
+    def row(self, cells: Sequence[str]) -> bytes:
+        """A row as a table has it; a cell is quoted where it must be."""
+        text = io.StringIO()
+        csv.writer(text, delimiter=self.delimiter, lineterminator=self.end).writerow(cells)
+        return text.getvalue().encode(errors=KEPT)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row.
+
+    Attributes:
+        line: where it begins, from 1.
+        cells: as many as there are columns.
+        problem: what is wrong with it, if anything is.
+    """
+
+    line: int
+    cells: tuple[str, ...]
+    problem: str | None = None
+
+
+class Table:
+    """The rows of a table, below its header.
+
+    Args:
+        lines: of the input; the first one that is not empty has the names of the columns.
+        name: what messages call it.
+        tabs: tabs stand between the cells. Otherwise commas do, or semicolons if the header has more of them.
+
+    Attributes:
+        columns: names, each once.
+        dialect: how it is written.
+
+    Raises:
+        UsageError: there is no header, or it cannot be one.
+    """
+
+    def __init__(self, lines: Iterator[Line], *, name: str, tabs: bool) -> None:
+        self._lines, self._name = lines, name
+        self._line = 0  # the last one that was read
+        csv.field_size_limit(LONGEST)
+        first = next((line for line in lines if line.content.strip()), None)
+        if first is None:
+            raise UsageError(f"{name} is empty", "a table begins with the names of its columns")
+        data = first.content
+        semicolons = data.count(b";") > data.count(b",")
+        delimiter = "\t" if tabs else ";" if semicolons else ","
+        self.dialect = Dialect(delimiter, "\r\n" if first.data.endswith(b"\r\n") else "\n")
+        self._reader = csv.reader(self._texts(first), delimiter=delimiter)
+        try:
+            self.columns = tuple(next(self._reader))
+        except csv.Error as problem:
+            raise UsageError(f"{name} has no header: {problem}", "check that it is a table") from problem
+        for column in self.columns:
+            if self.columns.count(column) > 1:
+                raise UsageError(f"{name} has two columns {column!r}", "give each a name of its own")
+            if not _is_text(column):
+                raise UsageError(f"a column of {name} is not UTF-8", "convert it first: `iconv -t UTF-8`")
+
+    def __iter__(self) -> Iterator[Row]:
+        n = len(self.columns)
+        while True:
+            begin = self._line + 1
+            try:
+                cells = next(self._reader, None)
+            except csv.Error as problem:
+                yield Row(begin, ("",) * n, str(problem))
+                continue
+            if cells is None:
+                return
+            if not cells:
+                continue  # an empty line
+            wrong = None
+            if len(cells) != n:
+                wrong = f"it has {len(cells)} cells, and the table has {n} columns"
+            elif not all(map(_is_text, cells)):
+                wrong = "it is not UTF-8"
+            yield Row(begin, tuple([*cells, *[""] * n][:n]), wrong)
+
+    def _texts(self, first: Line) -> Iterator[str]:
+        yield self._text(first)
+        for line in self._lines:
+            yield self._text(line)
+
+    def _text(self, line: Line) -> str:
+        if not line.whole:
+            raise UsageError(
+                f"line {line.number} of {self._name} is longer than {LONGEST:,} bytes",
+                "is a quote left open?",
+            )
+        self._line = line.number
+        return line.data.decode(errors=KEPT)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
