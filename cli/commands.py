@@ -38,6 +38,7 @@ TABLE = {
     "chat": Entry("chat", "Talk to a model."),
     "complete": Entry("complete", "Continue a prompt from -p, -f or standard input."),
     "batch": Entry("batch.command", "Answer many requests from a file or a pipe, several at once."),
+    "serve": Entry("serve.command", "Answer other programs, over HTTP and as OpenAI's API does."),
     "plan": Entry(
         "plan", "Say what would be decided for a model here, and why: memory, placement, kernels, drafts."
     ),

@@ -1,0 +1,1 @@
+"""`specx serve`: a model for other programs."""

@@ -1,0 +1,230 @@
+"""What can be asked of a server, and where: OpenAI's endpoints, and those of llama.cpp's server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+
+from specx.cli.serve import metrics
+from specx.cli.serve.answer import Answer
+from specx.cli.serve.gate import Gate, Policy, read_json
+from specx.engine.api.asks import CHAT, COMPLETIONS, Defaults, read_ask
+from specx.engine.api.errors import RequestError
+from specx.engine.api.exchange import Exchange
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from specx.engine.service import Service
+
+__all__ = ["Api"]
+
+LOADING = "the model is being loaded"
+MOST_TEXT = 1_000_000  # token ids that are turned into text at once
+
+
+class Api:
+    """The endpoints of one server.
+
+    Args:
+        policy: who may ask.
+        defaults: what holds where a request says nothing.
+        report: told of an exception that nobody has foreseen.
+        log: told one line a request; None for no log.
+
+    Attributes:
+        service: what writes; None while the model is being loaded.
+        app: the ASGI application.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        defaults: Defaults,
+        report: Callable[[Exception], None],
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        self.service: Service | None = None
+        self._policy, self._defaults = policy, defaults
+        self._since = int(time.time())
+        routes = [
+            *_both("/chat/completions", self._chat, "POST"),
+            *_both("/completions", self._complete, "POST"),
+            *_both("/models", self._models, "GET"),
+            *_both("/models/{name:path}", self._model, "GET"),
+            *_both("/health", self._health, "GET"),
+            Route("/metrics", self._metrics, methods=["GET"]),
+            Route("/props", self._props, methods=["GET"]),
+            Route("/slots", self._slots, methods=["GET"]),
+            Route("/tokenize", self._tokenize, methods=["POST"]),
+            Route("/detokenize", self._detokenize, methods=["POST"]),
+        ]
+        self.app: ASGIApp = Gate(Router(routes, redirect_slashes=False), policy, report, log)
+        if policy.origins:
+            self.app = CORSMiddleware(
+                self.app, allow_origins=policy.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+            )
+
+    async def _chat(self, request: Request) -> Any:
+        return await self._answer(request, CHAT)
+
+    async def _complete(self, request: Request) -> Any:
+        return await self._answer(request, COMPLETIONS)
+
+    async def _answer(self, request: Request, path: str) -> Answer:
+        service = self._ready()
+        body = await self._body(request)
+
+        def prepare() -> tuple[Exchange, bool]:
+            ask = read_ask(body, path, self._defaults)
+            return Exchange(service.session, ask), ask.stream
+
+        exchange, stream = await run_in_threadpool(prepare)
+        return Answer(service, exchange, stream=stream)
+
+    async def _models(self, _request: Request) -> Response:
+        self._ready()
+        return JSONResponse({"object": "list", "data": [self._entry()]})
+
+    async def _model(self, request: Request) -> Response:
+        self._ready()
+        if request.path_params["name"] != self._defaults.model:
+            raise RequestError("there is no such model here", "model", code="model_not_found", status=404)
+        return JSONResponse(self._entry())
+
+    def _entry(self) -> dict[str, Any]:
+        """The model, with what clients look for to learn how long a context is."""
+        session = self._ready().session
+        facts = session.model.facts
+        return {
+            "id": self._defaults.model,
+            "object": "model",
+            "created": self._since,
+            "owned_by": "specx",
+            "context_length": session.n_ctx,
+            "max_model_len": session.n_ctx,
+            "meta": {
+                "n_vocab": session.vocab.size,
+                "n_ctx": session.n_ctx,
+                "n_ctx_train": facts.n_ctx_train or session.n_ctx,
+            },
+        }
+
+    async def _health(self, _request: Request) -> Response:
+        service = self._ready()
+        if service.failure is not None:
+            raise RequestError(service.failure.message, code="server_failed", status=500)
+        return JSONResponse({"status": "ok"})
+
+    async def _metrics(self, _request: Request) -> Response:
+        return Response(metrics.exposition(self._ready()), headers={"content-type": metrics.CONTENT_TYPE})
+
+    async def _props(self, _request: Request) -> Response:
+        from specx import __version__
+
+        session, sampling = self._ready().session, self._defaults.sampling
+        settings = {
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+            "typical_p": sampling.typical_p,
+            "repeat_penalty": sampling.repeat_penalty,
+            "repeat_last_n": sampling.repeat_last_n,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "n_predict": -1 if self._defaults.n_predict is None else self._defaults.n_predict,
+            "stop": list(self._defaults.stop),
+        }
+        return JSONResponse(
+            {
+                "default_generation_settings": {"params": settings, "n_ctx": session.n_ctx},
+                "total_slots": session.at_once,
+                "model_alias": self._defaults.model,
+                "model_path": session.asked.model.name,
+                "modalities": {"vision": False, "audio": False, "video": False},
+                "endpoint_slots": True,
+                "endpoint_props": False,
+                "endpoint_metrics": True,
+                "chat_template": session.chat_template or "",
+                "bos_token": session.bos_text,
+                "eos_token": session.eos_text,
+                "build_info": f"specx {__version__}",
+                "is_sleeping": False,
+                "summary": session.summary(),
+            }
+        )
+
+    async def _slots(self, _request: Request) -> Response:
+        service = self._ready()
+        slots: list[dict[str, Any]] = [
+            {"id": number, "n_ctx": service.session.n_ctx, "is_processing": False}
+            for number in range(service.session.at_once)
+        ]
+        for slot, generation in zip(slots, service.in_work(), strict=False):
+            slot["is_processing"] = True
+            slot["n_prompt_tokens"] = len(generation.request.prompt)
+            slot["next_token"] = [{"n_decoded": len(generation.result.tokens)}]
+        return JSONResponse(slots)
+
+    async def _tokenize(self, request: Request) -> Response:
+        session = self._ready().session
+        body = await self._body(request)
+        content = body.get("content") if isinstance(body, dict) else None
+        flags = {name: body.get(name, default) for name, default in FLAGS} if content is not None else {}
+        if not isinstance(content, str) or not all(isinstance(value, bool) for value in flags.values()):
+            raise RequestError("content must be a string, and the rest true or false", "content")
+        pieces = flags.pop("with_pieces")
+        try:
+            text = content.encode()
+        except UnicodeEncodeError:
+            raise RequestError("content is not valid Unicode", "content") from None
+        ids = await run_in_threadpool(session.vocab.tokenize, text, **flags)
+        shown = (
+            [{"id": token, "piece": _piece(session.vocab.piece(token))} for token in ids] if pieces else ids
+        )
+        return JSONResponse({"tokens": shown})
+
+    async def _detokenize(self, request: Request) -> Response:
+        vocab = self._ready().session.vocab
+        body = await self._body(request)
+        tokens = body.get("tokens") if isinstance(body, dict) else None
+        if not isinstance(tokens, list) or len(tokens) > MOST_TEXT:
+            raise RequestError("tokens must be a list of token ids", "tokens")
+        for token in tokens:
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab.size:
+                raise RequestError(f"tokens must be ids from 0 to {vocab.size - 1}", "tokens")
+        text = b"".join(vocab.piece(token, special=True) for token in tokens)
+        return JSONResponse({"content": text.decode("utf-8", "replace")})
+
+    def _ready(self) -> Service:
+        if self.service is None:
+            raise RequestError(LOADING, code="model_loading", status=503, hint="try again in a moment")
+        return self.service
+
+    async def _body(self, request: Request) -> Any:
+        return await read_json(request.scope, request.receive, self._policy.timeout_s)
+
+
+FLAGS = (("add_special", False), ("parse_special", True), ("with_pieces", False))
+"""What may be said about tokenizing, and what holds otherwise."""
+
+
+def _both(path: str, endpoint: Callable[[Request], Any], method: str) -> list[Route]:
+    """With /v1 before it, and without."""
+    return [Route(prefix + path, endpoint, methods=[method]) for prefix in ("/v1", "")]
+
+
+def _piece(piece: bytes) -> str | list[int]:
+    """As text, or as bytes if it is only part of a character."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)

@@ -1,0 +1,190 @@
+"""The life of a server: it listens at once, loads the model, answers, and ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from specx.backends.errors import SpecxError, unexpected
+from specx.cli.serve.listen import UnixSocket, address_of
+from specx.cli.serve.routes import Api
+from specx.cli.serve.wire import server_of
+from specx.cli.terminal.console import error, notice
+from specx.cli.terminal.restore import restore
+from specx.engine.service import Service, StoppedError
+
+if TYPE_CHECKING:
+    from specx.engine.session import Session
+
+__all__ = ["Life", "Places"]
+
+GRACE_S = 8.0
+"""Seconds in which texts may be finished once the server is told to stop."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a server listens.
+
+    Attributes:
+        tcp: sockets that listen on TCP.
+        unix: one that listens on a path; None if it does not.
+    """
+
+    tcp: list[socket.socket]
+    unix: UnixSocket | None = None
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """All of them."""
+        return self.tcp + ([self.unix.listener] if self.unix else [])
+
+    @property
+    def names(self) -> list[str]:
+        """What to tell a client."""
+        return [*map(address_of, self.tcp), *([str(self.unix.path)] if self.unix else [])]
+
+    def remove(self) -> None:
+        """Nobody listens there any more."""
+        for each in self.sockets:
+            each.close()
+        if self.unix is not None:
+            self.unix.remove()
+
+
+class Life:
+    """A server from its first moment to its last.
+
+    Args:
+        api: what it answers.
+        places: where it listens.
+        open_session: loads the model, in the thread that writes; closed in the same thread.
+        most_waiting: texts that may wait.
+        idle_s: it ends by itself after so many seconds without anything to do; None for never.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        places: Places,
+        open_session: Callable[[], AbstractContextManager[Session]],
+        *,
+        most_waiting: int,
+        idle_s: float | None = None,
+    ) -> None:
+        self._api, self._places, self._open_session = api, places, open_session
+        self._most_waiting, self._idle_s = most_waiting, idle_s
+        self._server = server_of(api.app, patience_s=GRACE_S + 2)
+        self._problem: SpecxError | None = None
+        self._stopping = False
+
+    def run(self) -> None:
+        """Serve until a signal or a long silence ends it.
+
+        Raises:
+            SpecxError: the model cannot be loaded, or what was learned cannot be kept.
+        """
+        try:
+            asyncio.run(self._live())
+        finally:
+            self._places.remove()
+        if self._problem is not None:
+            raise self._problem
+
+    def stop(self) -> None:
+        """Take nothing more, finish what is being written or drop it after `GRACE_S`. In the event loop."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if (service := self._api.service) is not None:
+            service.finish(StoppedError("the server is stopping"))
+            if texts := service.writing + service.waiting:
+                shown = "1 text is" if texts == 1 else f"{texts} texts are"
+                notice(f"stopping: {shown} finished first, for up to {GRACE_S:.0f} s (once more: at once)")
+            self._loop.call_later(GRACE_S, service.drop, StoppedError("the server has stopped"))
+        self._server.should_exit = True
+
+    async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        writer = threading.Thread(target=self._write, name="specx-writer", daemon=True)
+        with self._listening_to_signals():
+            writer.start()
+            watch = asyncio.create_task(self._watch_silence())
+            await self._server.serve(self._places.sockets)
+            watch.cancel()
+            if (service := self._api.service) is not None:
+                service.drop(StoppedError("the server has stopped"))
+            await asyncio.to_thread(writer.join)
+
+    def _write(self) -> None:
+        """The thread that has the model: loads it, writes, and keeps what was learned."""
+        try:
+            with self._open_session() as session:
+                session.measure_staircase()  # now, and not while the first one waits
+                service = Service(session, most_waiting=self._most_waiting)
+                self._in_loop(lambda: self._ready(service))
+                service.run()
+        except SpecxError as problem:
+            self._problem = problem
+        except Exception as problem:  # noqa: BLE001 -- it is told where the server ends
+            self._problem = unexpected(problem, "run it again with --verbose to see more")
+        self._in_loop(self._written)
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(call)
+
+    def _ready(self, service: Service) -> None:
+        self._api.service = service
+        session, texts = service.session, service.session.at_once
+        shown = "one text at a time" if texts == 1 else f"{texts} texts at once"
+        notice(f"{session.summary()}; {shown}, at {' and '.join(self._places.names)}")
+
+    def _written(self) -> None:
+        """Nothing is written any more. After a failure the server stays, to say so."""
+        service = self._api.service
+        if service is None:
+            self.stop()
+        elif service.failure is not None and not self._stopping:
+            error(service.failure)
+
+    async def _watch_silence(self) -> None:
+        while self._idle_s is not None:
+            service = self._api.service
+            quiet = 0.0 if service is None else service.idle_s
+            if quiet >= self._idle_s:
+                self.stop()
+                return
+            await asyncio.sleep(min(max(self._idle_s - quiet, 0.05), 60.0))
+
+    @contextmanager
+    def _listening_to_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+        for number in heard:
+            self._loop.add_signal_handler(number, self._signalled, number)
+        try:
+            yield
+        finally:
+            for number in heard:
+                self._loop.remove_signal_handler(number)
+                signal.signal(number, before[number])
+
+    def _signalled(self, number: int) -> None:
+        if self._stopping or self._api.service is None:  # a model that is being loaded cannot be interrupted
+            self._places.remove()
+            restore()
+            os._exit(128 + number)
+        self.stop()
