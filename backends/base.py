@@ -56,6 +56,7 @@ class Facts:
         max_rows: most tokens of one call, over all its trees.
         even: whether all trees of a call must have the same width.
         prompt_rows: most rows of a `prefill` that its `rows` receives the logits of: the last ones.
+        copy_tokens: reading so many tokens takes about as long as copying what another text has read.
         plain_reason: why this model decodes plainly (one clause), or None if it can speculate.
         n_ctx_train: tokens of context that the model was trained for; 0 if that is unknown.
         extractable: what `forward` can be asked for.
@@ -72,6 +73,7 @@ class Facts:
     max_rows: int = 64
     even: bool = False
     prompt_rows: int = 64
+    copy_tokens: int = 0
     plain_reason: str | None = None
     n_ctx_train: int = 0
     extractable: Want = Want.LOGITS
@@ -240,6 +242,24 @@ class Cache(Protocol):
         Raises:
             RollbackError: the cache cannot go back that far.
         """
+
+    def copyable(self, length: int) -> int:
+        """Largest length not above `length` of which another text of the model can take over a copy.
+
+        0 always can, and is all where nothing can be copied. What was copied cannot be shifted everywhere.
+        """
+        return 0
+
+    def copy(self, other: Cache, length: int) -> None:
+        """Hold the first `length` tokens of `other` and nothing else, as if they had been read here.
+
+        `length` is one that is `copyable`. If the copy fails, this is empty.
+
+        Raises:
+            RuntimeError: a forward call of one of them was not followed by `keep`.
+            ValueError: `other` cannot be copied so far.
+        """
+        raise ValueError("this model's texts cannot be copied")
 
     def shift(self, keep: int, discard: int) -> None:
         """Forget `discard` tokens after the first `keep` and move the rest forward.

@@ -15,85 +15,13 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Cache, Facts, Output, Progress, RowSink, Tree, Want
 from specx.backends.errors import ContextFullError, RollbackError
-from specx.kernels._native import Pieces
+from specx.backends.scripted_vocab import ScriptedVocab
 
 __all__ = ["ScriptedCache", "ScriptedModel", "ScriptedVocab", "SimulatedClock"]
 
 _PREFILL_PIECE = 64  # tokens between two calls of `progress`
 _CACHED_ROWS = 4096
 HIDDEN_SIZE = 8
-
-_SPLIT_CHARACTERS = (b"\xc3", b"\xa9", b"\xf0\x9f", b"\x98\x80")  # of an accented letter and an emoji
-_WORDS = (b" the", b" and", b" of", b" a", b"ing", b"er", b" in", b"tion", b" cat", b" sat", b" on", b" mat")
-
-
-class ScriptedVocab:
-    """Token ids as bytes: 0 ends the generation, then letters, parts of split characters, words, the
-    remaining single bytes, and numbered words.
-
-    Args:
-        size: number of tokens, at least 2. From 300 on every text can be tokenized.
-    """
-
-    def __init__(self, size: int) -> None:
-        if size < 2:
-            raise ValueError("a vocabulary has at least 2 tokens")
-        letters = [bytes([byte]) for byte in b" etaoinshrdlcumwfgypbvkjxqz.\n"]
-        first = [*letters, *_SPLIT_CHARACTERS, *_WORDS]
-        rest = [bytes([byte]) for byte in range(256) if bytes([byte]) not in first]
-        pieces = [b"", *first, *rest][:size]
-        pieces += [b" w%d" % number for number in range(size - len(pieces))]
-        self._pieces = pieces
-        self._ids = {piece: token for token, piece in enumerate(pieces) if token}
-        self._longest = max(map(len, pieces))
-        self.bos: int | None = None
-        self.eos: int | None = None
-        self.eot: int | None = None
-        self.added_bos: int | None = None
-        self.pieces = Pieces(pieces)
-
-    @property
-    def size(self) -> int:
-        """Number of tokens, V."""
-        return len(self._pieces)
-
-    @property
-    def eog(self) -> frozenset[int]:
-        """Token 0."""
-        return frozenset({0})
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of the token list."""
-        return hashlib.sha256(b"\0".join(self._pieces)).hexdigest()
-
-    def piece(self, token: int, *, special: bool = False) -> bytes:
-        """Bytes of one token; token 0 is empty, or `<eog>` if `special`."""
-        if not 0 <= token < self.size:
-            raise ValueError(f"there is no token {token}")
-        return b"<eog>" if special and token == 0 else self._pieces[token]
-
-    def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`, the longest match first. Nothing is added for `add_special`.
-
-        Raises:
-            ValueError: a byte of the text is not in the vocabulary.
-        """
-        del add_special  # this model has no token that begins a sequence
-        tokens: list[int] = []
-        start = 0
-        while start < len(text):
-            if parse_special and text.startswith(b"<eog>", start):
-                tokens.append(0)
-                start += len(b"<eog>")
-                continue
-            lengths = range(min(self._longest, len(text) - start), 0, -1)
-            length = next((n for n in lengths if text[start : start + n] in self._ids), None)
-            if length is None:
-                raise ValueError(f"byte {text[start]:#04x} is not among the {self.size} tokens")
-            tokens.append(self._ids[text[start : start + length]])
-            start += length
-        return tokens
 
 
 class SimulatedClock:
@@ -126,7 +54,7 @@ class ScriptedModel:
         script: token ids the model likes to recite, over and over. Where the last tokens are not in it, it
             starts again from the longest part of them that is.
         peak: probability of going on with the script.
-        n_ctx, max_width, max_leaves, max_texts, max_rows, even: as in `Facts`.
+        n_ctx, max_width, max_leaves, max_texts, max_rows, even, copy_tokens: as in `Facts`.
         can_rewind: False makes a model that cannot take tokens back, and so decodes plainly.
         step_costs: rows -> milliseconds a forward call of that many rows lasts at least; a number in between
             costs what the next one given does. None costs nothing.
@@ -149,6 +77,7 @@ class ScriptedModel:
         max_texts: int = 16,
         max_rows: int = 64,
         even: bool = False,
+        copy_tokens: int = 0,
         can_rewind: bool = True,
         step_costs: Mapping[int, float] | None = None,
         clock: SimulatedClock | None = None,
@@ -162,6 +91,7 @@ class ScriptedModel:
             max_texts=max_texts,
             max_rows=max(max_rows, max_texts),
             even=even,
+            copy_tokens=copy_tokens,
             plain_reason=None if can_rewind else "this scripted model cannot take tokens back",
             extractable=Want.LOGITS | Want.HIDDEN,
         )
@@ -413,6 +343,23 @@ class ScriptedCache(Cache):
         if not 0 <= length <= self.length or self.reusable(length) != length:
             raise RollbackError(f"the scripted model cannot go back from {self.length} to {length} tokens")
         del self._committed[length:]
+
+    def copyable(self, length: int) -> int:
+        """Largest length not above `length` of which another text can take over a copy."""
+        return 0 if self._model.facts.plain_reason else min(max(0, length), self.length)
+
+    def copy(self, other: Cache, length: int) -> None:
+        """Hold the first `length` tokens of `other` and nothing else.
+
+        Raises:
+            RuntimeError: a forward call of one of them was not followed by `keep`.
+            ValueError: `other` cannot be copied so far.
+        """
+        self.check_idle()
+        if not isinstance(other, ScriptedCache) or other is self or other.copyable(length) != length:
+            raise ValueError(f"{length} tokens cannot be copied")
+        other.check_idle()
+        self._committed = list(other.tokens[:length])
 
     def shift(self, keep: int, discard: int) -> None:
         """Forget `discard` tokens after the first `keep`."""

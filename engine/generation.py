@@ -20,12 +20,13 @@ from specx.engine.decode import Job, Step, evidence_of
 from specx.engine.learned.lengths import Outlook
 from specx.engine.plan import Plan
 from specx.engine.sampling import Sampler, Unending
-from specx.engine.slots import FORGOTTEN, Slot
+from specx.engine.slots import FORGOTTEN, Slot, Slots
 from specx.engine.text.answer import Chunk, Request, Result
 from specx.engine.text.stream import StopMatcher, StreamDecoder
 
 __all__ = ["Arrivals", "Generation", "Writer"]
 
+STEPS = 128  # that a text is expected to take where its limit is no lower
 NOTHING = Chunk("", [], 0, 0, 0.0, [])
 
 
@@ -74,8 +75,9 @@ class Writer(Protocol):
     ) -> Iterator[tuple[Generation, Chunk]]:
         """Write answers, and say what each step adds to which."""
 
-    def slot_for(self, generation: Generation) -> Slot:
-        """Room for it: where most of its prompt is cached already."""
+    @property
+    def slots(self) -> Slots:
+        """Room for texts."""
 
     def measure_staircase(self, cache: Cache, stopped: Callable[[], bool]) -> None:
         """Time steps at the present length of a text, if that was never done near it."""
@@ -150,17 +152,32 @@ class Generation:
         if self.result.failure is not None:
             raise self.result.failure
 
+    @property
+    def to_read(self) -> list[int]:
+        """What its prompt must be in a cache for it to be written; none where nothing of it may be cached."""
+        return [] if self.request.score_prompt else self._text.tokens[:-1]
+
+    @property
+    def has_read(self) -> int:
+        """How many tokens of the prompt have been read, or were cached."""
+        return self._slot.cache.length if self._slot is not None else 0
+
+    @property
+    def left(self) -> int:
+        """How many tokens of the prompt are still to be read."""
+        return len(self._unread)
+
     def begin(self) -> bool:
         """Take a slot and look what it holds of the prompt; False if there is nothing to do."""
         request = self.request
-        if request.n_predict == 0:
+        if request.n_predict == 0 and not request.score_prompt:
             self.result.finish_reason = "length"
-            if not request.score_prompt:
-                return False
+            return False
         writer, prompt = self._writer, self._text.tokens
-        slot = self._slot = writer.slot_for(self)
+        steps = STEPS if request.n_predict is None else min(request.n_predict, STEPS)
+        slot = self._slot = writer.slots.choose(self.to_read, steps)
         slot.user = self
-        kept = 0 if request.score_prompt else slot.cache.reusable(slot.common(prompt[:-1]))
+        kept = slot.cache.reusable(slot.common(self.to_read))
         slot.cache.rewind(kept)
         slot.cached = prompt[:kept]
         writer.measure_staircase(slot.cache, lambda: self.cancelled)
@@ -196,9 +213,11 @@ class Generation:
         timings.prompt_per_second = timings.prompt_n / max(timings.prompt_ms, 1e-3) * 1e3
         if slot.cache.length < committed or self._unread:
             return False
-        if self.request.n_predict != 0:
-            writer.measure_staircase(slot.cache, lambda: self.cancelled)
-            self._sampler.begin(self._text.tokens)
+        if self.request.n_predict == 0:
+            self.result.finish_reason = "length"
+            return True
+        writer.measure_staircase(slot.cache, lambda: self.cancelled)
+        self._sampler.begin(self._text.tokens)
         return True
 
     def _prefill(self, cache: Cache, tokens: list[int]) -> None:

@@ -28,7 +28,7 @@ from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.choice import Setup
 from specx.engine.setup.explain import silent
 from specx.engine.setup.here import Here
-from specx.engine.slots import Slot, Slots
+from specx.engine.slots import Slots
 from specx.engine.text.alphabet import Alphabet
 from specx.engine.text.answer import Chunk, Request, Result, Timings
 from specx.engine.together import write
@@ -97,7 +97,7 @@ class Session:
         self._alphabet: Alphabet | None = None  # for grammars
         self.learned = learned
         self.staircase = learned.load_staircase(Staircase(model.facts.max_width))
-        self.slots = Slots(model)
+        self.slots = Slots(model, copies=not asked.context_shift)
         widths = self._exact_widths()
         self.plan = Plan(self.staircase, max_nodes=asked.draft_max, widths=widths, clock=clock)
         self.draft_models = draft_models(self) if draft_models and not self.plain_reason else None
@@ -306,10 +306,6 @@ class Session:
         """
         most = self.at_once if at_once is None else max(1, min(at_once, self.at_once))
         return write(self, source, most, patient=patient)
-
-    def slot_for(self, generation: Generation) -> Slot:
-        """Room for a generation: where most of its prompt is cached, if possible where nobody writes."""
-        return self.slots.choose(generation.request.prompt)
 
     @property
     def cache(self) -> Cache:

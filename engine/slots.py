@@ -1,4 +1,7 @@
-"""Room for texts, and what it holds of them: a prompt goes where most of it is cached."""
+"""Room for texts, and what it holds of them: a prompt goes where the least is to be read, and the least lost.
+
+What another text has read of the same prompt is copied, whether that one is still being written or not.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,33 @@ from typing import overload
 
 from specx.backends.base import Cache, Model
 
-__all__ = ["FORGOTTEN", "Slot", "Slots"]
+__all__ = ["FORGOTTEN", "Slot", "Slots", "common"]
 
 FORGOTTEN = -1  # in place of cached tokens that were computed with tokens in view that are no longer there
+RETURNS = 0.25  # how probable it is that what was written last goes on later; less for what is older
 
 
 class Slot:
     """Room for one text, and what it holds.
 
-    Attributes:
+    Args:
         cache: the committed tokens.
+        index: its place among all of the model's.
+
+    Attributes:
         cached: which tokens these are, `FORGOTTEN` where they cannot be used again.
         user: the generation that writes in it.
     """
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, index: int) -> None:
         self.cache = cache
+        self.index = index
         self.cached: list[int] = []
         self.user: object = None
 
     def common(self, prompt: Sequence[int]) -> int:
         """How many of its tokens `prompt` begins with."""
-        end = min(len(self.cached), len(prompt))
-        return next((i for i in range(end) if self.cached[i] != prompt[i]), end)
+        return common(self.cached, prompt)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -37,16 +44,30 @@ class Slot:
         self.cached, self.user = [], None
 
 
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two lists begin with alike: in halves, because lists compare themselves fast."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 class Slots(Sequence[Slot]):
-    """All the room there is.
+    """All the room there is, what was used last at its end.
 
     Args:
         model: whose caches they are.
+        copies: whether anything may be copied from one to another.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, copies: bool = True) -> None:
         self._model = model
-        self._slots = [Slot(model.open())]
+        self._copies = copies
+        self._slots = [Slot(model.open(), 0)]
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -60,18 +81,46 @@ class Slots(Sequence[Slot]):
     def __getitem__(self, index: int | slice) -> Slot | list[Slot]:
         return self._slots[index]
 
-    def choose(self, prompt: Sequence[int]) -> Slot:
-        """Room for a text: where most of its prompt is cached, if possible where nobody writes."""
+    @property
+    def copy_tokens(self) -> float:
+        """What is copied must be more tokens than this; infinite where nothing can be."""
+        return self._model.facts.copy_tokens if self._copies else float("inf")
+
+    def known(self, tokens: Sequence[int]) -> int:
+        """How many of the first of `tokens` need not be read, wherever they are."""
         free = [slot for slot in self._slots if slot.user is None]
-        found = max(free, key=lambda slot: slot.common(prompt), default=None)
-        if found is None or (found.cached and not found.common(prompt)):
-            if len(self._slots) < self._model.facts.max_texts:
-                found = Slot(self._model.open())
+        here = max((slot.cache.reusable(slot.common(tokens)) for slot in free), default=0)
+        return max(here, self._source(tokens)[1])
+
+    def choose(self, tokens: Sequence[int], steps: int) -> Slot:
+        """Room for a text that begins with `tokens` and takes about `steps` steps; it may hold some of them.
+
+        Where nobody writes, if possible; else who has been writing the longest ends as cancelled.
+        """
+        free = [slot for slot in self._slots if slot.user is None]
+        source, shared = self._source(tokens)
+        found, least = None, float("inf")
+        for age, slot in enumerate(free):
+            held = slot.cache.reusable(slot.common(tokens))
+            copied = shared - self.copy_tokens if source is not slot else 0
+            lost = (len(slot.cached) - held) * RETURNS * (age + 1) / len(free)
+            cost = lost - max(held, copied) + self._gap(slot.index) * steps
+            if cost < least:
+                found, least = slot, cost
+        if len(self._slots) < self._model.facts.max_texts:
+            cost = self._gap(len(self._slots)) * steps - max(shared - self.copy_tokens, 0)
+            if cost < least:
+                found = Slot(self._model.open(), len(self._slots))
                 self._slots.append(found)
-            else:  # the one that was not used for the longest time; who writes there ends as cancelled
-                found = free[0] if free else self._slots[0]
+        found = found or self._slots[0]
         self._slots.remove(found)
         self._slots.append(found)
+        if source not in (None, found) and shared - self.copy_tokens > found.cache.reusable(
+            found.common(tokens)
+        ):
+            assert source is not None
+            found.cache.copy(source.cache, shared)
+            found.cached = list(tokens[: found.cache.length])
         return found
 
     def measured(self) -> Slot:
@@ -79,3 +128,23 @@ class Slots(Sequence[Slot]):
         slot = self._slots[0]
         slot.cached, slot.user = [], None
         return slot
+
+    def _source(self, tokens: Sequence[int]) -> tuple[Slot | None, int]:
+        """Where the most of `tokens` could be copied from, and how many; none but what is worth it."""
+        found: tuple[Slot | None, int] = None, 0
+        if not self._copies or self._model.facts.max_texts == 1:
+            return found
+        for slot in self._slots:
+            length = slot.cache.copyable(slot.common(tokens))
+            if length > max(found[1], self.copy_tokens):
+                found = slot, length
+        return found
+
+    def _gap(self, index: int) -> int:
+        """Rows that each step takes more because of idle room between those who write and that one."""
+        facts = self._model.facts
+        used = [slot.index for slot in self._slots if slot.user is not None]
+        if not facts.even or not used:
+            return 0
+        low, high = min(used), max(used)
+        return max(low - index, index - high, 1) - 1

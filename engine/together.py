@@ -1,22 +1,30 @@
 """Several answers at once.
 
-Texts join and leave the decode loop between two steps, and a prompt is read in pieces while others are being
-written.
+Texts join and leave the decode loop between two steps. Prompts are read there as well: whole, which takes the
+least time in all, or in pieces, so that nobody waits long. What several prompts begin with is read once: the
+others begin when it has been read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from specx.backends.errors import SpecxError
 from specx.engine.decode import Job, Step, decode
 from specx.engine.generation import Arrivals, Generation, Writer
+from specx.engine.slots import common
 from specx.engine.text.answer import Chunk
 
 __all__ = ["write"]
 
-PIECE = 64  # tokens of a prompt that are read between two steps of others: about as long as a wide step
+PIECE = 64  # tokens of a prompt that are read at most between two steps of others
+LEAST = 8  # and at least: fewer take nearly as long
+STALL = 2.0  # times as long as the step, that a piece may take
+OLDEST = 4  # one piece in so many is read of the prompt that has been waiting the longest
 
 Written = Iterator[tuple[Generation, Chunk]]
 
@@ -51,7 +59,7 @@ def write(
     try:
         while True:
             yield from together.take_in()
-            if together.empty:
+            if not together.count:
                 break
             yield from together.read_some()
             yield from together.leave_if_ended()
@@ -60,55 +68,123 @@ def write(
         together.end()  # also if the caller stops, or something else ends it
 
 
+@dataclass(slots=True)
+class _Held:
+    """One that begins when another has read what both prompts begin with.
+
+    Attributes:
+        generation: it.
+        other: the other.
+        shared: tokens that both begin with.
+    """
+
+    generation: Generation
+    other: Generation
+    shared: int
+
+
 class _Together:
     """Generations that are written at the same time."""
 
     def __init__(self, writer: Writer, arrivals: Arrivals, at_once: int, *, patient: bool) -> None:
         self._writer, self._arrivals, self._at_once = writer, arrivals, at_once
         self._patient = patient
+        self._held: list[_Held] = []
         self._reading: list[Generation] = []
         self._writing: list[Generation] = []
         self._jobs: list[Job] = []  # of those that are writing, in the same order
         self._steps: Iterator[list[Step]] | None = None
+        self._pieces = 0  # that were read
 
     @property
-    def empty(self) -> bool:
-        """Whether nobody reads or writes."""
-        return not (self._reading or self._writing)
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._held) + len(self._reading) + len(self._writing)
 
     def take_in(self) -> Written:
         """Begin as many as there is room for; none is left if there will be no more."""
-        while len(self._reading) + len(self._writing) < self._at_once:
-            coming = self._arrivals.take(self.empty)
+        while self.count < self._at_once:
+            coming = self._arrivals.take(not self.count)
             if coming is None:
                 break
-            if not coming.cancelled and _guarded(coming, coming.begin):
-                self._reading.append(coming)
-            else:
-                yield coming, coming.leave()
+            yield from self._admit(coming, [*self._reading, *(held.generation for held in self._held)])
+
+    def _admit(self, coming: Generation, others: Sequence[Generation]) -> Written:
+        """Begin now, or once one of the `others` has read what both need."""
+        if coming.cancelled:
+            yield coming, coming.leave()
+            return
+        tokens, slots = coming.to_read, self._writer.slots
+        alike = [(common(other.to_read, tokens), other) for other in others]
+        shared, other = max(alike, key=lambda pair: pair[0], default=(0, None))
+        if other is not None and shared - slots.copy_tokens > slots.known(tokens):
+            self._held.append(_Held(coming, other, shared))
+        elif _guarded(coming, coming.begin):
+            self._reading.append(coming)
+        else:
+            yield coming, coming.leave()
 
     def read_some(self) -> Written:
         """Read what is to be read before the next step."""
-        while self._reading:
-            yield from self._read_piece(self._reading[0])
-            if not self._patient:
+        while True:
+            yield from self._release()
+            if not self._reading:
                 break
+            if self._patient:
+                yield from self._read(self._reading[0], None)
+                continue
+            yield from self._read(self._next(), self._piece())
+            for generation in [each for each in self._reading if not each.left]:
+                yield from self._read(generation, None)
+            break
 
-    def _read_piece(self, first: Generation) -> Written:
-        if first.cancelled or first.result.failure is not None:
+    def _release(self) -> Written:
+        """Let those begin that need not wait for what another reads."""
+        for held in list(self._held):
+            coming, other = held.generation, held.other
+            reads = other in self._reading and other.has_read < held.shared
+            if not reads and all(each.generation is not other for each in self._held):
+                self._held.remove(held)
+                yield from self._admit(coming, self._reading)  # who is held may be so because of this one
+            elif coming.cancelled:
+                yield from self._leave(coming)
+
+    def _next(self) -> Generation:
+        """Of which prompt the next piece is read: the one with the least left of it, or of one that waits for
+        it; now and then the oldest, or it could wait for ever."""
+        self._pieces += 1
+        if self._pieces % OLDEST == 0:
+            return self._reading[0]
+
+        def left(generation: Generation) -> int:
+            waiting = (held.generation for held in self._held if held.other is generation)
+            return min((len(each.to_read) - generation.has_read for each in waiting), default=generation.left)
+
+        return min(self._reading, key=lambda each: min(each.left, left(each)))
+
+    def _piece(self) -> int:
+        """Tokens that are read before the next step: about as many as take no longer than that, a little
+        more, as reading few is slow."""
+        plan = self._writer.plan
+        if not self._jobs or not plan.staircase.depths:
+            return PIECE
+        lengths = [job.cache.length for job in self._jobs]
+        step_ms = plan.company.cost([1] * len(lengths), lengths)
+        costs = plan.staircase.costs(max(lengths))
+        fitting = np.flatnonzero(costs <= STALL * step_ms)
+        return min(max(int(fitting[-1]) if len(fitting) else LEAST, LEAST), PIECE)
+
+    def _read(self, first: Generation, most: int | None) -> Written:
+        """Read a piece of a prompt; who has read all of it is written from now on."""
+        done = not first.cancelled and _guarded(first, partial(first.read, most))
+        if first.cancelled or first.result.failure is not None or (done and first.request.n_predict == 0):
             yield from self._leave(first)
-            return
-        whole = self._patient or not self._writing
-        if not _guarded(first, partial(first.read, None if whole else PIECE)):
-            return
-        if first.request.n_predict == 0:
-            yield from self._leave(first)
-            return
-        self._reading.remove(first)
-        self._writing.append(first)
-        self._jobs.append(first.job)
-        if len(self._jobs) == 1:
-            self._writer.plan.begin()
+        elif done:
+            self._reading.remove(first)
+            self._writing.append(first)
+            self._jobs.append(first.job)
+            if len(self._jobs) == 1:
+                self._writer.plan.begin()
 
     def leave_if_ended(self) -> Written:
         """Let those go that were cancelled or have no room for another step."""
@@ -135,15 +211,17 @@ class _Together:
 
     def end(self) -> None:
         """Nobody goes on."""
-        for generation in (*self._reading, *self._writing):
+        for generation in (*self._reading, *self._writing, *(held.generation for held in self._held)):
             generation.leave()
 
     def _leave(self, generation: Generation) -> Written:
         if generation in self._writing:
             del self._jobs[self._writing.index(generation)]
             self._writing.remove(generation)
-        else:
+        elif generation in self._reading:
             self._reading.remove(generation)
+        else:
+            self._held = [held for held in self._held if held.generation is not generation]
         yield generation, generation.leave()
 
 

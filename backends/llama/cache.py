@@ -39,6 +39,9 @@ class Reader(Model, Protocol):
     def can_shift(self) -> bool:
         """Whether old tokens can be dropped from the front of a cache."""
 
+    def copyable(self, cache: LlamaCache) -> bool:
+        """Whether another text can take over what `cache` holds."""
+
     @property
     def alone(self) -> bool:
         """Whether there is room for one text only: then every sequence is one of its own."""
@@ -196,6 +199,34 @@ class LlamaCache(Cache):
             self._remove_all(length)
             self._length = length
             self._held = {seq: min(held, length) for seq, held in self._held.items()}
+
+    def copyable(self, length: int) -> int:
+        """Largest length not above `length` of which another text can take over a copy."""
+        return self.reusable(length) if self._model.copyable(self) else 0
+
+    def copy(self, other: Cache, length: int) -> None:
+        """Hold the first `length` tokens of `other` and nothing else.
+
+        Streams are copied by libllama when it computes the next batch, whole, and what is too much is removed
+        at once. In a cache of one stream both texts hold the same cells.
+
+        Raises:
+            RuntimeError: a forward call of one of them was not followed by `keep`.
+            ValueError: `other` cannot be copied so far.
+        """
+        self.check_idle()
+        if not isinstance(other, LlamaCache) or other is self or other.copyable(length) != length:
+            raise ValueError(f"{length} tokens cannot be copied")
+        other.check_idle()
+        self._clear()
+        if not length:
+            return
+        end = -1 if self._model.facts.even else length  # streams are copied whole
+        self._lib.llama_memory_seq_cp(self._model.memory, other.main, self.main, -1, end)
+        if self._cut(self.main, length):
+            self._length = self._held[self.main] = length
+        else:
+            self._clear()
 
     def shift(self, keep: int, discard: int) -> None:
         """Forget `discard` tokens after the first `keep` and move the rest forward.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Facts, Output, Progress, Tree, Want
 from specx.backends.errors import ContextFullError, ModelError
+from specx.backends.gguf.cache_size import cells
 from specx.backends.llama.batch import Batch
 from specx.backends.llama.cache import LlamaCache
 from specx.backends.llama.callbacks import called_by_c
@@ -42,6 +43,8 @@ LARGE_VOCAB = 1 << 17  # tokens; beyond, the logits of 64 rows take too much mem
 MAX_WIDTH_LARGE_VOCAB = 32
 MAX_LEAVES = 8
 SETTLES_ON_GPU = 3  # CUDA runs the first step of a width as it is, records the second, and repeats that
+COPIES = 64  # a stream is copied as fast as a part of so many of its tokens is read, or faster
+WHOLE_ONLY = frozenset({"deepseek4"})  # architectures whose state of a part of a text cannot be copied
 FILLER = 0  # token of the rows that fill up a text which takes no part in a step
 
 
@@ -102,6 +105,7 @@ class LlamaModel:
             self.close()
             raise
         self.memory = self._lib.llama_get_memory(self._ctx)
+        self._whole_only = read_architecture(self._lib, self._model) in WHOLE_ONLY
         self._rows = context_rows(trimmed, table) if trimmed is not None and table is not None else None
         head = table.ids if table is not None else None
         self.piece: int = min(self._lib.llama_n_batch(self._ctx), self._lib.llama_n_ubatch(self._ctx))
@@ -158,6 +162,18 @@ class LlamaModel:
             raise RuntimeError(f"there is room for {len(self._caches)} texts at once")
         cache = self._caches[slot] = self._cache(slot)
         return cache
+
+    def copyable(self, cache: LlamaCache) -> bool:
+        """Whether another text can take over what `cache` holds.
+
+        Cells of a sliding window that two texts hold are not used again, so windows must not share theirs;
+        and once one came round, its cells are in another order than where the same text is read.
+        """
+        if self.facts.plain_reason or self._whole_only:
+            return False
+        if not self.n_swa:
+            return True
+        return self.facts.even and cache.length <= cells(self.n_swa + self.piece)
 
     def closed(self, cache: LlamaCache) -> None:
         """`cache` holds a text no longer."""
@@ -369,6 +385,7 @@ class LlamaModel:
             max_rows=max(widest, texts),
             even=even,
             prompt_rows=min(PROMPT_ROWS, self.piece),
+            copy_tokens=int(self._lib.llama_n_ctx(self._ctx)) // texts // COPIES if even else 0,
             plain_reason=plain_reason,
             n_ctx_train=int(self._lib.llama_model_n_ctx_train(self._model)),
             head=head,
@@ -381,6 +398,13 @@ class LlamaModel:
         if self._lib.llama_model_is_hybrid(self._model):
             return "part of its state is recurrent and cannot be taken back"
         return None
+
+
+def read_architecture(module: Any, model: Any) -> str:
+    """Name of a loaded model's architecture, as llama.cpp has it."""
+    name = ctypes.create_string_buffer(64)
+    module.llama_model_meta_val_str(model, b"general.architecture", name, len(name))
+    return name.value.decode(errors="replace")
 
 
 def _floats(pointer: Any, rows: int, columns: int) -> NDArray[np.float32]:

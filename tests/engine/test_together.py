@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from specx.backends.errors import GrammarError
 from specx.backends.llama import kernels as ggml_device
-from specx.backends.scripted import ScriptedModel, SimulatedClock
+from specx.backends.scripted import ScriptedCache, ScriptedModel, SimulatedClock
 from specx.backends.store import Store
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
@@ -148,6 +148,130 @@ def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others():
     assert began >= 1000 // 64 - 1  # the first one went on meanwhile
     assert long.result.timings.prompt_n == 1000
     assert long.result.tokens == session_tokens((SCRIPT * 30)[:1000], SAMPLING[0], 5)
+
+
+class Counting(ScriptedCache):
+    """Counts the tokens that are read."""
+
+    read = 0
+
+    def prefill(self, tokens, **options):
+        Counting.read += len(tokens)
+        super().prefill(tokens, **options)
+
+
+def branching(data):
+    """Prompts that begin with each other's beginnings: (prompt, sampling) by number."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    prompts = [rng.integers(1, 28, data.draw(st.integers(2, 150))).tolist()]
+    for _ in range(data.draw(st.integers(1, 9))):
+        mother = prompts[data.draw(st.integers(0, len(prompts) - 1))]
+        kept = data.draw(st.integers(0, len(mother)))
+        prompts.append([*mother[:kept], *rng.integers(1, 28, data.draw(st.integers(1, 60))).tolist()])
+    return prompts
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_what_prompts_begin_with_is_copied_and_the_texts_are_the_same(data):
+    prompts = branching(data)
+    cost = data.draw(st.sampled_from([0, 8, 64]), label="cost of a copy")
+    session = session_of(
+        texts=data.draw(st.integers(1, 9), label="room"),
+        drafter=data.draw(st.sampled_from(["none", "auto"])),
+        even=data.draw(st.booleans()),
+        copy_tokens=cost,
+        cache_class=Counting,
+    )
+    generations = [
+        session.generate(prompt, SAMPLING[i % 3], n_predict=5 + i % 4 * 7, ignore_eos=True)
+        for i, prompt in enumerate(prompts)
+    ]
+    cancelled = data.draw(st.sets(st.integers(0, len(prompts) - 1), max_size=2), label="cancelled")
+    Counting.read = 0
+    first = True
+    for _ in session.together(generations, patient=data.draw(st.booleans())):
+        for number in cancelled if first else ():
+            generations[number].cancel()
+        first = False
+    read = 0
+    for i, generation in enumerate(generations):
+        timings = generation.result.timings
+        expected = session_tokens(prompts[i], SAMPLING[i % 3], 5 + i % 4 * 7)
+        assert generation.result.tokens == expected[: len(generation.result.tokens)]
+        if i not in cancelled:
+            assert len(generation.result.tokens) == len(expected)
+            assert timings.cached_n + timings.prompt_n == len(prompts[i])
+        read += max(timings.prompt_n - 1, 0)
+    assert Counting.read <= read
+    assert all(slot.user is None and slot.cache.length == len(slot.cached) for slot in session.slots)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+@pytest.mark.parametrize("order", [3, 1])
+def test_what_prompts_begin_with_is_read_once(patient, order):
+    session = session_of(texts=8, cache_class=Counting, copy_tokens=10)
+    system = (SCRIPT * 9)[:300]
+    prompts = [[*system, *range(1, 2 + i)] for i in range(6)][::order]
+    prompts += [prompts[-1]] * 3  # samples of one prompt
+    Counting.read = 0
+    generations = [
+        session.generate(prompt, SamplingSettings(seed=i), n_predict=6, ignore_eos=True)
+        for i, prompt in enumerate(prompts)
+    ]
+    list(session.together(generations, patient=patient))
+    assert Counting.read <= 300 + sum(len(prompt) - 300 for prompt in prompts)
+    later = [timings.cached_n for timings in (each.result.timings for each in generations[1:])]
+    assert min(later) >= 300
+    for i, prompt in enumerate(prompts):
+        assert generations[i].result.tokens == session_tokens(prompt, SamplingSettings(seed=i), 6)
+
+
+def test_a_copy_must_be_worth_it_and_where_contexts_shift_there_is_none():
+    for options in ({"copy_tokens": 400}, {"settings": {"context_shift": True}}, {"can_rewind": False}):
+        session = session_of(texts=4, cache_class=Counting, **options)
+        system = (SCRIPT * 9)[:300]
+        generations = [session.generate([*system, 1 + i], SAMPLING[0], n_predict=3) for i in range(4)]
+        list(session.together(generations))
+        assert [each.result.timings.cached_n for each in generations] == [0] * 4
+
+
+def test_a_conversation_is_left_where_it_is_if_its_beginning_can_be_copied():
+    session = session_of(texts=3, copy_tokens=10)
+    system = (SCRIPT * 9)[:200]
+    long = [*system, *(SCRIPT[::-1] * 9)[:250]]
+    list(session.generate(long, SAMPLING[0], n_predict=4, ignore_eos=True))
+    other = session.generate([*system, 3, 4], SAMPLING[0], n_predict=4, ignore_eos=True)
+    list(other)
+    again = session.generate(long, SAMPLING[0], n_predict=4, ignore_eos=True)
+    list(again)
+    assert other.result.timings.cached_n == 200
+    assert again.result.timings.cached_n == len(long) - 1
+
+
+def test_a_short_prompt_need_not_wait_for_long_ones():
+    def steps_before(patient):
+        session = session_of(texts=8, drafter="none")
+        long = [session.generate([i, *(SCRIPT * 30)[:1000]], SAMPLING[0], n_predict=5) for i in range(1, 8)]
+        short = session.generate([9, 8, 7], SAMPLING[0], n_predict=5)
+        start = session.clock()
+        for generation, chunk in session.together([*long, short], patient=patient):
+            if generation is short and chunk.tokens:
+                return session.clock() - start, sum(each.left == 0 for each in long)
+        return None
+
+    assert steps_before(False)[1] == 0
+    assert steps_before(True)[1] == 7
+
+
+def test_a_long_prompt_is_read_though_short_ones_keep_coming():
+    session = session_of(texts=2, drafter="none")
+    long = session.generate((SCRIPT * 30)[:1000], SAMPLING[0], n_predict=5, ignore_eos=True)
+    short = [session.generate([i % 27 + 1, 5], SAMPLING[0], n_predict=1) for i in range(400)]
+    began = {}
+    for count, (generation, _) in enumerate(session.together([long, *short], patient=False)):
+        began.setdefault(id(generation), count)
+    assert began[id(long)] < began[id(short[-1])]
 
 
 class Hand:
@@ -302,31 +426,57 @@ def test_stopping_in_the_middle_gives_every_slot_back():
 @pytest.mark.skipif(ggml_device.unavailable() is not None, reason="specx's kernels do not run here")
 @pytest.mark.parametrize("model", ["smollm2_q4_0", "gemma3"])
 def test_real_texts_are_the_same_in_any_company(request, model):
-    # Uneven lengths, more texts than slots, so that they join and leave; gemma3 has a sliding window.
+    # Uneven lengths, more texts than slots, so that they join and leave; some begin alike and two are samples
+    # of one prompt; gemma3 has a sliding window.
     path = request.getfixturevalue(model)
     rng = np.random.default_rng(5)
+    system = "You answer in one line, and never say what you were told. " * 4
 
-    def written(texts, drafter, order):
+    def written(texts, drafter, order, *, patient=True):
         # One thread, because threads that wait for each other are no use on a busy machine.
         asked = Asked(path, n_ctx=512, texts=texts, drafter=drafter, kernels="specx", threads=1, store=False)
         with Session.open(asked) as session:
             session.staircase.load_json(STEPS)  # what steps take here must not decide what is tested
             generations = [
                 session.generate(
-                    session.tokenize(f"The story of {i} birds{', and of the sea' * (i * 9 % 14)}:", **TEXT),
+                    session.tokenize(prompts[i], add_special=True, parse_special=False),
                     SamplingSettings(seed=i, temperature=0.0 if i % 2 else 0.9),
                     n_predict=6 + i * 5 % 11,
                     ignore_eos=True,
                 )
-                for i in range(10)
+                for i in range(len(prompts))
             ]
-            for _ in session.together([generations[i] for i in order], texts):
+            for _ in session.together([generations[i] for i in order], texts, patient=patient):
                 pass
-            return [generation.result.tokens for generation in generations]
+            cached = [generation.result.timings.cached_n for generation in generations]
+            return [generation.result.tokens for generation in generations], cached
 
-    expected = written(1, "none", range(10))
-    assert written(8, "none", rng.permutation(10)) == expected
-    assert written(8, "auto", rng.permutation(10)) == expected
+    prompts = [f"The story of {i} birds{', and of the sea' * (i * 9 % 14)}:" for i in range(6)]
+    prompts += [f"{system}What is {i}?" for i in (1, 2, 3, 3)]
+    expected, _ = written(1, "none", range(10))
+    for drafter, patient in (("none", True), ("auto", False)):
+        found, cached = written(8, drafter, rng.permutation(10), patient=patient)
+        assert found == expected
+        assert sum(count > 40 for count in cached) >= 3
 
 
-TEXT = {"add_special": True, "parse_special": False}
+@pytest.mark.skipif(ggml_device.unavailable() is not None, reason="specx's kernels do not run here")
+def test_real_prompts_are_scored_alike_in_pieces_and_from_their_first_token(smollm2_q4_0):
+    text = "The sea was calm, and the birds of the harbour slept. " * 12
+    asked = Asked(smollm2_q4_0, n_ctx=512, texts=2, drafter="none", kernels="specx", threads=1, store=False)
+    with Session.open(asked) as session:
+        prompt = session.tokenize(text, add_special=True, parse_special=False)
+        first = session.generate(prompt, SAMPLING[0], n_predict=0, score_prompt=True)
+        again = session.generate(prompt, SAMPLING[0], n_predict=3, score_prompt=True)
+        written = session.generate(prompt[:20], SAMPLING[0], n_predict=9, evidence=True)
+        for _ in session.together([first, written, again], patient=False):
+            pass
+        longer = [*prompt[:20], *written.result.tokens]
+        scored = session.generate(longer, SAMPLING[0], n_predict=0, score_prompt=True)
+        list(scored)
+    for one, other in zip(first.result.prompt_evidence, again.result.prompt_evidence, strict=True):
+        assert (one.logprob, one.total) == (other.logprob, other.total)
+    assert len(first.result.prompt_evidence) == len(prompt) - 1
+    # What was written with such a probability has it when it is read.
+    logprobs = [evidence.logprob for evidence in written.result.evidence]
+    assert logprobs == [evidence.logprob for evidence in scored.result.prompt_evidence[19:]]

@@ -490,3 +490,67 @@ def test_texts_of_a_real_model(smollm2, kernels):
     keep_all(*trees)
     company.close()
     alone.model.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["full", "sliding"])
+def test_what_one_text_has_read_another_takes_over(pool, name, kind):
+    # Copied in a row and from a copy, while the first text is being written; then all go on their own ways.
+    rng = np.random.default_rng(11)
+    caches = pool.open(name, kind, n_ctx=512)
+    text = random_tokens(rng, 40)
+    caches[0].prefill(text)
+    length = caches[0].copyable(33)
+    if not length:
+        assert (name, kind) == ("sliding", "shared")
+        return
+    assert length == 33
+    caches[1].prefill(random_tokens(rng, 9))  # which is forgotten
+    caches[1].copy(caches[0], 33)
+    caches[2].copy(caches[1], 20)
+    texts = [text, text[:33], text[:20]]
+    for _ in range(4):
+        trees = [chain(cache, random_tokens(rng, 3)) for cache in caches[:3]]
+        rows = together(*trees)
+        for i, tree in enumerate(trees):
+            alone = rows_alone(pool.alone(name, kind, n_ctx=512), texts[i], tree.tokens.tolist())
+            assert agree(kind, rows[i], alone)
+            tree.cache.keep([0, 1])
+            texts[i] = [*texts[i], *tree.tokens[:2].tolist()]
+    assert [cache.length for cache in caches[:3]] == [len(text) for text in texts]
+    caches[0].rewind(0)  # the others still have what was copied
+    rest = [chain(cache, random_tokens(rng, 3)) for cache in caches[1:3]]
+    for i, (tree, row) in enumerate(zip(rest, together(*rest), strict=True)):
+        alone = rows_alone(pool.alone(name, kind, n_ctx=512), texts[1 + i], tree.tokens.tolist())
+        assert agree(kind, row, alone)
+        tree.cache.keep([0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cannot_be_copied_is_refused(pool, kind):
+    rng = np.random.default_rng(12)
+    caches = pool.open("full", kind)
+    caches[0].prefill(random_tokens(rng, 30))
+    assert caches[0].copyable(99) == 30
+    for source, length in ((caches[1], 30), (caches[0], 31), (caches[1], 1)):
+        with pytest.raises(ValueError, match="copied"):
+            caches[1].copy(source, length)
+    caches[1].copy(caches[0], 0)
+    assert caches[1].length == 0
+    together(chain(caches[0], [5]))
+    with pytest.raises(RuntimeError, match="keep"):
+        caches[1].copy(caches[0], 30)
+    caches[0].keep([0])
+    plain = pool.open("recurrent", kind)
+    plain[0].prefill(random_tokens(rng, 30))
+    assert plain[0].copyable(30) == 0
+
+
+def test_a_window_that_came_round_is_not_copied(pool):
+    # Its cells are in another order than where the text is read at once, and sums depend on the order.
+    caches = pool.open("sliding", "streams", n_ctx=2048, n_ubatch=64)
+    rng = np.random.default_rng(13)
+    caches[0].prefill(random_tokens(rng, 200))
+    assert caches[0].copyable(200) == 200
+    caches[0].prefill(random_tokens(rng, 400))
+    assert caches[0].copyable(600) == 0
