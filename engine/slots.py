@@ -38,6 +38,11 @@ class Slot:
         """How many of its tokens `prompt` begins with."""
         return common(self.cached, prompt)
 
+    @property
+    def useful(self) -> int:
+        """How many of its tokens another prompt may begin with."""
+        return self.cached.index(FORGOTTEN) if FORGOTTEN in self.cached else len(self.cached)
+
     def clear(self) -> None:
         """Forget everything."""
         self.cache.rewind(0)
@@ -103,7 +108,7 @@ class Slots(Sequence[Slot]):
         for age, slot in enumerate(free):
             held = slot.cache.reusable(slot.common(tokens))
             copied = shared - self.copy_tokens if source is not slot else 0
-            lost = (len(slot.cached) - held) * RETURNS * (age + 1) / len(free)
+            lost = max(slot.useful - held, 0) * RETURNS * (age + 1) / len(free)
             cost = lost - max(held, copied) + self._gap(slot.index) * steps
             if cost < least:
                 found, least = slot, cost
