@@ -819,7 +819,7 @@ def test_cancelling_ends_a_measurement_at_once(tmp_path, calls):
         seen = session.model.seen
         generation = session.generate(PROMPT, GREEDY, n_predict=60)
         session.model.before = lambda _widths: generation.cancel() if len(seen) == calls else None
-        assert list(generation) == []
+        assert [chunk.last for chunk in generation] == [True]
         assert generation.result.finish_reason == "cancelled"
         assert len(seen) <= calls + 1
         assert (session.staircase.depths, latest(session).cache.length) == ([], 0)
@@ -830,7 +830,7 @@ def test_what_is_measured_while_an_answer_is_written_is_told_apart():
     # Past a mark the steps are timed anew: that is time of the answer, but of no step.
     session = session_of(n_ctx=2048, draft_max=4)
     generation = session.generate((SCRIPT * 7)[:270], GREEDY, n_predict=60, ignore_eos=True)
-    chunks, slowest = list(generation), max(STEPS.values())
+    chunks, slowest = [chunk for chunk in generation if chunk.step], max(STEPS.values())
     timings = generation.result.timings
     assert len(session.staircase.depths) == 2
     assert timings.overhead_ms > 10 * slowest
