@@ -27,7 +27,7 @@ class Slowed(ScriptedModel):
 def session_of(asked, **options):
     """A session on a scripted model that writes words."""
     texts = asked.texts or 8
-    model = Slowed(300, order=3, sharpness=4.0, n_ctx=asked.n_ctx or 4096, max_texts=texts, **options)
+    model = Slowed(300, order=3, sharpness=1.0, n_ctx=asked.n_ctx or 4096, max_texts=texts, **options)
     learned = Learned(Store(None), model_key="model", cost_key="cost")
     asked = replace(asked, store=False)
     session = Session(model, asked, learned, name=asked.model.stem, chat_template=TEMPLATE)

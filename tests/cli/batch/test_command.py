@@ -110,15 +110,15 @@ def test_a_table_gets_a_column(batch, tmp_path):
 def test_samples_of_a_table_have_columns_of_their_own(batch, tmp_path):
     source = tmp_path / "in.tsv"
     source.write_text("prompt\nred\ngreen\n")
-    rows = list(csv.reader(batch(source, "-k", "3", "-n", "5").out.splitlines(), delimiter="\t"))
+    rows = list(csv.reader(batch(source, "-s", "1", "-k", "3", "-n", "5").out.splitlines(), delimiter="\t"))
     assert rows[0] == ["prompt", "answer_1", "answer_2", "answer_3"]
     assert len(set(rows[1][1:])) == 3
 
 
 def test_samples_share_one_line(batch, words):
-    (first, *_) = lines(batch(words, "-k", "3", "-n", "5").out)
+    (first, *_) = lines(batch(words, "-s", "1", "-k", "3", "-n", "5").out)
     assert len({choice["message"]["content"] for choice in first["choices"]}) == 3
-    assert len(batch(words, "-k", "3", "-n", "5", "--text").out.splitlines()) == 9
+    assert len(batch(words, "-s", "1", "-k", "3", "-n", "5", "--text").out.splitlines()) == 9
 
 
 def test_objects_with_a_template(batch, tmp_path):
