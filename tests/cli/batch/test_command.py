@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 
@@ -10,7 +11,11 @@ import pytest
 
 
 def lines(text):
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def table(text, delimiter):
+    return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
 
 
 def content(record):
@@ -100,7 +105,7 @@ def test_a_table_gets_a_column(batch, tmp_path):
     source = tmp_path / "in.csv"
     source.write_bytes('\ufefftext;n\r\n"a;b\r\nc";1\r\nü;2\r\n'.encode())
     done = batch(source, "--template", "Say {text} {n}", "--column", "reply", "-n", "4")
-    rows = list(csv.reader(done.out.splitlines(keepends=True), delimiter=";"))
+    rows = table(done.out, ";")
     assert rows[0] == ["text", "n", "reply"] and "\r\n" in done.out
     assert [row[:2] for row in rows[1:]] == [["a;b\r\nc", "1"], ["ü", "2"]]
     assert all(row[2] for row in rows[1:])
@@ -110,7 +115,7 @@ def test_a_table_gets_a_column(batch, tmp_path):
 def test_samples_of_a_table_have_columns_of_their_own(batch, tmp_path):
     source = tmp_path / "in.tsv"
     source.write_text("prompt\nred\ngreen\n")
-    rows = list(csv.reader(batch(source, "-s", "1", "-k", "3", "-n", "5").out.splitlines(), delimiter="\t"))
+    rows = table(batch(source, "-s", "1", "-k", "3", "-n", "5").out, "\t")
     assert rows[0] == ["prompt", "answer_1", "answer_2", "answer_3"]
     assert len(set(rows[1][1:])) == 3
 
@@ -118,7 +123,7 @@ def test_samples_of_a_table_have_columns_of_their_own(batch, tmp_path):
 def test_samples_share_one_line(batch, words):
     (first, *_) = lines(batch(words, "-s", "1", "-k", "3", "-n", "5").out)
     assert len({choice["message"]["content"] for choice in first["choices"]}) == 3
-    assert len(batch(words, "-s", "1", "-k", "3", "-n", "5", "--text").out.splitlines()) == 9
+    assert batch(words, "-s", "1", "-k", "3", "-n", "5", "--text").out.count("\n") == 9
 
 
 def test_objects_with_a_template(batch, tmp_path):
@@ -351,7 +356,7 @@ def test_rows_that_are_wrong(batch, tmp_path):
     source.write_bytes(b"a,b\n1,2\n1\n\n1,2,3\n\xff,2\n")
     output = tmp_path / "out.csv"
     done = batch(source, "--template", "{a}", "-n", "3", "-o", output)
-    rows = list(csv.reader(output.read_bytes().decode("latin-1").splitlines()))
+    rows = table(output.read_bytes().decode("latin-1"), ",")
     assert [len(row) for row in rows] == [3] * 5
     assert [bool(row[2]) for row in rows[1:]] == [True, False, False, False]
     assert rows[4][0] == "\xff"  # what is no text stays as it is

@@ -10,7 +10,7 @@ import pytest
 
 
 def lines(text):
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def content(record):
