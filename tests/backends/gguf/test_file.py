@@ -1,5 +1,7 @@
 """Reading and checking GGUF headers, on small files written here."""
 
+import os
+import resource
 import struct
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specx.backends.errors import ModelError
+from specx.backends.gguf import header
 from specx.backends.gguf.file import read_gguf, shard_paths, type_bytes
 
 LAYERS, WIDTH, TOKENS = 2, 64, 40
@@ -281,7 +284,7 @@ def test_a_file_that_may_not_be_read(tiny, monkeypatch):
     def forbidden(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", forbidden)
+    monkeypatch.setattr(os, "open", forbidden)
     assert "Permission denied" in refusal(tiny).message
 
 
@@ -362,3 +365,47 @@ def test_the_hint_names_the_repository_in_a_cache(tiny, tmp_path):
     folder.mkdir(parents=True)
     (folder / "m.gguf").write_bytes(tiny.read_bytes()[:-1])
     assert "specx pull org/some-repo/sub/m.gguf" in refusal(folder / "m.gguf").hint
+
+
+def test_a_header_is_read_as_far_as_it_goes(tiny, monkeypatch):
+    whole = read_gguf(tiny)
+    monkeypatch.setattr(header, "_AT_ONCE", 16)
+    assert read_gguf(tiny) == whole
+    monkeypatch.setattr(header, "_MOST_HEADER", 256)
+    assert "more than 256 bytes" in refusal(tiny).message
+
+
+def sparse(path, *parts):
+    """A file of 64 GB that holds nearly nothing."""
+    path.write_bytes(b"".join(parts))
+    with path.open("r+b") as file:
+        file.truncate(64 << 30)
+    return path
+
+
+TEXTS = struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 8, 1 << 22)
+LONG = struct.pack("<Q", 1) + b"k" + struct.pack("<IQ", 8, 1 << 29)
+NUMBERS = struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 0, 1 << 29)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (struct.pack("<4sIQQ", b"GGUF", 3, 1 << 40, 0),),
+        (struct.pack("<4sIQQ", b"GGUF", 3, 0, 1 << 40),),
+        (struct.pack("<4sIQQ", b"GGUF", 3, 1, 1), TEXTS),
+        (struct.pack("<4sIQQ", b"GGUF", 3, 1, 1), LONG),
+        (struct.pack("<4sIQQ", b"GGUF", 3, 1, 1), NUMBERS),
+    ],
+    ids=["tensors", "values", "texts", "a long text", "numbers"],
+)
+def test_a_header_that_claims_much_costs_little(tmp_path, parts):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refusal(sparse(tmp_path / "m.gguf", *parts))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
+
+
+def test_a_part_beyond_the_last_is_none(tmp_path):
+    for name in ("m-00001-of-00000", "m-00003-of-00002", "m-00000-of-00002", "m-0000\u0661-of-0000\u0662"):
+        path = tmp_path / f"{name}.gguf"
+        assert shard_paths(path) == [path]

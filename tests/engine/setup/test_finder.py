@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from specx.backends.errors import ModelError
 from specx.backends.gguf.file import read_gguf
 from specx.backends.gguf.header import Part
-from specx.backends.hub.models import FoundModel
+from specx.backends.gguf.reading import read_span
+from specx.backends.hub.models import FoundModel, find_model
 from specx.backends.llama.vocab import load_vocabulary
 from specx.backends.store import Store
 from specx.engine.setup import finder as candidates
@@ -73,6 +77,92 @@ def test_what_lies_beside_the_target_and_in_the_places_known(target, tmp_path, w
     reasons = {c.name: c.reason for c in found if isinstance(c, Unfit)}
     assert sorted(reasons) == ["broken", "recurrent"]  # a larger file is not even opened
     assert "recurrent" in reasons["recurrent"]
+
+
+def odd_things(folder):
+    """Whatever can lie beside a model under the name of one."""
+    (folder / "dangling.gguf").symlink_to(folder / "gone")
+    (folder / "loop.gguf").symlink_to(folder / "loop.gguf")
+    (folder / "a-loop.gguf").symlink_to(folder / "b-loop.gguf")
+    (folder / "b-loop.gguf").symlink_to(folder / "a-loop.gguf")
+    (folder / "folder.gguf").mkdir()
+    (folder / "through.gguf").symlink_to(folder / "target.gguf" / "x")
+    (folder / "device.gguf").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.gguf")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / "s.gguf"))
+    for name in (
+        "m-00001-of-00000",
+        "m-00000-of-00000",
+        "m-00003-of-00002",
+        "m-00001-of-99999",
+        "n-00002-of-00002",
+    ):
+        (folder / f"{name}.gguf").write_bytes(b"GGUF")
+    (folder / "secret.gguf").write_bytes(b"GGUF")
+    (folder / "secret.gguf").chmod(0)
+    (folder / "empty.gguf").write_bytes(b"")
+    (folder / "new\nline\x1b.gguf").write_bytes(b"GGUF")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.gguf")).write_bytes(b"GGUF")
+
+
+def test_whatever_lies_beside_the_target_it_is_passed_over(target, tmp_path, write_model):
+    write_model(tmp_path / "small.gguf", 16)
+    odd_things(tmp_path)
+    found = search(target)
+    assert [c.name for c in found if isinstance(c, Candidate)] == ["small"]
+    assert all(each.path.is_file() for each in found)
+    assert find_model(str(target.path)) == target.path
+    target.path.rename(tmp_path / "other name")
+    (tmp_path / "m-00001-of-99999.gguf").unlink()
+    with pytest.raises(ModelError, match="several models"):
+        find_model(str(tmp_path))
+    for each in ("dangling", "loop", "folder", "device", "pipe", "s", "m-00001-of-00000", "m-00003-of-00002"):
+        with pytest.raises(ModelError):
+            read_gguf(tmp_path / f"{each}.gguf")
+
+
+def test_a_folder_with_one_model_among_odd_things(target, tmp_path, write_model):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    for name in ("dangling.gguf", "folder.gguf"):
+        (folder / name).symlink_to(folder / "gone")
+    os.mkfifo(folder / "pipe.gguf")
+    model = write_model(folder / "small.gguf", 16)
+    assert find_model(str(folder)) == model
+
+
+def test_a_file_that_is_gone_or_cut_between_two_looks(target, tmp_path, write_model, monkeypatch):
+    for name in ("cut", "gone", "small"):
+        write_model(tmp_path / f"{name}.gguf", 16)
+    names = []
+
+    def changing(target, path, name):
+        names.append(name)
+        (tmp_path / "gone.gguf").unlink(missing_ok=True)
+        if name == "cut":
+            os.truncate(path, path.stat().st_size // 2)
+            with pytest.raises(ModelError, match="changed while it was read"):
+                read_span(path, (0, 1 << 20))
+        return check_candidate(target, path, name)
+
+    monkeypatch.setattr(candidates, "check_candidate", changing)
+    found = search(target)
+    assert names == ["cut", "small"]
+    assert [c.name for c in found if isinstance(c, Candidate)] == ["small"]
+
+
+def test_a_neighbour_that_surprises_everybody_does_not_end_the_search(
+    target, tmp_path, write_model, monkeypatch
+):
+    write_model(tmp_path / "small.gguf", 16)
+
+    def surprise(*_, **__):
+        raise RecursionError("deep")
+
+    monkeypatch.setattr(candidates, "read_runnable", surprise)
+    (found,) = search(target)
+    assert isinstance(found, Unfit) and "RecursionError" in found.reason
 
 
 def test_a_file_is_examined_once(target, tmp_path, monkeypatch, write_model):
