@@ -218,8 +218,8 @@ class Session:
         template = ChatTemplate(self.chat_template, bos=self.bos_text, eos=self.eos_text)
         return template.tokenize(template.render(messages), self.tokenize)
 
-    def grammar(self, text: str) -> Constraint:
-        """A constraint from a GBNF grammar.
+    def grammar(self, text: str, root: str = "root") -> Constraint:
+        """A constraint from a GBNF grammar, whose rule `root` the whole text must match.
 
         Raises:
             GrammarError: it does not parse, or the model has no grammars.
@@ -230,7 +230,7 @@ class Session:
         from specx.engine.text.grammar import GrammarConstraint
 
         self._alphabet = self._alphabet or Alphabet(self.vocab)
-        return GrammarConstraint(pointer, text, alphabet=self._alphabet)
+        return GrammarConstraint(pointer, text, root, alphabet=self._alphabet)
 
     def generate(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,11 @@ from typing import Any
 from specx.backends.base import Vocab
 from specx.backends.errors import TemplateError
 from specx.engine.api.asks import Ask
-from specx.engine.api.parsing import AnswerParser, CallReader, Tags
+from specx.engine.api.call_grammar import ROOT, THEN, grammar_after, grammar_of_calls
+from specx.engine.api.calls import BARE, FORMATS, HERMES, Format, Reader
+from specx.engine.api.parsing import AnswerParser, Tags
+from specx.engine.api.told import as_text, instructed, with_texts
+from specx.engine.api.tools import Tool
 from specx.engine.session import Session
 from specx.engine.text.template import ChatTemplate
 
@@ -26,6 +29,31 @@ REASONING = (
 )
 """What models write their reasoning between; a template that knows the tags of its model names both."""
 
+_SAMPLE = {
+    "type": "function",
+    "function": {
+        "name": "qzvtool",
+        "description": "qzvsaid",
+        "parameters": {
+            "type": "object",
+            "properties": {"qzvkey": {"type": "string"}},
+            "required": ["qzvkey"],
+        },
+    },
+}
+_ASKED = {"role": "user", "content": "qzvasked"}
+_CALLED = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {
+            "id": "qzvid0000",  # nine letters and digits: some templates want that
+            "type": "function",
+            "function": {"name": "qzvtool", "arguments": {"qzvkey": "qzvvalue"}},
+        }
+    ],
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Talk:
@@ -35,8 +63,9 @@ class Talk:
         tokens: the prompt.
         keep: how many of them stay when the context shifts.
         stops: strings that end an answer, besides those of the request.
-        grammar: what an answer must follow.
-        tags, inside, calls: as in `AnswerParser`.
+        grammar, root: what an answer must follow, and the rule that all of it matches.
+        tags, inside: as in `AnswerParser`.
+        format, tools: how calls are written, and of what; None if none are to be read.
         shown: control tokens that are tags.
     """
 
@@ -44,14 +73,17 @@ class Talk:
     keep: int
     stops: tuple[str, ...]
     grammar: str | None
+    root: str
     tags: Tags | None
     inside: bool
-    calls: CallReader | None
+    format: Format | None
+    tools: tuple[Tool, ...]
     shown: frozenset[int]
 
     def parser(self) -> AnswerParser:
         """Takes one answer apart."""
-        return AnswerParser(self.tags, inside=self.inside, calls=self.calls)
+        reader = None if self.format is None else Reader(self.format, self.tools)
+        return AnswerParser(self.tags, inside=self.inside, calls=reader)
 
 
 class Dialect:
@@ -60,6 +92,10 @@ class Dialect:
     Args:
         source: the template's own text; None takes ChatML.
         bos, eos: texts of the tokens that templates write.
+
+    Attributes:
+        format: how calls of tools are written.
+        tells_tools: whether the template tells the model of tools.
 
     Raises:
         TemplateError: it is not a valid template.
@@ -70,54 +106,106 @@ class Dialect:
         self._lock = threading.Lock()  # a template counts what it does
         text = source or ""
         self._tags = next((t for t in REASONING if t.opening in text and t.closing in text), None)
+        self.tells_tools = "qzvtool" in self._tried([_ASKED], True)
+        self.format = self._recognised(text) if self.tells_tools else HERMES
 
     def talk(self, ask: Ask, session: Session) -> Talk:
         """The prompt of a conversation, and how its answer is read.
 
         Raises:
             TemplateError: the template fails, or refuses the messages.
+            RequestError: a schema cannot be turned into a grammar.
         """
         with self._lock:
-            text = self._render(ask.messages, ask.variables)
-            keep = ask.messages and session.context_shift
-            opening = self._template.opening_length(ask.messages, session.tokenize) if keep else 0
+            text = self._prompt(ask)
+            shifts = session.context_shift
+            keep = self._template.opening_length(ask.messages, session.tokenize) if shifts else 0
         tags = self._tags if ask.reasoning else None
+        inside = self._tags is not None and text.rstrip().endswith(self._tags.opening)
+        format = self._format_for(ask)
+        grammar, root = self._grammar(ask, format, inside)
+        marks = (*(format.tags if format else ()), *((tags.opening, tags.closing) if tags else ()))
         return Talk(
             tokens=self._template.tokenize(text, session.tokenize),
-            keep=opening,
+            keep=keep,
             stops=self._template.stops,
-            grammar=ask.grammar,
+            grammar=grammar,
+            root=root,
             tags=tags,
-            inside=tags is not None and text.rstrip().endswith(tags.opening),
-            calls=None,
-            shown=_control_tokens(session.vocab, () if tags is None else (tags.opening, tags.closing)),
+            inside=inside,
+            format=format,
+            tools=ask.tools,
+            shown=_control_tokens(session.vocab, marks),
         )
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-        """The prompt; arguments of calls as values, or as text if the template wants that."""
-        try:
-            return self._template.render(messages, **variables)
-        except TemplateError:
-            texts = [_with_texts(message) for message in messages]
-            if texts == list(messages):
-                raise
+    def _format_for(self, ask: Ask) -> Format | None:
+        """How the calls of an answer are written: in JSON alone where a grammar has to know better."""
+        if ask.choice is None:
+            return None
+        constrained = ask.choice.must or ask.grammar is not None
+        return BARE if constrained and self.format.shape is None else self.format
+
+    def _grammar(self, ask: Ask, format: Format | None, inside: bool) -> tuple[str | None, str]:
+        grammar, root = ask.grammar, "root"
+        if ask.choice is not None and format is not None and (ask.choice.must or grammar is not None):
+            assert format.shape is not None
+            other = None if ask.choice.must else grammar
+            grammar, root = grammar_of_calls(format.shape, ask.tools, ask.choice, other), ROOT
+        if grammar is not None and inside:
+            assert self._tags is not None
+            grammar, root = grammar_after(self._tags, grammar, root), THEN
+        return grammar, root
+
+    def _prompt(self, ask: Ask) -> str:
+        """The text of a conversation; what the template cannot say of tools is said in words."""
+        tools = [tool.given for tool in ask.tools] or None
+        messages: Sequence[Mapping[str, Any]] = ask.messages
+        if not self.tells_tools:
+            messages = [as_text(message) for message in messages]
+            messages, tools = instructed(messages, ask.tools), None
+        forms = [messages]
+        if any("tool_calls" in message for message in messages):
+            forms += [[with_texts(each) for each in messages], [as_text(each) for each in messages]]
+        elif any(message["role"] == "tool" for message in messages):
+            forms.append([as_text(each) for each in messages])
+        for form in forms[:-1]:
             try:
-                return self._template.render(texts, **variables)
-            except TemplateError:
-                pass
+                return self._template.render(form, tools=tools, **ask.variables)
+            except TemplateError as problem:
+                first = problem
+                if form is not forms[0]:
+                    continue
+        try:
+            return self._template.render(forms[-1], tools=tools, **ask.variables)
+        except TemplateError:
+            if len(forms) > 1:
+                raise first from None
             raise
 
+    def _recognised(self, source: str) -> Format:
+        """The format whose tags the template has, and whose reading of what it writes is the call."""
+        fitting = [each for each in FORMATS if all(mark in source for mark in each.marks)]
+        text = self._tried([_ASKED, _CALLED], False)
+        text = text.rpartition("qzvasked")[2]
+        tool = Tool("qzvtool", _SAMPLE["function"]["parameters"], _SAMPLE)  # type: ignore[index]
+        for format in fitting:
+            start = text.find("{") if format.bare else 0
+            for end in (len(text), max(text.rfind("}"), text.rfind("]")) + 1):
+                parser = AnswerParser(calls=Reader(format, [tool]))
+                parts = [*parser.feed(text[max(start, 0) : end]), *parser.finish()]
+                calls = [part.call for part in parts if part.call is not None]
+                if [(call.name, call.arguments) for call in calls] == [("qzvtool", '{"qzvkey": "qzvvalue"}')]:
+                    return format
+        return fitting[0] if fitting else HERMES
 
-def _with_texts(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A message with the arguments of its calls as JSON texts."""
-    if "tool_calls" not in message:
-        return message
-    calls = []
-    for call in message["tool_calls"]:
-        function, arguments = call["function"], call["function"]["arguments"]
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        calls.append({**call, "function": {**function, "arguments": text}})
-    return {**message, "tool_calls": calls}
+    def _tried(self, messages: Sequence[Mapping[str, Any]], opens: bool) -> str:
+        """What the template makes of an example; empty if it fails."""
+        for form in (messages, [with_texts(message) for message in messages]):
+            try:
+                return self._template.render(form, tools=[_SAMPLE], add_generation_prompt=opens)
+            except TemplateError:
+                continue
+        return ""
 
 
 def _control_tokens(vocab: Vocab, tags: Sequence[str]) -> frozenset[int]:

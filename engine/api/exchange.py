@@ -117,9 +117,9 @@ class Exchange:
         self, session: Session, tokens: Sequence[int], sample: int, talk: Talk | None = None
     ) -> Generation:
         ask = self.ask
-        grammar = ask.grammar if talk is None else talk.grammar
+        grammar, root = (ask.grammar, "root") if talk is None else (talk.grammar, talk.root)
         with _about("grammar"):
-            constraint = None if grammar is None else session.grammar(grammar)
+            constraint = None if grammar is None else session.grammar(grammar, root)
         return session.generate(
             tokens,
             replace(ask.sampling, seed=self._seed + sample),

@@ -76,7 +76,8 @@ class AnswerParser:
         self._stage = self._content if tags is None else self._thinking if inside else self._beginning
         self._held = ""
         self._trim = tags is not None and inside  # white space that comes now separates
-        self._begun = False  # whether there was any content
+        self._begun = False  # whether there was anything but reasoning
+        self._gap: str | None = None  # white space before calls, for content on both sides; None before any
         self._searched = 0  # of a block: how much of it has no closing text
         self._opened = ""  # what the block began with, white space before it included
         self._ended = False
@@ -174,6 +175,8 @@ class AnswerParser:
         if calls is None:
             self._say("content", self._opened)
             return True
+        if self._gap == "":
+            self._gap = self._opened[: len(self._opened) - len(self._opened.lstrip())]
         self._parts += [Part("call", call=call) for call in calls]
         self._held, self._trim = self._held[end:], True
         return True
@@ -192,10 +195,12 @@ class AnswerParser:
     def _say(self, kind: Literal["content", "reasoning"], text: str) -> None:
         if self._trim:
             text = text.lstrip()
-        if text:
-            self._trim = False
-            self._begun = self._begun or kind == "content"
-            self._parts.append(Part(kind, text))
+        if not text:
+            return
+        self._trim = False
+        if kind == "content":
+            text, self._gap, self._begun = (self._gap or "") + text, "", True
+        self._parts.append(Part(kind, text))
 
 
 def _overlap(text: str, tag: str) -> int:

@@ -31,15 +31,17 @@ __all__ = ["gbnf"]
 Parts = Sequence[tuple[Place, dict[str, Any]]]
 
 
-def gbnf(document: Document) -> str:
+def gbnf(document: Document, prefix: str = "") -> str:
     """The GBNF grammar of the JSON texts that a schema allows. The schema `{}` stands for any object.
+
+    All names of rules begin with `prefix`.
 
     Raises:
         GrammarError: the schema uses what a grammar cannot follow, or allows nothing.
     """
     converter = _Converter(document)
     root = converter.anything("object") if document.root == {} else converter.schema(((),))
-    text = converter.finished(root)
+    text = converter.finished(root, prefix)
     if not text:
         raise GrammarError(
             "the JSON schema allows no value at all", "look for types, bounds or lists that contradict"
@@ -63,13 +65,13 @@ class _Converter:
         self._integer = self._rules.rule("integer")
         self._digits()
 
-    def finished(self, root: Ref) -> str:
+    def finished(self, root: Ref, prefix: str) -> str:
         """The grammar, once all schemas in line have their rules; empty if it allows nothing."""
         while self._waiting:
             rule, places = self._waiting.pop()
             for alternative in self._alternatives.of_all(places):
                 self._alternative(rule, alternative, places)
-        return self._rules.text(root)
+        return self._rules.text(root, prefix)
 
     def schema(self, places: tuple[Place, ...]) -> Ref:
         """The rule of the values that are valid against all schemas at `places`."""

@@ -85,12 +85,15 @@ class Rules:
             some = self.rule("more", [(partial,), (block, some)])
         return self.rule("times", [(*first, some)])
 
-    def text(self, root: Ref) -> str:
-        """The grammar of what `root` says, as GBNF; empty if there is no text that it allows."""
+    def text(self, root: Ref, prefix: str = "") -> str:
+        """The grammar of what `root` says, as GBNF; empty if there is no text that it allows.
+
+        All names of rules begin with `prefix`; that of `root` is "root" after it.
+        """
         finite = self._finite()
         if root.name not in finite:
             return ""
-        names, waiting = {root.name: "root"}, [root.name]
+        names, waiting = {root.name: f"{prefix}root"}, [root.name]
         lines = []
         while waiting:
             name = waiting.pop(0)
@@ -98,7 +101,7 @@ class Rules:
             for each in (symbol for alternative in kept for symbol in alternative):
                 ref = _ref(each)
                 if ref is not None and ref.name in finite and ref.name not in names:
-                    names[ref.name] = ref.name
+                    names[ref.name] = prefix + ref.name
                     waiting.append(ref.name)
             said = " | ".join(dict.fromkeys(_sequence(a, names, finite) for a in kept))
             lines.append(f"{names[name]} ::= {said}\n")

@@ -20,12 +20,12 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}" + 
 GREEDY = Defaults(SamplingSettings(seed=1, temperature=0.0), n_predict=300, model="scripted")
 
 
-def open_session(says=None, *, template=None, n_ctx=4096, texts=4, **options):
+def open_session(says=None, *, template=None, cue=CUE, n_ctx=4096, texts=4, **options):
     """A session on a scripted model; with `says` it writes that text after the cue."""
     clock = SimulatedClock()
     model = ScriptedModel(V, clock=clock, step_costs={1: 10.0, 8: 12.0, 64: 26.0}, n_ctx=n_ctx)
     if says is not None:
-        script = [*model.vocab.tokenize((CUE + says).encode(), add_special=False, parse_special=False), 0]
+        script = [*model.vocab.tokenize((cue + says).encode(), add_special=False, parse_special=False), 0]
         options = {"script": script, "peak": 0.999, "order": len(script) + 1, **options}
         template = template or TEMPLATE
     model = ScriptedModel(

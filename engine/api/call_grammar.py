@@ -1,0 +1,79 @@
+"""Grammars that make an answer call a tool: in the model's own format, and with arguments of its schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+
+from specx.backends.errors import GrammarError
+from specx.engine.api.calls import Shape
+from specx.engine.api.errors import RequestError
+from specx.engine.api.parsing import Tags
+from specx.engine.api.tools import Tool, ToolChoice
+from specx.engine.text.json_schema import grammar_of_schema
+from specx.engine.text.schema.rules import literal
+
+__all__ = ["ROOT", "THEN", "grammar_after", "grammar_of_calls"]
+
+ROOT = "specx-answer"
+"""The rule that a whole answer matches, where a grammar is put together here."""
+
+THEN = "specx-reasoned"
+"""The same, where reasoning comes before it."""
+
+_CALLS = "specx-calls"
+
+
+def grammar_of_calls(
+    shape: Shape, tools: Sequence[Tool], choice: ToolChoice, other: str | None = None
+) -> str:
+    """The grammar of an answer that consists of calls, with the rule `ROOT`.
+
+    Args:
+        shape: how calls are written.
+        tools: those of the request.
+        choice: which of them may be called, and whether several may.
+        other: a grammar with a rule `root` that the answer may match instead; None if it may not.
+
+    Raises:
+        RequestError: a schema cannot be turned into a grammar.
+    """
+    chosen = [tool for tool in tools if choice.name in (None, tool.name)]
+    parts, names = [], []
+    for number, tool in enumerate(chosen):
+        prefix = f"specx-{number}-"
+        parts.append(_arguments(tool, prefix))
+        written = json.dumps(tool.name, ensure_ascii=False)[1:-1]
+        names.append(f"{literal(shape.head.replace('NAME', written))} {prefix}root {literal(shape.tail)}")
+    more = f" ({literal(shape.between)} specx-call)*" if choice.parallel and choice.name is None else ""
+    calls = f"{literal(shape.begin)} specx-call{more} {literal(shape.end)}"
+    answer = _CALLS if other is None else f"{_CALLS} | root"
+    lines = [f"{ROOT} ::= {answer}", f"{_CALLS} ::= {calls}", f"specx-call ::= {' | '.join(names)}"]
+    return "\n".join([*lines, *parts, other or ""])
+
+
+def grammar_after(tags: Tags, grammar: str, root: str) -> str:
+    """The grammar of reasoning that goes on to its end, and then of what `grammar` has as `root`: `THEN`."""
+    closing = tags.closing
+    steps = [f"{literal(closing[:i])} [^{_in_class(closing[i])}]" for i in range(1, len(closing))]
+    thought = " | ".join([f"[^{_in_class(closing[0])}]", *steps])
+    return f"{THEN} ::= ({thought})* {literal(closing)} [ \\n]{{0,4}} {root}\n{grammar}"
+
+
+def _in_class(char: str) -> str:
+    return f"\\{char}" if char in "\\]^-[" else char
+
+
+def _arguments(tool: Tool, prefix: str) -> str:
+    try:
+        return _grammar(json.dumps({"type": "object", **tool.parameters}, ensure_ascii=False), prefix)
+    except GrammarError as problem:
+        raise RequestError(
+            f"the parameters of the tool {tool.name[:60]!r}: {problem.message}", "tools", hint=problem.hint
+        ) from problem
+
+
+@lru_cache(maxsize=256)  # an agent sends the same tools with every request
+def _grammar(schema: str, prefix: str) -> str:
+    return grammar_of_schema(schema, prefix)
