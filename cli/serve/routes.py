@@ -18,6 +18,7 @@ from specx.cli.serve.gate import Gate, Policy, read_json
 from specx.engine.api.asks import CHAT, COMPLETIONS, Defaults, read_ask
 from specx.engine.api.errors import RequestError
 from specx.engine.api.exchange import Exchange
+from specx.engine.api.models import model_body, props_body
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -101,21 +102,7 @@ class Api:
 
     def _entry(self) -> dict[str, Any]:
         """The model, with what clients look for to learn how long a context is."""
-        session = self._ready().session
-        facts = session.model.facts
-        return {
-            "id": self._defaults.model,
-            "object": "model",
-            "created": self._since,
-            "owned_by": "specx",
-            "context_length": session.n_ctx,
-            "max_model_len": session.n_ctx,
-            "meta": {
-                "n_vocab": session.vocab.size,
-                "n_ctx": session.n_ctx,
-                "n_ctx_train": facts.n_ctx_train or session.n_ctx,
-            },
-        }
+        return model_body(self._ready().session, self._defaults.model, self._since)
 
     async def _health(self, _request: Request) -> Response:
         service = self._ready()
@@ -127,40 +114,7 @@ class Api:
         return Response(metrics.exposition(self._ready()), headers={"content-type": metrics.CONTENT_TYPE})
 
     async def _props(self, _request: Request) -> Response:
-        from specx import __version__
-
-        session, sampling = self._ready().session, self._defaults.sampling
-        settings = {
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "min_p": sampling.min_p,
-            "typical_p": sampling.typical_p,
-            "repeat_penalty": sampling.repeat_penalty,
-            "repeat_last_n": sampling.repeat_last_n,
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-            "n_predict": -1 if self._defaults.n_predict is None else self._defaults.n_predict,
-            "stop": list(self._defaults.stop),
-        }
-        return JSONResponse(
-            {
-                "default_generation_settings": {"params": settings, "n_ctx": session.n_ctx},
-                "total_slots": session.at_once,
-                "model_alias": self._defaults.model,
-                "model_path": session.asked.model.name,
-                "modalities": {"vision": False, "audio": False, "video": False},
-                "endpoint_slots": True,
-                "endpoint_props": False,
-                "endpoint_metrics": True,
-                "chat_template": session.chat_template or "",
-                "bos_token": session.bos_text,
-                "eos_token": session.eos_text,
-                "build_info": f"specx {__version__}",
-                "is_sleeping": False,
-                "summary": session.summary(),
-            }
-        )
+        return JSONResponse(props_body(self._ready().session, self._defaults))
 
     async def _slots(self, _request: Request) -> Response:
         service = self._ready()

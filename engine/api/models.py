@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from specx.engine.api.asks import Defaults
 from specx.engine.session import Session
 
-__all__ = ["count_tokens", "model_body", "models_body", "props_body"]
+__all__ = ["model_body", "props_body"]
 
 
-def models_body(session: Session, name: str, created: int) -> dict[str, Any]:
-    """The body of /v1/models: the one model there is.
+def model_body(session: Session, name: str, created: int) -> dict[str, Any]:
+    """An entry of /v1/models. Clients look for the length of a context under several names.
 
     Args:
         session: the model.
         name: what it is called; clients send it back.
         created: when it was loaded, in seconds since 1970.
     """
-    return {"object": "list", "data": [model_body(session, name, created)]}
-
-
-def model_body(session: Session, name: str, created: int) -> dict[str, Any]:
-    """The body of /v1/models/NAME. Clients look for the context under several names."""
     facts, vocab = session.model.facts, session.vocab
     meta: dict[str, Any] = {
         "n_vocab": vocab.size,
@@ -31,7 +27,6 @@ def model_body(session: Session, name: str, created: int) -> dict[str, Any]:
     if session.setup is not None:
         info = session.setup.info
         meta |= {"n_embd": info.embedding_length, "n_params": info.parameters, "size": info.size}
-        meta |= {"architecture": info.architecture, "quantization": info.file_type}
     return {
         "id": name,
         "object": "model",
@@ -43,29 +38,42 @@ def model_body(session: Session, name: str, created: int) -> dict[str, Any]:
     }
 
 
-def props_body(session: Session, name: str, texts: int) -> dict[str, Any]:
+def props_body(session: Session, defaults: Defaults) -> dict[str, Any]:
     """The body of /props, by the names of llama.cpp's server.
 
     Args:
         session: the model.
-        name: what it is called.
-        texts: how many are written at once.
+        defaults: what holds where a request says nothing.
     """
-    path = session.setup.info.path if session.setup is not None else session.asked.model
+    from specx import __version__
+
+    sampling = defaults.sampling
+    settings = {
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "typical_p": sampling.typical_p,
+        "repeat_penalty": sampling.repeat_penalty,
+        "repeat_last_n": sampling.repeat_last_n,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "n_predict": -1 if defaults.n_predict is None else defaults.n_predict,
+        "stop": list(defaults.stop),
+    }
     return {
-        "default_generation_settings": {"n_ctx": session.n_ctx, "params": {}},
-        "total_slots": texts,
-        "model_alias": name,
-        "model_path": str(path),
-        "modalities": {"vision": False, "audio": False},
+        "default_generation_settings": {"params": settings, "n_ctx": session.n_ctx},
+        "total_slots": session.at_once,
+        "model_alias": defaults.model,
+        "model_path": session.asked.model.name,
+        "modalities": {"vision": False, "audio": False, "video": False},
+        "endpoint_slots": True,
+        "endpoint_props": False,
+        "endpoint_metrics": True,
         "chat_template": session.chat_template or "",
         "bos_token": session.bos_text,
         "eos_token": session.eos_text,
-        "drafter": session.drafter_label,
+        "build_info": f"specx {__version__}",
+        "is_sleeping": False,
         "summary": session.summary(),
     }
-
-
-def count_tokens(session: Session, text: str) -> int:
-    """How many tokens a text is for the model, without what is added before it."""
-    return len(session.tokenize(text, add_special=False, parse_special=False))
