@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specx.cli.options.parallel import ParallelOptions, read_texts
 from specx.cli.options.read import DraftOptions, ModelOptions, read_asked, with_options
 from specx.cli.terminal.console import Progress, notice, show_table, stdout, write
 from specx.engine.setup.explain import gibibytes
@@ -33,6 +35,7 @@ def register(app: typer.Typer) -> None:
 def plan(
     model: ModelOptions,
     draft: DraftOptions,
+    together: ParallelOptions,
     measure: Annotated[
         bool,
         typer.Option("--measure/--no-measure", help="Load the model and measure what was never measured."),
@@ -47,6 +50,8 @@ def plan(
     if refresh and not measure:
         raise UsageError("--refresh and --no-measure contradict each other", "leave one of them out")
     asked = read_asked(model, draft)
+    if together.parallel is not None:
+        asked = replace(asked, texts=read_texts(together.parallel))
     with Progress(f"loading {asked.model.name}") as progress:
         found = make_plan(asked, measure=measure, refresh=refresh, progress=progress.update, notice=notice)
     if json:

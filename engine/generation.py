@@ -76,6 +76,10 @@ class Writer(Protocol):
         """Write answers, and say what each step adds to which."""
 
     @property
+    def worthwhile(self) -> int:
+        """How many texts are best written at once."""
+
+    @property
     def slots(self) -> Slots:
         """Room for texts."""
 

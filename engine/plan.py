@@ -78,6 +78,11 @@ class Plan:
         """Room that a step needs at least, in tokens."""
         return min(self.widths) if self.widths else 1
 
+    @property
+    def host_ms(self) -> float:
+        """Milliseconds of each text in a step outside the model, on average."""
+        return self._host_ms
+
     def begin(self) -> None:
         """A text begins, alone."""
         self._before = 1

@@ -5,22 +5,21 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from specx.backends.base import Cache, Model, Progress, Vocab
+from specx.backends.base import Cache, Model, Progress
 from specx.backends.errors import ContextFullError, GrammarError, UsageError
 from specx.drafters import registry
 from specx.drafters.base import Drafter
-from specx.drafters.forced import ForcedDrafter
 from specx.drafters.mixture import MixtureDrafter
 from specx.engine.cost.identity import Identity, identity_text, measure_identity
 from specx.engine.cost.staircase import Staircase
 from specx.engine.decode import Step
 from specx.engine.drafting import DraftModels, models_of
 from specx.engine.generation import Arrivals, Generation
-from specx.engine.learned.knowledge import Learned
+from specx.engine.learned.knowledge import Learned, StartingPoint
 from specx.engine.learned.lengths import LONGEST, Outlook
 from specx.engine.plan import Plan
 from specx.engine.sampling import Constraint
@@ -36,18 +35,6 @@ from specx.engine.together import write
 __all__ = ["Chunk", "Generation", "Result", "Session", "Timings", "load"]
 
 Notice = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What drafters start from. Implements `registry.Known`."""
-
-    vocab: Vocab
-    learned: Learned
-
-    def free(self, sources: Sequence[str]) -> Drafter:
-        """A drafter of these free sources."""
-        return ForcedDrafter(self.learned.free_drafter(self.vocab.size, sources), self.vocab)
 
 
 class Session:
@@ -153,6 +140,16 @@ class Session:
         """How many texts can be written together: one, where only some batch widths are allowed."""
         return self.model.facts.max_texts if self.plan.widths is None else 1
 
+    @property
+    def worthwhile(self) -> int:
+        """How many texts are best written at once, as far as costs are known; all there is room for, if a
+        number was asked for."""
+        if self.asked.texts is not None or self.plan.widths is not None:
+            return self.at_once
+        lengths = [slot.cache.length for slot in self.slots if slot.user is not None]
+        typical = sum(lengths) // len(lengths) if lengths else 0
+        return self.plan.company.best_count(self.at_once, typical, self.plan.host_ms)
+
     def set_drafter(self, name: str) -> None:
         """Draft with the drafter of that name from now on; the text does not change.
 
@@ -164,7 +161,7 @@ class Session:
             raise UsageError("there is no draft model", "name one when specx starts: -md FILE")
         if self.plain_reason:
             name, entry = "none", registry.find("none")
-        drafter = entry.build(_Known(self.vocab, self.learned))
+        drafter = entry.build(StartingPoint(self.vocab, self.learned))
         if drafter.needs not in self.model.facts.extractable:
             raise UsageError(
                 f"the drafter {name!r} needs hidden states, which {self.model_name} does not give",
@@ -300,12 +297,13 @@ class Session:
 
         Args:
             source: generations of this session; the next one is taken when there is room for it.
-            at_once: most texts at once; by default as many as there is room for.
+            at_once: most texts at once; by default as many as there is room for, or, where no number was
+                asked for and all are patient, as many as are `worthwhile`.
             patient: read prompts whole, which takes the least time in all; else in pieces between the steps
                 of others, so that nobody waits long for a first token.
         """
         most = self.at_once if at_once is None else max(1, min(at_once, self.at_once))
-        return write(self, source, most, patient=patient)
+        return write(self, source, most, patient=patient, weighed=patient and at_once is None)
 
     @property
     def cache(self) -> Cache:
@@ -352,7 +350,7 @@ class Session:
         Nothing is known of them if `stopped` says so meanwhile.
         """
         cache, staircase = cache or self.cache, self.staircase
-        choosing = self.drafter_name != "none" or self.plan.widths is not None
+        choosing = self.drafter_name != "none" or self.plan.widths is not None or self.asked.texts is None
         if self.plain_reason or not choosing or not staircase.needs_measuring(cache.length):
             return
         first, disturbed = not staircase.depths, staircase.disturbed

@@ -42,7 +42,12 @@ class _Listed:
 
 
 def write(
-    writer: Writer, source: Iterable[Generation] | Arrivals, at_once: int, *, patient: bool = True
+    writer: Writer,
+    source: Iterable[Generation] | Arrivals,
+    at_once: int,
+    *,
+    patient: bool = True,
+    weighed: bool = False,
 ) -> Written:
     """Write answers, at most `at_once` together, and say what each step adds to which.
 
@@ -53,9 +58,10 @@ def write(
         source: taken from as there is room.
         at_once: at least 1.
         patient: read prompts whole; else in pieces between the steps of others, so that nobody waits long.
+        weighed: no more at once than are worthwhile.
     """
     arrivals = _Listed(source) if isinstance(source, Iterable) else source
-    together = _Together(writer, arrivals, at_once, patient=patient)
+    together = _Together(writer, arrivals, at_once, patient=patient, weighed=weighed)
     try:
         while True:
             yield from together.take_in()
@@ -86,9 +92,11 @@ class _Held:
 class _Together:
     """Generations that are written at the same time."""
 
-    def __init__(self, writer: Writer, arrivals: Arrivals, at_once: int, *, patient: bool) -> None:
+    def __init__(
+        self, writer: Writer, arrivals: Arrivals, at_once: int, *, patient: bool, weighed: bool
+    ) -> None:
         self._writer, self._arrivals, self._at_once = writer, arrivals, at_once
-        self._patient = patient
+        self._patient, self._weighed = patient, weighed
         self._held: list[_Held] = []
         self._reading: list[Generation] = []
         self._writing: list[Generation] = []
@@ -104,6 +112,8 @@ class _Together:
     def take_in(self) -> Written:
         """Begin as many as there is room for; none is left if there will be no more."""
         while self.count < self._at_once:
+            if self._weighed and self.count >= self._writer.worthwhile:
+                break
             coming = self._arrivals.take(not self.count)
             if coming is None:
                 break

@@ -15,6 +15,8 @@ from specx.engine.cost.staircase import CLIP, Staircase
 
 __all__ = ["CompanyCosts", "fill_rows", "fill_width"]
 
+COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+ALIKE = 0.95  # of the highest rate: more texts take more memory, and each is finished later
 RATE = 0.1  # weight of one step in the running estimate, once there were enough of them
 
 
@@ -47,6 +49,23 @@ class CompanyCosts:
         depths = self._depths(lengths, 1)
         costs = [self._alone(total, 0) + depths * total / n for total in range(n, rows + 1)]
         return np.array([*[np.inf] * n, *costs]) * self._ratio(n)
+
+    def best_count(self, most: int, length: int, host_ms: float = 0.0) -> int:
+        """The number of texts, at most `most`, that are written at the highest rate without drafts.
+
+        Of numbers whose rates are alike it is the smallest. It is `most` where nothing was measured.
+
+        Args:
+            most: at least 1.
+            length: tokens of each.
+            host_ms: time outside the forward call for each.
+        """
+        if not self._staircase.depths:
+            return most
+        deep = self._depths([length], 1)
+        counts = [n for n in COUNTS if n < most] + [most]
+        rates = [n / ((self._alone(n, 0) + n * deep) * self._ratio(n) + n * host_ms) for n in counts]
+        return next(n for n, rate in zip(counts, rates, strict=True) if rate >= ALIKE * max(rates))
 
     def observe(self, widths: Sequence[int], lengths: Sequence[int], ms: float) -> None:
         """A real step took `ms` milliseconds."""

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specx.backends.base import Vocab
 from specx.backends.store import Store
+from specx.drafters.base import Drafter
 from specx.drafters.calibration.free import Calibration
 from specx.drafters.calibration.model import ModelCalibration
+from specx.drafters.forced import ForcedDrafter
 from specx.drafters.free import FreeDrafter
 from specx.drafters.guesser import GuessCosts
 from specx.engine.cost.identity import Identity
@@ -24,11 +28,22 @@ from specx.engine.learned.corpora import Corpora
 from specx.engine.learned.lengths import Lengths
 from specx.engine.learned.records import TrackRecords
 
-__all__ = ["Learned"]
+__all__ = ["Learned", "StartingPoint", "kept_staircase"]
 
 HISTORY_TOKENS = 1 << 16  # of earlier answers; an automaton over them is built in some 30 ms
 SEPARATOR = -1  # no match spans it
 NO_TOKENS: NDArray[np.int32] = np.empty(0, np.int32)
+
+
+def kept_staircase(store: Store, key: str, staircase: Staircase) -> Staircase:
+    """`staircase` with what is kept of steps under `key`, if anything."""
+    data = store.load_json("staircase", key)
+    if data is not None:
+        try:
+            staircase.load_kept(data["steps"])
+        except (ValueError, TypeError, AttributeError, KeyError):
+            store.set_aside("staircase", key)
+    return staircase
 
 
 class Learned:
@@ -59,13 +74,7 @@ class Learned:
 
     def load_staircase(self, staircase: Staircase) -> Staircase:
         """`staircase` with what was measured before, if anything."""
-        data = self._store.load_json("staircase", self._cost_key)
-        if data is not None:
-            try:
-                staircase.load_kept(data["steps"])
-            except (ValueError, TypeError, AttributeError, KeyError):
-                self._store.set_aside("staircase", self._cost_key)
-        return staircase
+        return kept_staircase(self._store, self._cost_key, staircase)
 
     def save_staircase(self, staircase: Staircase) -> None:
         """Keep what was measured, beside what runs that allow wider steps have kept; what is wrong goes."""
@@ -206,3 +215,15 @@ class Learned:
 def _latest(before: NDArray[np.int32], after: NDArray[np.int32]) -> NDArray[np.int32]:
     """The last `HISTORY_TOKENS` of two stretches of tokens."""
     return np.concatenate((before, after))[-HISTORY_TOKENS:]
+
+
+@dataclass(frozen=True, slots=True)
+class StartingPoint:
+    """What drafters start from. Implements `registry.Known`."""
+
+    vocab: Vocab
+    learned: Learned
+
+    def free(self, sources: Sequence[str]) -> Drafter:
+        """A drafter of these free sources."""
+        return ForcedDrafter(self.learned.free_drafter(self.vocab.size, sources), self.vocab)

@@ -26,7 +26,7 @@ from specx.engine.session import Session
 from specx.engine.settings import Asked
 from specx.engine.setup.choice import Setup
 from specx.engine.setup.decide import decide
-from specx.engine.setup.explain import gibibytes
+from specx.engine.setup.explain import gibibytes, silent
 from specx.engine.setup.finder import Candidate, Finder, Unfit
 from specx.engine.setup.here import Here
 from specx.engine.setup.layers import model_layers, step_bytes
@@ -151,6 +151,8 @@ def make_plan(
                 session.staircase.load_json({})
             session.measure_staircase()
         setup, learned, staircase = session.setup or setup, session.learned, session.staircase
+        if asked.texts is None:  # that follows from the steps
+            setup = decide(asked, replace(here, notice=silent), timing=False)
     options, unfit = _options(setup, here.store, learned, staircase)
     devices = usable_devices()
     return PlanReport(

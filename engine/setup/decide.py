@@ -57,12 +57,13 @@ def decide(asked: Asked, here: Here, *, timing: bool = True) -> Setup:
         )
     wanted = wanted_load(info, asked)
     check_cache_of_model(info, wanted)
-    texts = choose_texts(info, asked, wanted)
-    wanted = replace(wanted, texts=texts.value)
     placed = _place(info, asked, wanted, here, timing=timing and asked.measure)
+    texts = choose_texts(info, asked, placed.load, here)
     kernels = placed.kernels.value if placed.kernels else None
     header = named.header if isinstance(named, NamedDraft) else None
-    fitted = fit_here(info, asked, placed.load, here, kernels=kernels, draft=header)
+    fitted = fit_here(
+        info, asked, replace(placed.load, texts=texts.value), here, kernels=kernels, draft=header
+    )
     threads, batch = choose_threads(asked, here.store, keys.threads_key(info, fitted.load, asked.kernels))
     load = replace(fitted.load, threads=threads.value, threads_batch=batch.value)
     draft = named.candidate if isinstance(named, NamedDraft) and fitted.draft else None

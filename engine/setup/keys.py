@@ -46,7 +46,10 @@ def _layers(load: Load) -> str:
 
 
 def _step_key(info: GGUFInfo, load: Load, layers: str) -> str:
-    """What the time of a step depends on but the context, the kernels and the threads."""
+    """What the time of a step depends on but the context, the kernels and the threads.
+
+    How many texts there is room for is no part of it: a step of one of them takes as long beside idle room.
+    """
     parts = (
         info.fingerprint,
         libllama.build_fingerprint(),
@@ -57,5 +60,4 @@ def _step_key(info: GGUFInfo, load: Load, layers: str) -> str:
         f"fa{load.flash_attn}",
         "swa" if load.swa_full else "",
     )
-    several = (f"x{load.texts}",) if load.texts > 1 else ()
-    return "-".join((*parts, *several))
+    return "-".join(parts)

@@ -343,6 +343,21 @@ def test_prompts_are_scored_whatever_is_cached():
     assert writes.result.tokens == session_tokens(prompt, SAMPLING[1], 30)[:9]
 
 
+@pytest.mark.parametrize(("rise", "texts"), [(0.0, 8), (10.0, 1), (0.25, 8)])
+def test_as_many_are_written_at_once_as_pay(rise, texts):
+    # Where a step of several costs as much as that of each, one after the other is as fast, and the first is
+    # finished sooner.
+    session = session_of(drafter="none", settings={"texts": None})
+    session.staircase.load_json({"0": {str(n): 10.0 + rise * (n - 1) for n in range(1, 65)}})
+    generations = requests_of(session, 9, n_predict=10)
+    shared = {chunk.step.texts for _, chunk in session.together(generations) if chunk.step}
+    assert max(shared) == texts
+    asked = session_of(drafter="none", settings={"texts": 8})
+    asked.staircase.load_json({"0": {str(n): 10.0 + rise * (n - 1) for n in range(1, 65)}})
+    shared = {chunk.step.texts for _, chunk in asked.together(requests_of(asked, 9)) if chunk.step}
+    assert max(shared) == 8
+
+
 class Dies:
     """A constraint that allows nothing from the eighth token on."""
 

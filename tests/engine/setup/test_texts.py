@@ -1,0 +1,88 @@
+"""How many texts there is room for: by what steps cost, and by memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from specx.backends.gguf.file import read_gguf
+from specx.backends.llama.memory import predict_memory
+from specx.backends.store import Store
+from specx.engine.settings import Asked
+from specx.engine.setup import keys
+from specx.engine.setup.decide import decide
+from specx.engine.setup.fit import SLACK, Room
+from specx.engine.setup.here import Here
+from specx.engine.setup.texts import UNTIMED, choose_texts
+from specx.engine.setup.wanted import wanted_load
+
+PLENTY = Room(1 << 45, 1 << 45, 1 << 45)
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 64)
+
+
+@pytest.fixture
+def info(tmp_path, write_model):
+    return read_gguf(write_model(tmp_path / "target.gguf", 64, layers=4))
+
+
+def chosen(info, here, room=PLENTY, **options):
+    asked = Asked(info.path, texts=None, threads=2, kernels="stock", n_ctx=512, **options)
+    return choose_texts(info, asked, wanted_load(info, asked), here, room)
+
+
+def timed(info, tmp_path, cost):
+    """Where steps of n tokens took `cost(n)` milliseconds."""
+    here = Here(Store(tmp_path / "store"))
+    load = wanted_load(info, Asked(info.path, threads=2, n_ctx=512))
+    steps = {str(n): cost(n) for n in WIDTHS}
+    key = keys.cost_key(info, load, "stock")
+    here.store.save_json("staircase", key, {"steps": {"0": steps, "288": steps}})
+    return here
+
+
+@pytest.mark.parametrize(
+    ("cost", "texts"),
+    [
+        (lambda n: 10.0, 64),  # the more the better
+        (lambda n: 10.0 * n, 1),  # nothing is gained
+        (lambda n: 10.0 if n <= 8 else 10.0 * n / 8, 8),
+        (lambda n: 10.0 + n, 48),  # 64 would gain 4% more
+    ],
+)
+def test_the_number_follows_from_what_steps_cost(info, tmp_path, cost, texts):
+    choice = chosen(info, timed(info, tmp_path, cost))
+    assert choice.value == texts
+    assert "as measured" in choice.why
+
+
+def test_until_steps_are_timed_it_is_a_moderate_number(info):
+    choice = chosen(info, Here(Store(None)))
+    assert (choice.value, choice.why) == (UNTIMED, "until steps have been timed here")
+
+
+def test_memory_bounds_it(info, tmp_path):
+    here = timed(info, tmp_path, lambda n: 10.0)
+    load = wanted_load(info, Asked(info.path, threads=2, kernels="stock", n_ctx=512))
+    need = predict_memory(info, replace(load, texts=5))
+    room = Room(round(need.working / SLACK) + 1000, 1 << 45, 1 << 45)
+    choice = chosen(info, here, room)
+    assert 2 <= choice.value <= 6
+    assert choice.why == "there is no memory for more that have a context of 512"
+    assert chosen(info, here, Room(1, 1 << 45, 1 << 45)).value == 1
+
+
+def test_no_more_than_there_are_and_one_where_widths_are_held(info, tmp_path):
+    here = timed(info, tmp_path, lambda n: 10.0)
+    assert chosen(info, here, answers=3).value == 3
+    assert chosen(info, here, exact=True).value == 1
+
+
+def test_what_is_decided_is_loaded(info):
+    asked = Asked(info.path, texts=None, n_ctx=512)
+    setup = decide(asked, Here(Store(None)))
+    assert setup.load.texts == setup.texts.value > 1
+    assert asked.texts is None
+    assert f"{setup.texts.value}, {setup.texts.why}" == setup.told()["texts"]
+    alone = decide(replace(asked, texts=1), Here(Store(None)))
+    assert setup.cost_key("stock") == alone.cost_key("stock")  # one staircase serves both
