@@ -17,6 +17,7 @@ from specx.cli.batch.job import Job
 from specx.cli.batch.options import BatchGenerationOptions, InputOptions, OutputOptions
 from specx.cli.batch.reading import Input, open_input, reading, settled
 from specx.cli.generation import Request, requested
+from specx.cli.options.parallel import read_texts
 from specx.cli.options.read import DraftOptions, ModelOptions, SamplingOptions, read_asked, with_options
 from specx.cli.terminal.files import check_folder
 from specx.engine.batch.items import Reader, Reading
@@ -54,20 +55,12 @@ def batch(
     """
     model, source = settled(model, source)
     request = requested(sampling, generation)
-    asked = replace(read_asked(model, draft), texts=_at_once(source.parallel))
+    asked = replace(read_asked(model, draft), texts=read_texts(source.parallel))
     with ExitStack() as open_files:
         job = prepare(asked, request, source, _checked(output), open_files)
         code = job.run()
     if code:
         raise typer.Exit(code)
-
-
-def _at_once(parallel: str) -> int | None:
-    if parallel == "auto":
-        return None
-    if not parallel.isdecimal() or not 1 <= int(parallel) <= 256:
-        raise UsageError(f"--parallel is {parallel!r}", "give auto, or a number from 1 to 256")
-    return int(parallel)
 
 
 def _checked(output: OutputOptions) -> OutputOptions:

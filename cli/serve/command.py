@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from specx.backends.errors import SpecxError, UsageError
+from specx.cli.options.parallel import read_texts
 from specx.cli.options.read import (
     DraftOptions,
     ModelOptions,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["ServeOptions", "register", "serve"]
 
 PORT = 8080
-MOST_TEXTS = 256
 """As many as llama.cpp has room for."""
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
@@ -147,19 +147,10 @@ def serve(model: ModelOptions, draft: DraftOptions, sampling: SamplingOptions, o
     from specx.cli.generation import load_session
     from specx.cli.serve.run import Life
 
-    asked = replace(read_asked(model, draft), texts=_texts(options.parallel))
+    asked = replace(read_asked(model, draft), texts=read_texts(options.parallel))
     api = _api(options, sampling_settings(sampling), options.alias or asked.model.stem, log=model.verbose)
     places = _listen(options)
     Life(api, places, lambda: load_session(asked), most_waiting=options.queue).run()
-
-
-def _texts(parallel: str) -> int | None:
-    """How many texts at once; None for as many as pay and fit."""
-    if parallel in ("auto", "-1"):
-        return None
-    if not parallel.isdecimal() or not 1 <= int(parallel) <= MOST_TEXTS:
-        raise UsageError(f"-np/--parallel is {parallel!r}", f"give a number from 1 to {MOST_TEXTS}, or auto")
-    return int(parallel)
 
 
 def _api(options: ServeOptions, sampling: SamplingSettings, name: str, *, log: bool) -> Api:
