@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NoReturn
 
@@ -37,15 +37,16 @@ OPENAI, BODY, ROW = "openai", "body", "row"
 DUPLICATE = "duplicate_custom_id"
 UNUSED = frozenset({"stream", "stream_options"})  # a batch gives whole answers
 ENVELOPE = frozenset({"body", "url", "method"})
+BLANK = "0" * 16  # digest of an empty line
 BIGGEST_SEED = 1 << 53  # the whole numbers that JSON carries everywhere
 
 Problem = tuple[str, str | None]
 """What is wrong with an item, and a word for programs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Item:
-    """One request.
+    """One request. Nothing changes it once it was read.
 
     Attributes:
         number: its place among the items, from 0.
@@ -64,7 +65,7 @@ class Item:
     number: int
     line: int
     form: str
-    digest: str
+    digest: str = ""
     path: str = CHAT
     body: Any = None
     custom_id: Any = None
@@ -152,7 +153,7 @@ class Reader:
             if line.content.strip():
                 yield self._finished(self._of_line(line))
             elif self._how.keep_blank:
-                yield self._finished(Item(0, line.number, ROW, _digest("blank"), blank=True))
+                yield self._finished(Item(0, line.number, ROW, BLANK, blank=True))
 
     def _check_columns(self, columns: tuple[str, ...]) -> None:
         template = self._how.template
@@ -166,21 +167,22 @@ class Reader:
             )
 
     def _of_line(self, line: Line) -> Item:
-        how = self._how
-        item = Item(0, line.number, self._form, _digest_of(line.content))
+        item = Item(0, line.number, self._form)
         try:
             if not line.whole:
-                raise _ProblemError(f"it is longer than {how.longest:,} bytes")
+                raise _ProblemError(f"it is longer than {self._how.longest:,} bytes")
             text = decoded(line.content)
-            if how.format == "lines":
-                return self._of_text(replace(item, form=ROW), text, dict.fromkeys(LINE_FIELDS, text))
-            return self._of_value(item, _parsed(text))
+            if self._how.format == "lines":
+                self._of_text(item, text, dict.fromkeys(LINE_FIELDS, text))
+            else:
+                self._of_value(item, _parsed(text))
         except (_ProblemError, ValueError) as problem:
-            form = ROW if how.format == "lines" else self._form
-            return replace(item, form=form, problem=(f"line {line.number}: {problem}", None))
+            item.problem = (f"line {line.number}: {problem}", None)
+            item.digest = _digest_of(line.content)
+        return item
 
-    def _of_text(self, item: Item, text: str, values: Mapping[str, Any]) -> Item:
-        """An item of a plain line, a row or an object that a template is filled from."""
+    def _of_text(self, item: Item, text: str, values: Mapping[str, Any]) -> None:
+        """The request of a plain line, a row or an object that a template is filled from."""
         template = self._how.template
         if template is not None:
             try:
@@ -188,32 +190,35 @@ class Reader:
             except KeyError as missing:
                 raise _ProblemError(f"there is no field {missing.args[0]!r}") from None
         if not self._how.chat:
-            return self._asked(item, COMPLETIONS, {"prompt": text})
+            self._ask(item, COMPLETIONS, {"prompt": text})
+            return
         system = [] if self._how.system is None else [{"role": "system", "content": self._how.system}]
-        return self._asked(item, CHAT, {"messages": [*system, {"role": "user", "content": text}]})
+        self._ask(item, CHAT, {"messages": [*system, {"role": "user", "content": text}]})
 
-    def _of_value(self, item: Item, value: Any) -> Item:
-        """An item of a JSON value."""
+    def _of_value(self, item: Item, value: Any) -> None:
+        """The request of a JSON value."""
         if not isinstance(value, dict):
             raise _ProblemError("it is no JSON object")
         if ENVELOPE & value.keys() and "messages" not in value and "prompt" not in value:
-            self._form = OPENAI
-            return self._of_envelope(replace(item, form=OPENAI), value)
-        self._form = BODY if self._how.template is None else ROW
-        item = replace(item, form=self._form, custom_id=value.get("custom_id"))
+            self._form = item.form = OPENAI
+            self._of_envelope(item, value)
+            return
+        self._form = item.form = BODY if self._how.template is None else ROW
+        item.custom_id = value.get("custom_id")
         if item.custom_id is not None and not isinstance(item.custom_id, str):
-            return replace(item, problem=(f"line {item.line}: custom_id is no string", None))
+            raise _ProblemError("custom_id is no string")
         if self._how.template is not None:
-            return self._of_text(item, "", value)
+            self._of_text(item, "", value)
+            return
         body = {name: own for name, own in value.items() if name != "custom_id"}
         if ("messages" in body) == ("prompt" in body):
             both = "both messages and a prompt" if "messages" in body else "neither messages nor a prompt"
-            return replace(item, problem=(f"line {item.line}: it has {both}", None))
-        return self._asked(item, CHAT if "messages" in body else COMPLETIONS, body)
+            raise _ProblemError(f"it has {both}")
+        self._ask(item, CHAT if "messages" in body else COMPLETIONS, body)
 
-    def _of_envelope(self, item: Item, value: Mapping[str, Any]) -> Item:
-        """An item of a line of OpenAI's batches."""
-        item = replace(item, custom_id=value.get("custom_id"))
+    def _of_envelope(self, item: Item, value: Mapping[str, Any]) -> None:
+        """The request of a line of OpenAI's batches."""
+        item.custom_id = value.get("custom_id")
         method, path = value.get("method", "POST"), value.get("url")
         problem = None
         if not isinstance(item.custom_id, str):
@@ -225,40 +230,45 @@ class Reader:
         elif not isinstance(value.get("body"), dict):
             problem = "body is no object" if "body" in value else "body is missing"
         if problem is not None:
-            return replace(item, problem=(f"line {item.line}: {problem}", None))
-        return self._asked(item, str(path), value["body"])
+            raise _ProblemError(problem)
+        self._ask(item, str(path), value["body"])
 
     def _of_row(self, row: Row) -> Item:
         assert self.table is not None
-        item = Item(0, row.line, ROW, _digest(row.cells), cells=row.cells)
+        item = Item(0, row.line, ROW, cells=row.cells)
         if row.problem is not None:
-            return replace(item, problem=(f"line {row.line}: {row.problem}", None))
+            item.problem = (f"line {row.line}: {row.problem}", None)
+            item.digest = _digest(row.cells)
+            return item
         values = dict(zip(self.table.columns, row.cells, strict=True))
-        return self._of_text(item, values.get("prompt", ""), values)
+        self._of_text(item, values.get("prompt", ""), values)
+        return item
 
-    def _asked(self, item: Item, path: str, body: Mapping[str, Any]) -> Item:
-        """`item` with its request; a digest of all that makes its answer, but not of the spelling."""
+    def _ask(self, item: Item, path: str, body: Mapping[str, Any]) -> None:
+        """Give `item` its request, and a digest of all that makes its answer, but not of the spelling."""
         try:
-            digest = _digest(item.custom_id, path, body)
+            item.digest = _digest(item.custom_id, path, body)
         except (RecursionError, ValueError) as problem:
             raise _ProblemError("it is nested too deep") from problem
-        own = {name: value for name, value in body.items() if name not in UNUSED}
-        missing = {name: value for name, value in self._how.fields.items() if own.get(name) is None}
-        return replace(item, digest=digest, path=path, body={**own, **missing})
+        item.path = path
+        item.body = {name: value for name, value in body.items() if name not in UNUSED}
+        for name, value in self._how.fields.items():
+            if item.body.get(name) is None:
+                item.body[name] = value
 
     def _finished(self, item: Item) -> Item:
-        """`item` with its number, unlike every other before it."""
+        """`item` with its number, and unlike every other before it."""
         named = isinstance(item.custom_id, str)
         first = self._ids.setdefault(hash(item.custom_id), item.line) if named else item.line
         if first != item.line:
             text = f'custom_id "{item.custom_id}" is on line {first} and again on line {item.line}'
-            item = replace(item, problem=(text, DUPLICATE))
+            item.problem = (text, DUPLICATE)
         if not named or first != item.line:
             before = self._seen.get(item.digest, 0)
             self._seen[item.digest] = before + 1
             if before:
-                item = replace(item, digest=_digest(item.digest, before))
-        item = replace(item, number=self._number)
+                item.digest = _digest(item.digest, before)
+        item.number = self._number
         self._number += 1
         return item
 

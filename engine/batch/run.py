@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from specx.backends.errors import SpecxError, unexpected
@@ -174,8 +174,10 @@ class Run:
                 return
             if item.problem is not None:
                 raise RequestError(item.problem[0], code=item.problem[1])
-            sampling = replace(self._defaults.sampling, seed=item.seed(self._seed))
-            ask = read_ask(item.body, item.path, replace(self._defaults, sampling=sampling))
+            body = item.body
+            if body.get("seed") is None:
+                body = {**body, "seed": item.seed(self._seed)}
+            ask = read_ask(body, item.path, self._defaults)
             pending.exchange = Exchange(self._session, ask, id=_response_id(item))
         except RequestError as problem:
             self._answer(pending, Answered.refused(item, problem))
