@@ -21,7 +21,7 @@ class Output:
         records: takes them.
         journal: takes which items they answer, where they do not say so themselves.
         errors: the file that takes what failed, where records have no room for it; made with the first error.
-        keep_errors: bytes of it that stay.
+        errors_size: bytes that it has.
         begin: write what an output begins with.
 
     Attributes:
@@ -35,13 +35,13 @@ class Output:
         *,
         journal: Sink | None = None,
         errors: Path | None = None,
-        keep_errors: int = 0,
+        errors_size: int = 0,
         failed: int = 0,
         begin: bool = False,
     ) -> None:
         self.failed = failed
         self._form, self._records, self._journal = form, records, journal
-        self._errors_path, self._errors_size = errors, keep_errors
+        self._errors_path, self._errors_size = errors, errors_size
         self._errors: Sink | None = None
         if begin:
             records.write(form.header())
@@ -71,7 +71,6 @@ class Output:
     def _write_error(self, path: Path, answered: Answered) -> None:
         if self._errors is None:
             self._errors = Sink(path, path.name)
-            self._errors.cut(self._errors_size)
         self._errors.write(error_record(answered))
         self._errors_size = self._errors.size
 
@@ -113,7 +112,7 @@ def open_output(records: Sink, path: Path, form: Form, made: Made, found: Finish
         records,
         journal=journal,
         errors=errors,
-        keep_errors=found.errors,
+        errors_size=found.errors,
         failed=found.failed,
         begin=records.size == 0,
     )

@@ -65,8 +65,11 @@ class Form:
             return "\n".join(lines).encode()  # the last line has no end
         if self.name.startswith("table"):
             rows = [f'{i},"say {word.replace(chr(34), chr(34) * 2)}\nor not"' for i, word in enumerate(words)]
+            rows[3::7] = ["too,many,cells"] * len(rows[3::7])
             return "\r\n".join(["number,text", *rows]).encode() + b"\r\n"
-        return "\n".join(words).encode() + b"\n\n\xff\n"
+        data = [word.encode() for word in words]
+        data[3::7] = [b"\xff"] * len(data[3::7])
+        return b"\n".join(data) + b"\n\n"
 
     def seen(self, output):
         """The lines of an output, without what a clock says."""
@@ -90,8 +93,14 @@ FORMS = (
     Form("openai unordered", ".jsonl", ("--unordered",), ordered=False, exit_code=3),
     Form("text", ".txt", ("--text", "-n", "6"), exit_code=3),
     Form("jsonl of lines", ".txt", ("-n", "6", "-k", "2"), exit_code=3),
-    Form("table", ".csv", ("--template", "{text}", "-n", "6")),
-    Form("table unordered", ".csv", ("--template", "{text}", "-n", "6", "--unordered"), ordered=False),
+    Form("table", ".csv", ("--template", "{text}", "-n", "6"), exit_code=3),
+    Form(
+        "table unordered",
+        ".csv",
+        ("--template", "{text}", "-n", "6", "--unordered"),
+        ordered=False,
+        exit_code=3,
+    ),
 )
 
 
@@ -159,6 +168,8 @@ class Faults:
         arguments = ["batch", self.model, source, "-o", output, "-s", "7", "--resume", "-q", "--parallel"]
         arguments += [self.chance.choice((1, 3, 8)), *form.arguments]
         writes, part = self.chance.randint(1, 40), self.chance.random()
+        if way == "between" or (way == "power" and part < 0.5):
+            part = 1.0
         pid = os.fork()
         if pid == 0:
             code = 99
@@ -167,7 +178,7 @@ class Faults:
                 os.dup2(null, 1)
                 os.dup2(os.open(self.folder / "stderr", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
                 if way in ("torn", "between", "power"):
-                    _kill_at(writes, part if way != "between" else 1.0)
+                    _kill_at(writes, part)
                 elif way == "moment":
                     os.environ["SCRIPTED_DELAY"] = "0.002"
                 from specx.cli.app import run
