@@ -236,9 +236,9 @@ class Service:
         with self._changed:
             receivers = {id(each.receiver): each.receiver for each in self._open.values()}
             generations = list(self._open)
-        self.cancel(generations)
-        for receiver in receivers.values():
+        for receiver in receivers.values():  # before what is cancelled ends, so that this is what they hear
             receiver.fail(why)
+        self.cancel(generations)
 
     def run(self) -> None:
         """Write what is submitted, until `finish` or `drop`.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -20,18 +22,20 @@ from specx.cli.options.read import (
     sampling_settings,
     with_options,
 )
+from specx.cli.resident.background import begin, command_line, show_servers, stop_servers, told
+from specx.cli.resident.options import ResidentOptions
+from specx.cli.resident.place import Place, Record, place_of
 from specx.cli.terminal.console import notice, write
 from specx.cli.terminal.files import check_folder, read_text
 
 if TYPE_CHECKING:
     from specx.cli.serve.routes import Api
     from specx.cli.serve.run import Places
-    from specx.engine.settings import SamplingSettings
+    from specx.engine.settings import Asked, SamplingSettings
 
 __all__ = ["ServeOptions", "register", "serve"]
 
 PORT = 8080
-"""As many as llama.cpp has room for."""
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
@@ -138,19 +142,72 @@ def register(app: typer.Typer) -> None:
 
 
 @with_options
-def serve(model: ModelOptions, draft: DraftOptions, sampling: SamplingOptions, options: ServeOptions) -> None:
+def serve(
+    model: ModelOptions,
+    draft: DraftOptions,
+    sampling: SamplingOptions,
+    options: ServeOptions,
+    resident: ResidentOptions,
+) -> None:
     """Answer other programs, over HTTP and as OpenAI's API does.
 
     Nothing beyond this machine can ask unless --host says so. Ctrl-C stops it. Sampling options hold where a
-    request does not say.
+    request does not say. `specx complete` and `specx chat` use its model instead of loading it, if they ask
+    for the same.
     """
+    if _is_about_others(model, resident):
+        return
+    asked = replace(read_asked(model, draft), texts=read_texts(options.parallel))
+    chosen, idle_s = sampling_settings(sampling), resident.idle_s
+    _check(options)
+    place = place_of(asked, make=True) if resident.background else _place(asked)
+    if resident.background and place is not None and not begin(place):
+        return
     from specx.cli.generation import load_session
     from specx.cli.serve.run import Life
 
-    asked = replace(read_asked(model, draft), texts=read_texts(options.parallel))
-    api = _api(options, sampling_settings(sampling), options.alias or asked.model.stem, log=model.verbose)
-    places = _listen(options)
-    Life(api, places, lambda: load_session(asked), most_waiting=options.queue).run()
+    api = _api(options, chosen, options.alias or asked.model.stem, log=model.verbose)
+    places = _listen(options, place, alone=resident.background)
+    life = Life(api, places, lambda: load_session(asked), most_waiting=options.queue, idle_s=idle_s)
+    with ExitStack() as stack:
+        if place is not None and places.resident is not None:
+            log = place.log if resident.background else None
+            stack.enter_context(
+                told(Record(place, os.getpid(), asked.model, command_line(), log=log, idle_s=idle_s))
+            )
+        life.run()
+
+
+def _is_about_others(model: ModelOptions, resident: ResidentOptions) -> bool:
+    """List or end servers that run already, if that is asked for."""
+    if resident.status:
+        show_servers()
+    elif resident.stop:
+        named = model.model or model.model_flag or model.hf_repo
+        stop_servers(read_asked(model).model if named else None)
+    return resident.status or resident.stop
+
+
+def _place(asked: Asked) -> Place | None:
+    """Where commands look for this model; None where nothing can be told them."""
+    try:
+        return place_of(asked, make=True)
+    except SpecxError as problem:
+        notice(f"specx's own commands cannot use this server: {problem.message}")
+        return None
+
+
+def _check(options: ServeOptions) -> None:
+    """Raises UsageError if a value makes no sense."""
+    for flag, value, lowest in (("--queue", options.queue, 0), ("-n/--n-predict", options.n_predict, -1)):
+        if value < lowest:
+            raise UsageError(f"{flag} is {value}", f"give a number of at least {lowest}")
+    if not options.timeout > 0:
+        raise UsageError(f"-to/--timeout is {options.timeout:g}", "give a number of seconds above 0")
+    if options.alias is not None and not options.alias.strip():
+        raise UsageError("-a/--alias is empty", "leave it out, or give a name")
+    if options.port is not None and not 0 <= options.port <= 65535:
+        raise UsageError(f"--port is {options.port}", "give a number from 0 to 65535")
 
 
 def _api(options: ServeOptions, sampling: SamplingSettings, name: str, *, log: bool) -> Api:
@@ -160,13 +217,6 @@ def _api(options: ServeOptions, sampling: SamplingSettings, name: str, *, log: b
     from specx.cli.serve.routes import Api
     from specx.engine.api.asks import Defaults
 
-    for flag, value in (("--queue", options.queue), ("-n/--n-predict", options.n_predict + 1)):
-        if value < 0:
-            raise UsageError(f"{flag} is too low", "see `specx serve --help`")
-    if not options.timeout > 0:
-        raise UsageError(f"-to/--timeout is {options.timeout:g}", "give a number of seconds above 0")
-    if options.alias is not None and not options.alias.strip():
-        raise UsageError("-a/--alias is empty", "leave it out, or give a name")
     policy = Policy(_keys(options), _origins(options.cors or ()), is_loopback(options.host), options.timeout)
     limit = None if options.n_predict < 0 else options.n_predict
     defaults = Defaults(sampling=sampling, n_predict=limit, model=name)
@@ -204,26 +254,43 @@ def _report(problem: Exception) -> None:
     notice(f"a request failed with an unexpected {type(problem).__name__}{where}: please report it")
 
 
-def _listen(options: ServeOptions) -> Places:
-    from specx.cli.serve.listen import UnixSocket, is_loopback, listen_tcp
+def _listen(options: ServeOptions, place: Place | None, *, alone: bool) -> Places:
+    """Every place where it is to listen.
+
+    Args:
+        options: what was asked.
+        place: where commands of this user look for the model.
+        alone: there only, unless more is asked for.
+    """
+    from specx.cli.serve.listen import ListenError, UnixSocket, listen_tcp
     from specx.cli.serve.run import Places
 
-    tcp = options.port is not None or options.socket is None
-    port = PORT if options.port is None else options.port
-    if not 0 <= port <= 65535:
-        raise UsageError(f"--port is {port}", "give a number from 0 to 65535")
-    if options.socket is not None:
-        check_folder(options.socket)
-    places = Places(listen_tcp(options.host, port) if tcp else [])
+    places = Places()
     try:
+        if options.port is not None or not (alone or options.socket):
+            places = Places(listen_tcp(options.host, PORT if options.port is None else options.port))
         if options.socket is not None:
-            places = Places(places.tcp, UnixSocket(options.socket))
+            check_folder(options.socket)
+            places = replace(places, unix=[UnixSocket(options.socket)])
+        if place is not None:
+            try:
+                places = replace(places, resident=UnixSocket(place.socket))
+            except ListenError:
+                if alone:
+                    raise  # else another server of this model is asked, which is as good
     except SpecxError:
         places.remove()
         raise
-    if tcp and not is_loopback(options.host):
+    _tell(options, places)
+    return places
+
+
+def _tell(options: ServeOptions, places: Places) -> None:
+    """What somebody must know of where it listens."""
+    from specx.cli.serve.listen import is_loopback
+
+    if places.tcp and not is_loopback(options.host):
         keyless = "" if _keys(options) else ", and no --api-key is needed"
         notice(f"other machines can ask at {places.names[0]}{keyless}")
-    if options.port == 0:
+    if places.tcp and options.port == 0:
         write(f"{places.names[0]}\n")
-    return places

@@ -19,27 +19,37 @@ class Gone(Exception):  # noqa: N818 -- nothing is wrong
     """Who asked is no longer there."""
 
 
+EVERY_S = 0.02
+"""Least seconds between two looks at what has come, but for an end.
+
+An eye sees no difference, and a loop that is woken at each step of a small model takes time from the threads
+that compute."""
+
+
 class Mailbox:
     """Chunks for one request, in order. Filled from any thread, emptied in the event loop. A `Receiver`.
 
-    The loop is woken once for all that has come until it looks.
+    The loop is woken for the first one and for those that end a text, and looks at the rest every `EVERY_S`.
 
     Args:
-        each: wake it for every chunk; otherwise for those that end a text.
+        each: wake it for the first one, too.
     """
 
     def __init__(self, *, each: bool) -> None:
-        self._each = each
         self._loop = asyncio.get_running_loop()
         self._items: deque[tuple[Generation, Chunk]] = deque()
         self._event = asyncio.Event()
-        self._woken = False
+        self._each = each
+        self._wakes = each  # whether a chunk that ends nothing wakes the loop
+        self._looked = 0.0
         self._ended: Exception | None = None
 
     def add(self, generation: Generation, chunk: Chunk) -> None:
         """What a step added."""
+        if self._ended is not None:
+            return
         self._items.append((generation, chunk))
-        if self._each or chunk.last:
+        if chunk.last or self._wakes:
             self._wake()
 
     def fail(self, problem: SpecxError) -> None:
@@ -53,10 +63,9 @@ class Mailbox:
         self._wake()
 
     def _wake(self) -> None:
-        if not self._woken:
-            self._woken = True
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                self._loop.call_soon_threadsafe(self._event.set)
+        self._wakes = False
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._event.set)
 
     async def take(self, wait_s: float) -> list[tuple[Generation, Chunk]]:
         """What has come, oldest first; nothing after so many seconds without anything.
@@ -65,12 +74,20 @@ class Mailbox:
             SpecxError: nothing more comes.
             Gone: nobody wants it any more.
         """
+        await self._wait(self._looked + EVERY_S - self._loop.time())
+        self._wakes = self._each
         if not self._items and self._ended is None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._event.wait()
-        self._woken = False
-        self._event.clear()
+            await self._wait(wait_s)
+        self._wakes = False
+        self._looked = self._loop.time()
         if self._ended is not None and (isinstance(self._ended, Gone) or not self._items):
             raise self._ended
         return [self._items.popleft() for _ in range(len(self._items))]
+
+    async def _wait(self, seconds: float) -> None:
+        """Until it is woken, or for so long."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._event.wait()
+        self._event.clear()

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
+from specx.cli.resident.routes import ResidentRoutes
 from specx.cli.serve import metrics
 from specx.cli.serve.answer import Answer
 from specx.cli.serve.gate import Gate, Policy, read_json
@@ -43,7 +44,10 @@ class Api:
     Attributes:
         service: what writes; None while the model is being loaded.
         app: the ASGI application.
+        stop: ends the server in order.
     """
+
+    stop: Callable[[], None]
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Api:
             Route("/slots", self._slots, methods=["GET"]),
             Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/detokenize", self._detokenize, methods=["POST"]),
+            *ResidentRoutes(lambda: self.service, self._end).routes(),
         ]
         self.app: ASGIApp = Gate(Router(routes, redirect_slashes=False), policy, report, log)
         if policy.origins:
@@ -157,6 +162,9 @@ class Api:
                 raise RequestError(f"tokens must be ids from 0 to {vocab.size - 1}", "tokens")
         text = b"".join(vocab.piece(token, special=True) for token in tokens)
         return JSONResponse({"content": text.decode("utf-8", "replace")})
+
+    def _end(self) -> None:
+        self.stop()
 
     def _ready(self) -> Service:
         if self.service is None:

@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Life", "Places"]
 
+SWITCH_S = 5e-4
+"""Seconds that Python may be busy with a request before the thread that writes comes to its turn."""
+
 GRACE_S = 8.0
 """Seconds in which texts may be finished once the server is told to stop."""
 
@@ -37,28 +41,32 @@ class Places:
 
     Attributes:
         tcp: sockets that listen on TCP.
-        unix: one that listens on a path; None if it does not.
+        unix: those that listen on a path.
+        resident: one of them, where the commands of this user look for the model; None if there is none.
     """
 
-    tcp: list[socket.socket]
-    unix: UnixSocket | None = None
+    tcp: Sequence[socket.socket] = ()
+    unix: Sequence[UnixSocket] = ()
+    resident: UnixSocket | None = None
 
     @property
     def sockets(self) -> list[socket.socket]:
         """All of them."""
-        return self.tcp + ([self.unix.listener] if self.unix else [])
+        own = () if self.resident is None else (self.resident,)
+        return [*self.tcp, *(each.listener for each in (*self.unix, *own))]
 
     @property
     def names(self) -> list[str]:
         """What to tell a client."""
-        return [*map(address_of, self.tcp), *([str(self.unix.path)] if self.unix else [])]
+        given = [*map(address_of, self.tcp), *(str(each.path) for each in self.unix)]
+        return given or [str(self.resident.path) if self.resident else "no place"]
 
     def remove(self) -> None:
         """Nobody listens there any more."""
         for each in self.sockets:
             each.close()
-        if self.unix is not None:
-            self.unix.remove()
+        for listener in (*self.unix, *([self.resident] if self.resident else [])):
+            listener.remove()
 
 
 class Life:
@@ -83,6 +91,7 @@ class Life:
     ) -> None:
         self._api, self._places, self._open_session = api, places, open_session
         self._most_waiting, self._idle_s = most_waiting, idle_s
+        api.stop = self.stop
         self._server = server_of(api.app, patience_s=GRACE_S + 2)
         self._problem: SpecxError | None = None
         self._stopping = False
@@ -93,6 +102,7 @@ class Life:
         Raises:
             SpecxError: the model cannot be loaded, or what was learned cannot be kept.
         """
+        sys.setswitchinterval(SWITCH_S)
         try:
             asyncio.run(self._live())
         finally:

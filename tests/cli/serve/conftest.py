@@ -64,7 +64,7 @@ class Served:
         tcp = listen_tcp("127.0.0.1", 0)
         self.url = address_of(tcp[0])
         self.port = tcp[0].getsockname()[1]
-        self.places = Places(tcp, UnixSocket(socket) if socket else None)
+        self.places = Places(tcp, [UnixSocket(socket)] if socket else [])
         self.life = Life(self.api, self.places, load, most_waiting=most_waiting, idle_s=idle_s)
         self.problem = None
         self.thread = threading.Thread(target=self._run)
