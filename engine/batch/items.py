@@ -136,7 +136,8 @@ class Reader:
         self._number = 0
         self._ids: dict[int, int] = {}  # hash of a custom_id -> its line
         self._seen: dict[str, int] = {}  # digest -> items with it so far
-        self._form = BODY if how.template is None else ROW  # of the lines so far: what a broken one takes
+        bodies = how.format == "jsonl" and how.template is None
+        self._form = BODY if bodies else ROW  # of the lines so far: what a broken one takes
         self.table: Table | None = None
         if how.format in ("csv", "tsv"):
             self.table = Table(lines, name=how.name, tabs=how.format == "tsv")
@@ -264,7 +265,7 @@ class Reader:
             text = f'custom_id "{item.custom_id}" is on line {first} and again on line {item.line}'
             item.problem = (text, DUPLICATE)
         if not named or first != item.line:
-            before = self._seen.get(item.digest, 0)
+            before = self._seen.get(item.digest, int(named))
             self._seen[item.digest] = before + 1
             if before:
                 item.digest = _digest(item.digest, before)

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from specx.backends.errors import UsageError
 from specx.engine.batch.source import LONGEST, Line
@@ -26,7 +27,10 @@ class Dialect:
     def row(self, cells: Sequence[str]) -> bytes:
         """A row as a table has it; a cell is quoted where it must be."""
         text = io.StringIO()
-        csv.writer(text, delimiter=self.delimiter, lineterminator=self.end).writerow(cells)
+        # By itself the writer leaves a lone carriage return unquoted, which a reader takes for the row's end.
+        quoting: Literal[0, 1] = csv.QUOTE_ALL if any("\r" in cell for cell in cells) else csv.QUOTE_MINIMAL
+        writer = csv.writer(text, delimiter=self.delimiter, lineterminator=self.end, quoting=quoting)
+        writer.writerow(cells)
         return text.getvalue().encode(errors=KEPT)
 
 
