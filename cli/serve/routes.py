@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
 from specx.cli.resident.routes import ResidentRoutes
-from specx.cli.serve import metrics
+from specx.cli.serve import metrics, tokens
 from specx.cli.serve.answer import Answer
 from specx.cli.serve.gate import Gate, Policy, read_json
 from specx.engine.api.asks import CHAT, COMPLETIONS, Defaults, read_ask
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Api"]
 
 LOADING = "the model is being loaded"
-MOST_TEXT = 1_000_000  # token ids that are turned into text at once
 
 
 class Api:
@@ -70,6 +69,7 @@ class Api:
             Route("/slots", self._slots, methods=["GET"]),
             Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/detokenize", self._detokenize, methods=["POST"]),
+            Route("/tokenizer_info", self._tokenizer, methods=["GET"]),
             *ResidentRoutes(lambda: self.service, self._end).routes(),
         ]
         self.app: ASGIApp = Gate(Router(routes, redirect_slashes=False), policy, report, log)
@@ -134,34 +134,15 @@ class Api:
         return JSONResponse(slots)
 
     async def _tokenize(self, request: Request) -> Response:
-        session = self._ready().session
-        body = await self._body(request)
-        content = body.get("content") if isinstance(body, dict) else None
-        flags = {name: body.get(name, default) for name, default in FLAGS} if content is not None else {}
-        if not isinstance(content, str) or not all(isinstance(value, bool) for value in flags.values()):
-            raise RequestError("content must be a string, and the rest true or false", "content")
-        pieces = flags.pop("with_pieces")
-        try:
-            text = content.encode()
-        except UnicodeEncodeError:
-            raise RequestError("content is not valid Unicode", "content") from None
-        ids = await run_in_threadpool(session.vocab.tokenize, text, **flags)
-        shown = (
-            [{"id": token, "piece": _piece(session.vocab.piece(token))} for token in ids] if pieces else ids
-        )
-        return JSONResponse({"tokens": shown})
+        session, body = self._ready().session, await self._body(request)
+        return JSONResponse(await run_in_threadpool(tokens.tokenize, session, body))
 
     async def _detokenize(self, request: Request) -> Response:
-        vocab = self._ready().session.vocab
-        body = await self._body(request)
-        tokens = body.get("tokens") if isinstance(body, dict) else None
-        if not isinstance(tokens, list) or len(tokens) > MOST_TEXT:
-            raise RequestError("tokens must be a list of token ids", "tokens")
-        for token in tokens:
-            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab.size:
-                raise RequestError(f"tokens must be ids from 0 to {vocab.size - 1}", "tokens")
-        text = b"".join(vocab.piece(token, special=True) for token in tokens)
-        return JSONResponse({"content": text.decode("utf-8", "replace")})
+        session, body = self._ready().session, await self._body(request)
+        return JSONResponse(await run_in_threadpool(tokens.detokenize, session, body))
+
+    async def _tokenizer(self, _request: Request) -> Response:
+        return JSONResponse(tokens.tokenizer_body(self._ready().session))
 
     def _end(self) -> None:
         self.stop()
@@ -175,18 +156,6 @@ class Api:
         return await read_json(request.scope, request.receive, self._policy.timeout_s)
 
 
-FLAGS = (("add_special", False), ("parse_special", True), ("with_pieces", False))
-"""What may be said about tokenizing, and what holds otherwise."""
-
-
 def _both(path: str, endpoint: Callable[[Request], Any], method: str) -> list[Route]:
     """With /v1 before it, and without."""
     return [Route(prefix + path, endpoint, methods=[method]) for prefix in ("/v1", "")]
-
-
-def _piece(piece: bytes) -> str | list[int]:
-    """As text, or as bytes if it is only part of a character."""
-    try:
-        return piece.decode()
-    except UnicodeDecodeError:
-        return list(piece)

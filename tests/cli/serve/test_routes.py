@@ -93,11 +93,23 @@ def test_properties_are_those_that_llama_cpp_names(serve):
 def test_tokens_and_text(serve):
     server = serve()
     tokens = server.post("/tokenize", {"content": "the cat"}).json()["tokens"]
-    assert server.post("/detokenize", {"tokens": tokens}).json() == {"content": "the cat"}
+    text = server.post("/detokenize", {"tokens": tokens}).json()
+    assert text["content"] == text["prompt"] == "the cat"
+    counted = server.post("/tokenize", {"prompt": "the cat", "add_special_tokens": False}).json()
+    assert counted == {"tokens": tokens, "count": len(tokens), "max_model_len": 4096}
+    assert "chat_template" in server.client.get("/tokenizer_info").json()
     pieces = server.post("/tokenize", {"content": "é", "with_pieces": True}).json()["tokens"]
     assert [piece["piece"] for piece in pieces] == [[0xC3], [0xA9]]
     assert [piece["id"] for piece in pieces] == server.post("/tokenize", {"content": "é"}).json()["tokens"]
-    for body in ({}, [], {"content": 5}, {"content": "x", "add_special": 1}, {"content": "\ud800"}, None):
+    for body in (
+        {},
+        [],
+        {"content": 5},
+        {"content": "x", "add_special": 1},
+        {"content": "\ud800"},
+        None,
+        {"prompt": []},
+    ):
         error_of(server.client.post("/tokenize", content=json.dumps(body)), 400)
     for tokens in ("x", [-1], [400], [1.5], [True], [10**30], None):
         error_of(server.post("/detokenize", {"tokens": tokens}), 400)
