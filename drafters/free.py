@@ -71,7 +71,7 @@ class FreeDrafter(Drafter):
             if writer is not searched:
                 searched.trie.preload(tokens)
         searched.seen = len(self._finished)
-        searched.begin(text.tokens, self.max_text)
+        searched.begin(text.tokens, self._share)
         return FreeDrafting(self, searched, text)
 
     def preload(self, tokens: NDArray[np.int32]) -> None:
@@ -96,9 +96,13 @@ class FreeDrafter(Drafter):
             if len(written):
                 self._finished.append((searched, written))
             seen = min(other.seen for other in self._all)  # by all
+            kept = sum(len(tokens) for _, tokens in self._finished[seen:])
+            while kept > self._share:  # where nobody writes any more, nobody needs them
+                kept -= len(self._finished[seen][1])
+                seen += 1
             del self._finished[:seen]
             for other in self._all:
-                other.seen -= seen
+                other.seen = max(other.seen - seen, 0)
         searched.text = text.tokens
         self._idle.append(searched)
 
@@ -119,6 +123,11 @@ class FreeDrafter(Drafter):
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"the saved rows do not fit: {error}") from error
 
+    @property
+    def _share(self) -> int:
+        """Most tokens that each text is searched in, so that many of them take no more memory than a few."""
+        return self.max_text // max(len(self._all) // 2, 1)
+
     def _take(self, tokens: list[int]) -> _Searched:
         """An automaton that no text uses: the one that holds the beginning of `tokens`, or the latest one."""
         for searched in reversed(self._idle):
@@ -133,9 +142,9 @@ class FreeDrafter(Drafter):
         known = self._history
         if self._all:  # which has what was written while there was one text at a time
             known, searched.seen = self._all[-1].before(), self._all[-1].seen
-        if len(known):
-            trie.preload(known)
         self._all.append(searched)
+        if len(known):
+            trie.preload(known[-self._share // 2 :] if len(known) > self._share else known)
         return searched
 
 

@@ -91,14 +91,26 @@ class Terms:
         text covers beside `spent_ms`."""
         return max(self.plain_ms * (1 + self.jobs[0].budget.steps) - spent_ms, self.plain_ms)
 
-    def cap(self, i: int) -> int:
-        """Most nodes of text `i` among several whose price its budget covers, if none of them comes true."""
+    def caps(self) -> list[int]:
+        """Most nodes of each of several texts whose price its budget covers, if none of them comes true."""
         first = 1 if self.even else len(self.jobs)  # index of the plain step
         share = len(self.jobs) if self.even else 1  # of what a common width costs
-        spare = self.jobs[i].budget.steps * self.plain_ms - self.spent_ms[i]
         extra = (self.costs[first:] - self.plain_ms) / share
-        affordable = np.flatnonzero(extra <= max(spare, 0.0))
-        return int(affordable[-1]) if len(affordable) else 0
+        budgets = np.array([job.budget.steps for job in self.jobs])
+        spare = np.maximum(budgets * self.plain_ms - self.spent_ms, 0.0)
+        affordable = extra <= spare[:, None]
+        last = affordable.shape[1] - 1 - affordable[:, ::-1].argmax(axis=1)
+        caps: list[int] = np.where(affordable.any(axis=1), last, 0).tolist()
+        return caps
+
+    @property
+    def full(self) -> bool:
+        """Whether several texts gain nothing from drafts, even if all of them came true."""
+        n = len(self.jobs)
+        if n == 1:
+            return False
+        tokens = np.arange(len(self.costs)) * (n if self.even else 1)
+        return bool((tokens * self.plain_ms <= self.costs * n).all())
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class Plan:
     def choose(self, jobs: Sequence[Planned], facts: Facts) -> Decision:
         """The drafts and width of the highest expected rate, given what drafters propose now."""
         terms = self._terms(jobs, facts)
-        asked = [i for i, room in enumerate(terms.rooms) if room.limit > 0 and _affords_any(terms, i)]
+        asked = _affording(terms)
         drafts = [EMPTY_DRAFT] * len(jobs)
         for i in asked:
             drafts[i] = jobs[i].drafting.propose(terms.rooms[i])
@@ -190,10 +190,10 @@ class Plan:
 
     def _best_together(self, terms: Terms, drafts: Sequence[Draft]) -> Decision:
         """The same for several texts: chains of one width, or the most promising nodes of all."""
-        chains = [draft.likeliest_chain() for draft in drafts]
+        chains = [draft.likeliest_chain() if len(draft) else draft for draft in drafts]
         probs = [
-            chain.probs[: min(terms.cap(i), terms.rooms[i].limit)].tolist() if len(chain) else []
-            for i, chain in enumerate(chains)
+            chain.probs[: min(cap, room.limit)].tolist() if len(chain) else []
+            for chain, cap, room in zip(chains, terms.caps(), terms.rooms, strict=True)
         ]
         spent_ms = self._host_ms * len(drafts) + sum(terms.spent_ms)
         fill = fill_width if terms.even else fill_rows
@@ -278,8 +278,12 @@ class Plan:
         return costs
 
 
-def _affords_any(terms: Terms, i: int) -> bool:
-    """Whether the budget of text `i` covers any step wider than the narrowest."""
+def _affording(terms: Terms) -> list[int]:
+    """The texts that may have drafts: there is room, something to gain, and the budget covers a step wider
+    than the narrowest."""
+    if terms.full or not any(room.limit > 0 for room in terms.rooms):
+        return []
     if len(terms.jobs) > 1:
-        return terms.cap(i) > 0
-    return terms.wider_ms <= terms.affordable_ms()
+        caps = terms.caps()
+        return [i for i, room in enumerate(terms.rooms) if room.limit > 0 and caps[i] > 0]
+    return [0] if terms.wider_ms <= terms.affordable_ms() else []

@@ -17,6 +17,7 @@ __all__ = ["CompanyCosts", "fill_rows", "fill_width"]
 
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 ALIKE = 0.95  # of the highest rate: more texts take more memory, and each is finished later
+LEAST_MS = 1e-6  # of any step
 RATE = 0.1  # weight of one step in the running estimate, once there were enough of them
 
 
@@ -40,15 +41,16 @@ class CompanyCosts:
     def costs_by_width(self, lengths: Sequence[int], widest: int) -> NDArray[np.float64]:
         """(widest + 1,) by the width that all texts have; infinite at 0."""
         n = len(lengths)
-        costs = [self._computed([width] * n, lengths) for width in range(1, widest + 1)]
-        return np.array([np.inf, *costs]) * self._ratio(n)
+        costs = self._alone(np.arange(widest + 1) * n) + self._deeper(lengths)[: widest + 1]
+        costs[0] = np.inf
+        return np.maximum(costs, LEAST_MS) * self._ratio(n)
 
     def costs_by_rows(self, lengths: Sequence[int], rows: int) -> NDArray[np.float64]:
         """(rows + 1,) by the rows of all texts, divided evenly; infinite where there is not one for each."""
-        n = len(lengths)
-        depths = self._depths(lengths, 1)
-        costs = [self._alone(total, 0) + depths * total / n for total in range(n, rows + 1)]
-        return np.array([*[np.inf] * n, *costs]) * self._ratio(n)
+        n, totals = len(lengths), np.arange(rows + 1)
+        costs = self._alone(totals) + float(self._deeper(lengths)[1]) * totals / n
+        costs[:n] = np.inf
+        return np.maximum(costs, LEAST_MS) * self._ratio(n)
 
     def best_count(self, most: int, length: int, host_ms: float = 0.0) -> int:
         """The number of texts, at most `most`, that are written at the highest rate without drafts.
@@ -62,9 +64,13 @@ class CompanyCosts:
         """
         if not self._staircase.depths:
             return most
-        deep = self._depths([length], 1)
         counts = [n for n in COUNTS if n < most] + [most]
-        rates = [n / ((self._alone(n, 0) + n * deep) * self._ratio(n) + n * host_ms) for n in counts]
+        deeper = float(self._deeper([length])[1])
+        costs = self._alone(np.array(counts)).tolist()
+        rates = [
+            n / ((cost + n * deeper) * self._ratio(n) + n * host_ms)
+            for n, cost in zip(counts, costs, strict=True)
+        ]
         return next(n for n, rate in zip(counts, rates, strict=True) if rate >= ALIKE * max(rates))
 
     def observe(self, widths: Sequence[int], lengths: Sequence[int], ms: float) -> None:
@@ -85,19 +91,24 @@ class CompanyCosts:
         return 1.0 if nearest is None else self._ratios[nearest][0]
 
     def _computed(self, widths: Sequence[int], lengths: Sequence[int]) -> float:
-        cost = self._alone(sum(widths), 0)
+        cost = float(self._alone(np.array([sum(widths)]))[0])
+        by_width: dict[int, list[int]] = {}
         for width, length in zip(widths, lengths, strict=True):
-            cost += self._staircase.cost(width, length) - self._staircase.cost(width, 0)
-        return max(cost, 1e-6)
+            by_width.setdefault(width, []).append(length)
+        return max(cost + sum(float(self._deeper(of)[n]) for n, of in by_width.items()), LEAST_MS)
 
-    def _alone(self, rows: int, length: int) -> float:
-        """Of so many rows of one text, or of as many as it can have and in proportion beyond."""
+    def _alone(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of so many rows of one text in an empty context, or of as many as it can have and in proportion
+        beyond."""
         most = self._staircase.max_width
-        return self._staircase.cost(min(rows, most), length) * max(rows / most, 1.0)
+        return self._staircase.all_costs(0)[np.minimum(rows, most)] * np.maximum(rows / most, 1.0)
 
-    def _depths(self, lengths: Sequence[int], width: int) -> float:
-        """What attention adds for all texts, each with `width` rows."""
-        return sum(self._staircase.cost(width, length) - self._staircase.cost(width, 0) for length in lengths)
+    def _deeper(self, lengths: Sequence[int]) -> NDArray[np.float64]:
+        """(max_width + 1,) what attention adds for all texts, by the width of each."""
+        costs = self._staircase.all_costs(0) * -len(lengths)
+        for length in lengths:
+            costs += self._staircase.all_costs(length)
+        return costs
 
 
 def fill_width(

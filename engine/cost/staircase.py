@@ -116,10 +116,7 @@ class Staircase:
 
         Without any measurement a call costs as much as its width.
         """
-        if not self._depths:
-            costs = np.arange(self.max_width + 1, dtype=np.float64)
-        else:
-            costs = self._regimes.costs(self._weights(length))
+        costs = self.all_costs(length)
         costs[0] = np.inf
         costs[TILES + 1 : -1] = np.inf
         return costs
@@ -127,6 +124,12 @@ class Staircase:
     def cost(self, n: int, length: int) -> float:
         """Milliseconds of a call of `n` tokens, as in `costs`; of widths that are not used, too."""
         return self._regimes.expected(n, self._weights(length)) if self._depths else float(n)
+
+    def all_costs(self, length: int) -> NDArray[np.float64]:
+        """`cost` of every width: (max_width + 1,) milliseconds; what is at 0 means nothing."""
+        if not self._depths:
+            return np.arange(self.max_width + 1, dtype=np.float64)
+        return self._regimes.costs(self._weights(length))
 
     def noise(self, n: int, length: int) -> float:
         """Milliseconds by which `cost` is easily off: the standard deviation of its measurement.

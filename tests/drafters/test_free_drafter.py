@@ -339,3 +339,25 @@ def test_no_drafter_drafts_nothing():
     emit(text, drafting, [1], EMPTY_DRAFT, one_hot_rows([1]))
     assert len(drafting.propose(Room(8, 8))) == 0
     drafting.close()
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_however_many_texts_are_finished_what_is_searched_stays_bounded(at_once):
+    # Also where there was room for more texts than are written now: nobody needs what those did not see.
+    drafter = FreeDrafter(VOCAB, max_text=2000)
+    for drafting in [start(drafter, [i])[1] for i in range(8)]:
+        drafting.close()
+    rng = np.random.default_rng(1)
+    longest = 0
+    for _ in range(150):
+        texts = [start(drafter, rng.integers(1, VOCAB, 10).tolist()) for _ in range(at_once)]
+        for text, drafting in texts:
+            emitted = rng.integers(1, VOCAB, 30).tolist()
+            emit(text, drafting, emitted, EMPTY_DRAFT, one_hot_rows(emitted[:1]))
+            drafting.close()
+        longest = max(longest, len(drafter.history()))
+    assert longest <= 2 * 2000
+    # And what was finished last is searched by whoever comes next.
+    start(drafter, [5])
+    searched = drafter.history().tolist()
+    assert any(searched[i : i + 30] == emitted for i in range(len(searched)))

@@ -358,6 +358,18 @@ def test_as_many_are_written_at_once_as_pay(rise, texts):
     assert max(shared) == 8
 
 
+def test_what_one_text_has_written_the_next_one_drafts_from_while_others_go_on():
+    session = session_of(texts=2, script=(), order=6, sharpness=3.0)
+    prompt = [3, 1, 4, 1, 5]
+    long = session.generate([2, 7, 1], SAMPLING[1], n_predict=400, ignore_eos=True)
+    alike = [session.generate(prompt, SAMPLING[0], n_predict=60, ignore_eos=True) for _ in range(4)]
+    list(session.together([long, *alike]))
+    first, *later = (generation.result.timings for generation in alike)
+    assert first.draft_n_accepted < 30
+    assert min(timings.draft_n_accepted for timings in later) > 40
+    assert len({tuple(generation.result.tokens) for generation in alike}) == 1
+
+
 class Dies:
     """A constraint that allows nothing from the eighth token on."""
 
