@@ -71,6 +71,7 @@ class Ask:
         chat: whether it is a conversation; else `prompts` are continued.
         messages: the conversation.
         prompts: the texts.
+        continues: whether the last message, of the assistant, is gone on with.
         variables: what else the chat template is told, such as `enable_thinking`.
         reasoning: whether what the model thinks goes to `reasoning_content`.
         tools, choice: functions that may be called, and which; None where none is to be.
@@ -86,6 +87,7 @@ class Ask:
     chat: bool
     messages: tuple[Mapping[str, Any], ...] = ()
     prompts: tuple[Prompt, ...] = ()
+    continues: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
     reasoning: bool = True
     tools: tuple[Tool, ...] = ()
@@ -182,9 +184,16 @@ def _chat(ask: Ask, fields: Fields) -> Ask:
             raise fields.refuse("chat_template_kwargs", f"chat_template_kwargs sets {name}, which it cannot")
     tools = read_tools(fields)
     choice = read_tool_choice(fields, tools)
+    messages = read_messages(fields)
+    continues = fields.flag("continue_final_message") or False
+    if continues and (messages[-1]["role"] != "assistant" or "tool_calls" in messages[-1]):
+        raise fields.refuse(
+            "continue_final_message", "the last message is no text of the assistant, which could be continued"
+        )
     return replace(
         ask,
-        messages=read_messages(fields),
+        messages=messages,
+        continues=continues,
         variables=known,
         reasoning=fields.choice("reasoning_format", REASONING) != "none",
         tools=tools if choice is not None else (),

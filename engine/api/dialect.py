@@ -118,6 +118,8 @@ class Dialect:
         """
         with self._lock:
             text = self._prompt(ask)
+            if ask.continues:
+                text += ask.messages[-1]["content"]
             shifts = session.context_shift
             keep = self._template.opening_length(ask.messages, session.tokenize) if shifts else 0
         tags = self._tags if ask.reasoning else None
@@ -159,7 +161,7 @@ class Dialect:
     def _prompt(self, ask: Ask) -> str:
         """The text of a conversation; what the template cannot say of tools is said in words."""
         tools = [tool.given for tool in ask.tools] or None
-        messages: Sequence[Mapping[str, Any]] = ask.messages
+        messages: Sequence[Mapping[str, Any]] = ask.messages[:-1] if ask.continues else ask.messages
         if not self.tells_tools:
             messages = [as_text(message) for message in messages]
             messages, tools = instructed(messages, ask.tools), None

@@ -12,7 +12,7 @@ __all__ = ["Tool", "ToolChoice", "read_tool_choice", "read_tools"]
 
 MOST_TOOLS = 256
 LONGEST_NAME = 256
-MODES = ("none", "auto", "required")
+MODES = ("none", "auto", "required", "any")  # the last is another name of required
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +92,11 @@ def read_tool_choice(body: Fields, tools: tuple[Tool, ...]) -> ToolChoice | None
     if isinstance(value, dict):
         return _named(body, tools, parallel)
     mode = body.choice("tool_choice", MODES)
-    if mode == "required" and not tools:
+    if mode in ("required", "any") and not tools:
         raise body.refuse("tool_choice", "tool_choice is required, and there are no tools")
     if mode == "none" or not tools:
         return None
-    return ToolChoice(mode == "required", None, parallel)
+    return ToolChoice(mode in ("required", "any"), None, parallel)
 
 
 def _named(body: Fields, tools: tuple[Tool, ...], parallel: bool) -> ToolChoice:
@@ -106,7 +106,9 @@ def _named(body: Fields, tools: tuple[Tool, ...], parallel: bool) -> ToolChoice:
     function = choice.object("function")
     name = function.text("name") if function is not None else None
     if kind != "function" or name is None:
-        raise body.refuse("tool_choice", "tool_choice names no function", f"or use one of {', '.join(MODES)}")
+        raise body.refuse(
+            "tool_choice", "tool_choice names no function", f"or use one of {', '.join(MODES[:3])}"
+        )
     if name not in {tool.name for tool in tools}:
         raise body.refuse("tool_choice", f"tool_choice names {name[:60]!r}, which is not among the tools")
     return ToolChoice(True, name, parallel)

@@ -173,6 +173,7 @@ WRONG = [
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": IMAGE}]}, "messages[0].content[0].type"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+    ({"continue_final_message": True}, "continue_final_message"),
     ({"messages": [USER] * 10_001}, "messages"),
     ({"messages": [{"role": "user", "content": DEEP}]}, "messages"),
     ({"temperature": "warm"}, "temperature"),

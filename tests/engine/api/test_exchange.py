@@ -327,6 +327,61 @@ def test_the_likelihood_of_what_cannot_be_is_a_number_in_json(api):
     assert all(map(math.isfinite, response["choices"][0]["logprobs"]["token_logprobs"][1:]))
 
 
+def test_a_message_of_the_assistant_is_gone_on_with(api):
+    session = api.open(says="x", template=api.TEMPLATE.removesuffix(api.CUE) + "<assistant>", cue="begun")
+    body = {"messages": [USER, {"role": "assistant", "content": "begun"}]}
+    for continues, end in ((True, "<user>Hello<assistant>begun"), (False, "<assistant>begun<assistant>")):
+        exchange = api.exchange(session, {**body, "continue_final_message": continues})
+        prompt = b"".join(map(session.vocab.piece, exchange.generations[0].request.prompt)).decode()
+        assert prompt.endswith(end)
+
+
+def test_what_was_written_is_as_likely_when_it_is_scored(api, real):
+    """The probabilities of an answer, written with drafts, are those of the same tokens as a prompt."""
+    written = {"prompt": "one two three one two three one two", "max_tokens": 24, "logprobs": 3}
+    exchange = api.exchange(real, written)
+    api.write(real, exchange)
+    (generation,), told = exchange.generations, exchange.body()["choices"][0]["logprobs"]
+    tokens = [*generation.request.prompt, *generation.result.tokens]
+    scored = api.ask(real, {"prompt": tokens, "max_tokens": 0, "echo": True, "logprobs": 3})[1]
+    again = scored["choices"][0]["logprobs"]
+    count = len(generation.result.tokens)
+    assert told["tokens"] == again["tokens"][-count:]
+    assert told["token_logprobs"] == pytest.approx(again["token_logprobs"][-count:], abs=0.02)
+    assert sum(told["token_logprobs"]) < 0
+    greedy = [
+        max(top, key=top.get) == token
+        for token, top in zip(told["tokens"], told["top_logprobs"], strict=True)
+    ]
+    assert all(greedy)
+
+
+def test_requests_may_come_from_several_threads(api, real):
+    import threading
+
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    prompts, wrong = {}, []
+
+    def ask(number):
+        try:
+            for turn in range(5):
+                body = {"messages": [{"role": "user", "content": f"{number} {turn}"}], "json_schema": schema}
+                prompts[number, turn] = api.exchange(real, body).generations[0].request.prompt
+        except BaseException as problem:
+            wrong.append(problem)
+            raise
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    for (number, turn), prompt in prompts.items():
+        text = b"".join(map(real.vocab.piece, prompt)).decode()
+        assert text.count(f"user\n{number} {turn}\n") == 1
+
+
 @pytest.fixture(scope="module")
 def plain(api):
     return api.open(texts=2)
