@@ -23,6 +23,7 @@ __all__ = [
     "in_gemma",
     "in_string",
     "in_text",
+    "read_arguments",
     "read_gemma",
     "read_json",
     "read_keyed",
@@ -60,6 +61,11 @@ def _values(text: str) -> list[Any]:
         value, at = decoder.raw_decode(text, at)
         values += value if isinstance(value, list) else [value]
     return values
+
+
+def read_arguments(name: str, text: str) -> Call:
+    """A call of `name` with the arguments that a JSON text holds."""
+    return _call(name, text)
 
 
 def _call(name: Any, arguments: Any, label: Any = None) -> Call:

@@ -10,7 +10,7 @@ from specx.backends.base import Vocab
 from specx.backends.errors import SpecxError
 from specx.engine.api.asks import Ask
 from specx.engine.api.logprobs import Entry, TokenLog, chat_form, completion_form, prompt_entries
-from specx.engine.api.parsing import AnswerParser, Call, Part
+from specx.engine.api.parsing import Call, Parser, Part
 from specx.engine.session import Chunk, Generation
 
 __all__ = ["ChatChoice", "Choice", "CompletionChoice", "cancelled"]
@@ -149,7 +149,7 @@ class ChatChoice(Choice):
     """
 
     def __init__(
-        self, index: int, generation: Generation, ask: Ask, vocab: Vocab, parser: AnswerParser, id: str
+        self, index: int, generation: Generation, ask: Ask, vocab: Vocab, parser: Parser, id: str
     ) -> None:
         super().__init__(index, generation, ask, vocab)
         self._parser, self._id = parser, id

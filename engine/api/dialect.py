@@ -13,7 +13,8 @@ from specx.backends.errors import TemplateError
 from specx.engine.api.asks import Ask
 from specx.engine.api.call_grammar import ROOT, THEN, grammar_after, grammar_of_calls
 from specx.engine.api.calls import BARE, FORMATS, HERMES, Format, Reader
-from specx.engine.api.parsing import AnswerParser, Tags
+from specx.engine.api.harmony import HARMONY, HarmonyParser
+from specx.engine.api.parsing import AnswerParser, Parser, Tags
 from specx.engine.api.told import as_text, instructed, with_texts
 from specx.engine.api.tools import Tool
 from specx.engine.session import Session
@@ -66,6 +67,7 @@ class Talk:
         grammar, root: what an answer must follow, and the rule that all of it matches.
         tags, inside: as in `AnswerParser`.
         format, tools: how calls are written, and of what; None if none are to be read.
+        harmony: whether the answer consists of messages in channels.
         shown: control tokens that are tags.
     """
 
@@ -79,9 +81,12 @@ class Talk:
     format: Format | None
     tools: tuple[Tool, ...]
     shown: frozenset[int]
+    harmony: bool = False
 
-    def parser(self) -> AnswerParser:
+    def parser(self) -> Parser:
         """Takes one answer apart."""
+        if self.harmony:
+            return HarmonyParser(calls=bool(self.tools))
         reader = None if self.format is None else Reader(self.format, self.tools)
         return AnswerParser(self.tags, inside=self.inside, calls=reader)
 
@@ -106,6 +111,7 @@ class Dialect:
         self._lock = threading.Lock()  # a template counts what it does
         text = source or ""
         self._tags = next((t for t in REASONING if t.opening in text and t.closing in text), None)
+        self._harmony = all(mark in text for mark in HARMONY[:4])
         self.tells_tools = "qzvtool" in self._tried([_ASKED], True)
         self.format = self._recognised(text) if self.tells_tools else HERMES
 
@@ -126,7 +132,9 @@ class Dialect:
         inside = self._tags is not None and text.rstrip().endswith(self._tags.opening)
         format = self._format_for(ask)
         grammar, root = self._grammar(ask, format, inside)
-        marks = (*(format.tags if format else ()), *((tags.opening, tags.closing) if tags else ()))
+        harmony = self._harmony and grammar is None and ask.reasoning
+        marks = HARMONY if harmony else format.tags if format else ()
+        marks += (tags.opening, tags.closing) if tags else ()
         return Talk(
             tokens=self._template.tokenize(text, session.tokenize),
             keep=keep,
@@ -138,6 +146,7 @@ class Dialect:
             format=format,
             tools=ask.tools,
             shown=_control_tokens(session.vocab, marks),
+            harmony=harmony,
         )
 
     def _format_for(self, ask: Ask) -> Format | None:
@@ -145,7 +154,8 @@ class Dialect:
         if ask.choice is None:
             return None
         constrained = ask.choice.must or ask.grammar is not None
-        return BARE if constrained and self.format.shape is None else self.format
+        unknown = self._harmony or self.format.shape is None
+        return BARE if constrained and unknown else self.format
 
     def _grammar(self, ask: Ask, format: Format | None, inside: bool) -> tuple[str | None, str]:
         grammar, root = ask.grammar, "root"

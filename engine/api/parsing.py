@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-__all__ = ["AnswerParser", "Call", "CallReader", "Part", "Tags"]
+__all__ = ["AnswerParser", "Call", "CallReader", "Parser", "Part", "Tags", "overlap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,16 @@ class Part:
     call: Call | None = None
 
 
+class Parser(Protocol):
+    """Takes an answer apart."""
+
+    def feed(self, text: str) -> list[Part]:
+        """The parts that `text` completes."""
+
+    def finish(self) -> list[Part]:
+        """What is left at the end."""
+
+
 class CallReader(Protocol):
     """How a model writes calls down."""
 
@@ -57,7 +67,7 @@ class CallReader(Protocol):
 
 
 class AnswerParser:
-    """Takes an answer in arbitrary pieces; what comes out does not depend on how it was cut.
+    """Takes an answer in arbitrary pieces; what comes out does not depend on how it was cut. A `Parser`.
 
     Nothing is lost: reasoning that does not end stays reasoning, and what only looks like a call is content.
     White space between reasoning, content and calls is left out. Text that may turn out to be a tag, or the
@@ -186,7 +196,7 @@ class AnswerParser:
         text = self._held
         if not self._ended:
             if tags:
-                text = text[: len(text) - max(_overlap(text, tag) for tag in tags)].rstrip()
+                text = text[: len(text) - max(overlap(text, tag) for tag in tags)].rstrip()
         elif kind == "reasoning":
             text = text.rstrip()
         self._held = "" if self._ended else self._held[len(text) :]
@@ -203,7 +213,7 @@ class AnswerParser:
         self._parts.append(Part(kind, text))
 
 
-def _overlap(text: str, tag: str) -> int:
+def overlap(text: str, tag: str) -> int:
     """How many characters at the end of `text` may be the beginning of `tag`."""
     for size in range(min(len(text), len(tag) - 1), 0, -1):
         if text.endswith(tag[:size]):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specx.engine.api.calls import BARE, FORMATS, HERMES, Reader
+from specx.engine.api.harmony import HarmonyParser
 from specx.engine.api.parsing import AnswerParser, Tags
 from specx.engine.api.tools import Tool
 
@@ -247,3 +248,45 @@ def test_ids_that_models_give_are_kept():
     reader = Reader(FORMATS[[each.opens for each in FORMATS].index(("[TOOL_CALLS]",))], (WEATHER,))
     _, _, calls = taken_apart(WRITTEN["mistral-args"], reader)
     assert [call.id for call in calls] == ["abcdefghi", None]
+
+
+HARMONY_CALL = '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}'
+ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
+NEXT = "<|end|><|start|>assistant"
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "content", "called"),
+    [
+        (f"{ANALYSIS}hm <b{NEXT}{FINAL}Hi", "hm <b", "Hi", 0),
+        (f"{FINAL}Hi", "", "Hi", 0),
+        ("Hi, plainly", "", "Hi, plainly", 0),
+        (f"{ANALYSIS}hm", "hm", "", 0),
+        (f"{ANALYSIS}hm{NEXT}{HARMONY_CALL}", "hm", "", 1),
+        (f"<|channel|>commentary<|message|>I look.{NEXT}{HARMONY_CALL}", "", "I look.", 1),
+        (" to=functions.get_weather<|channel|>commentary json<|message|>{}", "", "", 1),
+        (HARMONY_CALL[:-1], "", HARMONY_CALL[:-1], 0),
+        (f"{ANALYSIS}a{NEXT}{ANALYSIS}b{NEXT}<|channel|>commentary<|message|>c<|start|>assistant{FINAL}d",
+         "a\n\nb", "c\n\nd", 0),
+        ("<|chan", "", "<|chan", 0),
+        (f"{ANALYSIS}hm{NEXT}<|channel|>fi", "hm", "", 0),
+        ("", "", "", 0),
+    ],
+)  # fmt: skip
+def test_messages_in_channels(text, reasoning, content, called):
+    for cuts in ([], range(len(text))):
+        parser = HarmonyParser(calls=True)
+        parts = [part for a, b in pairwise([0, *cuts, len(text)]) for part in parser.feed(text[a:b])]
+        parts += parser.finish()
+        said = {"reasoning": "", "content": ""}
+        for part in parts:
+            if part.call is None:
+                said[part.kind] += part.text
+        assert said == {"reasoning": reasoning, "content": content}
+        assert [part.call.name for part in parts if part.call] == ["get_weather"] * called
+
+
+def test_calls_in_channels_are_content_where_there_are_no_tools():
+    parser = HarmonyParser(calls=False)
+    parts = [*parser.feed(HARMONY_CALL), *parser.finish()]
+    assert "".join(part.text for part in parts) == '{"city": "Paris"}'

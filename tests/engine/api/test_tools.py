@@ -13,6 +13,7 @@ from specx.engine.api.asks import CHAT, read_ask
 from specx.engine.api.calls import FORMATS, HERMES
 from specx.engine.api.dialect import Dialect
 from specx.engine.api.errors import RequestError
+from specx.engine.settings import SamplingSettings
 
 USER = {"role": "user", "content": "What is the weather?"}
 PARAMETERS = {
@@ -302,3 +303,26 @@ def test_what_is_thought_comes_before_what_a_grammar_says(texts, inside):
         ("hm</think>maybe", False),
     ):
         assert texts.accept(grammar, text) == good
+
+
+def test_answers_in_channels(api):
+    source = "{# <|start|><|channel|><|message|><|end|> #}" + QWEN
+    analysis = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+    session = api.open(says=f"{analysis}<|channel|>final<|message|>Hello", template=source)
+    message = api.ask(session, {"messages": [USER]})[1]["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": "Hello", "reasoning_content": "hm"}
+    call = '<|channel|>commentary to=functions.clock <|constrain|>json<|message|>{"at": 1}'
+    session = api.open(says=analysis + call, template=source)
+    choice = api.ask(session, {"messages": [USER], "tools": [CLOCK]})[1]["choices"][0]
+    assert arguments_of(choice) == [("clock", {"at": 1})] and choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["reasoning_content"] == "hm" and choice["message"]["content"] is None
+
+
+def test_control_tokens_that_are_tags_have_a_text(real):
+    token = real.vocab.tokenize(b"<file_sep>", add_special=False, parse_special=True)[0]
+    assert real.vocab.piece(token) == b""
+    sampling = SamplingSettings(seed=1, temperature=0.0, logit_bias={token: 1e6})
+    for shown, text in ((frozenset(), "x"), (frozenset({token}), "<file_sep>x")):
+        constraint = real.grammar('root ::= "<file_sep>" "x"')
+        made = real.generate("a", sampling, constraint=constraint, shown=shown)
+        assert ("".join(chunk.text for chunk in made), made.result.tokens[0]) == (text, token)
