@@ -10,6 +10,7 @@ SpecxError
 |- RollbackError     the KV cache could not be brought back to an earlier length
 |- DownloadError     a model could not be fetched
 |- TemplateError     the model's chat template cannot be used
+|- ClusterError      a Ray cluster cannot be reached, or cannot do what it was asked
 |- PeerError         another program, which specx is compared with, cannot be run
 `- StoreError        the store under the cache directory cannot be used (never fatal to decoding)
 """
@@ -17,6 +18,7 @@ SpecxError
 from __future__ import annotations
 
 __all__ = [
+    "ClusterError",
     "ContextFullError",
     "DoesNotFitError",
     "DownloadError",
@@ -107,6 +109,10 @@ class DownloadError(SpecxError):
 
 class TemplateError(SpecxError):
     """The model's chat template is missing or cannot be rendered."""
+
+
+class ClusterError(SpecxError):
+    """A Ray cluster cannot be reached, or cannot do what it was asked."""
 
 
 class PeerError(SpecxError):

@@ -139,6 +139,7 @@ def prepare(
         found=found,
         records=records,
         trained=model.trained,
+        ray=source.ray,
     )
 
 

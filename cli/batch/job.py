@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from specx.backends.errors import DoesNotFitError
 from specx.cli.batch.options import OutputOptions
@@ -28,8 +28,9 @@ from specx.engine.batch.survey import Survey, context_for, survey
 from specx.engine.settings import Asked
 
 if TYPE_CHECKING:
-    from specx.engine.batch.run import Run
-    from specx.engine.session import Session
+    from specx.engine.api.asks import Defaults
+    from specx.engine.batch.cluster import ClusterRun
+    from specx.engine.batch.run import Answered, Run
 
 __all__ = ["SOME_FAILED", "TOO_MANY_FAILED", "Job"]
 
@@ -41,6 +42,28 @@ TOO_MANY_FAILED = 4
 
 SIGNALLED = 128
 """With the number of a signal, the exit code of what it ended, as shells have it."""
+
+
+class Running(Protocol):
+    """Items that are being answered."""
+
+    @property
+    def in_progress(self) -> int:
+        """How many are begun and would be finished after `stop`."""
+
+    def stop(self) -> None:
+        """Begin no more."""
+
+    def drop(self) -> None:
+        """Give up what is in progress as well."""
+
+    def answers(self) -> Iterator[Answered]:
+        """What comes of each."""
+
+
+Written = Callable[[int], None]
+Begin = Callable[[Iterable[Item], Written], Running]
+"""Begins to answer items, and tells how many tokens were written."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,6 +82,7 @@ class Job:
         found: what it holds already; None begins it anew.
         records: the file or stream of the output.
         trained: tokens of context that the model was trained for; 0 if that is unknown.
+        ray: the address of a cluster whose nodes answer; None for this machine.
         signalled: the number of the signal that ended it; 0 for none.
     """
 
@@ -73,6 +97,7 @@ class Job:
     found: Finished | None
     records: Sink
     trained: int
+    ray: str | None = None
     signalled: int = 0
 
     def run(self) -> int:
@@ -90,13 +115,13 @@ class Job:
                     what = "all of it is answered" if looked.items else "it is empty"
                     notice(f"{self.source.name}: {what}, nothing to do")
                 return SOME_FAILED if failed else 0
-            session = self._load(stack, looked)
+            begin = self._on_cluster(looked) if self.ray else self._here(stack, looked)
             output = stack.enter_context(closing(self._output()))
             before = 0 if looked is None else looked.answered
             total = None if looked is None else looked.items
             reporter = Reporter(total, (before, failed), self._mode())
             stack.callback(reporter.close)
-            return self._answer(session, output, reporter)
+            return self._answer(begin, output, reporter)
 
     def _look(self) -> Survey:
         """What is in the input, and whether it is still what the output answers."""
@@ -114,45 +139,80 @@ class Job:
             return Output(self.form, self.records, begin=True)
         return open_output(self.records, path, self.form, self.made, self.found)
 
-    def _load(self, stack: ExitStack, looked: Survey | None) -> Session:
-        """The model, with room for the largest item unless somebody said how much."""
-        asked, request = self.asked, self.request
-        if request.options.n_predict == 0:
+    def _enough(self, looked: Survey | None) -> Asked:
+        """What is asked of the model, with room for the largest item unless somebody said how much."""
+        asked = self.asked
+        if self.request.options.n_predict == 0:
             asked = replace(asked, measure=False)
-        if looked is not None:
-            asked = replace(asked, answers=looked.items - looked.answered)
-        enough = asked
-        if looked is not None and asked.n_ctx is None:
-            n_ctx = context_for(looked.largest, asked.model, request.options.n_predict)
-            enough = replace(asked, n_ctx=min(n_ctx, self.trained or n_ctx))
-        quiet = self.options.quiet or self.options.json
+        if looked is None:
+            return asked
+        asked = replace(asked, answers=looked.items - looked.answered)
+        if asked.n_ctx is not None:
+            return asked
+        n_ctx = context_for(looked.largest, asked.model, self.request.options.n_predict)
+        return replace(asked, n_ctx=min(n_ctx, self.trained or n_ctx))
+
+    def _here(self, stack: ExitStack, looked: Survey | None) -> Begin:
+        """Answering on this machine: the model is loaded."""
+        from specx.engine.batch.run import Run
+
+        quiet, enough = self.options.quiet or self.options.json, self._enough(looked)
         try:
             session = stack.enter_context(load_session(enough, quiet=quiet))
         except DoesNotFitError:
-            if enough is asked:
+            if enough.n_ctx == self.asked.n_ctx:
                 raise
-            session = stack.enter_context(load_session(asked, quiet=quiet))
-        check_tokens(session, request.sampling)
-        return session
+            enough = replace(enough, n_ctx=self.asked.n_ctx)
+            session = stack.enter_context(load_session(enough, quiet=quiet))
+        check_tokens(session, self.request.sampling)
 
-    def _answer(self, session: Session, output: Output, reporter: Reporter) -> int:
-        """Answer all items and write what comes of them; returns the exit code."""
+        def begin(items: Iterable[Item], written: Written) -> Run:
+            feed = Feed(items, slow=not self.source.regular)
+            defaults = self._defaults(session.model_name)
+            return Run(session, feed, defaults, self.made.seed, ordered=self._ordered, written=written)
+
+        return begin
+
+    def _on_cluster(self, looked: Survey | None) -> Begin:
+        """Answering on the nodes of a cluster: each of them loads the model."""
+        from specx.engine.batch.cluster import ClusterRun
+
+        def begin(items: Iterable[Item], written: Written) -> ClusterRun:
+            return ClusterRun(
+                self.ray or "",
+                self._enough(looked),
+                items,
+                self._defaults(),
+                self.made.seed,
+                ordered=self._ordered,
+                written=written,
+                notice=notice,
+            )
+
+        return begin
+
+    @property
+    def _ordered(self) -> bool:
+        return not self.options.unordered
+
+    def _defaults(self, model: str = "") -> Defaults:
+        """What holds for items that do not say otherwise."""
         from specx.engine.api.asks import Defaults
-        from specx.engine.batch.run import Run
 
         options = self.request.options
-        defaults = Defaults(
+        return Defaults(
             sampling=self.request.sampling,
             n_predict=None if options.n_predict < 0 else options.n_predict,
             stop=tuple(options.stop or ()),
             grammar=self.request.grammar,
             ignore_eos=options.ignore_eos,
-            model=session.model_name,
+            model=model,
         )
+
+    def _answer(self, begin: Begin, output: Output, reporter: Reporter) -> int:
+        """Answer all items and write what comes of them; returns the exit code."""
         skipper = self._skipper()
-        feed = Feed(self._items(skipper), slow=not self.source.regular)
-        ordered = not self.options.unordered
-        run = Run(session, feed, defaults, self.made.seed, ordered=ordered, written=reporter.written)
+        run = begin(self._items(skipper), reporter.written)
         most, too_many = self.options.max_errors, False
         with on_stop(partial(self._stop, run)):
             for answered in run.answers():
@@ -175,7 +235,7 @@ class Job:
         reader = self.source.reader(self.how) if self.source.regular else self.reader
         return reader if skipper is None else (item for item in reader if not skipper.skip(item))
 
-    def _stop(self, run: Run, number: int) -> None:
+    def _stop(self, run: Running, number: int) -> None:
         """A signal has come: the first one lets finish what was begun, a second one drops it."""
         if self.signalled:
             run.drop()
@@ -183,7 +243,9 @@ class Job:
         self.signalled = number
         run.stop()
         name = signal.Signals(number).name
-        text = f"{name}: finishing {run.in_progress} requests that were begun; once more drops them\n"
+        text = f"{name}: stopping\n"
+        if run.in_progress:
+            text = f"{name}: finishing {run.in_progress} requests that were begun; once more drops them\n"
         if not self.options.quiet and not self.options.json:
             with suppress(OSError):  # and not through a stream that it may have interrupted
                 os.write(2, text.encode())

@@ -94,6 +94,15 @@ class InputOptions:
             metavar="auto|N",
         ),
     ] = "auto"
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            help="Answer on all nodes of a Ray cluster: HOST:PORT, or auto for the one this machine is in.",
+            metavar="ADDRESS",
+            show_default=False,
+        ),
+    ] = None
     samples: Annotated[
         int,
         typer.Option("-k", "--samples", help="Answers to each request.", min=1, rich_help_panel=INPUT),
