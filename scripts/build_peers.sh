@@ -36,12 +36,12 @@ flags=$(sh scripts/llama_build_flags.sh)
 command -v ninja >/dev/null && set -- -G Ninja || set --
 # shellcheck disable=SC2086 -- several flags
 cmake "$@" -S "$sources" -B "$out/build/made" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON $flags \
-    -DCMAKE_RUNTIME_OUTPUT_DIRECTORY="$out/bin" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$out/bin" \
     -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON '-DCMAKE_BUILD_RPATH=$ORIGIN' \
     -DGGML_RPC=ON -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF
 cmake --build "$out/build/made" -j "$JOBS" \
     --target llama-server llama-completion llama-batched-bench ggml-rpc-server
+cp -a "$out"/build/made/bin/. "$out/bin/"
 {
     echo "$wanted"
     echo "flags: ${flags:-none}"

@@ -28,6 +28,7 @@ from specx.engine.api.asks import Defaults
 from specx.engine.batch.feed import Feed
 from specx.engine.batch.items import Item
 from specx.engine.batch.run import Answered, Run
+from specx.engine.session import Session
 from specx.engine.settings import Asked
 
 __all__ = ["ClusterRun", "NodeWriter"]
@@ -37,6 +38,7 @@ DEFAULT_TEXTS = 32  # that a node is thought to write at once where it decides t
 AHEAD = 2  # times as many items wait on a node as it writes at once
 MOST_IN_TASK = 8  # items: what is handed over together
 LITTLE = 0.01  # of a CPU, as Ray counts: no node without any, and each has room for all actors of lost ones
+CONNECT_S = 10.0
 SLICE_S = 0.1  # of waiting, after which it is looked whether to stop
 
 Row = dict[str, Any]
@@ -166,13 +168,14 @@ class ClusterRun:
             )
 
     def _tell(self, kernels: str) -> None:
+        if kernels in self._kernels:
+            return
         self._kernels.add(kernels)
-        if len(self._kernels) > 1 and kernels:
+        if len(self._kernels) == 2:  # told once
             self._notice(
-                f"the nodes compute with different kernels ({', '.join(sorted(self._kernels))}): which node "
+                f"the nodes compute with different kernels ({'; '.join(sorted(self._kernels))}): which node "
                 "answers can decide between tokens that are nearly as likely"
             )
-            self._kernels = {""}  # told once
 
 
 class NodeWriter:
@@ -190,6 +193,7 @@ class NodeWriter:
         self._tickets = count()
         self._failure: SpecxError | None = None
         self._kernels = ""
+        self._writing: threading.Thread | None = None
         try:
             self._open(asked, fingerprint, defaults, seed)
         except SpecxError as problem:  # told once, and not tried again on every node
@@ -208,9 +212,14 @@ class NodeWriter:
         column = pyarrow.array(map(pickle.dumps, answered), pyarrow.large_binary())
         return pyarrow.table({"answered": column, "kernels": [self._kernels] * len(answered)})
 
+    def close(self) -> None:
+        """Give the memory back, where the process goes on. On a node it ends instead."""
+        if self._writing is not None:
+            self._coming.put(None)
+            self._writing.join()
+
     def _open(self, asked: Asked, fingerprint: str, defaults: Defaults, seed: int) -> None:
         from specx.backends.llama.kernels import instruction_set
-        from specx.engine.session import Session
 
         session = Session.open(asked)
         setup = session.setup
@@ -223,7 +232,8 @@ class NodeWriter:
         self._kernels = f"{setup.kernels.value}, {instruction_set()}"
         feed = Feed(iter(self._coming.get, None), slow=True)
         run = Run(session, feed, replace(defaults, model=session.model_name), seed, ordered=False)
-        threading.Thread(target=self._write, args=(run,), daemon=True).start()
+        self._writing = threading.Thread(target=self._write, args=(session, run), daemon=True)
+        self._writing.start()
 
     def _begin(self, item: Item) -> Future[Answered]:
         """An answer to come. The item may be here twice, if its task was tried again."""
@@ -236,8 +246,8 @@ class NodeWriter:
         self._coming.put(replace(item, number=ticket))
         return future
 
-    def _write(self, run: Run) -> None:
-        """Answer what comes, as long as the process lives."""
+    def _write(self, session: Session, run: Run) -> None:
+        """Answer what comes."""
         try:
             for answered in run.answers():
                 item, future = self._begun.pop(answered.item.number)
@@ -246,6 +256,8 @@ class NodeWriter:
             self._failure = problem if isinstance(problem, SpecxError) else unexpected(problem, "")
             for _, future in list(self._begun.values()):
                 future.set_exception(self._failure)
+        finally:
+            session.close()
 
 
 def _import_ray() -> Any:
@@ -262,17 +274,16 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, address: str) -> None:
-    if ray.is_initialized():
-        return
+    host, colon, port = address.rpartition(":")
+    hint = "start one: ray start --head, and on the other nodes what it says"
     try:
+        if colon and port.isdecimal() and "/" not in host:  # Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         with _no_stderr():  # it says there which level of logging it was told
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError) as problem:
         first = (str(problem).strip().splitlines() or ["no reason given"])[0]
-        raise ClusterError(
-            f"no Ray cluster can be reached at {address}: {first}",
-            "start one: ray start --head, and on the other nodes what it says",
-        ) from problem
+        raise ClusterError(f"no Ray cluster can be reached at {address}: {first}", hint) from problem
 
 
 def _nodes(ray: Any, address: str) -> set[str]:
