@@ -50,12 +50,11 @@ def cluster():
     try:
         yield process, address
     finally:
-        process.stdin.close()
         try:
-            process.wait(60)
+            process.communicate(timeout=60)  # which ends its input
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.communicate()
 
 
 @pytest.fixture(scope="module")
