@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from specx.backends.errors import GrammarError
-from specx.engine.api.calls import Shape
+from specx.engine.api.calls import Format, Shape
 from specx.engine.api.errors import RequestError
 from specx.engine.api.parsing import Tags
 from specx.engine.api.tools import Tool, ToolChoice
 from specx.engine.text.json_schema import grammar_of_schema
 from specx.engine.text.schema.rules import literal
 
-__all__ = ["ROOT", "THEN", "grammar_after", "grammar_of_calls"]
+__all__ = ["ROOT", "THEN", "grammar_after", "grammar_of_block", "grammar_of_calls"]
 
 ROOT = "specx-answer"
 """The rule that a whole answer matches, where a grammar is put together here."""
@@ -39,18 +40,47 @@ def grammar_of_calls(
     Raises:
         RequestError: a schema cannot be turned into a grammar.
     """
-    chosen = [tool for tool in tools if choice.name in (None, tool.name)]
-    parts, names = [], []
-    for number, tool in enumerate(chosen):
+    more = choice.parallel and choice.name is None
+    calls = f"{_CALLS} ::= {_block(shape, more)}"
+    answer = f"{ROOT} ::= {_CALLS if other is None else f'{_CALLS} | root'}"
+    return "\n".join([answer, calls, _each(shape, tools, choice), other or ""])
+
+
+def grammar_of_block(format: Format, tools: Sequence[Tool], choice: ToolChoice) -> str | None:
+    """The grammar of what follows the opening of a block of calls, with the rule `ROOT`.
+
+    None if that is not known, or the schema of a tool cannot be turned into a grammar.
+    """
+    if format.shape is None or format.bare:
+        return None
+    (opening,), shape = format.opens, format.shape
+    listed = bool(shape.begin)
+    shape = replace(
+        shape,
+        begin=shape.begin.removeprefix(opening),
+        head=shape.head if listed else shape.head.removeprefix(opening),
+    )
+    try:
+        calls = _each(shape, tools, choice)
+    except RequestError:
+        return None
+    return f"{ROOT} ::= {_block(shape, listed and choice.parallel)}\n{calls}"
+
+
+def _block(shape: Shape, more: bool) -> str:
+    following = f" ({literal(shape.between)} specx-call)*" if more else ""
+    return f"{literal(shape.begin)} specx-call{following} {literal(shape.end)}"
+
+
+def _each(shape: Shape, tools: Sequence[Tool], choice: ToolChoice) -> str:
+    """The rules of a call of one of the tools."""
+    parts, calls = [], []
+    for number, tool in enumerate(tool for tool in tools if choice.name in (None, tool.name)):
         prefix = f"specx-{number}-"
         parts.append(_arguments(tool, prefix))
         written = json.dumps(tool.name, ensure_ascii=False)[1:-1]
-        names.append(f"{literal(shape.head.replace('NAME', written))} {prefix}root {literal(shape.tail)}")
-    more = f" ({literal(shape.between)} specx-call)*" if choice.parallel and choice.name is None else ""
-    calls = f"{literal(shape.begin)} specx-call{more} {literal(shape.end)}"
-    answer = _CALLS if other is None else f"{_CALLS} | root"
-    lines = [f"{ROOT} ::= {answer}", f"{_CALLS} ::= {calls}", f"specx-call ::= {' | '.join(names)}"]
-    return "\n".join([*lines, *parts, other or ""])
+        calls.append(f"{literal(shape.head.replace('NAME', written))} {prefix}root {literal(shape.tail)}")
+    return "\n".join([f"specx-call ::= {' | '.join(calls)}", *parts])
 
 
 def grammar_after(tags: Tags, grammar: str, root: str) -> str:

@@ -88,8 +88,8 @@ class Choice(ABC):
         self._entries += self._log.take(self._length, last=chunk.last)
 
     def _event(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        new = self._entries[self._untold :]
-        self._untold = len(self._entries)
+        new = [] if "role" in delta.get("delta", ()) else self._entries[self._untold :]
+        self._untold += len(new)
         told = new or (reason is not None and self._log is not None)
         logprobs = self._logprobs(new) if told else None
         return {"index": self.index, **delta, "logprobs": logprobs, "finish_reason": reason}

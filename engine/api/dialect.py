@@ -11,12 +11,14 @@ from typing import Any
 from specx.backends.base import Vocab
 from specx.backends.errors import TemplateError
 from specx.engine.api.asks import Ask
-from specx.engine.api.call_grammar import ROOT, THEN, grammar_after, grammar_of_calls
+from specx.engine.api.call_grammar import ROOT, THEN, grammar_after, grammar_of_block, grammar_of_calls
 from specx.engine.api.calls import BARE, FORMATS, HERMES, Format, Reader
+from specx.engine.api.guard import Guard
 from specx.engine.api.harmony import HARMONY, HarmonyParser
 from specx.engine.api.parsing import AnswerParser, Parser, Tags
 from specx.engine.api.told import as_text, instructed, with_texts
 from specx.engine.api.tools import Tool
+from specx.engine.sampling import Constraint
 from specx.engine.session import Session
 from specx.engine.text.template import ChatTemplate
 
@@ -68,6 +70,7 @@ class Talk:
         tags, inside: as in `AnswerParser`.
         format, tools: how calls are written, and of what; None if none are to be read.
         harmony: whether the answer consists of messages in channels.
+        guard: the grammar of what follows the opening of a block of calls in an answer that is free.
         shown: control tokens that are tags.
     """
 
@@ -82,6 +85,27 @@ class Talk:
     tools: tuple[Tool, ...]
     shown: frozenset[int]
     harmony: bool = False
+    guard: str | None = None
+
+    def constraint(self, session: Session, ask: Ask) -> Constraint | None:
+        """What one answer must follow; None if it is free.
+
+        Raises:
+            GrammarError: the grammar cannot be used.
+        """
+        if self.grammar is not None:
+            return session.grammar(self.grammar, self.root)
+        guard, format = self.guard, self.format
+        if guard is None or format is None or ask.choice is None:
+            return None
+        return Guard(
+            session.vocab,
+            format.opens,
+            lambda: session.grammar(guard, ROOT),
+            tags=self.tags,
+            inside=self.inside,
+            once=not ask.choice.parallel,
+        )
 
     def parser(self) -> Parser:
         """Takes one answer apart."""
@@ -147,6 +171,7 @@ class Dialect:
             tools=ask.tools,
             shown=_control_tokens(session.vocab, marks),
             harmony=harmony,
+            guard=self._guard(ask, format) if grammar is None and not harmony else None,
         )
 
     def _format_for(self, ask: Ask) -> Format | None:
@@ -167,6 +192,11 @@ class Dialect:
             assert self._tags is not None
             grammar, root = grammar_after(self._tags, grammar, root), THEN
         return grammar, root
+
+    def _guard(self, ask: Ask, format: Format | None) -> str | None:
+        if format is None or ask.choice is None:
+            return None
+        return grammar_of_block(format, ask.tools, ask.choice)
 
     def _prompt(self, ask: Ask) -> str:
         """The text of a conversation; what the template cannot say of tools is said in words."""

@@ -117,9 +117,11 @@ class Exchange:
         self, session: Session, tokens: Sequence[int], sample: int, talk: Talk | None = None
     ) -> Generation:
         ask = self.ask
-        grammar, root = (ask.grammar, "root") if talk is None else (talk.grammar, talk.root)
         with _about("grammar"):
-            constraint = None if grammar is None else session.grammar(grammar, root)
+            if talk is not None:
+                constraint = talk.constraint(session, ask)
+            else:
+                constraint = None if ask.grammar is None else session.grammar(ask.grammar)
         return session.generate(
             tokens,
             replace(ask.sampling, seed=self._seed + sample),
