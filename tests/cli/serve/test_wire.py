@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -14,16 +15,15 @@ from specx.cli.serve.gate import Policy
 def exchange(server, *pieces, pause_s=0.0):
     """Send bytes and return everything that comes until the server closes the connection."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
-        for piece in pieces:
-            connection.sendall(piece)
-            time.sleep(pause_s)
-        connection.shutdown(socket.SHUT_WR)
         received = b""
-        try:
+        with suppress(OSError):  # it may be closed while something of ours is unread
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(pause_s)
+            connection.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
             while data := connection.recv(65536):
                 received += data
-        except ConnectionResetError:  # it was closed with something of ours unread
-            pass
         return received
 
 
