@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specx.cli.options.read import DraftOptions, ModelOptions, with_options
+from specx.cli.options.parallel import ParallelOptions, read_texts
+from specx.cli.options.read import DraftOptions, ModelOptions, read_asked, with_options
 from specx.cli.terminal.console import Progress, notice, stdout, write
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def register(app: typer.Typer) -> None:
 def verify(
     model: ModelOptions,
     draft: DraftOptions,
+    parallel: ParallelOptions,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -49,21 +51,31 @@ def verify(
 ) -> None:
     """Compare drafted text with plain text, token by token, and say how exact this machine is.
 
+    With --parallel also texts that are written together with each alone.
+
     Exits with 1 if a text differs for any reason but a near-tie within the measured numerical difference.
     """
-    from specx.cli.generation import open_session
+    from specx.cli.generation import load_session
     from specx.engine.bench.suites import Prompt, load_suite
-    from specx.engine.report.certificate import PROMPTS, compare_drafters
+    from specx.engine.report.certificate import (
+        PROMPTS,
+        compare_drafters,
+        compare_together,
+        with_longer,
+    )
 
     builtin = [Prompt(text, "verify", ({"role": "user", "content": text},)) for text in PROMPTS]
     chosen = builtin if prompts is None else load_suite(prompts)
-    with open_session(model, draft) as session:
+    texts = 1 if parallel.parallel is None else read_texts(parallel.parallel)
+    with load_session(replace(read_asked(model, draft), texts=texts)) as session:
         identity = session.measure_identity()
         encoded = [_encode(session, prompt) for prompt in chosen]
         # Without a draft model `free` is `auto` once more.
         left_out = ("none",) if "model" in session.drafters else ("none", "free")
         drafters = [name for name in session.drafters if name not in left_out]
         total = len(encoded) * 3 * len(drafters)
+        company = [] if texts == 1 else with_longer(encoded, session.n_ctx - n_predict - 1)
+        total += len(company) * 3 * 2
         seen: list[Comparison] = []
         with Progress("comparing") as progress:
 
@@ -72,6 +84,8 @@ def verify(
                 progress.count(len(seen), total)
 
             compare_drafters(session, encoded, drafters=drafters, n_predict=n_predict, seed=seed, done=done)
+            if company:
+                compare_together(session, company, n_predict=n_predict, seed=seed, done=done)
         # With --exact every width in use is identical, so nothing may differ at all.
         tolerance = 0.0 if session.plan.widths is not None or identity.exact_trees else identity.difference
         report = _report(session, identity, seen, tolerance)
@@ -114,6 +128,7 @@ def _report(
         "branches_identical": identity.branches if session.model.facts.max_leaves > 1 else None,
         "depths": list(identity.depths),
         "logit_difference": identity.difference,
+        "texts": session.at_once,
         "held_to_widths": sorted(session.plan.widths) if session.plan.widths is not None else None,
         "compared": len(seen),
         "identical": len(seen) - len(different),

@@ -10,7 +10,7 @@ wrong guesses between them, and compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +18,19 @@ import numpy as np
 from specx.backends.base import Cache
 from specx.backends.errors import UsageError
 from specx.engine.decode import Evidence
+from specx.engine.generation import Generation
 from specx.engine.session import Result, Session
 from specx.engine.settings import SamplingSettings
 
-__all__ = ["PROMPTS", "Comparison", "compare_drafters", "examine", "parting"]
+__all__ = [
+    "PROMPTS",
+    "Comparison",
+    "compare_drafters",
+    "compare_together",
+    "examine",
+    "parting",
+    "with_longer",
+]
 
 PROMPTS = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle.",
@@ -33,6 +42,7 @@ PROMPTS = (
 )
 TEMPERATURES = (0.0, 0.7, 1.0)
 NOISE_FACTOR = 4.0  # of the difference between two runs over the noise; 2.4 was the most seen in 42 partings
+AUTO = "auto"
 GUESSED = 5  # tokens per call, the wrong guess included
 
 
@@ -43,7 +53,7 @@ class Comparison:
     Attributes:
         prompt: index of the prompt.
         temperature, seed: sampling settings both used.
-        drafter: its name.
+        drafter: its name, and how many texts were written together if there were several.
         tokens: how many tokens were compared.
         first_difference: index of the first differing token, or None if the texts are identical.
         logit_difference: largest difference of a logit between the two runs there; 0 if identical.
@@ -113,6 +123,78 @@ def compare_drafters(
     session.forget_learned()
     session.set_drafter(before)
     return comparisons
+
+
+def compare_together(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    *,
+    temperatures: Sequence[float] = TEMPERATURES,
+    n_predict: int = 64,
+    seed: int = 1,
+    done: Callable[[Comparison], None] = lambda _c: None,
+) -> list[Comparison]:
+    """Generate every prompt at every temperature alone and plainly, and all of them together with drafts.
+
+    Together they arrive one after the other while others are written, in another order than they are asked
+    in, and are as many at once as there is room for. A prompt is read for one temperature and copied for the
+    others. Once prompts are read whole and once in pieces.
+
+    Args:
+        session: as of `compare_drafters`; has room for several texts.
+        prompts: token ids, at least one token each.
+        temperatures, n_predict, seed, done: as of `compare_drafters`.
+    """
+    before = session.drafter_name
+    asked = [
+        (i, SamplingSettings(seed=seed + i, temperature=temperature))
+        for i in range(len(prompts))
+        for temperature in temperatures
+    ]
+    plain = [_generate(session, "none", prompts[i], settings, n_predict) for i, settings in asked]
+    comparisons: list[Comparison] = []
+    for patient in (True, False):
+        session.set_drafter(AUTO)
+        session.forget_conversation()
+        made = [
+            session.generate(prompts[i], settings, n_predict=n_predict, evidence=True)
+            for i, settings in asked
+        ]
+        label = f"{session.drafter_label}, {min(session.at_once, len(made))} together"
+        for _ in session.together(_Staggered(made), patient=patient):
+            pass
+        for (i, settings), alone, generation in zip(asked, plain, made, strict=True):
+            if generation.result.failure is not None:
+                raise generation.result.failure
+            comparison = _compare(i, settings, label, alone, generation.result)
+            if comparison.first_difference is not None:
+                noise = _noise(session, prompts[i], alone, comparison.first_difference)
+                comparison = replace(comparison, noise=noise)
+            comparisons.append(comparison)
+            done(comparison)
+    session.forget_learned()
+    session.set_drafter(before)
+    return comparisons
+
+
+def with_longer(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """`prompts` and others that begin with one of them, as far as they have at most `most` tokens."""
+    longer = [[*prompt, *prompts[0]] for prompt in prompts[1:]]
+    return [list(prompt) for prompt in (*prompts, *longer) if len(prompt) <= most]
+
+
+class _Staggered:
+    """Hands generations out now and then, in an order of its own. Implements `Arrivals`."""
+
+    def __init__(self, generations: Sequence[Generation]) -> None:
+        order = np.random.default_rng(len(generations)).permutation(len(generations))
+        self._coming: Iterator[Generation] = iter([generations[i] for i in order.tolist()])
+        self._asked = 0
+
+    def take(self, wait: bool) -> Generation | None:
+        """The next one, if nobody is written or it is its turn."""
+        self._asked += 1
+        return next(self._coming, None) if wait or self._asked % 3 == 0 else None
 
 
 def examine(

@@ -304,6 +304,9 @@ def test_verify(specx, tmp_path):
     if ggml_device.unavailable() is None:
         done = specx("verify", "--prompts", prompts, "-n", 1, "--kernels", "specx", *SMALL)
         assert done.code == 0 and "leaves logits bit-identical: branches are not used" in done.out
+        together = ("--parallel", 3, "--kernels", "specx", "--json")
+        report = json.loads(specx("verify", "--prompts", prompts, "-n", 2, *together, *SMALL).out)
+        assert (report["verdict"], report["texts"], report["compared"]) == ("exact", 3, 3 * 3 + 3 * 2)
     prompts.write_text("\n")
     failed(specx("verify", "--prompts", prompts), 2, "holds no prompts")
 

@@ -16,7 +16,15 @@ from specx.drafters.base import Drafter, Drafting
 from specx.engine.cost.identity import DEPTHS, SPAN, WIDTHS, Identity, identity_text, measure_identity
 from specx.engine.decode import Evidence
 from specx.engine.learned.knowledge import Learned
-from specx.engine.report.certificate import PROMPTS, Comparison, compare_drafters, examine, parting
+from specx.engine.report.certificate import (
+    PROMPTS,
+    Comparison,
+    compare_drafters,
+    compare_together,
+    examine,
+    parting,
+    with_longer,
+)
 from specx.engine.session import Result, Session
 from specx.engine.settings import Asked, SamplingSettings
 
@@ -244,6 +252,35 @@ def test_a_difference_of_logits_is_found_and_measured(size):
             assert comparison.explained(2 * size)
     greedy = [c for c in different if c.temperature == 0]
     assert all(c.explained(2 * size) for c in greedy)
+
+
+class Mixing(Shaped):
+    """Its logits depend on how many texts are computed at once."""
+
+    def forward(self, trees, want=Want.LOGITS):
+        outputs = super().forward(trees, want)
+        for output in outputs if len(trees) > 1 else ():
+            output.logits[:] += np.sin(np.arange(V) * 3.1).astype(np.float32)
+        return outputs
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_texts_written_together_are_compared_with_each_alone(even):
+    session = session_of(Shaped(even=even, max_texts=5, max_leaves=1))
+    prompts = with_longer(PROMPT_TOKENS, 500)
+    assert len(prompts) == 2 * len(PROMPT_TOKENS) - 1
+    seen = []
+    found = compare_together(session, prompts, n_predict=20, done=seen.append)
+    assert seen == found and len(found) == 2 * 3 * len(prompts)
+    assert {c.drafter for c in found} == {"auto, 5 together"}
+    assert all(c.first_difference is None and c.tokens > 0 for c in found)
+    assert session.drafter_name == "suffix"  # as before
+
+
+def test_what_the_company_changes_is_found():
+    found = compare_together(session_of(Mixing(max_texts=4)), PROMPT_TOKENS, n_predict=30)
+    different = [c for c in found if c.first_difference is not None]
+    assert different and not any(c.explained(0.0) for c in different)
 
 
 def test_at_temperature_0_only_a_near_tie_can_be_overturned():
