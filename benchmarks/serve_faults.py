@@ -22,7 +22,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -298,7 +298,8 @@ def main() -> int:
             report.wrong.append(f"the server ended with {process.returncode} when it was told to stop")
     for text in report.wrong:
         print(text, file=sys.stderr)
-    print(json.dumps({**asdict(report), "wrong": len(report.wrong)}))
+    counts = {"statuses": dict(report.statuses), "left": report.left, "honest": report.honest}
+    print(json.dumps({**counts, "wrong": len(report.wrong)}))
     return bool(report.wrong)
 
 
