@@ -173,7 +173,9 @@ def serve(
         if place is not None and places.resident is not None:
             log = place.log if resident.background else None
             stack.enter_context(
-                told(Record(place, os.getpid(), asked.model.absolute(), command_line(), log=log, idle_s=idle_s))
+                told(
+                    Record(place, os.getpid(), asked.model.absolute(), command_line(), log=log, idle_s=idle_s)
+                )
             )
         life.run()
 
