@@ -123,7 +123,9 @@ class Generation:
         self._keep = max(keep, int(prompt[:1] == [vocab.bos]))
         chosen = request.sampling
         truncation = chosen.top_k, chosen.top_p, chosen.min_p, chosen.typical_p
-        forcing = constraint if isinstance(constraint, Forcing) else None
+        forcing = None
+        if constraint is not None and isinstance(constraint, Forcing):  # to ask it of None takes long
+            forcing = constraint
         self._text = Text(prompt, self.result.seed, chosen.temperature, truncation, forcing)
         self._sampler = Sampler(chosen, vocab.size, constraint, margins=request.evidence, ends=vocab.eog)
         self._decoder = StreamDecoder()

@@ -5,7 +5,7 @@ What another text has read of the same prompt is copied, whether that one is sti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import overload
 
 from specx.backends.base import Cache, Model
@@ -52,6 +52,8 @@ class Slot:
 def common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two lists begin with alike: in halves, because lists compare themselves fast."""
     low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
     while low < high:
         middle = (low + high + 1) // 2
         if one[low:middle] == other[low:middle]:
@@ -93,37 +95,34 @@ class Slots(Sequence[Slot]):
 
     def known(self, tokens: Sequence[int]) -> int:
         """How many of the first of `tokens` need not be read, wherever they are."""
-        free = [slot for slot in self._slots if slot.user is None]
-        here = max((slot.cache.reusable(slot.common(tokens)) for slot in free), default=0)
-        return max(here, self._source(tokens)[1])
+        alike = self._alike(tokens)
+        here = (slot.cache.reusable(n) for slot, n in alike.items() if slot.user is None)
+        return max(self._source(alike)[1], max(here, default=0))
 
     def choose(self, tokens: Sequence[int], steps: int) -> Slot:
         """Room for a text that begins with `tokens` and takes about `steps` steps; it may hold some of them.
 
         Where nobody writes, if possible; else who has been writing the longest ends as cancelled.
         """
-        free = [slot for slot in self._slots if slot.user is None]
-        source, shared = self._source(tokens)
+        alike = self._alike(tokens)
+        free = {slot: slot.cache.reusable(n) for slot, n in alike.items() if slot.user is None}
+        source, shared = self._source(alike)
+        worth = shared - self.copy_tokens
         found, least = None, float("inf")
-        for age, slot in enumerate(free):
-            held = slot.cache.reusable(slot.common(tokens))
-            copied = shared - self.copy_tokens if source is not slot else 0
+        for age, (slot, held) in enumerate(free.items()):
             lost = max(slot.useful - held, 0) * RETURNS * (age + 1) / len(free)
-            cost = lost - max(held, copied) + self._gap(slot.index) * steps
+            cost = lost - max(held, worth if source is not slot else 0) + self._gap(slot.index) * steps
             if cost < least:
                 found, least = slot, cost
         if len(self._slots) < self._model.facts.max_texts:
-            cost = self._gap(len(self._slots)) * steps - max(shared - self.copy_tokens, 0)
+            cost = self._gap(len(self._slots)) * steps - max(worth, 0)
             if cost < least:
                 found = Slot(self._model.open(), len(self._slots))
                 self._slots.append(found)
         found = found or self._slots[0]
         self._slots.remove(found)
         self._slots.append(found)
-        if source not in (None, found) and shared - self.copy_tokens > found.cache.reusable(
-            found.common(tokens)
-        ):
-            assert source is not None
+        if source is not None and source is not found and worth > free.get(found, 0):
             found.cache.copy(source.cache, shared)
             found.cached = list(tokens[: found.cache.length])
         return found
@@ -134,15 +133,19 @@ class Slots(Sequence[Slot]):
         slot.cached, slot.user = [], None
         return slot
 
-    def _source(self, tokens: Sequence[int]) -> tuple[Slot | None, int]:
-        """Where the most of `tokens` could be copied from, and how many; none but what is worth it."""
+    def _alike(self, tokens: Sequence[int]) -> dict[Slot, int]:
+        """How many of `tokens` each begins with."""
+        return {slot: slot.common(tokens) for slot in self._slots}
+
+    def _source(self, alike: Mapping[Slot, int]) -> tuple[Slot | None, int]:
+        """Where the most could be copied from, and how many tokens; none but what is worth it."""
         found: tuple[Slot | None, int] = None, 0
         if not self._copies or self._model.facts.max_texts == 1:
             return found
-        for slot in self._slots:
-            length = slot.cache.copyable(slot.common(tokens))
-            if length > max(found[1], self.copy_tokens):
-                found = slot, length
+        for slot, n in alike.items():
+            if n > max(found[1], self.copy_tokens):
+                length = slot.cache.copyable(n)
+                found = (slot, length) if length > max(found[1], self.copy_tokens) else found
         return found
 
     def _gap(self, index: int) -> int:
