@@ -232,7 +232,9 @@ class Job:
         return SOME_FAILED if output.failed else 0
 
     def _items(self, skipper: Skipper | None) -> Iterable[Item]:
-        reader = self.source.reader(self.how) if self.source.regular else self.reader
+        # What can be read twice was looked through, so that every custom_id is known to be there once.
+        again = replace(self.how, unique=True)
+        reader = self.source.reader(again) if self.source.regular else self.reader
         return reader if skipper is None else (item for item in reader if not skipper.skip(item))
 
     def _stop(self, run: Running, number: int) -> None:

@@ -100,6 +100,7 @@ class Reading:
         system: the system message of such a conversation.
         fields: of a request body, where an item does not have them itself.
         keep_blank: an empty line is an item, too.
+        unique: it is known that no `custom_id` is there twice, so they need not be remembered.
         longest: bytes of a line.
     """
 
@@ -110,6 +111,7 @@ class Reading:
     system: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     keep_blank: bool = False
+    unique: bool = False
     longest: int = LONGEST
 
 
@@ -260,7 +262,9 @@ class Reader:
     def _finished(self, item: Item) -> Item:
         """`item` with its number, and unlike every other before it."""
         named = isinstance(item.custom_id, str)
-        first = self._ids.setdefault(hash(item.custom_id), item.line) if named else item.line
+        first = item.line
+        if named and not self._how.unique:
+            first = self._ids.setdefault(hash(item.custom_id), item.line)
         if first != item.line:
             text = f'custom_id "{item.custom_id}" is on line {first} and again on line {item.line}'
             item.problem = (text, DUPLICATE)
