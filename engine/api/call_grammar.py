@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 from specx.backends.errors import GrammarError
@@ -51,20 +50,14 @@ def grammar_of_block(format: Format, tools: Sequence[Tool], choice: ToolChoice) 
 
     None if that is not known, or the schema of a tool cannot be turned into a grammar.
     """
-    if format.shape is None or format.bare:
+    shape = format.inner
+    if shape is None:
         return None
-    (opening,), shape = format.opens, format.shape
-    listed = bool(shape.begin)
-    shape = replace(
-        shape,
-        begin=shape.begin.removeprefix(opening),
-        head=shape.head if listed else shape.head.removeprefix(opening),
-    )
     try:
         calls = _each(shape, tools, choice)
     except RequestError:
         return None
-    return f"{ROOT} ::= {_block(shape, listed and choice.parallel)}\n{calls}"
+    return f"{ROOT} ::= {_block(shape, bool(shape.begin) and choice.parallel)}\n{calls}"
 
 
 def _block(shape: Shape, more: bool) -> str:
@@ -78,8 +71,7 @@ def _each(shape: Shape, tools: Sequence[Tool], choice: ToolChoice) -> str:
     for number, tool in enumerate(tool for tool in tools if choice.name in (None, tool.name)):
         prefix = f"specx-{number}-"
         parts.append(_arguments(tool, prefix))
-        written = json.dumps(tool.name, ensure_ascii=False)[1:-1]
-        calls.append(f"{literal(shape.head.replace('NAME', written))} {prefix}root {literal(shape.tail)}")
+        calls.append(f"{literal(shape.named(tool.name))} {prefix}root {literal(shape.tail)}")
     return "\n".join([f"specx-call ::= {' | '.join(calls)}", *parts])
 
 

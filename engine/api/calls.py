@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specx.engine.api.call_readers import (
     GEMMA_QUOTE,
@@ -27,6 +27,7 @@ from specx.engine.api.call_readers import (
     read_python,
     tagged,
 )
+from specx.engine.api.call_stream import CallStream
 from specx.engine.api.parsing import Call
 from specx.engine.api.tools import Tool
 
@@ -45,6 +46,10 @@ class Shape:
     tail: str
     between: str
     end: str
+
+    def named(self, name: str) -> str:
+        """What a call of the tool `name` begins with."""
+        return self.head.replace("NAME", json.dumps(name, ensure_ascii=False)[1:-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,16 @@ class Format:
     within: tuple[str, ...] = ()
 
     @property
+    def inner(self) -> Shape | None:
+        """The shape of what follows the opening of a block; None if that is not known."""
+        if self.shape is None or self.bare:
+            return None
+        (opening,), shape = self.opens, self.shape
+        if shape.begin:
+            return replace(shape, begin=shape.begin.removeprefix(opening))
+        return replace(shape, head=shape.head.removeprefix(opening))
+
+    @property
     def tags(self) -> tuple[str, ...]:
         """All texts that may be control tokens."""
         return (*self.opens, *filter(None, [self.closes]), *self.within)
@@ -83,10 +98,12 @@ class Reader:
     Args:
         format: how they are written.
         tools: which there are.
+        held: whether a grammar holds calls to the shape of the format, so that they can be told as they come.
     """
 
-    def __init__(self, format: Format, tools: Sequence[Tool]) -> None:
+    def __init__(self, format: Format, tools: Sequence[Tool], *, held: bool = False) -> None:
         self._format = format
+        self._inner = format.inner if held else None
         self._schemas = {tool.name: tool.parameters for tool in tools}
         heads = [f'{{"{key}":' for key in NAME_KEYS] + [f'{{"type":"function","{NAME_KEYS[0]}":']
         names = [json.dumps(name, ensure_ascii=False).replace(" ", "") for name in self._schemas]
@@ -99,6 +116,14 @@ class Reader:
             return self._format.read(block, self._schemas) or None
         except (ValueError, TypeError, RecursionError, WrongError):
             return None
+
+    def stream(self) -> CallStream | None:
+        """What tells a block as it is written; None if it has to be read as a whole."""
+        shape = self._inner
+        if shape is None:
+            return None
+        heads = {shape.named(name): name for name in self._schemas}
+        return CallStream(shape.begin, heads, shape.tail, shape.between if shape.begin else None, shape.end)
 
     def goes_on(self, block: str) -> bool:
         """Whether `block` may be right with what follows its closing text."""

@@ -180,6 +180,8 @@ class ChatChoice(Choice):
     def _part(self, part: Part) -> list[dict[str, Any]]:
         if part.call is not None:
             return self._call(part.call)
+        if part.kind == "arguments":
+            return [self._more(part.text)]
         self._texts[part.kind] += part.text
         return [{"content" if part.kind == "content" else "reasoning_content": part.text}]
 
@@ -188,10 +190,14 @@ class ChatChoice(Choice):
         number = len(self._calls)
         label = call.id or _call_id(self._id, self.index, number)
         head = {"id": label, "type": "function"}
-        self._calls.append({**head, "function": {"name": call.name, "arguments": call.arguments}})
         first = {"index": number, **head, "function": {"name": call.name, "arguments": ""}}
-        rest = {"index": number, "function": {"arguments": call.arguments}}
-        return [{"tool_calls": [first]}, {"tool_calls": [rest]}]
+        self._calls.append({**head, "function": {"name": call.name, "arguments": ""}})
+        return [{"tool_calls": [first]}, *([self._more(call.arguments)] if call.arguments else [])]
+
+    def _more(self, arguments: str) -> dict[str, Any]:
+        """More of the arguments of the last call."""
+        self._calls[-1]["function"]["arguments"] += arguments
+        return {"tool_calls": [{"index": len(self._calls) - 1, "function": {"arguments": arguments}}]}
 
     def _nothing(self) -> dict[str, Any]:
         return {"delta": {}}

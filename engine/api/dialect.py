@@ -111,7 +111,8 @@ class Talk:
         """Takes one answer apart."""
         if self.harmony:
             return HarmonyParser(calls=bool(self.tools))
-        reader = None if self.format is None else Reader(self.format, self.tools)
+        held = self.guard is not None or self.root != "root"  # in both a grammar makes the calls
+        reader = None if self.format is None else Reader(self.format, self.tools, held=held)
         return AnswerParser(self.tags, inside=self.inside, calls=reader)
 
 

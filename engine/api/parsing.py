@@ -28,9 +28,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of an answer: text of a kind, or a call."""
+    """A piece of an answer: text of a kind, a call, or more of the arguments of the last one."""
 
-    kind: Literal["content", "reasoning", "call"]
+    kind: Literal["content", "reasoning", "call", "arguments"]
     text: str = ""
     call: Call | None = None
 
@@ -43,6 +43,21 @@ class Parser(Protocol):
 
     def finish(self) -> list[Part]:
         """What is left at the end."""
+
+
+class BlockStream(Protocol):
+    """Tells the calls of a block as they are written."""
+
+    @property
+    def told(self) -> bool:
+        """Whether a call has begun; until then nothing was taken."""
+
+    @property
+    def within(self) -> bool:
+        """Whether what is still held is part of a call."""
+
+    def take(self, text: str) -> tuple[list[Part], str, Literal["more", "done", "odd"]]:
+        """What `text` adds, the rest of it, and whether there is more to come, the end, or something else."""
 
 
 class CallReader(Protocol):
@@ -58,6 +73,9 @@ class CallReader(Protocol):
 
     def read(self, block: str) -> list[Call] | None:
         """The calls of a block, which stands between its two ends; None if it is not right."""
+
+    def stream(self) -> BlockStream | None:
+        """What tells a block as it is written; None if it has to be read as a whole."""
 
     def goes_on(self, block: str) -> bool:
         """Whether `block`, which is not right, may be right with what follows its closing text."""
@@ -90,6 +108,7 @@ class AnswerParser:
         self._gap: str | None = None  # white space before calls, for content on both sides; None before any
         self._searched = 0  # of a block: how much of it has no closing text
         self._opened = ""  # what the block began with, white space before it included
+        self._stream: BlockStream | None = None  # of the block
         self._ended = False
         self._parts: list[Part] = []
 
@@ -151,11 +170,13 @@ class AnswerParser:
         self._say("content", text)
         self._opened = self._held[len(text) : at + len(opening)]
         self._held = self._held[at + len(opening) :]
-        self._stage, self._searched = self._block, 0
+        self._stage, self._searched, self._stream = self._block, 0, self._calls.stream()
         return True
 
     def _block(self) -> bool:
         assert self._calls is not None
+        if self._stream is not None and not self._passes(self._stream):
+            return self._stage == self._content
         closing = self._calls.closes
         while closing and (at := self._held.find(closing, self._searched)) >= 0:
             calls = self._calls.read(self._held[:at])
@@ -167,6 +188,21 @@ class AnswerParser:
                 self._searched = max(self._searched, len(self._held) - len(closing) + 1)
             return False
         return self._leave(self._calls.read(self._held), len(self._held))
+
+    def _passes(self, stream: BlockStream) -> bool:
+        """Tell what there is of a block; returns whether it has to be read as a whole instead."""
+        parts, rest, status = stream.take(self._held)
+        self._parts += parts
+        if status == "more" and not self._ended:
+            self._held = rest
+            return False
+        if not stream.told:
+            self._stream = None
+            return True
+        if status == "more" and stream.within:
+            rest = ""  # it was cut short
+        self._leave([], len(self._held) - len(rest))
+        return False
 
     def _bare(self) -> bool:
         """Calls from the beginning to the end of the answer."""

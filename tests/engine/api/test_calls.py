@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -77,12 +78,12 @@ WRITTEN = {
 }
 
 
-def readers_of(text):
+def readers_of(text, held=False):
     """Every format of the table that such a text could be in."""
     opened = [
         each for each in (*FORMATS, BARE) if text.startswith(each.opens) or (each.bare and text[0] == "{")
     ]
-    return [Reader(each, (WEATHER, CLOCK)) for each in opened]
+    return [Reader(each, (WEATHER, CLOCK), held=held) for each in opened]
 
 
 def taken_apart(text, calls=None, *, tags=None, inside=False, cuts=()):
@@ -91,10 +92,15 @@ def taken_apart(text, calls=None, *, tags=None, inside=False, cuts=()):
     ends = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
     parts = [part for a, b in pairwise(ends) for part in parser.feed(text[a:b])]
     parts += parser.finish()
-    said = {
-        kind: "".join(part.text for part in parts if part.kind == kind) for kind in ("reasoning", "content")
-    }
-    return said["reasoning"], said["content"], [part.call for part in parts if part.call is not None]
+    said, calls = {"reasoning": "", "content": ""}, []
+    for part in parts:
+        if part.call is not None:
+            calls.append(part.call)
+        elif part.kind == "arguments":
+            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + part.text)
+        else:
+            said[part.kind] += part.text
+    return said["reasoning"], said["content"], calls
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -113,6 +119,35 @@ def test_calls_are_read_in_every_format(name):
     assert found
 
 
+@pytest.mark.parametrize("name", ["hermes", "listed", "nemotron", "functionary", "mistral-args", "apertus"])
+def test_calls_that_a_grammar_made_are_told_as_they_are_written(name):
+    text = "So:\n" + WRITTEN[name].replace("[CALL_ID]abcdefghi", "") + " \n"
+    found = 0
+    for reader in readers_of(WRITTEN[name], held=True):
+        parser, told = AnswerParser(calls=reader), []
+        for char in text:
+            told.append(parser.feed(char))
+        told.append(parser.finish())
+        fragments = [part for parts in told for part in parts if part.kind == "arguments"]
+        _, content, calls = taken_apart(text, reader)
+        if [(call.name, call.arguments) for call in calls] == [("get_weather", ARGS)] * 2:
+            found += content == "So:" and len(fragments) == 2 * len(ARGS)
+    assert found
+
+
+def test_a_call_that_is_cut_short_while_it_is_told():
+    reader = Reader(HERMES, (WEATHER,), held=True)
+    text = "So: " + HERMES_CALL
+    for end in range(len(text)):
+        _, content, calls = taken_apart(text[:end], reader)
+        if calls:
+            assert content == "So:" and ARGS.startswith(calls[0].arguments)
+        else:
+            assert text[:end] == content
+    odd = text.replace("}\n</tool_call>", "} and more")
+    assert taken_apart(odd, reader)[1] == "So: } and more"
+
+
 CUTS = st.lists(st.integers(0, 2**16), max_size=30)
 
 
@@ -120,7 +155,7 @@ CUTS = st.lists(st.integers(0, 2**16), max_size=30)
 def test_how_an_answer_is_cut_does_not_matter(name, cuts, before, cut_short):
     text = before + WRITTEN[name]
     text = text[: len(text) * 2 // 3] if cut_short else text
-    for reader in readers_of(WRITTEN[name]):
+    for reader in (*readers_of(WRITTEN[name]), *readers_of(WRITTEN[name], held=True)):
         whole = taken_apart(text, reader)
         assert taken_apart(text, reader, cuts=cuts) == whole
         assert taken_apart(text, reader, cuts=range(len(text))) == whole

@@ -236,6 +236,14 @@ def test_a_call_that_is_required_is_made(ask_real):
         jsonschema.validate(arguments, PARAMETERS if name == "get_weather" else {"maxProperties": 0})
 
 
+def test_arguments_are_told_while_they_are_written(api, real):
+    body = {"messages": [USER], "tools": [WEATHER], "tool_choice": "required", "max_tokens": 60, "seed": 1}
+    events, _ = api.ask(real, {**body, "parallel_tool_calls": False})
+    deltas = [call for event in events for call in event["choices"][0]["delta"].get("tool_calls", ())]
+    assert len(deltas) > 3 and deltas[0]["function"] == {"name": "get_weather", "arguments": ""}
+    assert all(set(each) == {"index", "function"} and each["index"] == 0 for each in deltas[1:])
+
+
 def test_a_tool_that_is_named_is_called(ask_real):
     for name in ("get_weather", "clock"):
         choice = ask_real(
