@@ -7,7 +7,7 @@ A `Model` holds the weights, which all texts share. A `Cache` holds the committe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Flag, auto
 from typing import Protocol
@@ -24,6 +24,7 @@ __all__ = [
     "Output",
     "Progress",
     "RowSink",
+    "SpecialToken",
     "Tree",
     "Vocab",
     "Want",
@@ -99,6 +100,24 @@ class Output:
         object.__setattr__(self, "rows", LogitRows(self.logits))
 
 
+@dataclass(frozen=True, slots=True)
+class SpecialToken:
+    """A token that is looked for in a text before it is split into words.
+
+    Attributes:
+        id: the token.
+        text: what stands for it.
+        control: whether that is done only where special tokens are parsed.
+        lstrip, rstrip: whether it swallows white space before and behind it.
+    """
+
+    id: int
+    text: str
+    control: bool
+    lstrip: bool = False
+    rstrip: bool = False
+
+
 class Vocab(Protocol):
     """The tokens of a model, as bytes."""
 
@@ -133,6 +152,13 @@ class Vocab(Protocol):
     @property
     def fingerprint(self) -> str:
         """Hex digest of the token list: equal for two models exactly when their ids mean the same."""
+
+    def special_tokens(self, typed: Iterable[int] | None = None) -> tuple[SpecialToken, ...]:
+        """The tokens that are taken out of a text before it is split into words.
+
+        Args:
+            typed: tokens that the model file says are not ordinary; None if that is not known.
+        """
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Bytes of one token. Control tokens are empty unless `special`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
+from specx.backends.base import SpecialToken
 from specx.kernels._native import Pieces
 
 __all__ = ["ScriptedVocab"]
@@ -46,6 +48,11 @@ class ScriptedVocab:
     def eog(self) -> frozenset[int]:
         """Token 0."""
         return frozenset({0})
+
+    def special_tokens(self, typed: Iterable[int] | None = None) -> tuple[SpecialToken, ...]:
+        """Token 0, which `<eog>` stands for."""
+        del typed  # it is the only one
+        return (SpecialToken(0, "<eog>", control=True),)
 
     @property
     def fingerprint(self) -> str:

@@ -121,14 +121,12 @@ class Chat:
     """
 
     def __init__(self, session: Session | Remote, request: Request, *, system: str = "") -> None:
-        from specx.engine.text.template import ChatTemplate
+        from specx.engine.text.prompt import template_of
 
         self.session = session
         self.request = request
         self.conversation = Conversation(system)
-        self.template: ChatTemplate = ChatTemplate(
-            session.chat_template, bos=session.bos_text, eos=session.eos_text
-        )
+        self.template: ChatTemplate = template_of(session)
         if self.template.notice:
             notice(self.template.notice)
         self.stats = self.markdown = self.context_shift = False

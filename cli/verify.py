@@ -99,11 +99,11 @@ def verify(
 
 def _encode(session: Session, prompt: Prompt) -> list[int]:
     """Token ids of a prompt: of a conversation up to the model's first answer."""
-    from specx.engine.text.template import ChatTemplate
+    from specx.engine.text.prompt import template_of
 
     if prompt.text:
         return session.tokenize(prompt.text, add_special=True, parse_special=True)
-    template = ChatTemplate(session.chat_template, bos=session.bos_text, eos=session.eos_text)
+    template = template_of(session)
     text = template.render(prompt.conversation(), tools=prompt.tools or None)
     return template.tokenize(text, session.tokenize)
 

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from specx.engine.setup.here import Here
 from specx.engine.slots import Slots
 from specx.engine.text.alphabet import Alphabet
 from specx.engine.text.answer import Chunk, Request, Result, Timings
+from specx.engine.text.prompt import template_of
+from specx.engine.text.specials import SpecialTexts, special_texts
 from specx.engine.together import write
 
 __all__ = ["Chunk", "Generation", "Result", "Session", "Timings", "load"]
@@ -201,19 +204,18 @@ class Session:
             return ""
         return f"the prompt begins with {self.bos_text}, and the model adds it as well: both are kept"
 
-    def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of a conversation in the model's chat template, up to where the answer begins.
+    @cached_property
+    def special_texts(self) -> SpecialTexts | None:
+        """Control tokens that messages cannot write; None if they may."""
+        return None if self.asked.parse_special else special_texts(self.vocab, self.setup)
 
-        Args:
-            messages: with `role` and `content`, oldest first.
+    def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a conversation (oldest message first) in the model's chat template, up to its answer.
 
         Raises:
             TemplateError: the template cannot be used, or refuses the messages.
         """
-        from specx.engine.text.template import ChatTemplate
-
-        template = ChatTemplate(self.chat_template, bos=self.bos_text, eos=self.eos_text)
-        return template.tokenize(template.render(messages), self.tokenize)
+        return (template := template_of(self)).tokenize(template.render(messages), self.tokenize)
 
     def grammar(self, text: str, root: str = "root") -> Constraint:
         """A constraint from a GBNF grammar, whose rule `root` the whole text must match.

@@ -53,6 +53,7 @@ class Asked(AskedModel):
         draft: of the draft model, named or found.
         exact: use only batch widths and orders whose logits are bit-identical.
         context_shift: forget the oldest tokens instead of stopping when the context is full.
+        parse_special: what messages say may be control tokens, as it is with llama.cpp.
         store: keep and use measurements, calibrations and caches under the cache directory.
         measure: time what was never timed here, on this machine; not worth it where nothing is decoded.
         verbose: tell every decision, and show llama.cpp's own messages.
@@ -75,6 +76,7 @@ class Asked(AskedModel):
     draft: AskedModel = AskedModel()
     exact: bool = False
     context_shift: bool = False
+    parse_special: bool = False
     store: bool = True
     measure: bool = True
     verbose: bool = False

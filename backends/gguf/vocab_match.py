@@ -5,12 +5,15 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+import numpy as np
+
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.gguf.reading import read_span
 
-__all__ = ["VocabularyMatch", "match_vocabularies"]
+__all__ = ["VocabularyMatch", "match_vocabularies", "typed_special"]
 
 UNUSED = 5  # token type of GGUF
+SPECIAL = (2, 3, 4)  # unknown, control, user-defined
 FEW = 0.005  # of the ids may mean another token: the draft model then drafts badly where it meets one
 
 
@@ -54,6 +57,18 @@ def match_vocabularies(target: GGUFInfo, draft: GGUFInfo) -> VocabularyMatch:
                 0, f"they have {ours} and {theirs} tokens, and the additional ones are in use"
             )
     return VocabularyMatch(min(ours, theirs))
+
+
+def typed_special(info: GGUFInfo) -> list[int] | None:
+    """Tokens that the file says are not made from words; None if it does not say.
+
+    Raises:
+        OSError, ModelError: it cannot be read any more.
+    """
+    types = np.frombuffer(_section(info, info.token_type_span), "<i4")
+    if len(types) != info.vocabulary_size:
+        return None
+    return [int(token) for token in np.flatnonzero(np.isin(types, SPECIAL))]
 
 
 def _section(info: GGUFInfo, span: tuple[int, int]) -> bytes:

@@ -191,6 +191,13 @@ class ModelOptions:
             envvar="LLAMA_ARG_CONTEXT_SHIFT",
         ),
     ] = ASKED.context_shift
+    parse_special: Annotated[
+        bool,
+        _model(
+            "--parse-special",
+            text="Let control tokens that messages spell out be such, as a raw prompt always does.",
+        ),
+    ] = ASKED.parse_special
     no_cache: Annotated[
         bool, _model("--no-cache", text="Neither use nor keep anything in the cache directory.")
     ] = not ASKED.store

@@ -211,6 +211,7 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         ),
         exact=draft.exact,
         context_shift=model.context_shift,
+        parse_special=model.parse_special,
         store=not model.no_cache,
         verbose=model.verbose,
     )

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from specx.backends.base import SpecialToken
 from specx.backends.errors import SpecxError, UsageError
 from specx.cli.resident.client import Connection, LostError, ask
 from specx.cli.resident.place import place_of
 from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.text.answer import Chunk, Result, Timings
 from specx.engine.text.prompt import Encoded, Prompt
+from specx.engine.text.specials import SpecialTexts
 
 __all__ = ["Remote", "RemoteGeneration", "find"]
 
@@ -66,6 +68,10 @@ class Remote:
         self.drafter_name: str = about["drafter_name"]
         self.drafter_label: str = about["drafter_label"]
         self.setup = _Setup(about["setup"])
+        tokens = about.get("special_tokens")  # None where messages may write them
+        self.special_texts = (
+            None if tokens is None else SpecialTexts([SpecialToken(*each) for each in tokens])
+        )
         self._summary: str = about["summary"]
 
     def summary(self) -> str:

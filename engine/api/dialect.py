@@ -20,6 +20,7 @@ from specx.engine.api.told import as_text, instructed, with_texts
 from specx.engine.api.tools import Tool
 from specx.engine.sampling import Constraint
 from specx.engine.session import Session
+from specx.engine.text.specials import SpecialTexts
 from specx.engine.text.template import ChatTemplate
 
 __all__ = ["Dialect", "Talk", "dialect_of"]
@@ -122,6 +123,7 @@ class Dialect:
     Args:
         source: the template's own text; None takes ChatML.
         bos, eos: texts of the tokens that templates write.
+        specials: control tokens that messages cannot write; None if they may.
 
     Attributes:
         format: how calls of tools are written.
@@ -131,8 +133,8 @@ class Dialect:
         TemplateError: it is not a valid template.
     """
 
-    def __init__(self, source: str | None, bos: str, eos: str) -> None:
-        self._template = ChatTemplate(source, bos=bos, eos=eos)
+    def __init__(self, source: str | None, bos: str, eos: str, specials: SpecialTexts | None = None) -> None:
+        self._template = ChatTemplate(source, bos=bos, eos=eos, specials=specials)
         self._lock = threading.Lock()  # a template counts what it does
         text = source or ""
         self._tags = next((t for t in REASONING if t.opening in text and t.closing in text), None)
@@ -267,9 +269,9 @@ def dialect_of(session: Session) -> Dialect:
     Raises:
         TemplateError: it has no valid template.
     """
-    return _dialect(session.chat_template, session.bos_text, session.eos_text)
+    return _dialect(session.chat_template, session.bos_text, session.eos_text, session.special_texts)
 
 
 @lru_cache(maxsize=8)
-def _dialect(source: str | None, bos: str, eos: str) -> Dialect:
-    return Dialect(source, bos, eos)
+def _dialect(source: str | None, bos: str, eos: str, specials: SpecialTexts | None) -> Dialect:
+    return Dialect(source, bos, eos, specials)

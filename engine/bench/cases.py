@@ -13,7 +13,7 @@ from specx.backends.base import Vocab
 from specx.backends.errors import TemplateError
 from specx.engine.bench.suites import Prompt, Workload
 from specx.engine.session import Session
-from specx.engine.text.template import ChatTemplate
+from specx.engine.text.prompt import template_of
 
 __all__ = ["Case", "CaseMaker", "LeftOut"]
 
@@ -63,7 +63,7 @@ class CaseMaker:
         self._n_predict = n_predict
         self._seed = seed
         self._ignore_eos = ignore_eos
-        self._template = ChatTemplate(session.chat_template, bos=session.bos_text, eos=session.eos_text)
+        self._template = template_of(session)
 
     def turn(self, prompt: Prompt, answers: Sequence[str] = ()) -> Case:
         """The request for answer number `len(answers)`, after the answers so far.

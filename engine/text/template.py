@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -13,18 +15,12 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 
 from specx.backends.errors import TemplateError
+from specx.engine.text.specials import Marked, SpecialTexts, Tokenize
 from specx.engine.text.template_bounds import BoundedEnvironment
 from specx.engine.text.template_budget import Budget, ExhaustedError
 from specx.engine.text.template_forms import TURNS, Form, Message, find_form, passes_on
 
 __all__ = ["CHATML", "ChatTemplate", "Message"]
-
-
-class Tokenize(Protocol):
-    """How a session turns text into token ids."""
-
-    def __call__(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`."""
 
 
 CHATML = (
@@ -40,6 +36,7 @@ WORK = 64 << 20
 templates of models do, and little enough that a broken one ends within seconds."""
 
 
+SURROGATES = re.compile("[\ud800-\udfff]")
 LONGEST_REASON = 500  # a template can say anything
 _HINT = "use `specx complete` with a prompt written in the model's own format"
 
@@ -65,6 +62,8 @@ class ChatTemplate:
     Args:
         source: the Jinja source (`tokenizer.chat_template` of the GGUF); None or empty takes ChatML.
         bos, eos: text of the BOS and EOS tokens, which templates write themselves.
+        specials: control tokens that are only meant where the template itself writes them; None lets messages
+            write them, too.
 
     Attributes:
         notice: what a person should know about this template, or None. A conversation can bring it up.
@@ -74,7 +73,9 @@ class ChatTemplate:
         TemplateError: the source is not a valid template, or does not end.
     """
 
-    def __init__(self, source: str | None, *, bos: str, eos: str) -> None:
+    def __init__(
+        self, source: str | None, *, bos: str, eos: str, specials: SpecialTexts | None = None
+    ) -> None:
         self.notice: str | None = None
         self.stops: tuple[str, ...] = ()
         if not source:
@@ -82,6 +83,7 @@ class ChatTemplate:
             self.notice = "the model file has no chat template; using ChatML"
             self.stops = ("<|im_end|>",)
         self._bos, self._eos = bos, eos
+        self._source, self._specials = source, specials
         self._environment = _environment()
         try:
             self._template = self._environment.from_string(source)
@@ -98,7 +100,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **extra: Any,
     ) -> str:
-        """The prompt for a conversation.
+        """The prompt for a conversation, for `tokenize`.
 
         The messages are given to the template in the form in which it passes them on (`Form`). A system
         message that it refuses or drops goes to the head of the next user message. If it leaves out what was
@@ -114,6 +116,19 @@ class ChatTemplate:
             TemplateError: the template fails, does not end, refuses the messages, or leaves one out.
         """
         variables = {"add_generation_prompt": add_generation_prompt, "tools": tools, **extra}
+        mark = self._mark(messages, variables)
+        if self._specials is not None:
+            marked, also = (self._specials.marked(each, mark) for each in (messages, variables))
+            if marked is not messages or also is not variables:
+                return Marked(self._written(marked, also), mark)
+        return self._written(messages, variables)
+
+    def _mark(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        """Letters that are nowhere in what is given, in one case: left alone by trimming and the like."""
+        given = f"{self._source}{messages}{variables}".casefold()
+        return next(mark for number in itertools.count() if (mark := f"qzm{number}wjk") not in given)
+
+    def _written(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         form = self._form(variables)
         text: str | None = None
         try:
@@ -167,8 +182,11 @@ class ChatTemplate:
             self.notice = f"the model's chat template leaves out earlier messages ({which})"
 
     def tokenize(self, text: str, tokenize: Tokenize) -> list[int]:
-        """Tokens of a rendered prompt. `tokenize` adds BOS only if the template has not written it."""
+        """Tokens of a prompt from `render`: what messages say is text, whatever it looks like (`specials`).
+        `tokenize` adds BOS only if the template has not written it."""
         written = bool(self._bos) and text.startswith(self._bos)
+        if isinstance(text, Marked) and self._specials is not None:
+            return self._specials.tokens(text, tokenize, add_special=not written)
         return tokenize(text, add_special=not written, parse_special=True)
 
     def opening_length(self, messages: Sequence[Message], tokenize: Tokenize) -> int:
@@ -209,7 +227,13 @@ class ChatTemplate:
             ) from error
         except Exception as error:  # a template is foreign code: anything can come out of it
             raise _failure("fails", error) from error
-        return "".join(pieces)
+        text = "".join(pieces)
+        if SURROGATES.search(text):
+            raise TemplateError(
+                "the prompt for this conversation has half of a surrogate pair in it, which is no text",
+                "look for \\ud800 to \\udfff in the messages, or use `specx complete` without the template",
+            )
+        return text
 
 
 def _environment() -> BoundedEnvironment:

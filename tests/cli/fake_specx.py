@@ -95,6 +95,7 @@ class Generation:
 class Session:
     model_name = "fake"
     bos_text, eos_text = "<s>", "</s>"
+    special_texts = None
     plain_reason = None
     setup = None
 
