@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from specx.backends.bare import gguf_types
 from specx.backends.errors import ModelError
 from specx.backends.gguf.header import Metadata, Part, Tensor, download_again, type_bytes
 from specx.backends.gguf.shards import SHARD, shard_paths
@@ -272,7 +273,7 @@ def _layers(tensors: tuple[Tensor, ...], pattern: str) -> set[int]:
 
 
 def _file_type(part: Part) -> str:
-    import gguf
+    gguf = gguf_types()
 
     if "general.file_type" not in part.metadata:
         return "unknown"

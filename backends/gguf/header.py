@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from specx.backends.bare import gguf_types
 from specx.backends.errors import ModelError
 from specx.backends.gguf.reading import open_regular
 
@@ -64,7 +65,7 @@ def type_bytes(name: str, elements: int) -> int:
     Raises:
         ValueError: ggml has no such type.
     """
-    import gguf
+    gguf = gguf_types()
 
     try:
         block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
@@ -296,7 +297,7 @@ def _tensor_row(cursor: _Cursor) -> _Row:
 
 def _type_size(kind: int, shape: tuple[int, ...]) -> tuple[str, int | None]:
     """Name and bytes of a tensor; the bytes are None for a type the gguf library does not know."""
-    import gguf
+    gguf = gguf_types()
 
     try:
         name = gguf.GGMLQuantizationType(kind)

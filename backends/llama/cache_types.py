@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from specx.backends.bare import gguf_types
 from specx.backends.errors import UsageError
 from specx.backends.settings import FLOAT_CACHES, Load
 
@@ -57,6 +58,6 @@ def check_cache_of_model(info: GGUFInfo, load: Load) -> None:
 
 def _block(kind: str) -> int:
     """Values of a block of the ggml type `kind`."""
-    import gguf
+    gguf = gguf_types()
 
     return int(gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.upper()]][0])

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from specx.backends.bare import bare_package
 from specx.backends.llama import last_words
 from specx.backends.llama.callbacks import called_by_c
 
@@ -53,7 +54,7 @@ def lib() -> Any:
     # Where llama.cpp gives up it would call a debugger; what is to be told is told by `last_words`.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     _share_cxx_library()
-    import llama_cpp
+    llama_cpp = bare_package("llama_cpp", "llama_cpp")
 
     @called_by_c
     def on_log(level: int, text: bytes, _data: Any) -> None:
@@ -118,12 +119,20 @@ def system_info() -> str:
 def build_fingerprint() -> str:
     """Short hex digest of the native libraries in use and their build flags: a key for measurements."""
     module = lib()
-    digest = hashlib.sha256(module.__version__.encode())
+    digest = hashlib.sha256(_version(module).encode())
     digest.update(system_info().encode())
     folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(module.__file__).parent / "lib")
     for path in sorted(folder.glob("*llama*")) + sorted(folder.glob("*ggml*")):
         digest.update(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
+
+
+def _version(module: Any) -> str:
+    """Of llama-cpp-python, which says so in the part of it that is not imported."""
+    said = re.search(
+        r'^__version__ = "(.+)"', Path(module.__file__).read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return said[1] if said else ""
 
 
 def runs_here(model: Path) -> bool | None:
