@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -68,17 +69,17 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture
-def shell(smollm2, store, tmp_path, monkeypatch):
+def shell(smollm2, store, tmp_path):
     for tool in ("bash", "jq", "curl", "git"):
         if shutil.which(tool) is None:
             pytest.skip(f"there is no {tool}")
-    # A folder of short paths: a socket is in it.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment |= {"SPECX_MODEL": str(smollm2), "SPECX_CACHE": str(store), **SETTINGS}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    shell = Shell(tmp_path, environment)
-    shell.write("words.txt", "\n".join(WORDS) + "\n")
-    return shell
+    with tempfile.TemporaryDirectory() as runtime:  # sockets are in it, whose paths must be short
+        shell = Shell(tmp_path, {**environment, "XDG_RUNTIME_DIR": runtime})
+        shell.write("words.txt", "\n".join(WORDS) + "\n")
+        yield shell
 
 
 def name_of(heading):
