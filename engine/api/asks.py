@@ -179,7 +179,7 @@ def _chat(ask: Ask, fields: Fields) -> Ask:
     known = {} if effort is None else {"reasoning_effort": effort}
     if variables is not None:
         known.update(variables.values)
-    for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"):
+    for name in ("self", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token"):
         if name in known:
             raise fields.refuse("chat_template_kwargs", f"chat_template_kwargs sets {name}, which it cannot")
     tools = read_tools(fields)

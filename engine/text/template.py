@@ -37,6 +37,7 @@ templates of models do, and little enough that a broken one ends within seconds.
 
 
 SURROGATES = re.compile("[\ud800-\udfff]")
+MOST_FORMS = 64  # sets of variables that are remembered
 LONGEST_REASON = 500  # a template can say anything
 _HINT = "use `specx complete` with a prompt written in the model's own format"
 
@@ -155,6 +156,8 @@ class ChatTemplate:
         """The form that suits the template, found once for each set of variables."""
         key = tuple(name for name, value in sorted(variables.items()) if value)
         if key not in self._forms:
+            if len(self._forms) >= MOST_FORMS:
+                self._forms.clear()
             self._forms[key] = Form()
             budget = Budget(_work((), variables))
             for roles in TURNS:
