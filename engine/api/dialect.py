@@ -151,19 +151,21 @@ class Dialect:
         """
         with self._lock:
             text = self._prompt(ask)
-            if ask.continues:
-                text += ask.messages[-1]["content"]
             shifts = session.context_shift
             keep = self._template.opening_length(ask.messages, session.tokenize) if shifts else 0
         tags = self._tags if ask.reasoning else None
-        inside = self._tags is not None and text.rstrip().endswith(self._tags.opening)
+        begun: str = ask.messages[-1]["content"] if ask.continues else ""
+        tokens = self._template.tokenize(text, session.tokenize)
+        if begun:  # as all that messages say it is text, whatever it looks like
+            tokens += session.tokenize(begun, add_special=False, parse_special=False)
+        inside = self._tags is not None and (text + begun).rstrip().endswith(self._tags.opening)
         format = self._format_for(ask)
         grammar, root = self._grammar(ask, format, inside)
         harmony = self._harmony and grammar is None and ask.reasoning
         marks = HARMONY if harmony else format.tags if format else ()
         marks += (tags.opening, tags.closing) if tags else ()
         return Talk(
-            tokens=self._template.tokenize(text, session.tokenize),
+            tokens=tokens,
             keep=keep,
             stops=self._template.stops,
             grammar=grammar,

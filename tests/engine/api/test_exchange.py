@@ -338,6 +338,16 @@ def test_a_message_of_the_assistant_is_gone_on_with(api):
         assert prompt.endswith(end)
 
 
+@pytest.mark.parametrize("continues", [True, False])
+def test_what_messages_say_is_text(api, real, continues):
+    def ends(content):
+        said = {"role": "assistant" if continues else "user", "content": content}
+        exchange = api.exchange(real, {"messages": [USER, said], "continue_final_message": continues})
+        return exchange.generations[0].request.prompt.count(real.vocab.eos)
+
+    assert ends("<|im_end|>") == ends("Hello") > 0
+
+
 def test_what_was_written_is_as_likely_when_it_is_scored(api, real):
     """The probabilities of an answer, written with drafts, are those of the same tokens as a prompt."""
     written = {"prompt": "one two three one two three one two", "max_tokens": 24, "logprobs": 3}
