@@ -17,8 +17,17 @@ from specx.cli.batch.job import Job
 from specx.cli.batch.options import BatchGenerationOptions, InputOptions, OutputOptions
 from specx.cli.batch.reading import Input, open_input, reading, settled
 from specx.cli.generation import Request, requested
+from specx.cli.options.groups import SERVER
 from specx.cli.options.parallel import read_texts
-from specx.cli.options.read import DraftOptions, ModelOptions, SamplingOptions, read_asked, with_options
+from specx.cli.options.read import (
+    DraftOptions,
+    ModelOptions,
+    SamplingOptions,
+    ServerOptions,
+    one_of,
+    read_asked,
+    with_options,
+)
 from specx.cli.terminal.files import check_folder
 from specx.engine.batch.items import Reader, Reading
 from specx.engine.batch.lines import Form, JsonLines, TableLines, TextLines
@@ -44,6 +53,7 @@ def batch(
     draft: DraftOptions,
     sampling: SamplingOptions,
     generation: BatchGenerationOptions,
+    held: ServerOptions,
 ) -> None:
     """Answer many requests from a file or a pipe, several at once.
 
@@ -55,9 +65,11 @@ def batch(
     """
     model, source = settled(model, source)
     request = requested(sampling, generation)
+    server = one_of("--server", held.server, SERVER)
     asked = replace(read_asked(model, draft), texts=read_texts(source.parallel))
     with ExitStack() as open_files:
         job = prepare(asked, request, source, _checked(output), open_files)
+        job.server = server
         code = job.run()
     if code:
         raise typer.Exit(code)

@@ -29,8 +29,9 @@ from specx.engine.settings import Asked
 
 if TYPE_CHECKING:
     from specx.engine.api.asks import Defaults
+    from specx.engine.batch.answered import Answered
     from specx.engine.batch.cluster import ClusterRun
-    from specx.engine.batch.run import Answered, Run
+    from specx.engine.batch.run import Run
 
 __all__ = ["SOME_FAILED", "TOO_MANY_FAILED", "Job"]
 
@@ -42,6 +43,10 @@ TOO_MANY_FAILED = 4
 
 SIGNALLED = 128
 """With the number of a signal, the exit code of what it ended, as shells have it."""
+
+
+def _ignore(_text: str) -> None:
+    pass
 
 
 class Running(Protocol):
@@ -83,6 +88,7 @@ class Job:
         records: the file or stream of the output.
         trained: tokens of context that the model was trained for; 0 if that is unknown.
         ray: the address of a cluster whose nodes answer; None for this machine.
+        server: "no" for never in a running server.
         signalled: the number of the signal that ended it; 0 for none.
     """
 
@@ -98,6 +104,7 @@ class Job:
     records: Sink
     trained: int
     ray: str | None = None
+    server: str = "no"
     signalled: int = 0
 
     def run(self) -> int:
@@ -115,7 +122,8 @@ class Job:
                     what = "all of it is answered" if looked.items else "it is empty"
                     notice(f"{self.source.name}: {what}, nothing to do")
                 return SOME_FAILED if failed else 0
-            begin = self._on_cluster(looked) if self.ray else self._here(stack, looked)
+            begin = self._on_cluster(looked) if self.ray else self._in_server(looked)
+            begin = begin or self._here(stack, looked)
             output = stack.enter_context(closing(self._output()))
             before = 0 if looked is None else looked.answered
             total = None if looked is None else looked.items
@@ -170,6 +178,34 @@ class Job:
             feed = Feed(items, slow=not self.source.regular)
             defaults = self._defaults(session.model_name)
             return Run(session, feed, defaults, self.made.seed, ordered=self._ordered, written=written)
+
+        return begin
+
+    def _in_server(self, looked: Survey | None) -> Begin | None:
+        """Answering in a running server of the same model and settings; None if there is none that can."""
+        if self.server == "no":
+            return None
+        from specx.cli.batch.served import ServedRun, can_serve
+        from specx.cli.resident.remote import find
+
+        needed = None if looked is None else self._enough(looked).n_ctx
+        remote = find(self.asked, notice if self.asked.verbose else _ignore)
+        if remote is None or not can_serve(remote, self.request, needed):
+            return None
+        check_tokens(remote, self.request.sampling)
+
+        def begin(items: Iterable[Item], written: Written) -> ServedRun:
+            feed = Feed(items, slow=not self.source.regular)
+            defaults, at_once = self._defaults(remote.model_name), self.asked.texts
+            return ServedRun(
+                remote,
+                feed,
+                defaults,
+                self.made.seed,
+                at_once=at_once,
+                ordered=self._ordered,
+                written=written,
+            )
 
         return begin
 

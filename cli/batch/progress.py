@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from specx.cli.terminal.console import Progress, notice
-from specx.engine.batch.run import Answered
+from specx.engine.batch.answered import Answered
 
 __all__ = ["Reporter"]
 

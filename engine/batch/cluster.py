@@ -25,9 +25,10 @@ from typing import Any
 from specx.backends.errors import ClusterError, SpecxError, unexpected
 from specx.backends.gguf.checks import read_runnable
 from specx.engine.api.asks import Defaults
+from specx.engine.batch.answered import Answered
 from specx.engine.batch.feed import Feed
 from specx.engine.batch.items import Item
-from specx.engine.batch.run import Answered, Run
+from specx.engine.batch.run import Run
 from specx.engine.session import Session
 from specx.engine.settings import Asked
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from specx.engine.batch.answered import Answered
 from specx.engine.batch.items import OPENAI
-from specx.engine.batch.run import Answered
 from specx.engine.batch.table import Dialect
 
 __all__ = ["Form", "JsonLines", "TableLines", "TextLines", "digest_of", "dumped", "error_record", "texts_of"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from specx.engine.batch.answered import Answered
 from specx.engine.batch.lines import Form, error_record
 from specx.engine.batch.resume import Finished, Made, errors_path, made_path
-from specx.engine.batch.run import Answered
 from specx.engine.batch.sink import Sink
 
 __all__ = ["Output", "open_output"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,9 +36,10 @@ def session_of(asked, **options):
     return session
 
 
-def open_session(asked, *, progress, notice):
+def open_session(asked, *, progress, notice, setup=None):
     """In the place of `Session.open`."""
-    del progress, notice
+    del progress, notice, setup
+    print("loading", file=sys.stderr, flush=True)
     return session_of(asked)
 
 

@@ -58,7 +58,7 @@ def test_in_order_and_as_they_are_finished():
 
 
 def test_no_more_are_begun_than_may_wait(monkeypatch):
-    monkeypatch.setattr(run_module, "WINDOW", 6)
+    monkeypatch.setattr("specx.engine.batch.answered.WINDOW", 6)
     items = items_of({**LONG, "max_tokens": 300}, *[SHORT] * 40)
     taken = []
     feed = Feed(taken.append(item.number) or item for item in items)

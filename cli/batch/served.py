@@ -1,0 +1,184 @@
+"""A batch in a running server of the same model and settings: requests go there with all that was asked for
+here, and the answers come back."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from specx.backends.errors import SpecxError
+from specx.cli.generation import Request
+from specx.cli.resident.client import OK, Connection, LostError
+from specx.cli.resident.remote import HELLO_S, Remote, gone
+from specx.engine.api.asks import COMPLETIONS, Defaults
+from specx.engine.batch.answered import Answered, Begun, Pending, response_id
+from specx.engine.batch.feed import SLICE_S, Feed
+from specx.engine.batch.items import Item
+
+__all__ = ["ServedRun", "can_serve"]
+
+AT_ONCE = 8
+"""Requests that are with the server at once where nobody says how many."""
+
+FULL, LOADING, UNKNOWN = 429, 503, 401
+AGAIN_S = 0.2
+"""Seconds after which a server that takes no more is asked again."""
+
+LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
+
+Came = Answered | SpecxError
+
+
+def can_serve(remote: Remote, request: Request, needed: int | None) -> bool:
+    """Whether a server gives the answers that the model would give if it was loaded here.
+
+    Its context must hold what the largest request needs, and nothing may be asked for that a request cannot
+    say as exactly: a grammar for all, a bias, answers without a limit. One that wants a key is not asked.
+
+    Args:
+        remote: the server.
+        request: how answers are made.
+        needed: tokens of context, if that is known.
+    """
+    told = request.grammar is None and not request.sampling.logit_bias and request.options.n_predict >= 0
+    if not told or (needed is not None and needed > remote.n_ctx):
+        return False
+    try:
+        with Connection(remote.socket, HELLO_S) as connection:
+            connection.send(COMPLETIONS, {})
+            next(connection.lines(), None)
+            return connection.status != UNKNOWN
+    except LostError:
+        return False
+
+
+class ServedRun:
+    """One run over items whose answers a server writes; stands where `Run` does.
+
+    Args:
+        remote: the server.
+        feed: the items.
+        defaults: what holds for items that do not say otherwise.
+        seed, ordered, written: as of `Run`.
+        at_once: requests that are with the server at once.
+    """
+
+    def __init__(
+        self,
+        remote: Remote,
+        feed: Feed,
+        defaults: Defaults,
+        seed: int,
+        *,
+        at_once: int | None,
+        ordered: bool,
+        written: Callable[[int], None],
+    ) -> None:
+        self._remote, self._feed, self._written = remote, feed, written
+        self._defaults, self._seed = defaults, seed
+        self._most = at_once or AT_ONCE
+        self._begun = Begun(ordered=ordered)
+        self._asked: queue.SimpleQueue[Pending] = queue.SimpleQueue()
+        self._came: queue.SimpleQueue[tuple[Pending, Came]] = queue.SimpleQueue()
+        self._dropped = False
+
+    @property
+    def in_progress(self) -> int:
+        """How many items are begun and not answered."""
+        return len(self._begun.in_progress)
+
+    def stop(self) -> None:
+        """Begin no more items, and finish those that are begun. Safe to call from a signal handler."""
+        self._feed.stop()
+
+    def drop(self) -> None:
+        """Give up what is in progress as well. Safe to call from a signal handler."""
+        self._dropped = True
+        self.stop()
+
+    def answers(self) -> Iterator[Answered]:
+        """What comes of each item. Once only.
+
+        Raises:
+            SpecxError: the server is no longer there, or the input cannot be read any further.
+        """
+        for _ in range(self._most):
+            # Daemons: what is dropped is waited for by nobody, and the server ends it when this process does.
+            threading.Thread(target=self._work, daemon=True).start()
+        away = 0
+        while not self._dropped:
+            while away < self._most and not self._begun.full:
+                item = self._feed.take(wait=away == 0)
+                if item is None:
+                    break
+                pending = self._begun.add(item)
+                if pending.answered is None:
+                    self._asked.put(pending)
+                    away += 1
+            yield from self._begun.given()
+            if away:
+                away -= self._come()
+            elif self._feed.ended:
+                break
+        if self._feed.failure is not None:
+            raise self._feed.failure
+
+    def _come(self) -> int:
+        """Take an answer that has come; returns how many there were."""
+        try:
+            pending, came = self._came.get(timeout=SLICE_S)
+        except queue.Empty:
+            return 0
+        if isinstance(came, SpecxError):
+            raise came
+        self._written(came.tokens)
+        self._begun.answer(pending, came)
+        return 1
+
+    def _work(self) -> None:
+        while True:
+            pending = self._asked.get()
+            try:
+                self._came.put((pending, self._ask(pending.item)))
+            except LostError as problem:
+                self._came.put((pending, gone(problem)))
+            except SpecxError as problem:
+                self._came.put((pending, problem))
+
+    def _ask(self, item: Item) -> Answered:
+        body = self._body(item)
+        while True:
+            with Connection(self._remote.socket, None) as connection:
+                connection.send(item.path, body)
+                answer = next(connection.lines(), None)
+                status = connection.status
+            if answer is None:
+                raise gone()
+            if status not in (FULL, LOADING):
+                break
+            if self._dropped:
+                raise gone()
+            time.sleep(AGAIN_S)
+        if status != OK or "choices" not in answer:
+            return Answered(item, status, answer)
+        return Answered.of(item, {**answer, "id": response_id(item), "model": self._remote.model_name})
+
+    def _body(self, item: Item) -> dict[str, Any]:
+        """A request that says everything, so that what the server takes for granted does not matter."""
+        own = {name: value for name, value in item.body.items() if value is not None}
+        defaults = self._defaults
+        body = asdict(defaults.sampling)
+        del body["logit_bias"]
+        body |= {"seed": item.seed(self._seed), "ignore_eos": defaults.ignore_eos}
+        if "repetition_penalty" in own:  # another name of the same
+            del body["repeat_penalty"]
+        if not any(name in own for name in LIMITS):
+            body["n_predict"] = defaults.n_predict
+        stop = own.get("stop", [])
+        if defaults.stop and (isinstance(stop, str | list)):
+            own["stop"] = [*([stop] if isinstance(stop, str) else stop), *defaults.stop]
+        return {**body, **own}

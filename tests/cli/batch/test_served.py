@@ -1,0 +1,132 @@
+"""A batch beside a running server of the same model: what comes out is the same, and nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("scripted_specx.py")
+PATIENCE = 240
+
+
+@pytest.fixture
+def runtime(monkeypatch, tmp_path_factory):
+    """A runtime directory with a path that is short enough for sockets."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("r")))
+
+
+def specx(*arguments, stdin=b""):
+    return subprocess.run(
+        [sys.executable, "-P", str(SCRIPT), *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.fixture
+def server(runtime, model):
+    begun = specx("serve", "--background", model, "--idle", "2m")
+    assert begun.returncode == 0, begun.stderr
+    yield begun
+    specx("serve", "--stop")
+
+
+def seen(out):
+    """The records without what a clock says, and what was cached."""
+    records = []
+    for line in out.split(b"\n"):
+        if line:
+            value = json.loads(line)
+            body = (value.get("response") or {}).get("body") or value
+            for name in ("created", "timings"):
+                body.pop(name, None)
+            body.get("usage", {}).pop("prompt_tokens_details", None)
+            records.append(value)
+    return records
+
+
+def both(*arguments, stdin=b""):
+    done = [specx("batch", *arguments, "--server", server, stdin=stdin) for server in ("auto", "no")]
+    assert [b"loading" in each.stderr for each in done] == [False, True], done
+    return done
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in.jsonl"
+    bodies = [{"prompt": f"w{i % 5}", "max_tokens": 3 + i % 7, "n": 1 + i % 2} for i in range(12)]
+    bodies[3] = {"prompt": "x", "temperature": "hot"}
+    bodies[5] = {"messages": [{"role": "user", "content": "hi"}], "stop": "e", "repetition_penalty": 1.3}
+    bodies[6] = {"prompt": "a", "temperature": None, "seed": 3, "stop": ["x", "y"]}
+    bodies[8] = {"prompt": [1, 2, 3], "logprobs": 2, "max_tokens": 4}
+    lines = [json.dumps(body).encode() for body in bodies]
+    path.write_bytes(b"\n".join([*lines, b"{broken", b"7"]) + b"\n")
+    return path
+
+
+def test_the_same_with_a_server_and_without(server, model, source):
+    for more in (("-n", "9", "-s", "4"), ("-n", "9", "-s", "4", "-r", "o", "--temp", "0.3", "--top-k", "3")):
+        there, here = both(model, source, *more)
+        assert seen(there.stdout) == seen(here.stdout) and len(seen(there.stdout)) == 14
+        assert there.returncode == here.returncode == 3
+    there, here = both(model, "-s", "1", "-n", "5", "--text", stdin=b"red\ngreen\n\nblue\n")
+    assert there.stdout == here.stdout and there.stdout.count(b"\n") == 4
+
+
+def test_what_a_request_cannot_say_is_not_asked_of_a_server(server, model, source):
+    for more in (("-l", "5+1"), ("-c", "2048"), ("-n", "-1", "-c", "0")):
+        done = specx("batch", model, source, "-s", "1", *more)
+        assert b"loading" in done.stderr, more
+
+
+def test_a_server_that_ends_is_an_error_and_the_rest_is_gone_on_with(runtime, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRIPTED_DELAY", "0.05")
+    assert specx("serve", "--background", model, "--idle", "2m").returncode == 0
+    monkeypatch.delenv("SCRIPTED_DELAY")
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "a", "max_tokens": 12, "ignore_eos": true}\n' * 60)
+    process = subprocess.Popen(
+        [sys.executable, "-P", SCRIPT, "batch", model, source, "-o", output, "-s", "1"],
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + PATIENCE
+    while not (output.exists() and output.stat().st_size):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    told = next(Path(os.environ["XDG_RUNTIME_DIR"]).rglob("*.json")).read_text()
+    os.kill(json.loads(told)["pid"], signal.SIGKILL)
+    err = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 1 and b"the server that holds the model ended" in err, err
+    assert len(seen(output.read_bytes())) < 60
+    done = specx("batch", model, source, "-o", output, "--resume", "-q")
+    assert done.returncode == 0, done.stderr
+    assert len(seen(output.read_bytes())) == 60
+
+
+def test_a_second_signal_drops_what_the_server_has(server, model, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "a", "max_tokens": 1900, "ignore_eos": true}\n' * 9)
+    process = subprocess.Popen(
+        [sys.executable, "-P", SCRIPT, "batch", model, source, "-o", output, "-n", "1"],
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + PATIENCE
+    while not Path(f"{output}.batch").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 128 + signal.SIGTERM and b"Traceback" not in err
