@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from specx.backends.errors import ModelError
+from specx.backends.gguf.reading import open_regular
 from specx.backends.places import NO_HOME, cache_dir
 
 __all__ = ["Entry", "Store", "cache_dir", "user_store"]
@@ -276,8 +278,9 @@ class Store:
         if path is None:
             return None
         try:
-            return path.read_bytes()
-        except FileNotFoundError:
+            with open_regular(path) as file:  # a pipe in its place would be waited for
+                return file.read()
+        except (FileNotFoundError, ModelError):
             return None
         except OSError as error:
             self._tell(f"the cache cannot be read ({error.strerror or error})")

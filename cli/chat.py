@@ -121,7 +121,7 @@ class Chat:
     """
 
     def __init__(self, session: Session | Remote, request: Request, *, system: str = "") -> None:
-        from specx.engine.text.prompt import template_of
+        from specx.engine.text.template import template_of
 
         self.session = session
         self.request = request

@@ -99,7 +99,7 @@ def verify(
 
 def _encode(session: Session, prompt: Prompt) -> list[int]:
     """Token ids of a prompt: of a conversation up to the model's first answer."""
-    from specx.engine.text.prompt import template_of
+    from specx.engine.text.template import template_of
 
     if prompt.text:
         return session.tokenize(prompt.text, add_special=True, parse_special=True)

@@ -31,7 +31,6 @@ from specx.engine.setup.here import Here
 from specx.engine.slots import Slots
 from specx.engine.text.alphabet import Alphabet
 from specx.engine.text.answer import Chunk, Request, Result, Timings
-from specx.engine.text.prompt import template_of
 from specx.engine.text.specials import SpecialTexts, special_texts
 from specx.engine.together import write
 
@@ -215,6 +214,8 @@ class Session:
         Raises:
             TemplateError: the template cannot be used, or refuses the messages.
         """
+        from specx.engine.text.template import template_of
+
         return (template := template_of(self)).tokenize(template.render(messages), self.tokenize)
 
     def grammar(self, text: str, root: str = "root") -> Constraint:

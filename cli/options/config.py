@@ -20,6 +20,11 @@ from specx.cli.terminal.files import decode, read_bytes
 
 __all__ = ["config_path", "option_defaults"]
 
+MOST_TEXT, MOST_DOTS = (
+    1 << 20,
+    2000,
+)  # characters, and dots in a line: what a dotted key takes grows as their square
+
 
 def config_path() -> Path | None:
     """The file: SPECX_CONFIG, or config.toml in the user's configuration directory if there is one."""
@@ -81,6 +86,11 @@ def _read(path: Path) -> dict[str, Any]:
             "let SPECX_CONFIG name a file that can be, or leave it out",
         ) from problem
     text = decode(data, str(path))
+    if len(text) > MOST_TEXT or any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+        raise UsageError(
+            f"{path} is no configuration: it is too long, or a line of it has thousands of dots",
+            "a line looks like: temp = 0.7",
+        )
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as problem:

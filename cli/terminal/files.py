@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from specx.backends.errors import FileError, SpecxError, UsageError
 
@@ -24,6 +25,9 @@ __all__ = [
     "whole_text",
     "write_atomically",
 ]
+
+MOST_BYTES = 1 << 28
+"""Bytes of one text: more than a model could read, and less than a machine has memory."""
 
 
 def decode(data: bytes, name: str) -> str:
@@ -63,10 +67,23 @@ def read_bytes(path: Path) -> bytes:
         FileError: it cannot be read.
     """
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return _whole(file, str(path))
     except (OSError, ValueError) as problem:  # ValueError: a name with a NUL character
         reason = getattr(problem, "strerror", None) or problem
         raise FileError(f"cannot read {path}: {reason}", "check its name") from problem
+
+
+def _whole(file: BinaryIO, name: str) -> bytes:
+    """All that a stream gives, which may be without end.
+
+    Raises:
+        FileError: it is more than any text that a model could read.
+    """
+    data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise FileError(f"{name} has more than {MOST_BYTES:,} bytes", "give a shorter text")
+    return data
 
 
 def read_text(path: Path) -> str:
@@ -118,7 +135,7 @@ def read_stdin() -> str:
     Raises:
         UsageError: it is not UTF-8.
     """
-    return decode(sys.stdin.buffer.read(), "standard input")
+    return decode(_whole(sys.stdin.buffer, "standard input"), "standard input")
 
 
 def stdin_is_piped() -> bool:

@@ -13,7 +13,7 @@ from specx.backends.base import Vocab
 from specx.backends.errors import TemplateError
 from specx.engine.bench.suites import Prompt, Workload
 from specx.engine.session import Session
-from specx.engine.text.prompt import template_of
+from specx.engine.text.template import template_of
 
 __all__ = ["Case", "CaseMaker", "LeftOut"]
 

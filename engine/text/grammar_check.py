@@ -15,6 +15,7 @@ from specx.backends.errors import GrammarError
 
 __all__ = ["check_grammar"]
 
+MAX_TEXT = 1 << 22  # characters; llama.cpp takes up to 250 bytes for each
 MAX_NESTING = 1000  # parentheses; llama.cpp takes ten times as many on a stack of 8 MB
 MAX_CHAIN = 10_000  # rules that begin with each other; a twentieth of what ends the process
 MAX_RULES = 100_000
@@ -61,6 +62,8 @@ def check_grammar(text: str, root: str = "root") -> None:
             f"the grammar is not valid UTF-8: {text[problem.start]!a} at character {problem.start}",
             "convert it first, for example with `iconv -t UTF-8`",
         ) from problem
+    if len(text) > MAX_TEXT:
+        raise GrammarError(f"the grammar has more than {MAX_TEXT:,} characters", "use a shorter one")
     if "\0" in text:
         raise GrammarError("the grammar has a NUL character", r"write it as \x00 within a literal or a class")
     rules = _read(text)

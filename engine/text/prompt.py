@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from specx.engine.session import Session
-    from specx.engine.text.specials import SpecialTexts
-    from specx.engine.text.template import ChatTemplate
 
-__all__ = ["Encoded", "Owner", "Prompt", "encode", "template_of"]
+__all__ = ["Encoded", "Prompt", "encode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,37 +44,6 @@ class Encoded:
     keep: int = 0
 
 
-class Owner(Protocol):
-    """What has a chat template: a session, or one in a server."""
-
-    chat_template: str | None
-
-    @property
-    def bos_text(self) -> str:
-        """Text of the token that begins a sequence."""
-
-    @property
-    def eos_text(self) -> str:
-        """Text of the token that ends a sequence."""
-
-    @property
-    def special_texts(self) -> SpecialTexts | None:
-        """Control tokens that messages cannot write; None if they may."""
-
-
-def template_of(owner: Owner) -> ChatTemplate:
-    """The chat template of a model, or ChatML.
-
-    Raises:
-        TemplateError: it cannot be used.
-    """
-    from specx.engine.text.template import ChatTemplate
-
-    return ChatTemplate(
-        owner.chat_template, bos=owner.bos_text, eos=owner.eos_text, specials=owner.special_texts
-    )
-
-
 def encode(
     prompt: Prompt,
     session: Session,
@@ -97,6 +64,8 @@ def encode(
     tokenize = tokenize or session.tokenize
     if not prompt.chat and prompt.system is None:
         return Encoded(tokenize(prompt.text, add_special=True, parse_special=True), prompt.text)
+    from specx.engine.text.template import template_of
+
     template = template_of(session)
     if template.notice:
         notice(template.notice)

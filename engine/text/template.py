@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 from jinja2 import nodes
@@ -20,7 +20,7 @@ from specx.engine.text.template_bounds import BoundedEnvironment
 from specx.engine.text.template_budget import Budget, ExhaustedError
 from specx.engine.text.template_forms import TURNS, Form, Message, find_form, passes_on
 
-__all__ = ["CHATML", "ChatTemplate", "Message"]
+__all__ = ["CHATML", "ChatTemplate", "Message", "Owner", "template_of"]
 
 
 CHATML = (
@@ -237,6 +237,35 @@ class ChatTemplate:
                 "look for \\ud800 to \\udfff in the messages, or use `specx complete` without the template",
             )
         return text
+
+
+class Owner(Protocol):
+    """What has a chat template: a session, or one in a server."""
+
+    chat_template: str | None
+
+    @property
+    def bos_text(self) -> str:
+        """Text of the token that begins a sequence."""
+
+    @property
+    def eos_text(self) -> str:
+        """Text of the token that ends a sequence."""
+
+    @property
+    def special_texts(self) -> SpecialTexts | None:
+        """Control tokens that messages cannot write; None if they may."""
+
+
+def template_of(owner: Owner) -> ChatTemplate:
+    """The chat template of a model, or ChatML.
+
+    Raises:
+        TemplateError: it cannot be used.
+    """
+    return ChatTemplate(
+        owner.chat_template, bos=owner.bos_text, eos=owner.eos_text, specials=owner.special_texts
+    )
 
 
 def _environment() -> BoundedEnvironment:

@@ -260,7 +260,11 @@ def test_a_table_is_for_one_command(specx, tmp_path):
         ("[chat]\njson = true", "there is no option 'chat.json'"),
         ('mlock = "yes"', "mlock is 'yes'\nhint: give true or false"),
         ("temp = [1, 2]", "temp is [1, 2]"),
+        ("temp = " + "[" * 100_000, "is not valid TOML"),
+        ("temp" + ".a" * 100_000 + " = 1", "thousands of dots"),
+        ("# " + "x" * (1 << 21), "is too long"),
     ],
+    ids=range(9),
 )
 def test_a_wrong_configuration_is_named(specx, tmp_path, content, message):
     (tmp_path / "config.toml").write_text(content)

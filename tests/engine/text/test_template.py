@@ -94,3 +94,14 @@ def test_messages_cannot_be_changed_by_a_template():
 def test_a_syntax_error_names_the_line():
     with pytest.raises(TemplateError, match=r"not a valid template: .*line 2"):
         ChatTemplate("a\n{% if %}", bos="", eos="")
+
+
+@pytest.mark.parametrize(
+    "source", ["\ud800{{ messages[0].content }}", "{{ messages[0].content ~ '\\udc80' }}"]
+)
+def test_half_a_surrogate_pair_is_no_text(source):
+    with pytest.raises(TemplateError, match="surrogate") as caught:
+        render(source)
+    assert caught.value.hint
+    with pytest.raises(TemplateError, match="surrogate"):
+        render("{{ messages[0].content }}", [{"role": "user", "content": "a\ud800"}])
