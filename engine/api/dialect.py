@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ from specx.engine.api.calls import BARE, FORMATS, HERMES, Format, Reader
 from specx.engine.api.guard import Guard
 from specx.engine.api.harmony import HARMONY, HarmonyParser
 from specx.engine.api.parsing import AnswerParser, Parser, Tags
-from specx.engine.api.told import as_text, instructed, with_texts
+from specx.engine.api.told import (
+    Message,
+    all_as_text,
+    calls_as_text,
+    instructed,
+    with_descriptions,
+    with_texts,
+)
 from specx.engine.api.tools import Tool
 from specx.engine.sampling import Constraint
 from specx.engine.session import Session
@@ -57,6 +65,7 @@ _CALLED = {
         }
     ],
 }
+_ANSWERED = {"role": "tool", "tool_call_id": "qzvid0000", "name": "qzvtool", "content": "qzvresult"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +149,8 @@ class Dialect:
         self._tags = next((t for t in REASONING if t.opening in text and t.closing in text), None)
         self._harmony = all(mark in text for mark in HARMONY[:4])
         self.tells_tools = "qzvtool" in self._tried([_ASKED], True)
+        called = self._tried([_ASKED, _CALLED, _ANSWERED], True)
+        self._tells_calls = "qzvtool" in called and "qzvvalue" in called
         self.format = self._recognised(text) if self.tells_tools else HERMES
 
     def talk(self, ask: Ask, session: Session) -> Talk:
@@ -204,30 +215,30 @@ class Dialect:
         return grammar_of_block(format, ask.tools, ask.choice)
 
     def _prompt(self, ask: Ask) -> str:
-        """The text of a conversation; what the template cannot say of tools is said in words."""
-        tools = [tool.given for tool in ask.tools] or None
-        messages: Sequence[Mapping[str, Any]] = ask.messages[:-1] if ask.continues else ask.messages
+        """The text of a conversation; what the template cannot say of tools is said in words.
+
+        Messages and tools are tried as they are first, and then in forms that fewer templates want.
+        """
+        messages: Sequence[Message] = ask.messages[:-1] if ask.continues else ask.messages
+        given: list[Sequence[Message] | None] = [[tool.given for tool in ask.tools] or None]
         if not self.tells_tools:
-            messages = [as_text(message) for message in messages]
-            messages, tools = instructed(messages, ask.tools), None
+            messages, given = instructed(all_as_text(messages), ask.tools), [None]
+        elif not self._tells_calls:
+            messages = [calls_as_text(message) for message in messages]
+        given.append([] if given[0] is None else [with_descriptions(tool) for tool in given[0]])
         forms = [messages]
         if any("tool_calls" in message for message in messages):
-            forms += [[with_texts(each) for each in messages], [as_text(each) for each in messages]]
-        elif any(message["role"] == "tool" for message in messages):
-            forms.append([as_text(each) for each in messages])
-        for form in forms[:-1]:
+            forms.append([with_texts(message) for message in messages])
+        if any("tool_calls" in message or message["role"] == "tool" for message in messages):
+            forms.append(all_as_text(messages))
+        first: TemplateError | None = None
+        for form, tools in itertools.product(forms, given):
             try:
                 return self._template.render(form, tools=tools, **ask.variables)
             except TemplateError as problem:
-                first = problem
-                if form is not forms[0]:
-                    continue
-        try:
-            return self._template.render(forms[-1], tools=tools, **ask.variables)
-        except TemplateError:
-            if len(forms) > 1:
-                raise first from None
-            raise
+                first = first or problem
+        assert first is not None
+        raise first
 
     def _recognised(self, source: str) -> Format:
         """The format whose tags the template has, and whose reading of what it writes is the call."""

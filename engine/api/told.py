@@ -8,7 +8,7 @@ from typing import Any
 
 from specx.engine.api.tools import Tool
 
-__all__ = ["as_text", "instructed", "with_texts"]
+__all__ = ["Message", "all_as_text", "calls_as_text", "instructed", "with_descriptions", "with_texts"]
 
 Message = Mapping[str, Any]
 
@@ -29,16 +29,34 @@ def instructed(messages: Sequence[Message], tools: Sequence[Tool]) -> Sequence[M
         return messages
     listed = "\n".join(json.dumps(tool.given, ensure_ascii=False) for tool in tools)
     text = INSTRUCTIONS.format(tools=listed)
-    if messages[0]["role"] == "system":
+    if messages and messages[0]["role"] == "system":
         first = {**messages[0], "content": f"{messages[0]['content']}\n\n{text}".strip()}
         return [first, *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
 
 
-def as_text(message: Message) -> Message:
-    """A message with its calls, or the result of one, as text that any template passes on."""
-    if message["role"] == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+def all_as_text(messages: Sequence[Message]) -> list[Message]:
+    """The messages with calls, and the results of calls, as text that any template passes on.
+
+    Results become messages of the user, who says what follows them in the same message: some templates want
+    users and assistants to take turns.
+    """
+    texts: list[Message] = []
+    joined = False
+    for message in map(calls_as_text, messages):
+        result = message["role"] == "tool"
+        content = f"<tool_response>\n{message['content']}\n</tool_response>" if result else message["content"]
+        said = {"role": "user", "content": content} if result else message
+        if joined and said["role"] == "user":
+            texts[-1] = {**said, "content": f"{texts[-1]['content']}\n{content}"}
+        else:
+            texts.append(said)
+        joined = result
+    return texts
+
+
+def calls_as_text(message: Message) -> Message:
+    """A message with its calls as text."""
     if "tool_calls" not in message:
         return message
     calls = []
@@ -47,6 +65,12 @@ def as_text(message: Message) -> Message:
         calls.append(f"<tool_call>\n{said}\n</tool_call>")
     content = "\n".join([*filter(None, [message["content"]]), *calls])
     return {**{name: value for name, value in message.items() if name != "tool_calls"}, "content": content}
+
+
+def with_descriptions(tool: Message) -> Message:
+    """A tool with everything that its schema may leave out and some templates want."""
+    function = {"description": "", "parameters": {"type": "object", "properties": {}}, **tool["function"]}
+    return {"type": "function", **tool, "function": function}
 
 
 def with_texts(message: Message) -> Message:

@@ -122,6 +122,29 @@ def test_earlier_calls_that_a_template_refuses_are_text(api):
     assert text.count("<tool_call>\n") == 2
 
 
+WANTS_MORE = QWEN.replace("{{ tool | tojson }}", "{{ tool.function.description + (tool | tojson) }}")
+LOOPS = QWEN.replace("{% if tools %}", "").replace("</tools>{% endif %}", "</tools>")
+FORGETS = QWEN.replace("{% for c in m.tool_calls %}", "{% for c in [] %}")
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('take turns') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}\x01"
+)
+
+
+@pytest.mark.parametrize("source", [WANTS_MORE, LOOPS, FORGETS, ALTERNATES])
+@pytest.mark.parametrize("tools", [[WEATHER], []])
+def test_templates_that_want_more_or_tell_less(api, source, tools):
+    session = api.open(says="x", template=source)
+    twice = {**CALLED, "tool_calls": CALLED["tool_calls"] * 2}
+    for messages in ([USER], [USER, twice, SEEN, {**SEEN, "content": "rain"}, USER]):
+        text = told(api, session, messages=messages, tools=tools)
+        assert text.count("What is the weather?") == sum(message is USER for message in messages)
+        assert ("get_weather" in text) == bool(tools or len(messages) > 1)
+        if len(messages) > 1:
+            assert text.count('{"city": "Paris"}') == 2
+            assert text.index("Paris") < text.index("sun") < text.index("rain") < text.rindex("weather?")
+
+
 ANSWERS = [
     (QWEN, CALL, ""),
     (QWEN, f"Let me see.\n\n{CALL}\n{CALL}\n", "Let me see."),
