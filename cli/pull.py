@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specx.backends.printable import one_line
 from specx.cli.terminal.console import BAR_GONE, notice, stderr, write
-from specx.cli.terminal.printable import printable
 from specx.cli.terminal.restore import changed
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def transfer_bar() -> Iterator[PullProgress]:
             if not terminal and file != seen and not file.startswith(CHECKING):
                 notice(f"fetching {file} ({decimal(total)} in all)")
             if file != seen:
-                bar.update(task, description=printable(file), visible=True)
+                bar.update(task, description=one_line(file), visible=True)
                 seen = file
             bar.update(task, completed=done, total=total)
 

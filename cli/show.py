@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specx.backends.errors import ModelError, UsageError
+from specx.backends.printable import one_line
 from specx.backends.settings import CACHE_TYPES, DEFAULT_CTX
 from specx.cli.terminal.console import show_table, stdout, write
-from specx.cli.terminal.printable import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -21,6 +21,7 @@ from typing import Any
 from specx.backends.bare import bare_package
 from specx.backends.llama import last_words
 from specx.backends.llama.callbacks import called_by_c
+from specx.backends.printable import printable
 
 __all__ = [
     "build_fingerprint",
@@ -63,7 +64,7 @@ def lib() -> Any:
         if level == _ERROR:
             _errors.append(line)
         if _copy_to_stderr:
-            sys.stderr.write(line)
+            sys.stderr.write(printable(line))  # a model file has names in it
 
     callback = llama_cpp.llama_log_callback(on_log)
     _keep_alive.append(callback)

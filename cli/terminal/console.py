@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from specx.backends.errors import SpecxError
-from specx.cli.terminal.printable import one_line, printable
+from specx.backends.printable import one_line, printable
 from specx.cli.terminal.restore import changed
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.progress import Progress as RichProgress
 
 __all__ = [
@@ -55,6 +55,7 @@ def stderr() -> Console:
 
 def _console(*, stderr: bool) -> Console:
     from rich.console import Console
+    from rich.segment import Segment
 
     class Piped(Console):
         def on_broken_pipe(self) -> None:  # Rich's own ends with exit code 1
@@ -62,6 +63,13 @@ def _console(*, stderr: bool) -> Console:
 
         def print(self, *objects: Any, **options: Any) -> None:
             super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):  # of tables, bars and Markdown, too
+                text = segment.text if segment.control else printable(segment.text)
+                yield segment if text == segment.text else Segment(text, segment.style)
 
     return Piped(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 

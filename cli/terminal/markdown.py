@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from rich.live import Live
 from rich.markdown import Markdown
 
+from specx.backends.printable import printable
 from specx.cli.terminal.console import stdout
-from specx.cli.terminal.printable import printable
 from specx.cli.terminal.restore import changed
 
 __all__ = ["MarkdownStream", "finished"]
@@ -33,9 +33,9 @@ class MarkdownStream:
         self._open += printable(text)
         done = finished(self._open)
         if done:
-            self._live.console.print(Markdown(self._open[:done]), soft_wrap=False)
+            self._live.console.print(rendered(self._open[:done]), soft_wrap=False)
             self._open = self._open[done:]
-        self._live.update(Markdown(self._open))
+        self._live.update(rendered(self._open))
 
     def close(self) -> None:
         """Print what is left."""
@@ -43,8 +43,13 @@ class MarkdownStream:
         self._live.stop()
         self._changed.close()
         if self._open.strip():
-            self._live.console.print(Markdown(self._open), soft_wrap=False)
+            self._live.console.print(rendered(self._open), soft_wrap=False)
         self._open = ""
+
+
+def rendered(text: str) -> Markdown:
+    """Markdown in which the address of a link is shown: nothing leads elsewhere than it says."""
+    return Markdown(text, hyperlinks=False)
 
 
 def finished(text: str) -> int:

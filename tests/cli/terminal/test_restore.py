@@ -12,8 +12,8 @@ import termios
 
 import pytest
 
+from specx.backends.printable import printable
 from specx.cli.terminal.console import show_table
-from specx.cli.terminal.printable import printable
 
 PATIENCE = 240  # seconds that a process may take on a busy machine
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
