@@ -44,7 +44,7 @@ class Guard:
         self._opens = [opening.encode() for opening in opens]
         self._opening = tags.opening.encode() if tags is not None and not inside else b""
         self._closing = tags.closing.encode() if tags is not None else b""
-        self._thinks = inside
+        self._thinks = inside and tags is not None
         self._longest = max(map(len, [*self._opens, self._closing]))
         self._tail = b""  # of the free text: what something may have begun in
         self._ends = np.array(sorted(vocab.eog), np.int32)

@@ -209,6 +209,13 @@ def test_reasoning_is_told_apart_unless_that_is_not_wanted(api):
     assert plain == {"role": "assistant", "content": "\nhm\n</think>\n\nHello"}
 
 
+def test_calls_behind_reasoning_that_is_not_told_apart(api):
+    session = api.open(says=f"hm</think>{CALL}", template=THINKS, cue=CUE)
+    body = {"messages": [USER], "tools": [WEATHER], "reasoning_format": "none"}
+    message = api.ask(session, body)[1]["choices"][0]["message"]
+    assert message["content"] == "\nhm</think>" and len(message["tool_calls"]) == 1
+
+
 WORDS = [CALL, "<tool_call>", "oops", "</tool_call>", "\n", " ", "é\U0001f600", "<", '{"a"', "hm</think>"]
 
 
@@ -218,11 +225,14 @@ WORDS = [CALL, "<tool_call>", "oops", "</tool_call>", "\n", " ", "é\U0001f600",
     st.sampled_from([QWEN, THINKS]),
     st.sampled_from([[], ["oo"], ["</", "\U0001f600"]]),
     st.integers(0, 60),
+    st.sampled_from(["auto", "none"]),
+    st.booleans(),
 )
-def test_streams_add_up_to_bodies_with_tools(api, words, source, stop, limit):
+def test_streams_add_up_to_bodies_with_tools(api, words, source, stop, limit, reasoning, parallel):
     cue = CUE if source is THINKS else api.CUE
     session = api.open(says="".join(words) or "x", template=source, cue=cue, order=40)
     body = {"messages": [USER], "tools": [WEATHER], "stop": stop, "logprobs": True}
+    body |= {"reasoning_format": reasoning, "parallel_tool_calls": parallel}
     if limit:
         body["max_tokens"] = limit
     events, response = api.ask(session, body)
