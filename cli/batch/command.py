@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from specx.backends.errors import UsageError
+from specx.backends.printable import printable
 from specx.cli.batch.job import Job
 from specx.cli.batch.options import BatchGenerationOptions, InputOptions, OutputOptions
 from specx.cli.batch.reading import Input, open_input, reading, settled
@@ -166,10 +167,18 @@ class _Opened:
             self.input.file.close()
 
 
+class _Terminal(Sink):
+    """A terminal, which no model must be able to drive."""
+
+    def write(self, record: bytes) -> None:
+        """Add a record, its control characters as escapes."""
+        super().write(printable(record.decode(errors="replace")).encode())
+
+
 def _sink(path: Path | None) -> Sink:
     if path is None:
         sys.stdout.flush()
-        return Sink(1, "standard output")
+        return (_Terminal if sys.stdout.isatty() else Sink)(1, "standard output")
     return Sink(path, str(path))
 
 

@@ -13,6 +13,7 @@ from specx.engine.batch.survey import DEFAULT_LIMIT
 
 __all__ = ["FORMATS", "BatchGenerationOptions", "InputOptions", "OutputOptions"]
 
+MOST_SAMPLES = 128  # choices of one response
 FORMATS = ("auto", "jsonl", "lines", "csv", "tsv")
 INPUT, OUTPUT = "Input", "Output"
 
@@ -105,7 +106,9 @@ class InputOptions:
     ] = None
     samples: Annotated[
         int,
-        typer.Option("-k", "--samples", help="Answers to each request.", min=1, rich_help_panel=INPUT),
+        typer.Option(
+            "-k", "--samples", help="Answers to each request.", min=1, max=MOST_SAMPLES, rich_help_panel=INPUT
+        ),
     ] = 1
 
 

@@ -49,7 +49,7 @@ class Sink:
             self._fd = target
         else:
             try:
-                self._fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+                self._fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             except (OSError, ValueError) as problem:
                 reason = getattr(problem, "strerror", None) or problem
                 raise FileError(f"cannot write {name}: {reason}", "choose another place") from problem

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import sys
 
 import pytest
 
@@ -282,6 +283,15 @@ def test_what_a_machine_is_told(batch, words):
     assert event["event"] == "done" and event["seed"] == 4
     assert (event["done"], event["total"], event["failed"], event["remaining"]) == (3, 3, 0, 0)
     assert event["tokens"] == sum(line["usage"]["completion_tokens"] for line in lines(done.out))
+
+
+def test_a_terminal_gets_no_control_characters(batch, words, monkeypatch):
+    raw = batch(words, "--text", "-n", "30", "--ignore-eos", "-s", "2").out
+    assert any(ord(char) < 32 and char not in "\n\t" for char in raw)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown = batch(words, "--text", "-n", "30", "--ignore-eos", "-s", "2").out
+    assert not any(ord(char) < 32 and char not in "\n\t" for char in shown)
+    assert shown.count("\n") == 3 and "\\x" in shown
 
 
 def test_what_is_quiet_says_only_what_is_wrong(batch, words):
