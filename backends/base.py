@@ -221,6 +221,11 @@ class Cache(Protocol):
         return self.model.facts.n_ctx
 
     @property
+    def room(self) -> int:
+        """Most tokens of a tree that can be computed now and leaves everything after it as it would be."""
+        return self.n_ctx - self.length
+
+    @property
     def max_width(self) -> int:
         """Most tokens of a tree."""
         return self.model.facts.max_width

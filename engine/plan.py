@@ -132,7 +132,7 @@ class Plan:
         n, wider_ms = len(jobs), float("inf")
         # Nothing is committed that leaves less room than a step needs: the context then ends at the same
         # token whatever is drafted.
-        left = [facts.n_ctx - job.cache.length for job in jobs]
+        left = [job.cache.room for job in jobs]
         if n == 1:
             widest = max(1, min(facts.max_width, left[0]))
             costs = self._costs(jobs[0].cache.length)[: widest + 1]

@@ -29,11 +29,14 @@ class Reader(Model, Protocol):
         memory: libllama's caches of all texts.
         piece: most tokens that are read at once.
         n_swa: tokens that a sliding window sees; 0 if there is none.
+        ring: cells of the windowed layers, which are used round and round, where last bits depend on their
+            order; 0 where they do not, or all tokens have a cell.
     """
 
     memory: Any
     piece: int
     n_swa: int
+    ring: int
 
     @property
     def can_shift(self) -> bool:
@@ -94,6 +97,15 @@ class LlamaCache(Cache):
     def end(self) -> int:
         """Position after the committed tokens and the tree that waits for `keep`."""
         return self._length + (self._pending.height if self._pending is not None else 0)
+
+    @property
+    def room(self) -> int:
+        """Most tokens of a tree that can be computed now and leaves everything after it as it would be.
+
+        A tree that goes over the end of the ring and is taken back leaves the next tokens in other cells.
+        """
+        ring, room = self._model.ring, self.n_ctx - self.end
+        return min(room, ring - self.end % ring) if ring else room
 
     def prefill(
         self, tokens: Sequence[int], *, progress: Progress | None = None, rows: RowSink | None = None
@@ -174,6 +186,9 @@ class LlamaCache(Cache):
             return length
         if self._model.facts.plain_reason:
             return 0
+        ring = self._model.ring
+        if ring and length // ring != (self._length - 1) // ring:
+            return 0  # tokens after it would lie in other cells than if it were read anew
         if self._model.n_swa:
             # The token at `length` sees n_swa tokens, itself included.
             oldest = self._lib.llama_memory_seq_pos_min(self._model.memory, self.main)

@@ -110,6 +110,8 @@ class LlamaModel:
         head = table.ids if table is not None else None
         self.piece: int = min(self._lib.llama_n_batch(self._ctx), self._lib.llama_n_ubatch(self._ctx))
         self.facts = self._facts(load, plain_reason, leaves, even=streams, head=head)
+        window = cells(self.n_swa + int(self._lib.llama_n_ubatch(self._ctx))) if self.n_swa else 0
+        self.ring: int = window if kernels.attention and window < self.facts.n_ctx else 0
         self._batch = Batch(self._lib, max(self.piece, self.facts.max_rows), leaves, table)
         self._caches = [None] * load.texts
 
@@ -166,14 +168,11 @@ class LlamaModel:
     def copyable(self, cache: LlamaCache) -> bool:
         """Whether another text can take over what `cache` holds.
 
-        Cells of a sliding window that two texts hold are not used again, so windows must not share theirs;
-        and once one came round, its cells are in another order than where the same text is read.
+        Cells of a sliding window that two texts hold are not used again, so windows must not share theirs.
         """
         if self.facts.plain_reason or self._whole_only:
             return False
-        if not self.n_swa:
-            return True
-        return self.facts.even and cache.length <= cells(self.n_swa + self.piece)
+        return self.facts.even or not self.n_swa
 
     def closed(self, cache: LlamaCache) -> None:
         """`cache` holds a text no longer."""
@@ -318,7 +317,7 @@ class LlamaModel:
             elif self.facts.even and not self.facts.plain_reason:
                 width = len(trees[0])
                 filler = self._caches[slot] or self._cache(slot)
-                if width <= spare and filler.end + width <= self.facts.n_ctx:
+                if width <= min(spare, filler.room):
                     fillers.append(filler)
                     tokens = np.full(width, FILLER, np.int32)
                     self._batch.fill_chain(tokens, filler.end, filler.main, 0, at)
