@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from specx.backends.errors import SpecxError
@@ -30,6 +31,9 @@ OWN = "/specx/"
 
 BODY_LIMIT = 16 * 2**20
 """Bytes of a request: a prompt as token ids that fills a context of a million takes half of it."""
+
+LARGE_BODY = 64 * 1024
+"""Bytes from which on a request is read beside the event loop."""
 
 JSON_TYPE = (b"content-type", b"application/json")
 
@@ -206,12 +210,16 @@ async def read_json(scope: Scope, receive: Receive, timeout_s: float) -> Any:
     except TimeoutError:
         raise RequestError("the request did not come to its end in time", status=408) from None
     try:
-        return json.loads(body.decode("utf-8-sig"), parse_constant=_no_number)
+        return await run_in_threadpool(_value, body) if len(body) > LARGE_BODY else _value(body)
     except (ValueError, RecursionError) as problem:
         what = (
             "is nested too deeply" if isinstance(problem, RecursionError) else f"is not valid JSON: {problem}"
         )
         raise RequestError(f"the request {what}", hint="send a JSON object in UTF-8") from None
+
+
+def _value(body: bytearray) -> Any:
+    return json.loads(body.decode("utf-8-sig"), parse_constant=_no_number)
 
 
 def _no_number(text: str) -> float:

@@ -102,10 +102,12 @@ class Life:
         Raises:
             SpecxError: the model cannot be loaded, or what was learned cannot be kept.
         """
+        before = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         try:
             asyncio.run(self._live())
         finally:
+            sys.setswitchinterval(before)
             self._places.remove()
         if self._problem is not None:
             raise self._problem
@@ -121,7 +123,7 @@ class Life:
                 shown = "1 text is" if texts == 1 else f"{texts} texts are"
                 notice(f"stopping: {shown} finished first, for up to {GRACE_S:.0f} s (once more: at once)")
             self._loop.call_later(GRACE_S, service.drop, StoppedError("the server has stopped"))
-        self._server.should_exit = True
+        self._server.end()
 
     async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -155,6 +157,9 @@ class Life:
 
     def _ready(self, service: Service) -> None:
         self._api.service = service
+        if self._stopping:  # it was told to while the model was loaded
+            service.drop(StoppedError("the server has stopped"))
+            return
         session, texts = service.session, service.session.at_once
         shown = "one text at a time" if texts == 1 else f"{texts} texts at once"
         notice(f"{session.summary()}; {shown}, at {' and '.join(self._places.names)}")

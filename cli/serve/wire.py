@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import h11
@@ -27,6 +27,9 @@ KEPT_S = 65
 """Seconds that a connection is kept for the next request."""
 
 HEAD_LIMIT = 64 * 1024
+
+PULSE_S = 1.0
+"""Seconds between two looks at the clock: a server that waits should not be seen among running processes."""
 
 
 class Protocol(H11Protocol):
@@ -86,7 +89,23 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn without signal handlers: what a signal means is decided elsewhere."""
+    """uvicorn without handlers of signals, whose meaning is decided elsewhere, and with a slower pulse."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ended = asyncio.Event()
+
+    def end(self) -> None:
+        """Take no more connections, and end when those that are open have ended. In the event loop."""
+        self.should_exit = True
+        self._ended.set()
+
+    async def main_loop(self) -> None:
+        """Until `end`; keeps the date of responses right."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PULSE_S):
+                    await self._ended.wait()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

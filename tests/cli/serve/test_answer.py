@@ -136,6 +136,15 @@ class SlowReading(ScriptedCache):
                 progress(i, len(tokens))
 
 
+def test_while_a_long_prompt_is_read_the_server_is_heard(serve, monkeypatch):
+    monkeypatch.setattr(answer, "PING_S", 0.05)
+    server = serve(texts=1, slow_ms=1.0, cache_class=SlowReading)
+    body = {**ENDLESS, "prompt": "the cat sat on a mat " * 40, "max_tokens": 2, "stream": True}
+    text = server.post("/v1/completions", body).text
+    assert text.startswith(": waiting\n\n")
+    assert len(events_of(text)) >= 2
+
+
 def test_who_leaves_while_the_prompt_is_read_frees_the_room(serve):
     SlowReading.reading.clear()
     server = serve(texts=2, slow_ms=1.0, cache_class=SlowReading)

@@ -108,6 +108,22 @@ def test_a_signal_while_the_model_is_loaded_ends_at_once(spawn):
     assert process.wait(60) == 130
 
 
+def test_what_is_told_to_stop_while_the_model_is_loaded_ends_when_it_is(serve, session_of):
+    go = threading.Event()
+
+    def load():
+        assert go.wait(60)
+        return session_of()
+
+    server = serve(load)
+    server.until(lambda: server.client.get("/health").status_code == 503)
+    server.life._in_loop(server.life.stop)
+    go.set()
+    server.thread.join(60)
+    assert not server.thread.is_alive()
+    assert server.problem is None
+
+
 def test_what_takes_too_long_is_dropped_and_told_why(serve, monkeypatch):
     monkeypatch.setattr(run, "GRACE_S", 0.2)
     server = serve(texts=1, slow_ms=20.0)
