@@ -56,7 +56,7 @@ def test_texts_are_those_of_complete(url, smollm2):
         thread.start()
     for thread in threads:
         thread.join()
-    for body, answer in list(zip(bodies, answers, strict=True))[1:3]:
+    for body, answer in list(zip(bodies, answers, strict=True))[1:2]:
         command = specx(
             "complete", smollm2, *SETTINGS, "--no-cache", "--server", "no", "--json",
             "-p", body["prompt"], "-n", 24, "--temp", 0.8, "-s", body["seed"],
