@@ -8,27 +8,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
 
 from specx.backends.errors import SpecxError
 from specx.cli.generation import Request
 from specx.cli.resident.client import OK, Connection, LostError
-from specx.cli.resident.remote import HELLO_S, Remote, gone
-from specx.engine.api.asks import COMPLETIONS, Defaults
+from specx.cli.resident.remote import Remote, gone, sampling_body
+from specx.engine.api.asks import Defaults
 from specx.engine.batch.answered import Answered, Begun, Pending, response_id
 from specx.engine.batch.feed import SLICE_S, Feed
 from specx.engine.batch.items import Item
 
 __all__ = ["ServedRun", "can_serve"]
 
-AT_ONCE = 8
-"""Requests that are with the server at once where nobody says how many."""
-
-FULL, LOADING, UNKNOWN = 429, 503, 401
+FULL, LOADING = 429, 503
 AGAIN_S = 0.2
 """Seconds after which a server that takes no more is asked again."""
-
-LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 
 Came = Answered | SpecxError
 
@@ -36,24 +30,14 @@ Came = Answered | SpecxError
 def can_serve(remote: Remote, request: Request, needed: int | None) -> bool:
     """Whether a server gives the answers that the model would give if it was loaded here.
 
-    Its context must hold what the largest request needs, and nothing may be asked for that a request cannot
-    say as exactly: a grammar for all, a bias, answers without a limit. One that wants a key is not asked.
+    Its context must hold what the largest request needs, and an answer without a limit ends where it ends.
 
     Args:
         remote: the server.
         request: how answers are made.
         needed: tokens of context, if that is known.
     """
-    told = request.grammar is None and not request.sampling.logit_bias and request.options.n_predict >= 0
-    if not told or (needed is not None and needed > remote.n_ctx):
-        return False
-    try:
-        with Connection(remote.socket, HELLO_S) as connection:
-            connection.send(COMPLETIONS, {})
-            next(connection.lines(), None)
-            return connection.status != UNKNOWN
-    except LostError:
-        return False
+    return needed is None or (request.options.n_predict >= 0 and needed <= remote.n_ctx)
 
 
 class ServedRun:
@@ -64,7 +48,7 @@ class ServedRun:
         feed: the items.
         defaults: what holds for items that do not say otherwise.
         seed, ordered, written: as of `Run`.
-        at_once: requests that are with the server at once.
+        at_once: requests that are with the server at once; None for as many as it writes together.
     """
 
     def __init__(
@@ -79,8 +63,9 @@ class ServedRun:
         written: Callable[[int], None],
     ) -> None:
         self._remote, self._feed, self._written = remote, feed, written
-        self._defaults, self._seed = defaults, seed
-        self._most = at_once or AT_ONCE
+        self._defaults = {**asdict(defaults), "sampling": sampling_body(defaults.sampling)}
+        self._seed = seed
+        self._most = at_once or remote.at_once
         self._begun = Begun(ordered=ordered)
         self._asked: queue.SimpleQueue[Pending] = queue.SimpleQueue()
         self._came: queue.SimpleQueue[tuple[Pending, Came]] = queue.SimpleQueue()
@@ -150,10 +135,13 @@ class ServedRun:
                 self._came.put((pending, problem))
 
     def _ask(self, item: Item) -> Answered:
-        body = self._body(item)
+        body = item.body
+        if body.get("seed") is None:
+            body = {**body, "seed": item.seed(self._seed)}
+        asked = {"path": item.path, "body": body, "id": response_id(item), "defaults": self._defaults}
         while True:
             with Connection(self._remote.socket, None) as connection:
-                connection.send(item.path, body)
+                connection.send("/specx/answer", asked)
                 answer = next(connection.lines(), None)
                 status = connection.status
             if answer is None:
@@ -163,22 +151,4 @@ class ServedRun:
             if self._dropped:
                 raise gone()
             time.sleep(AGAIN_S)
-        if status != OK or "choices" not in answer:
-            return Answered(item, status, answer)
-        return Answered.of(item, {**answer, "id": response_id(item), "model": self._remote.model_name})
-
-    def _body(self, item: Item) -> dict[str, Any]:
-        """A request that says everything, so that what the server takes for granted does not matter."""
-        own = {name: value for name, value in item.body.items() if value is not None}
-        defaults = self._defaults
-        body = asdict(defaults.sampling)
-        del body["logit_bias"]
-        body |= {"seed": item.seed(self._seed), "ignore_eos": defaults.ignore_eos}
-        if "repetition_penalty" in own:  # another name of the same
-            del body["repeat_penalty"]
-        if not any(name in own for name in LIMITS):
-            body["n_predict"] = defaults.n_predict
-        stop = own.get("stop", [])
-        if defaults.stop and (isinstance(stop, str | list)):
-            own["stop"] = [*([stop] if isinstance(stop, str) else stop), *defaults.stop]
-        return {**body, **own}
+        return Answered.of(item, answer) if status == OK else Answered(item, status, answer)

@@ -7,9 +7,14 @@ client takes longer to import than an answer may take to begin.
 from __future__ import annotations
 
 import json
-from _socket import AF_UNIX, SOCK_STREAM  # the module around it takes long to make enums of its constants
+from _socket import (  # the module around it takes long to make enums of its constants
+    AF_UNIX,
+    SHUT_RDWR,
+    SOCK_STREAM,
+)
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,6 +58,11 @@ class Connection:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+    def end(self) -> None:
+        """Have whoever waits for the response hear that there is none. From any thread, and twice."""
+        with suppress(OSError):
+            self._socket.shutdown(SHUT_RDWR)
 
     def close(self) -> None:
         """Nothing more is wanted."""

@@ -19,7 +19,7 @@ from specx.engine.settings import Asked, AskedModel
 
 __all__ = ["ROUTES", "Place", "Record", "folder", "place_of", "records"]
 
-ROUTES = ("hello", "tokenize", "encode", "generate", "cancel", "stop")
+ROUTES = ("hello", "tokenize", "specials", "encode", "generate", "answer", "cancel", "stop")
 """What is asked at such a socket, below /specx/."""
 
 PROCESS = frozenset({"answers", "texts", "measure", "verbose"})

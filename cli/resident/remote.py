@@ -8,19 +8,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from specx.backends.base import SpecialToken
 from specx.backends.errors import SpecxError, UsageError
 from specx.cli.resident.client import Connection, LostError, ask
 from specx.cli.resident.place import place_of
 from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.text.answer import Chunk, Result, Timings
 from specx.engine.text.prompt import Encoded, Prompt
-from specx.engine.text.specials import SpecialTexts
 
-__all__ = ["Remote", "RemoteGeneration", "find"]
+if TYPE_CHECKING:
+    from specx.engine.text.specials import SpecialTexts
+
+__all__ = ["Remote", "RemoteGeneration", "find", "gone", "sampling_body"]
 
 HELLO_S = 1.0
 """Seconds in which a server has to answer before it counts as none."""
@@ -54,6 +56,7 @@ class Remote:
 
     Attributes:
         pid: its process.
+        at_once: texts that it writes together.
     """
 
     def __init__(self, socket: Path, about: Mapping[str, Any]) -> None:
@@ -61,6 +64,7 @@ class Remote:
         self.pid: int = about["pid"]
         self.model_name: str = about["model_name"]
         self.n_ctx: int = about["n_ctx"]
+        self.at_once: int = about["at_once"]
         self.vocab = _Vocab(about["vocab_size"])
         self.chat_template: str | None = about["chat_template"]
         self.bos_text: str = about["bos_text"]
@@ -68,11 +72,16 @@ class Remote:
         self.drafter_name: str = about["drafter_name"]
         self.drafter_label: str = about["drafter_label"]
         self.setup = _Setup(about["setup"])
-        tokens = about.get("special_tokens")  # None where messages may write them
-        self.special_texts = (
-            None if tokens is None else SpecialTexts([SpecialToken(*each) for each in tokens])
-        )
         self._summary: str = about["summary"]
+
+    @cached_property
+    def special_texts(self) -> SpecialTexts | None:
+        """Control tokens that messages cannot write; None if they may."""
+        from specx.backends.base import SpecialToken
+        from specx.engine.text.specials import SpecialTexts
+
+        tokens = self._ask("/specx/specials", {})["tokens"]
+        return None if tokens is None else SpecialTexts([SpecialToken(*each) for each in tokens])
 
     def summary(self) -> str:
         """One line: what runs, and what was chosen."""
@@ -123,7 +132,7 @@ class Remote:
             sampling = replace(sampling, seed=int.from_bytes(os.urandom(4)))
         body = {
             "prompt": list(prompt),
-            "sampling": {**asdict(sampling), "logit_bias": _bias(sampling)},
+            "sampling": sampling_body(sampling),
             "n_predict": n_predict,
             "stop": list(stop),
             "ignore_eos": ignore_eos,
@@ -159,9 +168,10 @@ class Remote:
         return answer
 
 
-def _bias(sampling: SamplingSettings) -> list[tuple[int, str]]:
-    """As texts: JSON has no infinity."""
-    return [(token, repr(value)) for token, value in sampling.logit_bias.items()]
+def sampling_body(sampling: SamplingSettings) -> dict[str, Any]:
+    """How to sample, as JSON; biases as texts, for it has no infinity."""
+    bias = [(token, repr(value)) for token, value in sampling.logit_bias.items()]
+    return {**asdict(sampling), "logit_bias": bias}
 
 
 def _nobody(_done: int, _total: int) -> None:

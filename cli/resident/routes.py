@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
@@ -17,9 +17,12 @@ from starlette.routing import Route
 
 from specx.backends.errors import SpecxError
 from specx.cli.resident.place import ROUTES
+from specx.cli.serve.answer import Answer
 from specx.cli.serve.gate import read_json
 from specx.cli.serve.mailbox import Mailbox
+from specx.engine.api.asks import Defaults, read_ask
 from specx.engine.api.errors import RequestError
+from specx.engine.api.exchange import Exchange
 from specx.engine.service import StoppedError
 from specx.engine.settings import SamplingSettings
 from specx.engine.text.prompt import Prompt, encode
@@ -72,6 +75,7 @@ class ResidentRoutes:
                 "busy": service.waiting >= service.most_waiting or service.failure is not None,
                 "model_name": session.model_name,
                 "n_ctx": session.n_ctx,
+                "at_once": session.at_once,
                 "vocab_size": session.vocab.size,
                 "chat_template": session.chat_template,
                 "bos_text": session.bos_text,
@@ -91,6 +95,13 @@ class ResidentRoutes:
             flags = {name: bool(body[name]) for name in ("add_special", "parse_special")}
         return JSONResponse({"tokens": await run_in_threadpool(session.vocab.tokenize, text, **flags)})
 
+    async def specials(self, request: Request) -> Response:
+        """Control tokens that messages cannot write; null if they may."""
+        session = self._ready(request).session
+        found = await run_in_threadpool(lambda: session.special_texts)
+        tokens = None if found is None else [list(astuple(token)) for token in found.known]
+        return JSONResponse({"tokens": tokens})
+
     async def encode(self, request: Request) -> Response:
         """A prompt as the model reads it."""
         session, body = self._ready(request).session, await _body(request)
@@ -106,6 +117,21 @@ class ResidentRoutes:
         service, body = self._ready(request), await _body(request)
         with _understood():
             return _Writing(service, body, self._writing)
+
+    async def answer(self, request: Request) -> Any:
+        """The body of a response to one request in OpenAI's form."""
+        service, body = self._ready(request), await _body(request)
+        with _understood():
+            defaults = _defaults(body["defaults"])
+            asked, path, name = body["body"], str(body["path"]), str(body["id"])
+
+        def prepare() -> Exchange:
+            try:
+                return Exchange(service.session, read_ask(asked, path, defaults), id=name)
+            except SpecxError as problem:
+                raise RequestError.of(problem) from problem
+
+        return Answer(service, await run_in_threadpool(prepare), stream=False)
 
     async def cancel(self, request: Request) -> Response:
         """End an answer; its own request gets what was written."""
@@ -170,6 +196,16 @@ def _encoded(session: Session, prompt: Prompt) -> dict[str, Any]:
     }
 
 
+def _defaults(given: Mapping[str, Any]) -> Defaults:
+    known = {**given, "sampling": _sampling(given["sampling"]), "stop": tuple(given["stop"])}
+    return Defaults(**known)
+
+
+def _sampling(given: Mapping[str, Any]) -> SamplingSettings:
+    bias = {int(token): float(value) for token, value in given["logit_bias"]}
+    return SamplingSettings(**{**given, "logit_bias": bias})
+
+
 def _error(problem: SpecxError) -> dict[str, Any]:
     return {
         "error": {"message": problem.message, "hint": problem.hint, "exit_code": problem.exit_code},
@@ -199,9 +235,7 @@ class _Writing:
     def __init__(self, service: Service, body: Mapping[str, Any], open_: dict[str, _Writing]) -> None:
         self._service, self._body, self._open = service, body, open_
         self._id = str(body["id"])
-        chosen = body["sampling"]
-        bias = {int(token): float(value) for token, value in chosen["logit_bias"]}
-        self._sampling = SamplingSettings(**{**chosen, "logit_bias": bias})
+        self._sampling = _sampling(body["sampling"])
         self._generation: Generation | None = None
         self._mailbox = Mailbox(each=True)
         self._cancelled = False

@@ -83,6 +83,11 @@ class SpecialTexts:
         self._lengths = {first: sorted({*map(len, texts)}) for first, texts in self._by_first.items()}
         self._first, self._last = _any_of(self._by_first), _any_of(self._by_last)
 
+    @property
+    def known(self) -> Sequence[SpecialToken]:
+        """The tokens, the longest first."""
+        return self._tokens
+
     def marked(self, value: Any, mark: str) -> Any:
         """`value` with a mark in every text that a control token may be made from; itself without any.
 

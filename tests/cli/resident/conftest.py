@@ -21,6 +21,7 @@ ABOUT = {
     "busy": False,
     "model_name": "fake",
     "n_ctx": 4096,
+    "at_once": 4,
     "vocab_size": 1000,
     "chat_template": None,
     "bos_text": "<s>",

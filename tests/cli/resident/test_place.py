@@ -30,6 +30,7 @@ OTHER = {
     "context_shift": True,
     "store": False,
     "rpc": ("127.0.0.1:50052",),
+    "parse_special": True,
 }
 
 

@@ -179,7 +179,7 @@ def test_notices_of_the_template_are_told(specx, answering):
 
 
 def test_a_chat_in_a_server(specx, answering):
-    answering.answers["tokenize"] = response({"tokens": [1, 2]})
+    answering.answers |= {"tokenize": response({"tokens": [1, 2]}), "specials": response({"tokens": None})}
     outcome = specx("chat", specx.model, stdin=b"hi\n/drafter none\n/stats\n")
     assert outcome.out == "Hello wörld\n" and outcome.code == 1
     assert outcome.err.startswith("fake, drafter auto, in a server (pid ")

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "serve" / "scripted_specx.py"
+BATCH = Path(__file__).parents[1] / "batch" / "scripted_specx.py"
 PATIENCE = 120
 UNLIKE = ("setup", "timings")
 
 
-def specx(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+def specx(*arguments: str, script: Path = SCRIPT, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-P", str(SCRIPT), *map(str, arguments)],
+        [sys.executable, "-P", str(script), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -134,3 +135,39 @@ def test_ctrl_c_ends_an_answer_at_the_server(runtime, model):
         assert json.loads(again.stdout)["finish_reason"] in ("length", "stop")
     finally:
         assert specx("serve", "--stop").returncode == 0
+
+
+@pytest.mark.parametrize("order", [[], ["--unordered"]])
+def test_a_batch_in_a_server(runtime, model, tmp_path, order):
+    assert specx("serve", "--background", model, script=BATCH).returncode == 0
+    requests = [{"prompt": f"{i},{i + 1}", "max_tokens": 3 + i % 5} for i in range(12)]
+    requests += [{"prompt": "2", "max_tokens": "many"}, {"prompt": "3,4", "seed": 5}, {"prompt": "5", "n": 2}]
+    path = tmp_path / "requests.jsonl"
+    path.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    asked = ["batch", str(model), str(path), "-s", "3", "-n", "9", *order]
+    try:
+        told = specx(*asked, "--verbose", script=BATCH).stderr
+        there, here = (specx(*asked, "--server", server, script=BATCH) for server in ("auto", "no"))
+    finally:
+        assert specx("serve", "--stop", script=BATCH).returncode == 0
+    assert "the model is in a server (pid " in told
+    assert (there.returncode, here.returncode) == (3, 3), (there.stderr, here.stderr)
+    records, expected = ([json.loads(line) for line in each.stdout.splitlines()] for each in (there, here))
+    assert len(records) == len(requests)
+    if order:
+        records, expected = (sorted(each, key=json.dumps) for each in (records, expected))
+    for record in (*records, *expected):
+        drop_times(record)
+    assert records == expected
+
+
+def drop_times(value):
+    """Take out what says when, and how long it took."""
+    if isinstance(value, dict):
+        for name in ("created", "timings", "usage"):
+            value.pop(name, None)
+        for each in value.values():
+            drop_times(each)
+    elif isinstance(value, list):
+        for each in value:
+            drop_times(each)
