@@ -61,6 +61,10 @@ TABLE = {
     "cache": Entry(
         "cache", "Show or clear what specx keeps on this machine, and give it texts to draft from."
     ),
+    "completion": Entry(
+        "completion",
+        "Write the script that makes a shell complete commands, options, their values and models.",
+    ),
 }
 """The commands by name, in the order in which they are listed."""
 
@@ -128,6 +132,7 @@ app = typer.Typer(
     help="Faster decoding of GGUF models by speculation that never changes the text.",
     epilog=EPILOG,
     invoke_without_command=True,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -164,7 +169,10 @@ def invoke(arguments: list[str]) -> int:
         KeyboardInterrupt: Ctrl-C.
     """
     if "_SPECX_COMPLETE" in os.environ:
-        app(arguments, prog_name="specx")
+        from specx.cli.completion import answer
+
+        sys.stdout.write(answer(typer.main.get_command(app), arguments))
+        return 0
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what a terminal cannot show must not end a generation
             stream.reconfigure(errors="replace")

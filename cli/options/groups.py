@@ -6,6 +6,7 @@ that of the settings it becomes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,25 @@ ASKED = Asked(Path())
 SAMPLING = SamplingSettings()
 
 
+COMPLETING = "_SPECX_COMPLETE" in os.environ
+"""Whether a shell asks what an option may be: otherwise nobody needs to know."""
+
+
+def _completed(names: tuple[str, ...], metavar: str) -> Callable[[str], list[str]] | None:
+    """What completes an option: the values in its metavar, types of a cache, or models."""
+    from specx.cli.completion import model_names, values
+
+    if "|" in metavar:
+        return values(*(value for value in metavar.split("|") if value.islower()))
+    if any("cache-type" in name for name in names):
+        return values(*CACHE_TYPES)
+    return model_names if {"-m", "-md"} & {*names} else None
+
+
 def _panel(name: str) -> Callable[..., Any]:
     def option(*names: str, text: str, **extra: Any) -> Any:
+        if COMPLETING:
+            extra["autocompletion"] = _completed(names, extra.get("metavar") or "")
         return typer.Option(*names, help=text, rich_help_panel=name, **extra)
 
     return option
@@ -61,7 +79,10 @@ class ModelOptions:
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL", help="A GGUF file, or the name of a model on this machine.", show_default=False
+            metavar="MODEL",
+            help="A GGUF file, or the name of a model on this machine.",
+            show_default=False,
+            autocompletion=_completed(("-m",), "") if COMPLETING else None,
         ),
     ] = None
     model_flag: Annotated[
