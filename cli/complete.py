@@ -24,7 +24,14 @@ from specx.cli.options.read import (
     with_options,
 )
 from specx.cli.terminal.console import end_line, notice, write
-from specx.cli.terminal.files import check_folder, read_stdin, read_text, stdin_is_piped, write_atomically
+from specx.cli.terminal.files import (
+    check_folder,
+    read_stdin,
+    read_text,
+    stdin_has_come,
+    stdin_is_piped,
+    write_atomically,
+)
 from specx.engine.text.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -35,6 +42,9 @@ if TYPE_CHECKING:
 __all__ = ["OutputOptions", "complete", "read_prompt", "register"]
 
 PANEL = "Output"
+WAIT_S = 1.0
+"""Seconds of silence after which a person is told that standard input is waited for."""
+
 STDOUT = (Path("-"), Path("/dev/stdout"), Path("/dev/fd/1"))
 
 
@@ -108,7 +118,7 @@ def complete(
     in the model's chat template. Piped input comes first, then -f, then -p, each on lines of its own.
     """
     output = _checked(output)
-    given = Prompt(read_prompt(prompt), output.chat, _system(prompt))
+    given = Prompt(read_prompt(prompt, quiet=output.quiet), output.chat, _system(prompt))
     request = requested(sampling, generation)
     with opened(model, draft, request, server=held.server, quiet=output.quiet, answers=1) as session:
         whole = encoded(session, given, quiet=output.quiet)
@@ -133,14 +143,31 @@ def _checked(output: OutputOptions) -> OutputOptions:
     return output
 
 
-def read_prompt(options: PromptOptions) -> str:
+def _piped(*, waiting: bool) -> str:
+    """All of standard input; if there is a prompt already and nothing comes, what is waited for is told."""
+    if waiting and not stdin_has_come(WAIT_S):
+        notice("waiting for the end of standard input, which comes before the prompt (</dev/null for none)")
+    return read_stdin()
+
+
+def read_prompt(options: PromptOptions, *, quiet: bool = False) -> str:
     """The prompt: piped input, then the file, then the argument.
+
+    Args:
+        options: what was given.
+        quiet: do not tell that input was piped besides.
 
     Raises:
         UsageError: there is none, or it is not UTF-8.
     """
     from_file = read_text(options.file) if options.file is not None else ""
-    piped = read_stdin() if str(options.file) != "-" and stdin_is_piped() else ""
+    given_too = bool(options.prompt or from_file)
+    piped = _piped(waiting=given_too) if str(options.file) != "-" and stdin_is_piped() else ""
+    if piped and given_too and not quiet:
+        notice(
+            f"{len(piped.encode()):,} bytes of standard input come before the prompt that was given; "
+            "</dev/null keeps them out, as in a loop that reads lines"
+        )
     given = prompt_text(options.prompt or "", options)
     # A file's last line end is not part of a prompt: the model would take it for the end of a paragraph.
     parts = [piped.removesuffix("\n"), from_file.removesuffix("\n"), given]

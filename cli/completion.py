@@ -107,8 +107,12 @@ def answer(command: Any, words: Sequence[str]) -> str:
         "zsh": lambda value, about: f"{value.replace(':', chr(92) + ':')}:{about}" if about else value,
         "fish": lambda value, about: f"{value}\t{about}",
     }
-    form = forms.get(shell, lambda value, _about: value)
+    form = forms.get(shell, _bare)
     return "".join(form(value, about) + "\n" for value, about in candidates(command, words))
+
+
+def _bare(value: str, _about: str) -> str:
+    return value
 
 
 def candidates(command: Any, words: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ __all__ = [
     "read_bytes",
     "read_stdin",
     "read_text",
+    "stdin_has_come",
     "stdin_is_piped",
     "whole_text",
     "write_atomically",
@@ -145,6 +146,19 @@ def stdin_is_piped() -> bool:
     except (AttributeError, OSError, ValueError):
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def stdin_has_come(wait_s: float) -> bool:
+    """Whether standard input has anything to read, or has ended, within so many seconds."""
+    try:
+        number = sys.stdin.fileno()
+        if stat.S_ISREG(os.fstat(number).st_mode):
+            return True
+        import select
+
+        return bool(select.select([number], [], [], wait_s)[0])
+    except (AttributeError, OSError, ValueError):  # no stream of the system
+        return True
 
 
 def write_atomically(path: Path, text: str) -> None:

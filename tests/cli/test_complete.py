@@ -294,3 +294,22 @@ def test_a_written_file_keeps_its_mode(specx, tmp_path):
 def test_nothing_is_measured_where_nothing_is_decoded(specx, arguments, measure):
     assert specx("complete", specx.model, "-p", "x", *arguments).code == 0
     assert specx.settings[-1].measure is measure
+
+
+def test_input_beside_a_prompt_is_told(specx):
+    outcome = specx("complete", specx.model, "-p", "argument", stdin="réd\n".encode())
+    assert specx.session.prompts == ["<s>réd\nargument"]
+    assert (
+        outcome.err.startswith("5 bytes of standard input come before the prompt")
+        and "</dev/null" in outcome.err
+    )
+    assert "bytes" not in specx("complete", specx.model, "-p", "x", "-q", stdin=b"red\n").err
+    assert "bytes" not in specx("complete", specx.model, stdin=b"red\n").err
+    assert "bytes" not in specx("complete", specx.model, "-p", "x", stdin=b"").err
+
+
+def test_a_pipe_that_stays_open_is_told_to_be_waited_for(spawn, model):
+    process = spawn("complete", model, "-p", "x", stdin=subprocess.PIPE)
+    assert process.stderr.readline().startswith(b"waiting for the end of standard input")
+    out, _err = process.communicate(b"red\n", timeout=PATIENCE)
+    assert (process.returncode, out) == (0, TEXT.encode())
