@@ -18,7 +18,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,21 +117,24 @@ def main() -> None:
         )
     alone, rest = cases[:rounds], cases[rounds:]
     found: dict[str, Any] = {}
+
+    def show(title: str, values: Mapping[Any, Any]) -> None:
+        found[title] = values
+        print(title)
+        for name, value in values.items():
+            print(f"  {name!s:<22}{value!s:>24}", flush=True)
+
     more = ("--drafter", arguments.drafter, "--parallel", str(max(CLIENTS)))
     with specx_server(arguments.model, threads, n_ctx, *more) as server:
         answer(server, [1, 2, 3], 1)  # what is measured once was measured
-        found["one stream"] = one_stream(server, alone, arguments)
-        found["clients"] = throughput(server, rest, rounds)
-        found["first token"] = first_token(server, Prompts(cases), rounds)
+        show("one stream", one_stream(server, alone, arguments))
+        show("tokens per second by clients", throughput(server, rest, rounds))
+        show("first token", first_token(server, Prompts(cases), rounds))
     if arguments.llama_server is not None:
         with llama_server(arguments.llama_server, arguments.model, threads, n_ctx, max(CLIENTS)) as server:
             answer(server, [1, 2, 3], 1)
-            found["llama-server, clients"] = throughput(server, rest, rounds)
-            found["llama-server, first token"] = first_token(server, Prompts(cases), rounds)
-    for title, values in found.items():
-        print(title)
-        for name, value in values.items():
-            print(f"  {name!s:<22}{value!s:>24}")
+            show("llama-server, tokens per second by clients", throughput(server, rest, rounds))
+            show("llama-server, first token", first_token(server, Prompts(cases), rounds))
     settings = {key: str(value) for key, value in vars(arguments).items()}
     print(json.dumps({"settings": settings, **found}, default=Spread.to_json))
 
