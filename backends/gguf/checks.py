@@ -7,6 +7,7 @@ reports by itself, such as a tensor that is missing, is left to it.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,3 +151,18 @@ def _wrong_tokens(info: GGUFInfo) -> Iterator[str]:
     twice = info.vocabulary_size - distinct_tokens(section, info.vocabulary_size)
     if twice:
         yield f"tokenizer.ggml.tokens has {twice} of {info.vocabulary_size} tokens twice"
+    yield from _wrong_bytes(info, section)
+
+
+def _wrong_bytes(info: GGUFInfo, section: bytes) -> Iterator[str]:
+    """All bytes or none: llama.cpp ends the process where one is missing that a character is made of."""
+    if info.tokenizer != "llama":
+        return
+    lacking = [b for b in range(256) if _as_token(f"<0x{b:02X}>".encode()) not in section]
+    lacking = [b for b in lacking if _as_token(bytes([b])) not in section]
+    if 0 < len(lacking) < 128:
+        yield f"tokenizer.ggml.tokens has no token for the byte 0x{lacking[0]:02X}"
+
+
+def _as_token(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text

@@ -154,3 +154,10 @@ def test_keys_and_values_that_are_kept_in_one_have_one_type(tiny_models):
     check_cache_of_model(latent, load)
     with pytest.raises(UsageError, match="keeps both in one"):
         check_cache_of_model(latent, replace(load, type_k="f32"))
+
+
+def test_a_byte_without_a_token_is_named(tmp_path, write_tiny):
+    path = write_tiny(tmp_path / "tiny.gguf", "llama")
+    path.write_bytes(path.read_bytes().replace(b"<0x6D>", b"<0x6d>", 1))
+    with pytest.raises(ModelError, match="no token for the byte 0x6D"):
+        read_runnable(path)
