@@ -117,3 +117,9 @@ def real(smollm2):
     """A session on a real model."""
     with Session.open(Asked(smollm2, n_ctx=1024, texts=4, store=False, measure=False)) as session:
         yield session
+
+
+@pytest.fixture(scope="session")
+def plain(api):
+    """A session on a scripted model that says anything."""
+    return api.open(texts=2)
