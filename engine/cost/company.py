@@ -17,6 +17,7 @@ __all__ = ["CompanyCosts", "fill_rows", "fill_width"]
 
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 ALIKE = 0.95  # of the highest rate: more texts take more memory, and each is finished later
+FADES = 0.002  # per step: what was seen of other numbers of texts, as the machine may have changed since
 LEAST_MS = 1e-6  # of any step
 RATE = 0.1  # weight of one step in the running estimate, once there were enough of them
 
@@ -55,14 +56,14 @@ class CompanyCosts:
     def best_count(self, most: int, length: int, host_ms: float = 0.0) -> int:
         """The number of texts, at most `most`, that are written at the highest rate without drafts.
 
-        Of numbers whose rates are alike it is the smallest. It is `most` where nothing was measured.
+        Of numbers whose rates are alike it is the smallest; `most`, where nothing was measured undisturbed.
 
         Args:
             most: at least 1.
             length: tokens of each.
             host_ms: time outside the forward call for each.
         """
-        if not self._staircase.depths:
+        if not self._staircase.depths or self._staircase.disturbed:
             return most
         counts = [n for n in COUNTS if n < most] + [most]
         deeper = float(self._deeper([length])[1])
@@ -81,7 +82,10 @@ class CompanyCosts:
         if seen:
             found = min(max(found, ratio / CLIP), ratio * CLIP)
         weight = max(RATE, 1 / (seen + 1))
-        self._ratios[n] = ratio + weight * (found - ratio), seen + 1
+        now = ratio + weight * (found - ratio)
+        for other, (before, count) in self._ratios.items():
+            self._ratios[other] = before + FADES * (now - before), count
+        self._ratios[n] = now, seen + 1
 
     def _ratio(self, n: int) -> float:
         """Of steps of so many texts; before any, that of the nearest number there were steps of."""
