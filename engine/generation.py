@@ -186,7 +186,8 @@ class Generation:
         kept = slot.cache.reusable(slot.common(self.to_read))
         slot.cache.rewind(kept)
         slot.cached = prompt[:kept]
-        writer.measure_staircase(slot.cache, lambda: self.cancelled)
+        if request.n_predict != 0:
+            writer.measure_staircase(slot.cache, lambda: self.cancelled)
         if self.cancelled:
             return True
         start = writer.clock()

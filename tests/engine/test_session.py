@@ -826,6 +826,14 @@ def test_cancelling_ends_a_measurement_at_once(tmp_path, calls):
     assert kept_staircases(tmp_path) == {}
 
 
+def test_where_nothing_is_written_no_steps_are_timed(tmp_path):
+    with session_of(tmp_path, load=None) as session:
+        list(session.generate(PROMPT, GREEDY, n_predict=0, score_prompt=True))
+        assert session.staircase.depths == []
+        list(session.generate(PROMPT, GREEDY, n_predict=2))
+        assert session.staircase.depths
+
+
 def test_what_is_measured_while_an_answer_is_written_is_told_apart():
     # Past a mark the steps are timed anew: that is time of the answer, but of no step.
     session = session_of(n_ctx=2048, draft_max=4)
