@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from specx.cli.options.read import GenerationOptions
 from specx.engine.session import Timings
 from specx.engine.settings import SamplingSettings
 
-DOC = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+WHOLE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+DOC = WHOLE.partition("<!-- made by ")[0]  # the rest is made from the code
 OPTIONS = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", DOC))
 QUOTED = set(re.findall(r"`([^`]+)`", DOC))
 
@@ -31,6 +35,7 @@ def commands():
 
 
 COMMANDS = commands()
+LEAVES = {name for name, command in COMMANDS.items() if not getattr(command, "commands", {})}
 
 
 def options(command, *, hidden: bool = False) -> set[str]:
@@ -40,6 +45,13 @@ def options(command, *, hidden: bool = False) -> set[str]:
         if parameter.param_type_name == "option" and (hidden or not parameter.hidden)
     ]
     return {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def test_what_is_made_from_the_code_is_current():
+    script = [sys.executable, "-P", str(ROOT / "scripts" / "cli_reference.py"), "--check"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(f"### `{name}`" in WHOLE for name in COMMANDS if name in LEAVES)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
