@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -63,6 +63,42 @@ class Marked(str):
         return text
 
 
+class _Texts:
+    """Texts that are looked for all at once: by their first characters, then by their lengths."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._by_first: dict[str, set[str]] = {}
+        self._by_last: dict[str, set[str]] = {}
+        self._longest = 0
+        for text in texts:
+            self._by_first.setdefault(text[0], set()).add(text)
+            self._by_last.setdefault(text[-1], set()).add(text)
+            self._longest = max(self._longest, len(text))
+        self._lengths = {first: sorted({*map(len, each)}) for first, each in self._by_first.items()}
+        self._first, self._last = _any_of(self._by_first), _any_of(self._by_last)
+
+    def within(self, text: str) -> Iterator[tuple[int, str]]:
+        """Where in `text` one of them begins, and which."""
+        for match in self._first.finditer(text):
+            at, texts = match.start(), self._by_first[match[0]]
+            for length in self._lengths[match[0]]:
+                if (found := text[at : at + length]) in texts:
+                    yield at, found
+
+    def ends(self, text: str) -> set[int]:
+        """Where to break what would be one of them with what comes before or behind `text`."""
+        places = set()
+        for match in self._first.finditer(text, max(0, len(text) - self._longest + 1)):
+            tail = text[match.start() :]
+            if any(each.startswith(tail) for each in self._by_first[match[0]]):
+                places.add(match.start() + 1)
+        for match in self._last.finditer(text, 0, max(0, self._longest - 1)):
+            head = text[: match.end()]
+            if any(each.endswith(head) for each in self._by_last[match[0]]):
+                places.add(match.start())
+        return places
+
+
 class SpecialTexts:
     """The control tokens of a vocabulary, by their texts.
 
@@ -73,15 +109,8 @@ class SpecialTexts:
     def __init__(self, tokens: Sequence[SpecialToken]) -> None:
         tokens = [token for token in tokens if token.text]
         self._tokens = sorted(tokens, key=lambda token: -len(token.text.encode()))
-        self._controls = {token.text for token in tokens if token.control}
-        self._by_first: dict[str, set[str]] = {}
-        self._by_last: dict[str, set[str]] = {}
-        for text in self._controls:
-            self._by_first.setdefault(text[0], set()).add(text)
-            self._by_last.setdefault(text[-1], set()).add(text)
-        self._longest = max(map(len, self._controls), default=0)
-        self._lengths = {first: sorted({*map(len, texts)}) for first, texts in self._by_first.items()}
-        self._first, self._last = _any_of(self._by_first), _any_of(self._by_last)
+        self._all = _Texts(token.text for token in tokens)
+        self._controls = _Texts(token.text for token in tokens if token.control)
 
     @property
     def known(self) -> Sequence[SpecialToken]:
@@ -110,34 +139,11 @@ class SpecialTexts:
         return value
 
     def _broken(self, text: str, mark: str) -> str:
-        places = {at + 1 for at in self._whole(text)} | self._at_the_ends(text)
+        places = {at + 1 for at, _ in self._controls.within(text)} | self._controls.ends(text)
         if not places:
             return text
         cuts = [0, *sorted(places), len(text)]
         return mark.join(text[a:b] for a, b in itertools.pairwise(cuts))
-
-    def _whole(self, text: str) -> list[int]:
-        """Where control tokens begin."""
-        found = []
-        for match in self._first.finditer(text):
-            at, first = match.start(), match[0]
-            texts = self._by_first[first]
-            if any(text[at : at + n] in texts for n in self._lengths[first]):
-                found.append(at)
-        return found
-
-    def _at_the_ends(self, text: str) -> set[int]:
-        """Where to break what would be a control token with what comes before or behind the text."""
-        places = set()
-        for match in self._first.finditer(text, max(0, len(text) - self._longest + 1)):
-            tail = text[match.start() :]
-            if any(each.startswith(tail) for each in self._by_first[match[0]]):
-                places.add(match.start() + 1)
-        for match in self._last.finditer(text, 0, self._longest - 1):
-            head = text[: match.end()]
-            if any(each.endswith(head) for each in self._by_last[match[0]]):
-                places.add(match.start())
-        return places
 
     def tokens(self, text: Marked, tokenize: Tokenize, *, add_special: bool) -> list[int]:
         """Tokens of a prompt in which nothing of a message is a control token."""
@@ -158,8 +164,9 @@ class SpecialTexts:
     def _pieces(self, text: str) -> list[_Piece]:
         """A text between and in its control tokens, as llama.cpp divides it: the longest come out first."""
         pieces = [_Piece(0, len(text))] if text else []
-        for token in self._tokens:
-            if token.text not in text:
+        present = {found for _, found in self._all.within(text)}
+        for token in self._tokens if present else ():
+            if token.text not in present:
                 continue
             pieces = [
                 each
