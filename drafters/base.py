@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ __all__ = [
     "Forcing",
     "Offer",
     "Room",
+    "StepCosts",
     "Text",
     "Truncation",
     "Verified",
@@ -168,7 +169,35 @@ class Verified:
     output: Output
 
 
-@dataclass(frozen=True, slots=True)
+class StepCosts(NamedTuple):
+    """What a step of one text costs, in milliseconds.
+
+    Attributes:
+        by_width: (W + 1,) float64 of the forward call; infinite where a width is not allowed.
+        host_ms: added to every step.
+        leaf_ms: added for every leaf beyond the first.
+        plain_ms: the cheapest way to take one token.
+        most_ms: dearest forward call that may be taken, less what is spent besides; `plain_ms` always may.
+        one_leaf: whether only chains are possible.
+    """
+
+    by_width: NDArray[np.float64]
+    host_ms: float
+    leaf_ms: float
+    plain_ms: float
+    most_ms: float
+    one_leaf: bool
+
+
+Expected = Callable[
+    [Sequence[int], Sequence[float], NDArray[np.float64], float, float, float, float, bool],
+    Sequence[tuple[float, float]],
+]
+"""Tokens and milliseconds that are expected of the step for each number of times that a source is asked, by
+which so many milliseconds are spent. The other arguments are the fields of a `StepCosts`."""
+
+
+@dataclass(slots=True)  # several a step: a frozen one takes three times as long to make
 class Offer:
     """What a source that costs time would give, if it were asked for more.
 
@@ -188,6 +217,8 @@ class Offer:
         upkeep_ms: expected milliseconds of what is to be read again in each later step.
         explorable: whether it may be asked only to learn how good it is.
         first_ms: expected milliseconds that the first time takes longer, as where several tokens are checked.
+        expected: what the best step of one text with these forecasts gives and takes, all at once; None where
+            nothing tells it faster than looking at each forecast.
     """
 
     source: str
@@ -200,6 +231,7 @@ class Offer:
     open_ms: float = 0.0
     upkeep_ms: float = 0.0
     first_ms: float = 0.0
+    expected: Expected | None = None
 
 
 class Drafting:

@@ -15,12 +15,10 @@ from itertools import pairwise
 import numpy as np
 
 from specx.drafters.base import Draft
-from specx.drafters.calibration.model import Beside
+from specx.kernels._native import claims_after as native_claims
 
-__all__ = ["FORESEEN", "Below", "Claims", "Foresight", "claims_after", "graft", "worth_checking"]
+__all__ = ["Below", "Claims", "claims_after", "graft"]
 
-FORESEEN = 16  # further tokens that a chain is forecast with at once: as many as the plan weighs
-TOLD_APART = (0, 1, 2, 4, 8)  # claims agreed with; numbers in between count as the next of these
 BELOW, BELOW_RATE = 4, 0.05  # tokens, and the weight of a new one in the running mean
 
 
@@ -42,18 +40,7 @@ class Claims:
 
 def claims_after(draft: Draft, path: Sequence[int]) -> Claims:
     """The most promising way on in `draft` below the tokens of `path`; nothing if they are not in it."""
-    tokens, parents, probs = draft.tokens.tolist(), draft.parents.tolist(), draft.probs.tolist()
-    at, above, depth = -1, 1.0, 0
-    claimed: list[int] = []
-    hazards: list[float] = []
-    for node, parent in enumerate(parents):  # children follow their parents, the best first
-        if parent != at or (depth < len(path) and tokens[node] != path[depth]):
-            continue
-        if depth >= len(path):
-            claimed.append(tokens[node])
-            hazards.append(probs[node] / above if above > 0 else 0.0)
-        at, above, depth = node, probs[node], depth + 1
-    return Claims(claimed, hazards)
+    return Claims(*native_claims(draft.tokens, draft.parents, draft.probs, path))
 
 
 def graft(draft: Draft, path: Sequence[int], below: Draft) -> Draft:
@@ -85,25 +72,6 @@ def graft(draft: Draft, path: Sequence[int], below: Draft) -> Draft:
     )
 
 
-def worth_checking(both: Sequence[float], further_ms: float, token_ms: float) -> int:
-    """How many claimed tokens are checked in one call: those that are expected to save time.
-
-    Another one costs `further_ms`, and spares a call of `token_ms` if it and all before it are what the model
-    says.
-
-    Args:
-        both: of each claimed token, the probability that it is right and the model says it, if that was so of
-            those before it.
-    """
-    path, n = 1.0, 0
-    for hazard in both:
-        path *= hazard
-        if path * token_ms <= further_ms:
-            break
-        n += 1
-    return n
-
-
 class Below:
     """How sure the free drafters are, on average, below tokens of a model that they did not claim."""
 
@@ -124,78 +92,3 @@ class Below:
         """Of the next tokens, each given that those before it are right; none where nothing is ever said."""
         said = [1.0, *(path for path in self._paths if path > 0)]
         return [now / before for before, now in pairwise(said)]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What may come of a call of a model.
-
-    Attributes:
-        probability: of that.
-        agreed: how many of the claimed tokens it says.
-        hazards: of the tokens after its chain then: those claims, what it says next, and what the free
-            drafters say after that.
-    """
-
-    probability: float
-    agreed: int
-    hazards: list[float]
-
-
-@dataclass(frozen=True, slots=True)
-class Foresight:
-    """What is expected of a model before it is asked.
-
-    Attributes:
-        claims: what the free drafters say comes next.
-        expected: for each claim, how likely the model says it, is right, and both.
-        first, later: how likely its next token, and one further on, are right where nothing is claimed.
-        below: hazards of what the free drafters say after a token of the model that they did not.
-    """
-
-    claims: Claims
-    expected: list[Beside]
-    first: float
-    later: float
-    below: list[float]
-
-    def outcomes(self, checked: int) -> list[Outcome]:
-        """Of one call that checks so many claims."""
-        found: list[Outcome] = []
-        agreed: list[float] = []
-        path, rest = 1.0, 0.0  # probability of having come so far, and of what is not told apart
-        for n in range(checked + 1):
-            if n >= len(self.expected):
-                return [*found, Outcome(path + rest, n, [*agreed, self._right(n), *self.below])]
-            at = self.expected[n]
-            rest += path * (1 - at.said)
-            if n in TOLD_APART:
-                found.append(Outcome(rest, n, [*agreed, at.if_other, *self.below]))
-                rest = 0.0
-            agreed.append(at.if_said)
-            path *= at.said
-        return [
-            *found,
-            Outcome(path + rest, checked + 1, [*agreed, *self.claims.hazards[checked + 1 : FORESEEN]]),
-        ]
-
-    def hazards(self, checked: int, asked: int) -> list[float]:
-        """Of the tokens there will be after `asked` calls, the first of which checks so many claims.
-
-        A call gives one token, and the first another for each claim that the model agrees with. So the token
-        at depth d is there if the first d - `asked` claims are what the model says, and the tokens are those
-        that it would give one by one.
-        """
-        found = []
-        for depth in range(checked + asked):
-            hazard = self._right(depth)
-            if depth >= asked:
-                before = self.expected[depth - asked]
-                hazard *= before.both / before.right if before.right > 0 else 0.0
-            found.append(hazard)
-        return [*found, *self.below]
-
-    def _right(self, depth: int) -> float:
-        if depth < len(self.expected):
-            return self.expected[depth].right
-        return self.later if depth else self.first

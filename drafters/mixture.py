@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter, Drafting, Offer, Room, Text, Verified
 from specx.drafters.calibration.model import AGREES, OTHER, SILENT, Cell, Place
-from specx.drafters.cascade import FORESEEN, Below, Claims, Foresight, claims_after, graft, worth_checking
+from specx.drafters.cascade import Below, Claims, claims_after, graft
 from specx.drafters.guesser import Guess, Guesser, GuesserSource
 from specx.drafters.merge import merge
+from specx.kernels._native import Foresight
 
 __all__ = ["MixtureDrafter"]
 
@@ -172,11 +173,10 @@ class MixtureDrafting(Drafting):
         claims = self._claims(chain)
         foresight = self._foresee(chain, claims)
         looked_at = min(guesser.most_checked, most - 1)
-        both = [at.both for at in foresight.expected[:looked_at]]
-        for checked in sorted({0, worth_checking(both, costs.further_ms, costs.token_ms)}):
+        for checked in sorted({0, foresight.worth_checking(looked_at, costs.further_ms, costs.token_ms)}):
             yield Offer(
                 source.name,
-                partial(self._forecast, chain, foresight, checked),
+                partial(_forecast, foresight, checked),
                 partial(self._take, chain, claims, checked),
                 most - checked,
                 costs.token_ms,
@@ -185,6 +185,7 @@ class MixtureDrafting(Drafting):
                 open_ms,
                 costs.reading(2),
                 checked * costs.further_ms,
+                partial(foresight.expected, checked),
             )
 
     def _claims(self, chain: _Chain) -> Claims:
@@ -196,28 +197,22 @@ class MixtureDrafting(Drafting):
     def _foresee(self, chain: _Chain, claims: Claims) -> Foresight:
         """How likely the next tokens of a source are right, before they are known."""
         calibration, noisy = chain.source.calibration, self._noisy
-        expected = calibration.beside_free(noisy, claims.hazards[:FORESEEN])
-        first, later = calibration.forecast(chain.place), calibration.later(noisy)
-        return Foresight(claims, expected, first, later, self._drafter.below.hazards())
-
-    def _forecast(
-        self, chain: _Chain, foresight: Foresight, checked: int, asked: int
-    ) -> list[tuple[float, Draft]]:
-        """What may come of `asked` calls of the source, the first of which checks so many claims."""
-        if asked > 1:
-            hazards = foresight.hazards(checked, asked)
-            return [(1.0, self._foreseen(chain, [UNKNOWN] * len(hazards), hazards))]
-        found, claimed = [], foresight.claims.tokens
-        for outcome in foresight.outcomes(checked):
-            n = len(outcome.hazards)
-            known = outcome.agreed if outcome.agreed <= checked else n
-            tokens = [*claimed[:known], *[UNKNOWN] * (n - known)]
-            found.append((outcome.probability, self._foreseen(chain, tokens, outcome.hazards)))
-        return found
-
-    def _foreseen(self, chain: _Chain, tokens: Sequence[int], hazards: Sequence[float]) -> Draft:
         draft = self._merged(chain) if self._room.leaves > 1 else EMPTY_DRAFT
-        return merge(draft, [*chain.tokens, *tokens], [*chain.hazards, *hazards], chain.index)
+        return Foresight(
+            calibration.beside_free(noisy),
+            claims.tokens,
+            claims.hazards,
+            calibration.forecast(chain.place),
+            calibration.later(noisy),
+            self._drafter.below.hazards(),
+            draft.tokens,
+            draft.parents,
+            draft.probs,
+            draft.sources,
+            chain.tokens,
+            chain.hazards,
+            chain.index,
+        )
 
     def _take(self, chain: _Chain, claims: Claims, checked: int) -> Draft:
         guesser = chain.guesser
@@ -250,3 +245,8 @@ class MixtureDrafting(Drafting):
             if chain is not without and chain.tokens:
                 draft = merge(draft, chain.tokens, chain.hazards, chain.index)
         return draft
+
+
+def _forecast(foresight: Foresight, checked: int, asked: int) -> list[tuple[float, Draft]]:
+    """What may come of `asked` calls of the source, the first of which checks so many claims."""
+    return [(probability, Draft(*arrays)) for probability, arrays in foresight.drafts(checked, asked)]

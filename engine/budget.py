@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.base import Cache
-from specx.drafters.base import Draft, Drafting, Room
+from specx.drafters.base import Draft, Drafting, Room, StepCosts
 from specx.engine.learned.lengths import Outlook
 
 __all__ = ["ALLOWANCE", "INTEREST", "Asked", "Budget", "Decision", "Part", "Planned", "Terms"]
@@ -72,6 +72,7 @@ class Terms:
         wider_ms: for one text, the cheapest step of more than one token.
         even: whether all trees have one width.
         spent_ms: for each text, what was spent on sources that cost time.
+        step: what the step costs if there is one text.
     """
 
     jobs: Sequence[Planned]
@@ -81,6 +82,7 @@ class Terms:
     wider_ms: float
     even: bool
     spent_ms: list[float]
+    step: StepCosts | None = None
 
     def covers(self, i: int, spent_ms: float) -> bool:
         """Whether the budget of text `i` covers so much time in a step."""

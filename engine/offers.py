@@ -14,7 +14,7 @@ objective over more than one step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -24,6 +24,7 @@ from specx.engine.budget import INTEREST, Asked, Decision, Terms
 __all__ = ["Asking", "Reason"]
 
 AHEAD = (1, 2, 4, 8, 16)  # numbers of times that a source is asked, weighed at once
+CERTAIN = {n: Draft.of_chain(range(n), [1.0] * n) for n in AHEAD}  # drafts of so many right tokens
 FADES = 1 / 32  # weight of a step in what a source is expected to gain: drafts that cost nothing come and go
 LEARNED = 0.1  # and in what it has to read again
 
@@ -209,20 +210,47 @@ class Asking:
         """Milliseconds that asking so many times is expected to save, at least 0: the time that what that
         gives takes at the rate of `best`, less the time it takes then; and what it gives, in tokens. It ends
         where these fall."""
-        before_ms = 0.0
-        for times in AHEAD:
-            time_ms = terms.spent_ms[i] + offer.first_ms + times * offer.token_ms
-            if times > offer.most or not terms.covers(i, time_ms):
-                return
-            gain_ms = tokens = 0.0
-            for probability, draft in offer.forecast(times):
-                expected, cost_ms = self._expected(terms, drafts, i, draft, time_ms)
-                gain_ms += probability * (expected / best.rate - cost_ms)
-                tokens += probability * expected
+        times, spent_ms = _affordable(terms, i, offer)
+        rate, before_ms = best.rate, 0.0
+        for tokens, cost_ms in self._foreseen(terms, drafts, i, offer, times, spent_ms):
+            gain_ms = tokens / rate - cost_ms
             yield max(gain_ms, 0.0), tokens
             if 0 < before_ms > gain_ms:
                 return
             before_ms = max(gain_ms, 0.0)
+
+    def _foreseen(
+        self,
+        terms: Terms,
+        drafts: Sequence[Draft],
+        i: int,
+        offer: Offer,
+        times: Sequence[int],
+        spent_ms: Sequence[float],
+    ) -> Iterable[tuple[float, float]]:
+        """Tokens and milliseconds that are expected of the step if the source is asked so many times, by each
+        of which so much is spent for text `i`."""
+        if offer.expected is not None and terms.step is not None:
+            return offer.expected(times, spent_ms, *terms.step)
+        return self._looked_at(terms, drafts, i, offer, times, spent_ms)
+
+    def _looked_at(
+        self,
+        terms: Terms,
+        drafts: Sequence[Draft],
+        i: int,
+        offer: Offer,
+        times: Sequence[int],
+        spent_ms: Sequence[float],
+    ) -> Iterator[tuple[float, float]]:
+        """The same, forecast by forecast."""
+        for n, ms in zip(times, spent_ms, strict=True):
+            tokens = cost_ms = 0.0
+            for probability, draft in offer.forecast(n):
+                expected, took_ms = self._expected(terms, drafts, i, draft, ms)
+                tokens += probability * expected
+                cost_ms += probability * took_ms
+            yield tokens, cost_ms
 
     def _may_explore(self, terms: Terms, i: int, offer: Offer, best: Decision) -> bool:
         """Whether a token may be asked for that is not expected to pay: rarely, and where it might."""
@@ -234,8 +262,17 @@ class Asking:
         for n in AHEAD:
             if n > offer.most:
                 break
-            certain = Draft.of_chain(range(n), [1.0] * n)
-            expected, cost_ms = self._expected(terms, others, i, certain, offer.first_ms + n * offer.token_ms)
+            spent_ms = offer.first_ms + n * offer.token_ms
+            expected, cost_ms = self._expected(terms, others, i, CERTAIN[n], spent_ms)
             if expected / cost_ms > best.rate:
                 return True
         return False
+
+
+def _affordable(terms: Terms, i: int, offer: Offer) -> tuple[Sequence[int], list[float]]:
+    """Numbers of times that a source can be asked, and what would have been spent for text `i` by then."""
+    before_ms = terms.spent_ms[i] + offer.first_ms
+    times = [n for n in AHEAD if n <= offer.most]
+    while times and not terms.covers(i, before_ms + times[-1] * offer.token_ms):
+        times.pop()
+    return times, [before_ms + n * offer.token_ms for n in times]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.base import Facts
-from specx.drafters.base import EMPTY_DRAFT, Draft, Room
+from specx.drafters.base import EMPTY_DRAFT, Draft, Room, StepCosts
 from specx.engine.budget import Budget, Decision, Part, Planned, Terms
 from specx.engine.cost.company import CompanyCosts, fill_rows, fill_width
 from specx.engine.cost.staircase import CLIP, Staircase
@@ -153,7 +153,11 @@ class Plan:
         # An accepted branch changes the order of cells, and several texts together take chains.
         leaves = 1 if self.widths or n > 1 else facts.max_leaves
         rooms = [Room(min(most, room - self.narrowest), leaves) for room in left]
-        return Terms(jobs, rooms, costs, plain_ms, wider_ms, facts.even and n > 1, [0.0] * n)
+        terms = Terms(jobs, rooms, costs, plain_ms, wider_ms, facts.even and n > 1, [0.0] * n)
+        if n == 1:
+            most_ms = terms.affordable_ms()
+            terms.step = StepCosts(costs, self._host_ms, self._leaf_ms, plain_ms, most_ms, leaves == 1)
+        return terms
 
     def _best(self, terms: Terms, drafts: Sequence[Draft]) -> Decision:
         """The prefixes of `drafts` of the highest rate."""

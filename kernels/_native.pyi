@@ -215,6 +215,113 @@ def best_prefix(
         ValueError: no width has a finite cost, or the arrays are no draft.
     """
 
+def claims_after(
+    tokens: NDArray[np.int32], parents: NDArray[np.int32], probs: NDArray[np.float32], path: Sequence[int]
+) -> tuple[list[int], list[float]]:
+    """The most promising way on in a draft below the tokens of `path`: tokens, and how likely each of them is
+    right if those before it are.
+
+    Raises:
+        ValueError: the arrays are no draft.
+    """
+
+class BesideCounts:
+    """How often a source was right where the free drafters proposed a token, and said that token.
+
+    The arrays are borrowed, and read whenever something is expected.
+
+    Args:
+        right: (cells, 2, 2) hits and trials, by how sure the free drafters were and whether they were right.
+        agreed: (cells, 2) hits and trials of saying their token.
+        edges: (cells - 1,) hazards from which on the next cell applies.
+        priors: (5,) of being right where they are not and where they are, of saying their token likewise, and
+            the weight of these.
+
+    Raises:
+        ValueError: the shapes do not go together.
+    """
+
+    def __init__(
+        self,
+        right: NDArray[np.float64],
+        agreed: NDArray[np.float64],
+        edges: NDArray[np.float64],
+        priors: NDArray[np.float64],
+    ) -> None: ...
+    def expected(self, hazards: Sequence[float]) -> list[tuple[float, float, float]]:
+        """For tokens of the free drafters with these hazards: how likely the source says it, is right, and
+        both."""
+
+class Foresight:
+    """What is expected of a source before it is asked.
+
+    Args:
+        beside: what to expect where the free drafters claim something.
+        claimed, sure: what they say comes next, and how likely each token is right if those before it are.
+        first, later: hazards of the source's next token, and of one further on, where nothing is claimed.
+        below: the same of what the free drafters say after a token of the source that they did not.
+        tokens, parents, probs, sources: the draft that the chain is merged into.
+        chain, hazards: what the source has given in this step, and how likely each token is right.
+        source: its index.
+
+    Raises:
+        ValueError: lengths do not go together, or the arrays are no draft.
+    """
+
+    def __init__(
+        self,
+        beside: BesideCounts,
+        claimed: Sequence[int],
+        sure: Sequence[float],
+        first: float,
+        later: float,
+        below: Sequence[float],
+        tokens: NDArray[np.int32],
+        parents: NDArray[np.int32],
+        probs: NDArray[np.float32],
+        sources: NDArray[np.uint8],
+        chain: Sequence[int],
+        hazards: Sequence[float],
+        source: int,
+    ) -> None: ...
+    def worth_checking(self, most: int, further_ms: float, token_ms: float) -> int:
+        """How many of the first `most` claims are worth checking in one call.
+
+        Another one costs `further_ms`, and spares a call of `token_ms` if it and all before it are right and
+        what the source says.
+        """
+
+    def drafts(
+        self, checked: int, asked: int
+    ) -> list[
+        tuple[float, tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]]
+    ]:
+        """What may come of `asked` calls, the first of which checks so many claims: the arrays of drafts as
+        they would be, each with the probability of that. Tokens that are not known are -1.
+
+        Raises:
+            ValueError: nothing is asked, or more is checked than is claimed.
+        """
+
+    def expected(
+        self,
+        checked: int,
+        asked: Sequence[int],
+        spent_ms: Sequence[float],
+        costs: NDArray[np.float64],
+        host_ms: float,
+        leaf_ms: float,
+        plain_ms: float,
+        most_ms: float,
+        one_leaf: bool,
+    ) -> list[tuple[float, float]]:
+        """Tokens and milliseconds that are expected of the step for each number of calls, by which `spent_ms`
+        is spent. Costs are as in `specx.drafters.base.StepCosts`.
+
+        Raises:
+            ValueError: as `drafts` and `best_prefix`.
+        """
+
 def merge_chain(
     tokens: NDArray[np.int32],
     parents: NDArray[np.int32],

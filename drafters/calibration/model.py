@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specx.drafters.calibration.merging import Merging
+from specx.kernels._native import BesideCounts
 
-__all__ = ["AGREES", "OTHER", "SILENT", "Beside", "Cell", "ModelCalibration", "Place"]
+__all__ = ["AGREES", "OTHER", "SILENT", "Cell", "ModelCalibration", "Place"]
 
 Cell = tuple[int, int, int, int]
 """Index of a cell of hazards."""
@@ -54,31 +54,8 @@ SURE = (0.4, 0.7, 0.9)  # of the free drafters' token: hazards from which on the
 BESIDE_SHAPE = (ORDERS, len(SURE) + 1, 2)  # the last: whether the free drafters are right
 BESIDE = (0.4, 0.85)  # how often the model is right where the free drafters are not, and where they are
 SAID = (0.2, 0.85)  # how often it says what they say, likewise
-
-
-@dataclass(slots=True)  # several a step: a frozen one takes three times as long to make
-class Beside:
-    """What to expect of a model where the free drafters propose a token.
-
-    Attributes:
-        said: probability that it will say that token.
-        right: that it will be right.
-        both: that it will say that token and be right.
-    """
-
-    said: float
-    right: float
-    both: float
-
-    @property
-    def if_said(self) -> float:
-        """Probability that it is right if it says that token."""
-        return self.both / self.said if self.said > 0 else 0.0
-
-    @property
-    def if_other(self) -> float:
-        """Probability that it is right if it says another."""
-        return (self.right - self.both) / (1 - self.said) if self.said < 1 else 0.0
+SURE_EDGES: NDArray[np.float64] = np.array(SURE)
+BESIDE_PRIORS: NDArray[np.float64] = np.array([*BESIDE, *SAID, PRIOR_TRIALS])
 
 
 class ModelCalibration:
@@ -106,6 +83,10 @@ class ModelCalibration:
         self.agreed: NDArray[np.float64] = np.zeros((*BESIDE_SHAPE[:2], 2))
         self.tokens: NDArray[np.float64] = np.zeros(2)
         self.merging = Merging()
+        self._beside_free = [
+            BesideCounts(self.beside[order], self.agreed[order], SURE_EDGES, BESIDE_PRIORS)
+            for order in range(ORDERS)
+        ]
 
     @classmethod
     def of_trial(cls, right: int, scored: int) -> ModelCalibration:
@@ -155,18 +136,9 @@ class ModelCalibration:
         """Probability that a token further on will be right if those before it are."""
         return _mean(self.all[int(noisy)], RIGHT)
 
-    def beside_free(self, noisy: bool, free: Sequence[float]) -> list[Beside]:
-        """What to expect where the free drafters propose tokens that are right with the probabilities `free`,
-        each if those before it are."""
-        beside, agreed = self.beside[int(noisy)].tolist(), self.agreed[int(noisy)].tolist()
-        found = []
-        for hazard in free:
-            at = bisect_right(SURE, hazard)
-            both = hazard * _shrunk(beside[at][1], BESIDE[1])
-            other = (1 - hazard) * _shrunk(beside[at][0], BESIDE[0])
-            said = _shrunk(agreed[at], hazard * SAID[1] + (1 - hazard) * SAID[0])
-            found.append(Beside(min(max(said, both), 1 - other), both + other, both))
-        return found
+    def beside_free(self, noisy: bool) -> BesideCounts:
+        """What to expect where the free drafters propose tokens, by how sure these are."""
+        return self._beside_free[int(noisy)]
 
     def score_beside(self, noisy: bool, free: float, free_right: bool, right: bool) -> None:
         """A token was `right` or not where the free drafters' was, which was thought right with `free`."""

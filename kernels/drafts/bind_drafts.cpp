@@ -8,34 +8,18 @@
 #include <stdexcept>
 #include <vector>
 
+#include "bound_drafts.hpp"
 #include "bound_rows.hpp"
 #include "corpus.hpp"
 #include "free_trie.hpp"
-#include "merge.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
 
-using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntRows = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-void require(bool holds, const char* what) {
-    if (!holds) throw std::invalid_argument(what);
-}
-
-// A new NumPy array of the given shape, filled by `fill(T*)`.
-template <class T, class Fill>
-nb::object new_array(std::initializer_list<size_t> shape, Fill fill) {
-    size_t n = 1;
-    for (const size_t axis : shape) n *= axis;
-    T* data = new T[n > 0 ? n : 1];
-    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-    fill(data);
-    return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
-}
 
 nb::tuple match(const SuffixAutomaton& automaton, int count) {
     require(count >= 0, "count is negative");
@@ -178,38 +162,9 @@ void update_tree(BoundTrie& self, int32_t previous, int32_t token, const Ints& t
     self.trie.update_tree(previous, token, tokens.data(), parents.data(), logits.rows, static_cast<int64_t>(n));
 }
 
-nb::tuple draft_arrays(const DraftNodes& nodes) {
-    const size_t n = nodes.size();
-    const auto column = [&](auto member, auto zero) {
-        using T = decltype(zero);
-        return new_array<T>({n}, [&](T* p) {
-            for (size_t i = 0; i < n; ++i) p[i] = nodes[i].*member;
-        });
-    };
-    return nb::make_tuple(column(&FreeTrie::Node::token, int32_t{}), column(&FreeTrie::Node::parent, int32_t{}),
-                          column(&FreeTrie::Node::prob, float{}), column(&FreeTrie::Node::source, uint8_t{}));
-}
-
 nb::tuple grow(BoundTrie& self, int limit, int leaves, uint64_t seed, int64_t position, double temperature,
                bool coupled, const std::vector<int32_t>& path) {
     return draft_arrays(self.trie.grow(limit, leaves, {seed, temperature, coupled}, position, path));
-}
-
-using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-DraftNodes nodes_of(const Ints& tokens, const Ints& parents, const Floats* probs, const Bytes* sources) {
-    const size_t n = tokens.shape(0);
-    require(parents.shape(0) == n && (!probs || probs->shape(0) == n) && (!sources || sources->shape(0) == n),
-            "the arrays of a draft differ in length");
-    DraftNodes nodes(n);
-    for (size_t i = 0; i < n; ++i) {
-        const int32_t parent = parents.data()[i];
-        require(parent >= -1 && parent < static_cast<int32_t>(i), "parents come first");
-        nodes[i] = {tokens.data()[i], parent, probs ? probs->data()[i] : 0.0f,
-                    sources ? sources->data()[i] : uint8_t{0}};
-    }
-    return nodes;
 }
 
 nb::tuple merged(const Ints& tokens, const Ints& parents, const Floats& probs, const Bytes& sources,
@@ -289,6 +244,32 @@ void bind_trie(nb::module_& m) {
 }
 
 }  // namespace
+
+nb::tuple draft_arrays(const DraftNodes& nodes) {
+    const size_t n = nodes.size();
+    const auto column = [&](auto member, auto zero) {
+        using T = decltype(zero);
+        return new_array<T>({n}, [&](T* p) {
+            for (size_t i = 0; i < n; ++i) p[i] = nodes[i].*member;
+        });
+    };
+    return nb::make_tuple(column(&FreeTrie::Node::token, int32_t{}), column(&FreeTrie::Node::parent, int32_t{}),
+                          column(&FreeTrie::Node::prob, float{}), column(&FreeTrie::Node::source, uint8_t{}));
+}
+
+DraftNodes nodes_of(const Ints& tokens, const Ints& parents, const Floats* probs, const Bytes* sources) {
+    const size_t n = tokens.shape(0);
+    require(parents.shape(0) == n && (!probs || probs->shape(0) == n) && (!sources || sources->shape(0) == n),
+            "the arrays of a draft differ in length");
+    DraftNodes nodes(n);
+    for (size_t i = 0; i < n; ++i) {
+        const int32_t parent = parents.data()[i];
+        require(parent >= -1 && parent < static_cast<int32_t>(i), "parents come first");
+        nodes[i] = {tokens.data()[i], parent, probs ? probs->data()[i] : 0.0f,
+                    sources ? sources->data()[i] : uint8_t{0}};
+    }
+    return nodes;
+}
 
 void bind_drafts(nb::module_& m) {
     m.attr("SUFFIX_SHAPE") = as_tuple(Calibration::kSuffixShape);

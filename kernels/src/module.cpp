@@ -5,6 +5,7 @@ namespace nb = nanobind;
 
 void bind_sampling(nb::module_& m);
 void bind_drafts(nb::module_& m);
+void bind_foresight(nb::module_& m);
 void bind_objective(nb::module_& m);
 void bind_bandwidth(nb::module_& m);
 void bind_distinct(nb::module_& m);
@@ -14,6 +15,7 @@ void bind_dot_rows(nb::module_& m);
 NB_MODULE(_native, m) {
     bind_sampling(m);
     bind_drafts(m);
+    bind_foresight(m);
     bind_objective(m);
     bind_bandwidth(m);
     bind_distinct(m);

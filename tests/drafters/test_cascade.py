@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from specx.backends.base import Output
 from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter, Drafting, Room, Text, Verified
-from specx.drafters.calibration.model import AGREES, OTHER, SILENT, Beside, ModelCalibration
-from specx.drafters.cascade import FORESEEN, Below, Claims, Foresight, claims_after, graft, worth_checking
+from specx.drafters.calibration.model import AGREES, OTHER, SILENT, ModelCalibration
+from specx.drafters.cascade import Below, Claims, claims_after, graft
 from specx.drafters.free import FreeDrafter
 from specx.drafters.guesser import GuessCosts
 from specx.drafters.merge import merge
 from specx.drafters.mixture import MixtureDrafter
 from specx.drafters.model import DraftModel
+from specx.kernels.reference.foresight import Beside
 
 V = 64
 CHAIN = Room(8, 1)
@@ -127,50 +126,6 @@ def test_a_tree_is_grafted_below_a_path():
     assert graft(draft, [9, 4], EMPTY_DRAFT) is draft
 
 
-def test_as_many_claims_are_checked_as_are_expected_to_save_a_call():
-    assert worth_checking([0.5, 0.5, 0.5], further_ms=1.0, token_ms=4.1) == 2  # the third saves 0.51 ms
-    assert worth_checking([0.5, 0.5, 0.5], further_ms=0.5, token_ms=4.1) == 3
-    assert worth_checking([0.2], further_ms=1.0, token_ms=4.0) == 0
-    assert worth_checking([], 1.0, 4.0) == 0
-
-
-def foresight(hazards, below=(0.5,)):
-    expected = [Beside(0.5 + hazard / 4, 0.3 + hazard / 2, hazard * 0.7) for hazard in hazards]
-    return Foresight(Claims(list(range(len(hazards))), hazards), expected, 0.6, 0.7, list(below))
-
-
-@settings(max_examples=60)
-@given(st.lists(st.floats(0.01, 0.99), max_size=FORESEEN), st.integers(0, FORESEEN))
-def test_outcomes_are_a_distribution_and_give_what_the_model_is_expected_to_get_right(hazards, checked):
-    seen = foresight(hazards)
-    checked = min(checked, len(hazards))
-    outcomes = seen.outcomes(checked)
-    assert sum(outcome.probability for outcome in outcomes) == pytest.approx(1)
-    assert all(0 <= hazard <= 1 for outcome in outcomes for hazard in outcome.hazards)
-    # Its first token is there whatever comes of it, and is right as often as is expected.
-    first = sum(outcome.probability * outcome.hazards[0] for outcome in outcomes)
-    merged = any(not 0 <= n <= 2 for n in (outcome.agreed for outcome in outcomes)) or checked > 2
-    if not merged:
-        assert first == pytest.approx(seen.expected[0].right if hazards else 0.6)
-    # Where all of it is agreed with, the free drafters' claims go on.
-    last = outcomes[-1]
-    if checked < len(hazards):
-        assert last.hazards[checked + 1 :] == hazards[checked + 1 :]
-    else:
-        assert last.hazards[checked] == (0.7 if checked else 0.6)
-
-
-def test_asking_more_often_after_a_check():
-    seen = foresight([0.8, 0.6], below=())
-    one, two = seen.expected
-    assert seen.hazards(0, 3) == [one.right, two.right, 0.7]
-    # The third token is there without another call if the model says the first claim, and so on.
-    assert seen.hazards(2, 1) == pytest.approx(
-        [one.right, two.right * one.both / one.right, 0.7 * two.both / two.right]
-    )
-    assert seen.hazards(1, 2) == pytest.approx([one.right, two.right, 0.7 * one.both / one.right])
-
-
 def test_what_the_free_drafters_say_below_other_tokens_is_averaged():
     below = Below()
     assert below.hazards() == []
@@ -185,18 +140,21 @@ def test_what_the_free_drafters_say_below_other_tokens_is_averaged():
 
 
 def test_how_often_the_model_says_what_the_free_drafters_do_is_learned():
+    def of(calibration, noisy, hazard):
+        return Beside(*calibration.beside_free(noisy).expected([hazard])[0])
+
     calibration = ModelCalibration()
-    [prior] = calibration.beside_free(False, [0.8])
+    prior = of(calibration, False, 0.8)
     assert 0 < prior.both <= prior.said < 1 and prior.both <= prior.right <= 1
     for i in range(200):
         calibration.score_said(False, 0.8, i % 4 > 0)
         calibration.score_beside(False, 0.8, i % 4 > 0, i % 4 > 0)
-    [learned] = calibration.beside_free(False, [0.75])  # of the same kind
+    learned = of(calibration, False, 0.75)  # of the same kind
     assert learned.said == pytest.approx(0.75, abs=0.03)
     assert learned.both == pytest.approx(0.75, abs=0.03) and learned.if_said > 0.95 > 0.2 > learned.if_other
-    assert calibration.beside_free(True, [0.75])[0].said != learned.said
+    assert of(calibration, True, 0.75).said != learned.said
     again = ModelCalibration.from_arrays(calibration.to_arrays())
-    assert again.beside_free(False, [0.75]) == [learned]
+    assert of(again, False, 0.75) == learned
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

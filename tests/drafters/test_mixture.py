@@ -11,6 +11,7 @@ from specx.drafters.calibration.collapse import Collapse
 from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.guesser import Guess, GuessCosts, Guesser, GuesserSource
 from specx.drafters.mixture import MixtureDrafter
+from specx.kernels.reference.foresight import Beside
 
 NOTHING = Output(np.zeros((1, 8), np.float32))
 CHAIN, TREE = Room(8, 1), Room(8, 4)
@@ -177,7 +178,7 @@ def test_what_a_source_is_expected_to_give():
     [(probability, forecast)] = offer.forecast(3)
     assert probability == 1
     assert paths(forecast) == {(-1,): 1, (-1, -1): 1, (-1, -1, -1): 1, (50,): 0}
-    [expected] = source.calibration.beside_free(False, [np.float32(0.2).item()])
+    expected = Beside(*source.calibration.beside_free(False).expected([np.float32(0.2).item()])[0])
     later = source.calibration.later(False)
     chain = [prob for prob, token in zip(forecast.probs, forecast.tokens, strict=True) if token < 0]
     assert chain == pytest.approx([expected.right, expected.right * later, expected.right * later**2])

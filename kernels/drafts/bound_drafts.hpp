@@ -1,0 +1,35 @@
+// Drafts as they come from Python and go there: four arrays of the same length.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+
+#include "merge.hpp"
+
+using Ints = nanobind::ndarray<const int32_t, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
+using Floats = nanobind::ndarray<const float, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
+using Bytes = nanobind::ndarray<const uint8_t, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
+
+inline void require(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+// A new NumPy array of the given shape, filled by `fill(T*)`.
+template <class T, class Fill>
+nanobind::object new_array(std::initializer_list<size_t> shape, Fill fill) {
+    size_t n = 1;
+    for (const size_t axis : shape) n *= axis;
+    T* data = new T[n > 0 ? n : 1];
+    nanobind::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    fill(data);
+    return nanobind::cast(nanobind::ndarray<nanobind::numpy, T>(data, shape, owner));
+}
+
+nanobind::tuple draft_arrays(const DraftNodes& nodes);
+
+// Nodes of the arrays of a draft; probabilities and sources may be missing.
+DraftNodes nodes_of(const Ints& tokens, const Ints& parents, const Floats* probs, const Bytes* sources);

@@ -1,0 +1,22 @@
+// The objective of one text: the prefix of a draft, and the batch width, of the highest expected rate.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// What batches cost, in milliseconds.
+struct StepCosts {
+    const double* by_width;  // (widths,); infinite where a width is not allowed
+    size_t widths;
+    double host_ms, leaf_ms, most_ms;  // no batch may cost more than most_ms by its width
+};
+
+struct BestPrefix {
+    int leaf = -1;  // of the chain that is taken; -1: the draft as it is
+    size_t nodes = 0, width = 0;
+    int leaves = 0;  // beyond the first
+    double gain = 0.0, time = 0.0, rate = -1.0;
+};
+
+// probs and parents (n,) are those of a draft. Throws if it is none, or if no width is allowed.
+BestPrefix best_prefix(const float* probs, const int32_t* parents, size_t n, const StepCosts& costs, bool one_leaf);

@@ -1,0 +1,225 @@
+"""What a source is expected to give: the reference against what it means, and the native class against it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specx.kernels._native import BesideCounts, Foresight, best_prefix, claims_after
+from specx.kernels.reference import foresight as reference
+from specx.kernels.reference.foresight import FORESEEN, Beside
+
+EDGES = np.array([0.4, 0.7, 0.9])
+PRIORS = np.array([0.4, 0.85, 0.2, 0.85, 8.0])
+HAZARD = st.floats(0.01, 0.99)
+
+
+def arrays(nodes):
+    tokens, parents, probs, sources = zip(*nodes, strict=True) if nodes else ((), (), (), ())
+    return (
+        np.array(tokens, np.int32),
+        np.array(parents, np.int32),
+        np.array(probs, np.float32),
+        np.array(sources, np.uint8),
+    )
+
+
+@st.composite
+def drafts(draw):
+    """Nodes of a draft: the children of a node share its probability."""
+    left, found = {-1: 1.0}, []
+    for token in range(draw(st.integers(0, 8))):
+        parent = draw(st.sampled_from(sorted(left)))
+        prob = float(np.float32(left[parent] * draw(st.floats(0.1, 0.9))))
+        left[parent], left[token] = left[parent] - prob, prob
+        found.append((token, parent, prob, draw(st.integers(0, 2))))
+    found.sort(key=lambda node: -node[2])
+    place = {token: i for i, (token, *_) in enumerate(found)} | {-1: -1}
+    return [(token, place[parent], prob, source) for token, parent, prob, source in found]
+
+
+@st.composite
+def counts(draw):
+    """Hits and trials."""
+
+    def some(*shape):
+        rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+        trials = rng.uniform(0, 100, shape)
+        return np.stack([trials * rng.uniform(0, 1, shape), trials], axis=-1)
+
+    return some(4, 2), some(4)
+
+
+@settings(max_examples=50)
+@given(drafts(), st.lists(st.integers(0, 12), max_size=4), st.data())
+def test_claims(nodes, path, data):
+    if nodes and data.draw(st.booleans()):  # a path that there is
+        at = data.draw(st.integers(0, len(nodes) - 1))
+        path = []
+        while at >= 0:
+            path.insert(0, nodes[at][0])
+            at = nodes[at][1]
+    tokens, parents, probs, _ = arrays(nodes)
+    assert claims_after(tokens, parents, probs, path) == reference.claims_after(nodes, path)
+
+
+@settings(max_examples=50)
+@given(counts(), st.lists(st.floats(0, 1), max_size=20))
+def test_what_is_expected_beside_the_free_drafters(tables, hazards):
+    right, agreed = tables
+    found = BesideCounts(right, agreed, EDGES, PRIORS).expected(hazards)
+    expected = [reference.beside(right, agreed, EDGES, PRIORS, hazard) for hazard in hazards]
+    assert [Beside(*each) for each in found] == expected
+    assert all(0 <= each.both <= each.said and each.both <= each.right <= 1 for each in expected)
+
+
+def test_counts_are_read_when_something_is_expected():
+    right, agreed = np.zeros((4, 2, 2)), np.zeros((4, 2))
+    beside = BesideCounts(right, agreed, EDGES, PRIORS)
+    [before] = beside.expected([0.8])
+    agreed[2] = 0, 50
+    [after] = beside.expected([0.8])
+    assert after[0] < before[0]
+    with pytest.raises(ValueError, match="go together"):
+        BesideCounts(right, agreed[:3].copy(), EDGES, PRIORS)
+
+
+@st.composite
+def situations(draw):
+    """The same foresight natively and as the reference, with how much of it may be checked."""
+    right, agreed = draw(counts())
+    sure = draw(st.lists(HAZARD, max_size=20))
+    tokens = draw(st.lists(st.integers(0, 11), min_size=len(sure), max_size=len(sure)))
+    first, later = draw(HAZARD), draw(HAZARD)
+    below = draw(st.lists(HAZARD, max_size=4))
+    nodes = draw(drafts()) if draw(st.booleans()) else []
+    hazards = draw(st.lists(HAZARD, max_size=4))
+    chain = draw(st.lists(st.integers(0, 11), min_size=len(hazards), max_size=len(hazards)))
+    native = Foresight(
+        BesideCounts(right, agreed, EDGES, PRIORS),
+        tokens, sure, first, later, below, *arrays(nodes), chain, hazards, 3,
+    )  # fmt: skip
+    expected = [reference.beside(right, agreed, EDGES, PRIORS, hazard) for hazard in sure[:FORESEEN]]
+    plain = reference.Foresight(tokens, sure, expected, first, later, below, nodes, chain, hazards, 3)
+    return native, plain, draw(st.integers(0, len(expected)))
+
+
+def paths(nodes):
+    """Path of tokens -> (probability, source); -1 may come more than once below a node."""
+    found = []
+    for token, parent, prob, source in nodes:
+        found.append(((*(found[parent][0] if parent >= 0 else ()), token), prob, source))
+    return sorted(found)
+
+
+@settings(max_examples=50)
+@given(situations(), st.floats(0.1, 5), st.floats(0.1, 5), st.integers(0, 20))
+def test_as_many_are_worth_checking(situation, further_ms, token_ms, most):
+    native, plain, _ = situation
+    assert native.worth_checking(most, further_ms, token_ms) == plain.worth_checking(
+        most, further_ms, token_ms
+    )
+
+
+@settings(max_examples=50)
+@given(situations(), st.sampled_from([1, 2, 4, 8, 16]))
+def test_the_same_drafts_may_come(situation, asked):
+    native, plain, checked = situation
+    found, expected = native.drafts(checked, asked), plain.drafts(checked, asked)
+    assert [probability for probability, _ in found] == [probability for probability, _ in expected]
+    for (_, drafted), (_, nodes) in zip(found, expected, strict=True):
+        mine = paths(zip(*(array.tolist() for array in drafted), strict=True))
+        theirs = paths(nodes)
+        assert [(path, source) for path, _, source in mine] == [(path, source) for path, _, source in theirs]
+        assert [prob for _, prob, _ in mine] == pytest.approx(
+            [prob for _, prob, _ in theirs], rel=1e-4, abs=1e-6
+        )
+
+
+@settings(max_examples=50)
+@given(
+    situations(),
+    st.lists(st.floats(1, 50), min_size=2, max_size=24),
+    st.floats(0, 5),
+    st.floats(0, 2),
+    st.floats(0, 60),
+    st.booleans(),
+)
+def test_all_at_once_is_what_each_draft_gives(situation, costs, host_ms, leaf_ms, more_ms, one_leaf):
+    native, _, checked = situation
+    asked, spent_ms = [1, 2, 4, 8, 16], [0.5, 1.0, 2.0, 4.0, 8.0]
+    plain_ms, widths = costs[0], np.array([np.inf, *costs])
+    most_ms = plain_ms + more_ms
+    found = native.expected(checked, asked, spent_ms, widths, host_ms, leaf_ms, plain_ms, most_ms, one_leaf)
+    for n, ms, step in zip(asked, spent_ms, found, strict=True):
+        expected = np.zeros(2)
+        for probability, (_, parents, probs, _) in native.drafts(checked, n):
+            allowed_ms = max(most_ms - ms, plain_ms)
+            *_, gain, took = best_prefix(probs, parents, widths, host_ms + ms, leaf_ms, allowed_ms, one_leaf)
+            expected += probability * gain, probability * took
+        assert step == pytest.approx(tuple(expected), rel=1e-12)
+
+
+def test_what_cannot_be_asked():
+    native = Foresight(
+        BesideCounts(np.zeros((4, 2, 2)), np.zeros((4, 2)), EDGES, PRIORS),
+        [1], [0.5], 0.5, 0.5, [], *arrays([]), [], [], 1,
+    )  # fmt: skip
+    for checked, asked in ((0, 0), (2, 1), (-1, 1)):
+        with pytest.raises(ValueError, match="asked"):
+            native.drafts(checked, asked)
+    with pytest.raises(ValueError, match="width"):
+        native.expected(0, [1], [0.0], np.array([np.inf]), 0.0, 0.0, 1.0, 1.0, True)
+
+
+# --- what the reference means ------------------------------------------------------------------------------
+
+
+def foresight(hazards, below=(0.5,)):
+    expected = [Beside(0.5 + hazard / 4, 0.3 + hazard / 2, hazard * 0.7) for hazard in hazards]
+    return reference.Foresight(list(range(len(hazards))), hazards, expected, 0.6, 0.7, list(below))
+
+
+def test_as_many_claims_are_checked_as_are_expected_to_save_a_call():
+    def worth_checking(both, further_ms, token_ms):
+        seen = reference.Foresight([], [], [Beside(1.0, 1.0, hazard) for hazard in both], 0.6, 0.7, [])
+        return seen.worth_checking(16, further_ms, token_ms)
+
+    assert worth_checking([0.5, 0.5, 0.5], further_ms=1.0, token_ms=4.1) == 2  # the third saves 0.51 ms
+    assert worth_checking([0.5, 0.5, 0.5], further_ms=0.5, token_ms=4.1) == 3
+    assert worth_checking([0.2], further_ms=1.0, token_ms=4.0) == 0
+    assert worth_checking([], 1.0, 4.0) == 0
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(0.01, 0.99), max_size=FORESEEN), st.integers(0, FORESEEN))
+def test_outcomes_are_a_distribution_and_give_what_the_model_is_expected_to_get_right(hazards, checked):
+    seen = foresight(hazards)
+    checked = min(checked, len(hazards))
+    outcomes = seen.outcomes(checked)
+    assert sum(outcome.probability for outcome in outcomes) == pytest.approx(1)
+    assert all(0 <= hazard <= 1 for outcome in outcomes for hazard in outcome.hazards)
+    # Its first token is there whatever comes of it, and is right as often as is expected.
+    first = sum(outcome.probability * outcome.hazards[0] for outcome in outcomes)
+    merged = any(not 0 <= n <= 2 for n in (outcome.agreed for outcome in outcomes)) or checked > 2
+    if not merged:
+        assert first == pytest.approx(seen.expected[0].right if hazards else 0.6)
+    # Where all of it is agreed with, the free drafters' claims go on.
+    last = outcomes[-1]
+    if checked < len(hazards):
+        assert last.hazards[checked + 1 :] == hazards[checked + 1 :]
+    else:
+        assert last.hazards[checked] == (0.7 if checked else 0.6)
+
+
+def test_asking_more_often_after_a_check():
+    seen = foresight([0.8, 0.6], below=())
+    one, two = seen.expected
+    assert seen.hazards(0, 3) == [one.right, two.right, 0.7]
+    # The third token is there without another call if the model says the first claim, and so on.
+    assert seen.hazards(2, 1) == pytest.approx(
+        [one.right, two.right * one.both / one.right, 0.7 * two.both / two.right]
+    )
+    assert seen.hazards(1, 2) == pytest.approx([one.right, two.right, 0.7 * one.both / one.right])
