@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
 from specx.drafters.base import Draft
 from specx.kernels._native import claims_after as native_claims
+from specx.kernels._native import graft as native_graft
 
 __all__ = ["Below", "Claims", "claims_after", "graft"]
 
@@ -53,23 +52,12 @@ def graft(draft: Draft, path: Sequence[int], below: Draft) -> Draft:
     """
     if not len(below):
         return draft
-    tokens, parents = draft.tokens.tolist(), draft.parents.tolist()
-    at, depth = -1, 0
-    for node, parent in enumerate(parents):
-        if depth < len(path) and parent == at and tokens[node] == path[depth]:
-            at, depth = node, depth + 1
-    n = len(draft)
-    probs = np.concatenate((draft.probs, below.probs * draft.probs[at]))
-    order = np.argsort(-probs, kind="stable")  # a parent comes before its children at equal probability
-    places = np.empty(len(order) + 1, np.int32)
-    places[order], places[-1] = np.arange(len(order)), -1
-    under = np.where(below.parents < 0, at, below.parents + n)
     return Draft(
-        np.concatenate((draft.tokens, below.tokens))[order],
-        places[np.concatenate((draft.parents, under))[order]],
-        probs[order],
-        np.concatenate((draft.sources, below.sources))[order],
-    )
+        *native_graft(
+            draft.tokens, draft.parents, draft.probs, draft.sources, path,
+            below.tokens, below.parents, below.probs, below.sources,
+        )
+    )  # fmt: skip
 
 
 class Below:

@@ -337,6 +337,23 @@ def merge_chain(
         ValueError: the arrays are no draft, or chain and hazards differ in length.
     """
 
+def graft(
+    tokens: NDArray[np.int32],
+    parents: NDArray[np.int32],
+    probs: NDArray[np.float32],
+    sources: NDArray[np.uint8],
+    path: Sequence[int],
+    below_tokens: NDArray[np.int32],
+    below_parents: NDArray[np.int32],
+    below_probs: NDArray[np.float32],
+    below_sources: NDArray[np.uint8],
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
+    """A draft with a tree under the node that the tokens of `path` lead to, as `specx.drafters.cascade` says.
+
+    Raises:
+        ValueError: the arrays are no drafts, or the draft does not have the path.
+    """
+
 def token_after(tokens: NDArray[np.int32], parents: NDArray[np.int32], path: Sequence[int]) -> int:
     """The most promising token of a draft after the tokens of `path`; -1 if there is none."""
 

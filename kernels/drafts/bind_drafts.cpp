@@ -172,6 +172,13 @@ nb::tuple merged(const Ints& tokens, const Ints& parents, const Floats& probs, c
     return draft_arrays(merge_chain(nodes_of(tokens, parents, &probs, &sources), chain, hazards, source));
 }
 
+nb::tuple grafted(const Ints& tokens, const Ints& parents, const Floats& probs, const Bytes& sources,
+                  const std::vector<int32_t>& path, const Ints& below_tokens, const Ints& below_parents,
+                  const Floats& below_probs, const Bytes& below_sources) {
+    return draft_arrays(graft(nodes_of(tokens, parents, &probs, &sources), path,
+                              nodes_of(below_tokens, below_parents, &below_probs, &below_sources)));
+}
+
 int32_t after(const Ints& tokens, const Ints& parents, const std::vector<int32_t>& path) {
     return token_after(nodes_of(tokens, parents, nullptr, nullptr), path);
 }
@@ -280,5 +287,7 @@ void bind_drafts(nb::module_& m) {
     bind_trie(m);
     m.def("merge_chain", &merged, "tokens"_a, "parents"_a, "probs"_a, "sources"_a, "chain"_a, "hazards"_a,
           "source"_a);
+    m.def("graft", &grafted, "tokens"_a, "parents"_a, "probs"_a, "sources"_a, "path"_a, "below_tokens"_a,
+          "below_parents"_a, "below_probs"_a, "below_sources"_a);
     m.def("token_after", &after, "tokens"_a, "parents"_a, "path"_a);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 
 namespace {
@@ -51,24 +52,35 @@ void lay_chain(Merged& tree, size_t own, const std::vector<int32_t>& tokens, con
     }
 }
 
-// By falling probability, parents first; rounding must not lift a node above its parent.
-DraftNodes ordered(const Merged& tree) {
-    const size_t n = tree.nodes.size();
+// By falling probability, parents first.
+template <class Prob>
+DraftNodes ordered(const DraftNodes& nodes, const std::vector<Prob>& probs) {
+    const size_t n = nodes.size();
     std::vector<size_t> order(n);
     std::iota(order.begin(), order.end(), size_t{0});
     // Stable, and a parent has the smaller index.
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return tree.probs[a] > tree.probs[b]; });
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return probs[a] > probs[b]; });
     std::vector<int32_t> place(n);
     for (size_t i = 0; i < n; ++i) place[order[i]] = static_cast<int32_t>(i);
     DraftNodes sorted;
     sorted.reserve(n);
     for (const size_t old : order) {
-        FreeTrie::Node node = tree.nodes[old];
+        FreeTrie::Node node = nodes[old];
         if (node.parent >= 0) node.parent = place[static_cast<size_t>(node.parent)];
-        node.prob = static_cast<float>(tree.probs[old]);
+        node.prob = static_cast<float>(probs[old]);
         sorted.push_back(node);
     }
     return sorted;
+}
+
+// The node that the tokens `path` lead to, -1 for the root; no value if it is not in the draft.
+std::optional<int> node_at(const DraftNodes& draft, const std::vector<int32_t>& path) {
+    int at = -1;
+    for (const int32_t token : path) {
+        at = child_of(draft, draft.size(), at, token);
+        if (at < 0) return std::nullopt;
+    }
+    return at;
 }
 
 }  // namespace
@@ -86,18 +98,33 @@ DraftNodes merge_chain(const DraftNodes& draft, const std::vector<int32_t>& toke
         if (tree.factors[i] == kInherited) tree.factors[i] = parent >= 0 ? tree.factors[parent] : 1.0;
         tree.probs[i] *= tree.factors[i];
     }
-    for (size_t i = 0; i < tree.nodes.size(); ++i)
+    for (size_t i = 0; i < tree.nodes.size(); ++i)  // rounding must not lift a node above its parent
         if (tree.nodes[i].parent >= 0) tree.probs[i] = std::min(tree.probs[i], tree.probs[tree.nodes[i].parent]);
-    return ordered(tree);
+    return ordered(tree.nodes, tree.probs);
+}
+
+DraftNodes graft(const DraftNodes& draft, const std::vector<int32_t>& path, const DraftNodes& below) {
+    const std::optional<int> at = node_at(draft, path);
+    if (!at) throw std::invalid_argument("the draft does not have the path");
+    const int32_t own = static_cast<int32_t>(draft.size());
+    const float above = *at < 0 ? 1.0f : draft[static_cast<size_t>(*at)].prob;
+    DraftNodes nodes = draft;
+    nodes.reserve(draft.size() + below.size());
+    std::vector<float> probs;
+    probs.reserve(draft.size() + below.size());
+    for (const FreeTrie::Node& node : draft) probs.push_back(node.prob);
+    for (FreeTrie::Node node : below) {
+        node.parent = node.parent < 0 ? *at : node.parent + own;
+        nodes.push_back(node);
+        probs.push_back(node.prob * above);
+    }
+    return ordered(nodes, probs);
 }
 
 int32_t token_after(const DraftNodes& draft, const std::vector<int32_t>& path) {
-    int at = -1;
-    for (const int32_t token : path) {
-        at = child_of(draft, draft.size(), at, token);
-        if (at < 0) return -1;
-    }
-    for (size_t i = static_cast<size_t>(at + 1); i < draft.size(); ++i)
-        if (draft[i].parent == at) return draft[i].token;
+    const std::optional<int> at = node_at(draft, path);
+    if (!at) return -1;
+    for (size_t i = static_cast<size_t>(*at + 1); i < draft.size(); ++i)
+        if (draft[i].parent == *at) return draft[i].token;
     return -1;
 }

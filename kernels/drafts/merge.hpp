@@ -13,6 +13,10 @@ using DraftNodes = std::vector<FreeTrie::Node>;  // parents first
 DraftNodes merge_chain(const DraftNodes& draft, const std::vector<int32_t>& tokens,
                        const std::vector<double>& hazards, uint8_t source);
 
+// `draft` with the tree `below` under the node that the tokens `path` lead to, which has no children, best first;
+// probabilities of `below` are given that the path is right.
+DraftNodes graft(const DraftNodes& draft, const std::vector<int32_t>& path, const DraftNodes& below);
+
 // The first child of the node that the tokens `path` lead to, which is its most promising one: its token, -1 if
 // there is none.
 int32_t token_after(const DraftNodes& draft, const std::vector<int32_t>& path);

@@ -21,6 +21,7 @@ __all__ = [
     "FreeTrieReference",
     "RecycleTableReference",
     "SuffixText",
+    "graft",
     "merge_chain",
     "token_after",
 ]
@@ -404,6 +405,22 @@ def merge_chain(
     order = sorted(paths, key=lambda path: -now[path])
     place = {path: i for i, path in enumerate(order)} | {(): -1}
     return [(path[-1], place[path[:-1]], now[path], sources[path]) for path in order]
+
+
+def graft(draft: Sequence[Node], path: Sequence[int], below: Sequence[Node]) -> list[Node]:
+    """`draft` with the tree `below` under the node that `path` leads to, which has no children."""
+    paths: list[String] = []
+    for token, parent, _, _ in draft:
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    at = paths.index(tuple(path)) if path else -1
+    above = draft[at][2] if path else 1.0
+    own = len(draft)
+    nodes = list(draft)
+    for token, parent, prob, source in below:
+        nodes.append((token, parent + own if parent >= 0 else at, prob * above, source))
+    order = sorted(range(len(nodes)), key=lambda i: -nodes[i][2])
+    place = {i: n for n, i in enumerate(order)} | {-1: -1}
+    return [(nodes[i][0], place[nodes[i][1]], *nodes[i][2:]) for i in order]
 
 
 def token_after(draft: Sequence[Node], path: Sequence[int]) -> int:

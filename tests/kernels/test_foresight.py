@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.kernels._native import BesideCounts, Foresight, best_prefix, claims_after
+from specx.kernels._native import BesideCounts, Foresight, best_prefix, claims_after, graft
+from specx.kernels.reference import drafts as drafts_reference
 from specx.kernels.reference import foresight as reference
 from specx.kernels.reference.foresight import FORESEEN, Beside
 
@@ -63,6 +64,25 @@ def test_claims(nodes, path, data):
             at = nodes[at][1]
     tokens, parents, probs, _ = arrays(nodes)
     assert claims_after(tokens, parents, probs, path) == reference.claims_after(nodes, path)
+
+
+@settings(max_examples=50)
+@given(drafts(), drafts(), st.data())
+def test_a_tree_below_a_leaf(nodes, below, data):
+    leaves = sorted(set(range(len(nodes))) - {parent for _, parent, *_ in nodes})
+    path, at = [], data.draw(st.sampled_from(leaves)) if leaves else -1
+    while at >= 0:
+        path.insert(0, nodes[at][0])
+        at = nodes[at][1]
+    found = graft(*arrays(nodes), path, *arrays(below))
+    grown = paths(zip(*(array.tolist() for array in found), strict=True))
+    expected = paths(drafts_reference.graft(nodes, path, below))
+    assert [(path, source) for path, _, source in grown] == [(path, source) for path, _, source in expected]
+    probs = [prob for _, prob, _ in expected]
+    assert [prob for _, prob, _ in grown] == pytest.approx(probs, rel=1e-5)
+    assert found[2].tolist() == sorted(found[2].tolist(), reverse=True)
+    with pytest.raises(ValueError, match="path"):
+        graft(*arrays(nodes), [*path, 99], *arrays(below))
 
 
 @settings(max_examples=50)
