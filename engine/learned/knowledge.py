@@ -30,7 +30,7 @@ from specx.engine.learned.records import TrackRecords
 
 __all__ = ["Learned", "StartingPoint", "kept_staircase"]
 
-HISTORY_TOKENS = 1 << 16  # of earlier answers; an automaton over them is built in some 30 ms
+HISTORY_TOKENS = 1 << 16  # of earlier answers; an automaton over them is built in some 20 ms
 SEPARATOR = -1  # no match spans it
 NO_TOKENS: NDArray[np.int32] = np.empty(0, np.int32)
 
@@ -68,6 +68,7 @@ class Learned:
         self._calibration = Calibration()
         self._history = self._added = NO_TOKENS  # of before, and since the store was read
         self._rows: dict[str, NDArray[Any]] | None = None
+        self._pairs: dict[str, tuple[dict[str, NDArray[Any]] | None, dict[str, Any]]] = {}  # read so far
         self.corpora = corpora or Corpora(store, model_key)
         self._drafted = False  # whether anything was drafted, so that there is more to keep than was read
         self.forget()
@@ -108,20 +109,26 @@ class Learned:
         model, and what its work costs here."""
         key = self._pair_key(draft)
         calibration, costs = ModelCalibration(), None
+        if key not in self._pairs:  # asked for again and again where one is chosen among several
+            arrays, costs_of = self._store.load_arrays("pairs", key), self._store.load_json("pairs", key)
+            self._pairs[key] = arrays, costs_of or {}
+        arrays, costs_of = self._pairs[key]
         try:
-            if arrays := self._store.load_arrays("pairs", key):
+            if arrays:
                 calibration = ModelCalibration.from_arrays(arrays)
-            data = (self._store.load_json("pairs", key) or {}).get(self._cost_key)
+            data = costs_of.get(self._cost_key)
             if data is not None:
                 costs = GuessCosts.from_json(data)
         except (ValueError, TypeError, KeyError, AttributeError):
             self._store.set_aside("pairs", key)
+            self._pairs[key] = None, {}
             return ModelCalibration(), None
         return calibration, costs
 
     def save_pair(self, draft: str, calibration: ModelCalibration, costs: GuessCosts) -> None:
         """Keep what was learned of a draft model."""
         key = self._pair_key(draft)
+        self._pairs.pop(key, None)
         self._store.save_arrays("pairs", key, calibration.to_arrays())
         with self._store.locked():
             known = self._store.load_json("pairs", key) or {}
@@ -130,6 +137,7 @@ class Learned:
     def save_trial(self, draft: str, right: int, scored: int) -> None:
         """Keep how often a draft model that was just made was right in a trial; its work was not timed."""
         calibration = ModelCalibration.of_trial(right, scored)
+        self._pairs.pop(self._pair_key(draft), None)
         self._store.save_arrays("pairs", self._pair_key(draft), calibration.to_arrays())
 
     def _pair_key(self, draft: str) -> str:

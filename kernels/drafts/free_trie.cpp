@@ -49,6 +49,7 @@ void FreeTrie::begin(const int32_t* context, int64_t n) {
 }
 
 void FreeTrie::preload(const int32_t* tokens, int64_t n) {
+    automaton_.reserve(n);
     if (automaton_.size() > start_) automaton_.separate();
     for (int64_t i = 0; i < n; ++i) {
         if (tokens[i] == SuffixAutomaton::kSeparator)

@@ -23,6 +23,17 @@ int32_t SuffixAutomaton::add_state(int32_t length, int32_t link, int32_t recent,
     return static_cast<int32_t>(states_.size()) - 1;
 }
 
+void SuffixAutomaton::reserve(int64_t more) {
+    const size_t tokens = text_.size() + static_cast<size_t>(more);
+    text_.reserve(tokens);
+    states_.reserve(tokens * 3 / 2 + 1);
+    const size_t edges = tokens * 5 / 2;
+    edges_.reserve(edges);
+    size_t slots = table_.size();
+    while (slots < edges * 2) slots *= 2;
+    if (slots > table_.size()) rehash(slots);
+}
+
 size_t SuffixAutomaton::slot(int32_t state, int32_t token) const {
     const uint64_t key = static_cast<uint64_t>(static_cast<uint32_t>(state)) << 32 | static_cast<uint32_t>(token);
     uint64_t hash = key * 0x9E3779B97F4A7C15u;

@@ -32,6 +32,7 @@ class SuffixAutomaton {
     SuffixAutomaton() { clear(); }
 
     void clear();
+    void reserve(int64_t more);  // memory for so many tokens more, at once
     void append(int32_t token);
 
     // A break that no match spans. Takes one position of the text.
