@@ -144,20 +144,40 @@ DraftNodes Growing::with(const Foresight::Coming& coming) const {
     return merge_chain(draft, joined(tokens, coming.tokens), joined(hazards, coming.hazards), source);
 }
 
+namespace {
+
+// Where the chain is all there is.
+BestPrefix best_alone(const std::vector<double>& before, const std::vector<double>& coming, const StepCosts& costs) {
+    std::vector<double> gains{1.0};
+    gains.reserve(before.size() + coming.size() + 1);
+    double path = 1.0, least = 1.0;
+    for (const std::vector<double>* hazards : {&before, &coming})
+        for (const double hazard : *hazards) {
+            path *= hazard;
+            least = std::min(path, least);
+            gains.push_back(gains.back() + static_cast<double>(static_cast<float>(least)));  // as a draft has it
+        }
+    return best_of_chain(gains, costs);
+}
+
+BestPrefix best_merged(const DraftNodes& draft, const StepCosts& costs, bool one_leaf) {
+    std::vector<float> probs;
+    std::vector<int32_t> parents;
+    for (const FreeTrie::Node& node : draft) {
+        probs.push_back(node.prob);
+        parents.push_back(node.parent);
+    }
+    return best_prefix(probs.data(), parents.data(), draft.size(), costs, one_leaf);
+}
+
+}  // namespace
+
 std::pair<double, double> expected_step(const Foresight& foresight, const Growing& growing, int checked, int asked,
                                         const StepCosts& costs, bool one_leaf) {
     double tokens = 0.0, ms = 0.0;
-    std::vector<float> probs;
-    std::vector<int32_t> parents;
     for (const Foresight::Coming& coming : foresight.coming(checked, asked)) {
-        const DraftNodes draft = growing.with(coming);
-        probs.clear();
-        parents.clear();
-        for (const FreeTrie::Node& node : draft) {
-            probs.push_back(node.prob);
-            parents.push_back(node.parent);
-        }
-        const BestPrefix best = best_prefix(probs.data(), parents.data(), draft.size(), costs, one_leaf);
+        const BestPrefix best = growing.draft.empty() ? best_alone(growing.hazards, coming.hazards, costs)
+                                                      : best_merged(growing.with(coming), costs, one_leaf);
         tokens += coming.probability * best.gain;
         ms += coming.probability * best.time;
     }

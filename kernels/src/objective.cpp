@@ -20,18 +20,23 @@ using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::c
 using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// Looks at all widths for the prefixes of n nodes. gains and leaves (n + 1,) are those of each prefix.
-void consider(const std::vector<double>& gains, const std::vector<int>& leaves, const StepCosts& costs,
-              int leaf, BestPrefix& best) {
+// Looks at all widths for the prefixes of n nodes. gains (n + 1,) are those of each prefix, and so are leaves, which
+// a chain has none of beyond the first.
+void consider(const std::vector<double>& gains, const int* leaves, const StepCosts& costs, int leaf, BestPrefix& best) {
     const size_t n = gains.size() - 1;
     for (size_t width = 1; width < costs.widths; ++width) {
         const double cost = costs.by_width[width];
         if (!std::isfinite(cost) || cost > costs.most_ms) continue;
         const size_t nodes = std::min(width - 1, n);
-        const double time = cost + costs.host_ms + costs.leaf_ms * leaves[nodes];
+        const int branches = leaves ? leaves[nodes] : 0;
+        const double time = cost + costs.host_ms + costs.leaf_ms * branches;
         const double rate = gains[nodes] / time;
-        if (rate > best.rate) best = {leaf, nodes, width, leaves[nodes], gains[nodes], time, rate};
+        if (rate > best.rate) best = {leaf, nodes, width, branches, gains[nodes], time, rate};
     }
+}
+
+void check(const BestPrefix& best) {
+    if (best.width == 0) throw std::invalid_argument("no width has a cost that is allowed");
 }
 
 // The chain that ends at `leaf`, considered by itself.
@@ -41,7 +46,7 @@ void consider_chain(const float* probs, const int32_t* parents, int leaf, const 
     std::vector<double> gains(path.size() + 1, 1.0);
     for (size_t i = 0; i < path.size(); ++i)
         gains[i + 1] = gains[i] + static_cast<double>(probs[path[path.size() - 1 - i]]);
-    consider(gains, std::vector<int>(gains.size(), 0), costs, leaf, best);
+    consider(gains, nullptr, costs, leaf, best);
 }
 
 nb::tuple best_of(const Floats& probs, const Ints& parents, const Doubles& by_width, double host_ms, double leaf_ms,
@@ -68,12 +73,19 @@ BestPrefix best_prefix(const float* probs, const int32_t* parents, size_t n, con
     }
     BestPrefix best;
     if (!one_leaf || leaves[n] == 0) {
-        consider(gains, leaves, costs, -1, best);
+        consider(gains, leaves.data(), costs, -1, best);
     } else {
         for (size_t i = 0; i < n; ++i)
             if (!has_child[i + 1]) consider_chain(probs, parents, static_cast<int>(i), costs, best);
     }
-    if (best.width == 0) throw std::invalid_argument("no width has a cost that is allowed");
+    check(best);
+    return best;
+}
+
+BestPrefix best_of_chain(const std::vector<double>& gains, const StepCosts& costs) {
+    BestPrefix best;
+    consider(gains, nullptr, costs, -1, best);
+    check(best);
     return best;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 // What batches cost, in milliseconds.
 struct StepCosts {
@@ -20,3 +21,6 @@ struct BestPrefix {
 
 // probs and parents (n,) are those of a draft. Throws if it is none, or if no width is allowed.
 BestPrefix best_prefix(const float* probs, const int32_t* parents, size_t n, const StepCosts& costs, bool one_leaf);
+
+// The same of a chain whose first i tokens give gains[i] expected tokens in all; gains (n + 1,).
+BestPrefix best_of_chain(const std::vector<double>& gains, const StepCosts& costs);
