@@ -94,6 +94,11 @@ class Draft:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
+        """All of it, in the order of the attributes."""
+        return self.tokens, self.parents, self.probs, self.sources
+
     @classmethod
     def of_chain(cls, tokens: Sequence[int], probs: Sequence[float], source: int = 0) -> Draft:
         """A chain of `tokens`, of which the path to each is accepted with the probability in `probs`."""

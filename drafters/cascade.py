@@ -66,6 +66,7 @@ class Below:
     def __init__(self) -> None:
         self._paths = [0.0] * BELOW
         self._seen = 0
+        self._hazards: list[float] = []
 
     def observe(self, claims: Claims) -> None:
         """They said so much there."""
@@ -75,8 +76,9 @@ class Below:
         for n in range(BELOW):
             path *= claims.hazards[n] if n < len(claims) else 0.0
             self._paths[n] += rate * (path - self._paths[n])
+        said = [1.0, *(path for path in self._paths if path > 0)]
+        self._hazards = [now / before for before, now in pairwise(said)]
 
     def hazards(self) -> list[float]:
         """Of the next tokens, each given that those before it are right; none where nothing is ever said."""
-        said = [1.0, *(path for path in self._paths if path > 0)]
-        return [now / before for before, now in pairwise(said)]
+        return self._hazards

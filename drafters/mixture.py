@@ -170,14 +170,13 @@ class MixtureDrafting(Drafting):
         invest_ms, open_ms = 0.0, 0.0 if source.loaded else costs.open_ms
         if not chain.tokens:
             invest_ms = costs.reading(guesser.unread(())) + open_ms
-        claims = self._claims(chain)
-        foresight = self._foresee(chain, claims)
+        foresight = self._foresee(chain)
         looked_at = min(guesser.most_checked, most - 1)
         for checked in sorted({0, foresight.worth_checking(looked_at, costs.further_ms, costs.token_ms)}):
             yield Offer(
                 source.name,
                 partial(_forecast, foresight, checked),
-                partial(self._take, chain, claims, checked),
+                partial(self._take, chain, foresight, checked),
                 most - checked,
                 costs.token_ms,
                 invest_ms,
@@ -188,34 +187,25 @@ class MixtureDrafting(Drafting):
                 partial(foresight.expected, checked),
             )
 
-    def _claims(self, chain: _Chain) -> Claims:
-        """What the free drafters say comes after the chain."""
-        if len(chain.below):
-            return claims_after(chain.below, ())
-        return claims_after(self._draft, chain.tokens)
-
-    def _foresee(self, chain: _Chain, claims: Claims) -> Foresight:
+    def _foresee(self, chain: _Chain) -> Foresight:
         """How likely the next tokens of a source are right, before they are known."""
         calibration, noisy = chain.source.calibration, self._noisy
-        draft = self._merged(chain) if self._room.leaves > 1 else EMPTY_DRAFT
+        below = len(chain.below) > 0
         return Foresight(
             calibration.beside_free(noisy),
-            claims.tokens,
-            claims.hazards,
+            chain.below.arrays if below else self._draft.arrays,
+            () if below else chain.tokens,
             calibration.forecast(chain.place),
             calibration.later(noisy),
             self._drafter.below.hazards(),
-            draft.tokens,
-            draft.parents,
-            draft.probs,
-            draft.sources,
+            (self._merged(chain) if self._room.leaves > 1 else EMPTY_DRAFT).arrays,
             chain.tokens,
             chain.hazards,
             chain.index,
         )
 
-    def _take(self, chain: _Chain, claims: Claims, checked: int) -> Draft:
-        guesser = chain.guesser
+    def _take(self, chain: _Chain, foresight: Foresight, checked: int) -> Draft:
+        guesser, claims = chain.guesser, Claims(*foresight.claims)
         if checked:
             guesses = guesser.check(chain.tokens, claims.tokens[:checked])
         else:

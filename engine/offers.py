@@ -15,7 +15,7 @@ objective over more than one step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from specx.drafters.base import EMPTY_DRAFT, Draft, Offer
@@ -144,11 +144,10 @@ class Asking:
             return free
         alone = free.parts[i].expected, free.cost_ms
         asked = Asked(terms.spent_ms[i] + invested_ms, invested_ms, explored_ms, tokens, alone)
-        parts = [
-            replace(part, asked=before.asked) for part, before in zip(best.parts, free.parts, strict=True)
-        ]
-        parts[i] = replace(parts[i], asked=asked)
-        return replace(best, parts=tuple(parts))
+        for part, before in zip(best.parts, free.parts, strict=True):
+            part.asked = before.asked
+        best.parts[i].asked = asked
+        return best
 
     def weigh(
         self, terms: Terms, drafts: Sequence[Draft], i: int, offer: Offer, best: Decision

@@ -215,6 +215,8 @@ def best_prefix(
         ValueError: no width has a finite cost, or the arrays are no draft.
     """
 
+_DraftArrays = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]
+
 def claims_after(
     tokens: NDArray[np.int32], parents: NDArray[np.int32], probs: NDArray[np.float32], path: Sequence[int]
 ) -> tuple[list[int], list[float]]:
@@ -257,10 +259,10 @@ class Foresight:
 
     Args:
         beside: what to expect where the free drafters claim something.
-        claimed, sure: what they say comes next, and how likely each token is right if those before it are.
+        claiming, path: arrays of the draft that says what comes next, and where in it that is.
         first, later: hazards of the source's next token, and of one further on, where nothing is claimed.
         below: the same of what the free drafters say after a token of the source that they did not.
-        tokens, parents, probs, sources: the draft that the chain is merged into.
+        draft: arrays of the draft that the chain is merged into.
         chain, hazards: what the source has given in this step, and how likely each token is right.
         source: its index.
 
@@ -271,19 +273,20 @@ class Foresight:
     def __init__(
         self,
         beside: BesideCounts,
-        claimed: Sequence[int],
-        sure: Sequence[float],
+        claiming: _DraftArrays,
+        path: Sequence[int],
         first: float,
         later: float,
         below: Sequence[float],
-        tokens: NDArray[np.int32],
-        parents: NDArray[np.int32],
-        probs: NDArray[np.float32],
-        sources: NDArray[np.uint8],
+        draft: _DraftArrays,
         chain: Sequence[int],
         hazards: Sequence[float],
         source: int,
     ) -> None: ...
+    @property
+    def claims(self) -> tuple[list[int], list[float]]:
+        """What is claimed, as `claims_after` gives it."""
+
     def worth_checking(self, most: int, further_ms: float, token_ms: float) -> int:
         """How many of the first `most` claims are worth checking in one call.
 
@@ -291,11 +294,7 @@ class Foresight:
         what the source says.
         """
 
-    def drafts(
-        self, checked: int, asked: int
-    ) -> list[
-        tuple[float, tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]]
-    ]:
+    def drafts(self, checked: int, asked: int) -> list[tuple[float, _DraftArrays]]:
         """What may come of `asked` calls, the first of which checks so many claims: the arrays of drafts as
         they would be, each with the probability of that. Tokens that are not known are -1.
 

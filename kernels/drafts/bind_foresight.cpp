@@ -2,9 +2,11 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <tuple>
 #include <vector>
 
 #include "bound_drafts.hpp"
@@ -60,14 +62,18 @@ struct BoundForesight {
     Growing growing;
 };
 
-void begin(BoundForesight* self, const BoundBeside& beside, std::vector<int32_t> claimed, std::vector<double> sure,
-           double first, double later, std::vector<double> below, const Ints& tokens, const Ints& parents,
-           const Floats& probs, const Bytes& sources, std::vector<int32_t> chain, std::vector<double> hazards,
-           uint8_t source) {
+using DraftArrays = std::tuple<Ints, Ints, Floats, Bytes>;
+
+DraftNodes draft_of(const DraftArrays& draft) {
+    return nodes_of(std::get<0>(draft), std::get<1>(draft), &std::get<2>(draft), &std::get<3>(draft));
+}
+
+void begin(BoundForesight* self, const BoundBeside& beside, const DraftArrays& claiming,
+           const std::vector<int32_t>& path, double first, double later, std::vector<double> below,
+           const DraftArrays& draft, std::vector<int32_t> chain, std::vector<double> hazards, uint8_t source) {
     require(chain.size() == hazards.size(), "chain and hazards differ in length");
-    Foresight foresight({std::move(claimed), std::move(sure)}, beside.counts, first, later, std::move(below));
-    new (self) BoundForesight{std::move(foresight),
-                              {nodes_of(tokens, parents, &probs, &sources), std::move(chain), std::move(hazards), source}};
+    Foresight foresight(claims_after(draft_of(claiming), path), beside.counts, first, later, std::move(below));
+    new (self) BoundForesight{std::move(foresight), {draft_of(draft), std::move(chain), std::move(hazards), source}};
 }
 
 nb::list drafts(const BoundForesight& self, int checked, int asked) {
@@ -102,8 +108,12 @@ void bind_foresight(nb::module_& m) {
              nb::arg("agreed").noconvert(), nb::arg("edges").noconvert(), nb::arg("priors").noconvert())
         .def("expected", &expected_beside, "hazards"_a);
     nb::class_<BoundForesight>(m, "Foresight")
-        .def("__init__", &begin, "beside"_a, "claimed"_a, "sure"_a, "first"_a, "later"_a, "below"_a, "tokens"_a,
-             "parents"_a, "probs"_a, "sources"_a, "chain"_a, "hazards"_a, "source"_a)
+        .def("__init__", &begin, "beside"_a, "claiming"_a, "path"_a, "first"_a, "later"_a, "below"_a, "draft"_a,
+             "chain"_a, "hazards"_a, "source"_a)
+        .def_prop_ro("claims", [](const BoundForesight& self) {
+            const Claims& claims = self.foresight.claims();
+            return nb::make_tuple(claims.tokens, claims.hazards);
+        })
         .def("worth_checking", [](const BoundForesight& self, int most, double further_ms, double token_ms) {
             return self.foresight.worth_checking(most, further_ms, token_ms);
         }, "most"_a, "further_ms"_a, "token_ms"_a)

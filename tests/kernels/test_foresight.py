@@ -106,12 +106,19 @@ def test_counts_are_read_when_something_is_expected():
         BesideCounts(right, agreed[:3].copy(), EDGES, PRIORS)
 
 
+def chain_of(hazards):
+    """Nodes of a chain of the tokens 0, 1, ..."""
+    probs = np.cumprod(np.array(hazards)).astype(np.float32).tolist()
+    return [(n, n - 1, prob, 0) for n, prob in enumerate(probs)]
+
+
 @st.composite
 def situations(draw):
     """The same foresight natively and as the reference, with how much of it may be checked."""
     right, agreed = draw(counts())
-    sure = draw(st.lists(HAZARD, max_size=20))
-    tokens = draw(st.lists(st.integers(0, 11), min_size=len(sure), max_size=len(sure)))
+    claiming = chain_of(draw(st.lists(st.floats(0.3, 0.99), max_size=20)))
+    path = [0] if claiming and draw(st.booleans()) else []
+    tokens, sure = reference.claims_after(claiming, path)
     first, later = draw(HAZARD), draw(HAZARD)
     below = draw(st.lists(HAZARD, max_size=4))
     nodes = draw(drafts()) if draw(st.booleans()) else []
@@ -119,9 +126,10 @@ def situations(draw):
     chain = draw(st.lists(st.integers(0, 11), min_size=len(hazards), max_size=len(hazards)))
     native = Foresight(
         BesideCounts(right, agreed, EDGES, PRIORS),
-        tokens, sure, first, later, below, *arrays(nodes), chain, hazards, 3,
+        arrays(claiming), path, first, later, below, arrays(nodes), chain, hazards, 3,
     )  # fmt: skip
     expected = [reference.beside(right, agreed, EDGES, PRIORS, hazard) for hazard in sure[:FORESEEN]]
+    assert native.claims == (tokens, sure)
     plain = reference.Foresight(tokens, sure, expected, first, later, below, nodes, chain, hazards, 3)
     return native, plain, draw(st.integers(0, len(expected)))
 
@@ -185,7 +193,7 @@ def test_all_at_once_is_what_each_draft_gives(situation, costs, host_ms, leaf_ms
 def test_what_cannot_be_asked():
     native = Foresight(
         BesideCounts(np.zeros((4, 2, 2)), np.zeros((4, 2)), EDGES, PRIORS),
-        [1], [0.5], 0.5, 0.5, [], *arrays([]), [], [], 1,
+        arrays([(1, -1, 0.5, 0)]), [], 0.5, 0.5, [], arrays([]), [], [], 1,
     )  # fmt: skip
     for checked, asked in ((0, 0), (2, 1), (-1, 1)):
         with pytest.raises(ValueError, match="asked"):
