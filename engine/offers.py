@@ -14,6 +14,7 @@ objective over more than one step.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -43,7 +44,7 @@ class Reason(Enum):
     EXPLORATION = auto()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Weighed:
     """An offer, what it is expected to gain in milliseconds, and why it is worth its time."""
 
@@ -157,9 +158,10 @@ class Asking:
             self._keep_up(terms, i, offer)
         most, tokens, spent_ms = 0.0, best.parts[i].expected, terms.spent_ms[i]
         first_ms = spent_ms + offer.invest_ms + offer.first_ms + offer.token_ms
+        others = best.expected - tokens  # of the other texts
         for gain, expected in self._gains(terms, drafts, i, offer, best):
             if gain > most:
-                most, tokens = gain, expected - best.expected + best.parts[i].expected
+                most, tokens = gain, expected - others
         if most > offer.invest_ms and terms.covers(i, first_ms):
             return most - offer.invest_ms, Reason.GAIN
         if offer.invest_ms > 0 and self._is_worth(terms, i, offer, most, tokens):
@@ -205,18 +207,22 @@ class Asking:
 
     def _gains(
         self, terms: Terms, drafts: Sequence[Draft], i: int, offer: Offer, best: Decision
-    ) -> Iterator[tuple[float, float]]:
+    ) -> list[tuple[float, float]]:
         """Milliseconds that asking so many times is expected to save, at least 0: the time that what that
         gives takes at the rate of `best`, less the time it takes then; and what it gives, in tokens. It ends
         where these fall."""
+        found: list[tuple[float, float]] = []
         times, spent_ms = _affordable(terms, i, offer)
         rate, before_ms = best.rate, 0.0
         for tokens, cost_ms in self._foreseen(terms, drafts, i, offer, times, spent_ms):
             gain_ms = tokens / rate - cost_ms
-            yield max(gain_ms, 0.0), tokens
-            if 0 < before_ms > gain_ms:
-                return
-            before_ms = max(gain_ms, 0.0)
+            if gain_ms < 0:
+                gain_ms = 0.0
+            found.append((gain_ms, tokens))
+            if gain_ms < before_ms:
+                break
+            before_ms = gain_ms
+        return found
 
     def _foreseen(
         self,
@@ -270,8 +276,8 @@ class Asking:
 
 def _affordable(terms: Terms, i: int, offer: Offer) -> tuple[Sequence[int], list[float]]:
     """Numbers of times that a source can be asked, and what would have been spent for text `i` by then."""
-    before_ms = terms.spent_ms[i] + offer.first_ms
-    times = [n for n in AHEAD if n <= offer.most]
-    while times and not terms.covers(i, before_ms + times[-1] * offer.token_ms):
-        times.pop()
-    return times, [before_ms + n * offer.token_ms for n in times]
+    before_ms, token_ms = terms.spent_ms[i] + offer.first_ms, offer.token_ms
+    times = AHEAD[: bisect_right(AHEAD, offer.most)]
+    while times and not terms.covers(i, before_ms + times[-1] * token_ms):
+        times = times[:-1]
+    return times, [before_ms + n * token_ms for n in times]
