@@ -84,10 +84,10 @@ nb::list drafts(const BoundForesight& self, int checked, int asked) {
 }
 
 // For each number of calls, before which `spent_ms` more is spent than is to be in the denominator anyhow.
-std::vector<std::pair<double, double>> expected(const BoundForesight& self, int checked, const std::vector<int>& asked,
-                                                const std::vector<double>& spent_ms, const Doubles& by_width,
-                                                double host_ms, double leaf_ms, double plain_ms, double most_ms,
-                                                bool one_leaf) {
+std::vector<std::pair<double, double>> expected(const BoundForesight& self, int checked,
+                                                const std::vector<int>& asked, const std::vector<double>& spent_ms,
+                                                const Doubles& by_width, double host_ms, double leaf_ms,
+                                                double plain_ms, double most_ms, bool one_leaf) {
     require(asked.size() == spent_ms.size(), "every number of calls has its time");
     std::vector<std::pair<double, double>> found;
     for (size_t i = 0; i < asked.size(); ++i) {

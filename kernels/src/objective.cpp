@@ -22,7 +22,8 @@ using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::c
 
 // Looks at all widths for the prefixes of n nodes. gains (n + 1,) are those of each prefix, and so are leaves, which
 // a chain has none of beyond the first.
-void consider(const std::vector<double>& gains, const int* leaves, const StepCosts& costs, int leaf, BestPrefix& best) {
+void consider(const std::vector<double>& gains, const int* leaves, const StepCosts& costs, int leaf,
+              BestPrefix& best) {
     const size_t n = gains.size() - 1;
     for (size_t width = 1; width < costs.widths; ++width) {
         const double cost = costs.by_width[width];
