@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["ASKED", "answer", "candidates", "completion", "model_names", "register", "values"]
+__all__ = ["ASKED", "answer", "candidates", "completion", "register"]
 
 ASKED = "_SPECX_COMPLETE"
 """The environment variable that says for which shell the words are completed."""
@@ -76,23 +76,6 @@ def completion(
     from specx.cli.terminal.console import write
 
     write(SCRIPTS[one_of("the shell", shell, tuple(SCRIPTS))])
-
-
-def values(*names: str) -> Callable[[str], list[str]]:
-    """What completes an option that takes one of some values, or several with commas between them."""
-
-    def complete(incomplete: str) -> list[str]:
-        before, comma, begun = incomplete.rpartition(",")
-        return [f"{before}{comma}{name}" for name in names if name.startswith(begun)]
-
-    return complete
-
-
-def model_names(incomplete: str) -> list[str]:
-    """Names of the models on this machine; files are completed by the shell itself."""
-    from specx.backends.hub.models import list_models
-
-    return sorted({model.name for model in list_models() if model.name.startswith(incomplete)})
 
 
 def answer(command: Any, words: Sequence[str]) -> str:

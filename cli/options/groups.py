@@ -42,7 +42,7 @@ COMPLETING = "_SPECX_COMPLETE" in os.environ
 
 def _completed(names: tuple[str, ...], metavar: str) -> Callable[[str], list[str]] | None:
     """What completes an option: the values in its metavar, types of a cache, or models."""
-    from specx.cli.completion import model_names, values
+    from specx.cli.options.completing import model_names, values
 
     if "|" in metavar:
         return values(*(value for value in metavar.split("|") if value.islower()))
