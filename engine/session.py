@@ -300,10 +300,9 @@ class Session:
 
         Args:
             source: generations of this session; the next one is taken when there is room for it.
-            at_once: most texts at once; by default as many as there is room for, or, where no number was
-                asked for and all are patient, as many as are `worthwhile`.
-            patient: read prompts whole, which takes the least time in all; else in pieces between the steps
-                of others, so that nobody waits long for a first token.
+            at_once: most texts; by default as many as there is room for, or, if they are patient and no number
+                was asked for, as many as are `worthwhile`.
+            patient: read prompts whole, in the least time; else in pieces, so that nobody waits long.
         """
         most = self.at_once if at_once is None else max(1, min(at_once, self.at_once))
         return write(self, source, most, patient=patient, weighed=patient and at_once is None)
