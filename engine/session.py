@@ -300,8 +300,8 @@ class Session:
 
         Args:
             source: generations of this session; the next one is taken when there is room for it.
-            at_once: most texts; by default as many as there is room for, or, if they are patient and no number
-                was asked for, as many as are `worthwhile`.
+            at_once: most texts; by default as many as there is room for, or, if patient and no number was
+                asked for, as many as are `worthwhile`.
             patient: read prompts whole, in the least time; else in pieces, so that nobody waits long.
         """
         most = self.at_once if at_once is None else max(1, min(at_once, self.at_once))
