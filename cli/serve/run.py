@@ -95,6 +95,7 @@ class Life:
         self._server = server_of(api.app, patience_s=GRACE_S + 2)
         self._problem: SpecxError | None = None
         self._stopping = False
+        self._silent = threading.Event()  # nothing is asked any more
 
     def run(self) -> None:
         """Serve until a signal or a long silence ends it.
@@ -135,6 +136,7 @@ class Life:
             watch.cancel()
             if (service := self._api.service) is not None:
                 service.drop(StoppedError("the server has stopped"))
+            self._silent.set()
             await asyncio.to_thread(writer.join)
 
     def _write(self) -> None:
@@ -145,11 +147,13 @@ class Life:
                 service = Service(session, most_waiting=self._most_waiting)
                 self._in_loop(lambda: self._ready(service))
                 service.run()
+                self._in_loop(lambda: self._written(service))
+                self._silent.wait()  # requests that come meanwhile are still read with its vocabulary
         except SpecxError as problem:
             self._problem = problem
         except Exception as problem:  # noqa: BLE001 -- it is told where the server ends
             self._problem = unexpected(problem, "run it again with --verbose to see more")
-        self._in_loop(self._written)
+        self._in_loop(self.stop)
 
     def _in_loop(self, call: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # it is closed
@@ -164,12 +168,9 @@ class Life:
         shown = "one text at a time" if texts == 1 else f"{texts} texts at once"
         notice(f"{session.summary()}; {shown}, at {' and '.join(self._places.names)}")
 
-    def _written(self) -> None:
+    def _written(self, service: Service) -> None:
         """Nothing is written any more. After a failure the server stays, to say so."""
-        service = self._api.service
-        if service is None:
-            self.stop()
-        elif service.failure is not None and not self._stopping:
+        if service.failure is not None and not self._stopping:
             error(service.failure)
 
     async def _watch_silence(self) -> None:

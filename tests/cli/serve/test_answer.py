@@ -160,6 +160,11 @@ class Failing(ScriptedModel):
     """A model that breaks after some steps."""
 
     left = 10**9
+    closed = False
+
+    def close(self):
+        self.closed = True
+        super().close()
 
     def forward(self, trees, *want):
         self.left -= 1
@@ -197,6 +202,12 @@ def test_after_a_failure_the_server_says_so_and_nothing_hangs(serve):
         assert "the device is gone" in response.json()["error"]["message"]
     assert server.client.get("/v1/models").status_code == 200
     assert server.client.get("/metrics").status_code == 200
+    # Whoever asks is still read with the vocabulary, which goes with the model.
+    assert server.post("/tokenize", {"content": "the cat"}).json()["tokens"]
+    model = server.service.session.model
+    assert not model.closed
+    server.stop()
+    assert model.closed
 
 
 def test_a_client_that_takes_nothing_is_left(serve):
