@@ -198,7 +198,7 @@ def with_speed_bench(url: str, program: str) -> str:
     sys.modules["speed_bench"] = client
     spec.loader.exec_module(client)
     rows = []
-    for file in sorted(SUITE.glob("*.jsonl")):
+    for file in sorted(set(SUITE.glob("*.jsonl")) - {SUITE / "long_context.jsonl"}):  # longer than 4096
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()[:2]):
             turns = _turns(json.loads(line))
             if turns:
@@ -211,7 +211,8 @@ def with_speed_bench(url: str, program: str) -> str:
             ["--url", url, "--osl", "32", "--concurrency", "4", "--limit", "1", "--output", str(output)]
         )
         result = json.loads(output.read_text())
-    assert code == 0 and result["failed_samples"] == 0
+    failures = {each["error"] for each in result["results"] if not each["ok"]}
+    assert code == 0 and not failures, failures
     overall = next(row for row in result["summary"] if row["category"] == "overall")
     assert overall["avg_pred_t_s"] > 0 and overall["draft_n"] > 0
     return (
