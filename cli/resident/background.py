@@ -30,6 +30,8 @@ ENDING_S = 30.0
 
 LARGE_LOG = 1 << 20
 
+SECRET, HIDDEN = "--api-key", "..."
+
 
 def hello(place: Place) -> int | None:
     """The process of the server at a place, once it answers."""
@@ -145,8 +147,13 @@ def _pass_on(lines: list[str], failed: list[str]) -> None:
 
 
 def command_line() -> str:
-    """How this process was started, for whoever asks later."""
-    return shlex.join(sys.argv[1:])
+    """How this process was started, for whoever asks later, without keys: those are not to be kept."""
+    words = sys.argv[1:]
+    shown = [
+        HIDDEN if before == SECRET else f"{SECRET}={HIDDEN}" if word.startswith(f"{SECRET}=") else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+    return shlex.join(shown)
 
 
 def show_servers() -> None:
