@@ -297,6 +297,10 @@ class Generation:
         chunk = Chunk(text, tokens, drafted, accepted, seconds, sources[: len(tokens)], step)
         return chunk, bool(reason)
 
+    def wait(self, seconds: float) -> None:
+        """It could not go on meanwhile, for the sake of another."""
+        self._overhead_s += seconds
+
     def fail(self, failure: SpecxError) -> None:
         """It cannot be written."""
         self.result.failure, self.result.finish_reason = failure, "error"

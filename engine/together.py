@@ -21,9 +21,10 @@ from specx.engine.text.answer import Chunk
 
 __all__ = ["write"]
 
-PIECE = 64  # tokens of a prompt that are read at most between two steps of others
+PIECE = 64  # tokens of a prompt that are read at once while nothing is known of what that takes
 LEAST = 8  # and at least: fewer take nearly as long
-STALL = 2.0  # times as long as the step, that a piece may take
+STALL = 2.0  # times as long as the step of others, that a piece may take
+ALONE_MS = 50.0  # that a piece may take where nobody is written: who comes meanwhile waits for it
 OLDEST = 4  # one piece in so many is read of the prompt that has been waiting the longest
 
 Written = Iterator[tuple[Generation, Chunk]]
@@ -129,10 +130,10 @@ class _Together:
         shared, other = max(alike, key=lambda pair: pair[0], default=(0, None))
         if other is not None and shared - slots.copy_tokens > slots.known(tokens):
             self._held.append(_Held(coming, other, shared))
-        elif _guarded(coming, coming.begin):
-            self._reading.append(coming)
         else:
-            yield coming, coming.leave()
+            self._reading.append(coming)  # first, so that it leaves whatever ends it
+            if not self._beside(coming, coming.begin):
+                yield from self._leave(coming)
 
     def read_some(self) -> Written:
         """Read what is to be read before the next step."""
@@ -176,17 +177,22 @@ class _Together:
         """Tokens that are read before the next step: about as many as take no longer than that, a little
         more, as reading few is slow."""
         plan = self._writer.plan
-        if not self._jobs or not plan.staircase.depths:
+        if not plan.staircase.depths:
             return PIECE
         lengths = [job.cache.length for job in self._jobs]
-        step_ms = plan.company.cost([1] * len(lengths), lengths)
-        costs = plan.staircase.costs(max(lengths))
-        fitting = np.flatnonzero(costs <= STALL * step_ms)
-        return min(max(int(fitting[-1]) if len(fitting) else LEAST, LEAST), PIECE)
+        costs = plan.staircase.costs(max(lengths, default=0))
+        width, widest_ms = len(costs) - 1, float(costs[-1])
+        least, most_ms = PIECE, ALONE_MS
+        if lengths:
+            least, most_ms = LEAST, STALL * plan.company.cost([1] * len(lengths), lengths)
+        if widest_ms <= most_ms:
+            return max(int(most_ms / widest_ms * width), least)  # more at once take no longer each
+        fitting = np.flatnonzero(costs <= most_ms)
+        return max(int(fitting[-1]) if len(fitting) else 0, least)
 
     def _read(self, first: Generation, most: int | None) -> Written:
         """Read a piece of a prompt; who has read all of it is written from now on."""
-        done = not first.cancelled and _guarded(first, partial(first.read, most))
+        done = not first.cancelled and self._beside(first, partial(first.read, most))
         if first.cancelled or first.result.failure is not None or (done and first.request.n_predict == 0):
             yield from self._leave(first)
         elif done:
@@ -195,6 +201,15 @@ class _Together:
             self._jobs.append(first.job)
             if len(self._jobs) == 1:
                 self._writer.plan.begin()
+
+    def _beside(self, generation: Generation, call: Callable[[], bool]) -> bool:
+        """The same as `_guarded`, while those that are written wait."""
+        clock = self._writer.clock
+        start = clock()
+        done = _guarded(generation, call)
+        for each in self._writing:
+            each.wait(clock() - start)
+        return done
 
     def leave_if_ended(self) -> Written:
         """Let those go that were cancelled or have no room for another step."""

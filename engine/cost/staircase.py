@@ -327,9 +327,10 @@ class Staircase:
 
     def _weights(self, length: int) -> Weights:
         """The two measured depths that speak for `length`, and how much each does."""
-        if self._weighed is None or self._weighed[0] != length:  # a step asks several times
-            self._weighed = length, self._weigh(length)
-        return self._weighed[1]
+        weighed = self._weighed  # looked at once: another thread may ask, too
+        if weighed is None or weighed[0] != length:  # a step asks several times
+            self._weighed = weighed = length, self._weigh(length)
+        return weighed[1]
 
     def _weigh(self, length: int) -> Weights:
         depths, present = self._sorted, self._regimes.present

@@ -25,7 +25,8 @@ class Chunk:
         tokens: emitted tokens.
         drafted: drafted tokens that were verified.
         accepted: those of them that were right.
-        seconds: time of the step, with what was measured and looked for since the one before.
+        seconds: time of the step, with what was measured, looked for and read of other prompts since the one
+            before.
         sources: name of the source of each emitted token; "target" for the model's own.
         step: the turn of the loop it comes from; None for text that was held back until the end.
         last: whether nothing follows. Each answer has exactly one such chunk, however it ends.
@@ -54,7 +55,8 @@ class Timings:
         host_ms: time of the steps outside the models.
         draft_ms: time of sources of drafts that cost time.
         explored_ms: the part of it that was spent to learn how good they are.
-        overhead_ms: the part of `predicted_ms` in which steps were timed or draft models were looked for.
+        overhead_ms: the part of `predicted_ms` in which steps were timed, draft models were looked for or
+            the prompts of others were read.
     """
 
     prompt_n: int = 0

@@ -264,6 +264,39 @@ def test_a_short_prompt_need_not_wait_for_long_ones():
     assert steps_before(True)[1] == 7
 
 
+@pytest.mark.parametrize("patient", [True, False])
+def test_the_time_that_others_are_read_counts_as_that_of_who_waits(patient):
+    session = session_of(texts=2, drafter="none")
+    first = session.generate(prompt_of(1), SAMPLING[0], n_predict=50, ignore_eos=True)
+    long = session.generate(
+        (SCRIPT * 30)[:1000], SAMPLING[0], n_predict=5, progress=lambda *_: session.clock.sleep(0.1)
+    )
+    ended = {}
+    start = session.clock()
+    for generation, chunk in session.together(Hand(first, None, long), patient=patient):
+        if chunk.last:
+            ended[generation] = session.clock() - start
+    timings = first.result.timings
+    assert timings.overhead_ms >= 1000
+    assert timings.prompt_ms + timings.predicted_ms == pytest.approx(ended[first] * 1e3)
+
+
+def test_a_prompt_is_read_in_larger_pieces_where_nobody_waits(monkeypatch):
+    session, sizes = session_of(drafter="none"), []
+    prefill = ScriptedCache.prefill
+    monkeypatch.setattr(
+        ScriptedCache, "prefill", lambda *a, **k: (sizes.append(len(a[1])), prefill(*a, **k))[1]
+    )
+    for costs, most in ((STEPS, int(50 / 26 * 64)), ({"0": {"1": 1.0, "64": 2.0}}, 1600), ({}, 64)):
+        session.forget_conversation()
+        session.staircase.load_json(costs)
+        sizes.clear()
+        only = session.generate((SCRIPT * 50)[:1700], SAMPLING[0], n_predict=2, ignore_eos=True)
+        list(session.together([only], patient=False))
+        assert sizes[0] == max(sizes) == most
+        assert sum(sizes) == 1699
+
+
 def test_a_long_prompt_is_read_though_short_ones_keep_coming():
     session = session_of(texts=2, drafter="none")
     long = session.generate((SCRIPT * 30)[:1000], SAMPLING[0], n_predict=5, ignore_eos=True)
@@ -435,6 +468,18 @@ def test_prompts_find_what_is_cached_of_them():
     ]
     list(session.together(reversed(again)))
     assert all(generation.result.timings.prompt_n <= 2 for generation in again)
+
+
+def test_what_is_interrupted_as_it_begins_gives_its_slot_back(monkeypatch):
+    session = session_of(texts=3)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "measure_staircase", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(session.together(requests_of(session, 3)))
+    assert all(slot.user is None for slot in session.slots)
 
 
 def test_stopping_in_the_middle_gives_every_slot_back():
