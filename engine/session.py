@@ -355,6 +355,9 @@ class Session:
         choosing = self.drafter_name != "none" or self.plan.widths is not None or self.asked.texts is None
         if self.plain_reason or not choosing or not staircase.needs_measuring(cache.length):
             return
+        others = (slot.cache for slot in self.slots if slot.cache is not cache)
+        if not self.model.facts.even and any(other.length for other in others):
+            return  # where texts share one cache, a step of one goes through the cells of all
         first, disturbed = not staircase.depths, staircase.disturbed
         measure = staircase.measure if cache.length or not first else staircase.measure_first
         seconds = measure(cache, clock=self.clock, stopped=stopped)
@@ -384,8 +387,11 @@ class Session:
     def remember(self, request: Request, result: Result) -> None:
         """An answer is finished: later conversations may draft from it, and expect as long ones."""
         self.learned.remember(result.tokens)
+        left = result.finish_reason == "cancelled"
+        if left and not result.tokens:
+            return  # nobody waited for it, which says nothing of how long it would have been
         if result.finish_reason != "error" and not request.endless:
-            ended = result.finish_reason in ("stop", "cancelled")
+            ended = left or result.finish_reason == "stop"
             self.learned.lengths.add(len(result.tokens), ended=ended)
 
     def close(self) -> None:

@@ -245,7 +245,15 @@ class NodeWriter:
         ticket = next(self._tickets)
         self._begun[ticket] = item, future
         self._coming.put(replace(item, number=ticket))
+        if self._failure is not None:  # meanwhile: nobody looks at what is coming any more
+            self._give_up()
         return future
+
+    def _give_up(self) -> None:
+        """Tell all that wait why there is no answer."""
+        for ticket in list(self._begun):
+            with suppress(KeyError):  # another thread has told it
+                self._begun.pop(ticket)[1].set_exception(self._failure)
 
     def _write(self, session: Session, run: Run) -> None:
         """Answer what comes."""
@@ -255,8 +263,7 @@ class NodeWriter:
                 future.set_result(replace(answered, item=item))
         except Exception as problem:  # noqa: BLE001 (told where the answers are waited for)
             self._failure = problem if isinstance(problem, SpecxError) else unexpected(problem, "")
-            for _, future in list(self._begun.values()):
-                future.set_exception(self._failure)
+            self._give_up()
         finally:
             session.close()
 

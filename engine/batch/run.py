@@ -122,6 +122,8 @@ class Run:
                 body = {**body, "seed": item.seed(self._seed)}
             ask = read_ask(body, item.path, self._defaults)
             pending.exchange = Exchange(self._session, ask, id=response_id(item))
+            if self._dropped:  # meanwhile
+                pending.exchange.cancel()
         except RequestError as problem:
             self._begun.answer(pending, Answered.refused(item, problem))
         except SpecxError as problem:

@@ -470,6 +470,27 @@ def test_prompts_find_what_is_cached_of_them():
     assert all(generation.result.timings.prompt_n <= 2 for generation in again)
 
 
+@pytest.mark.parametrize("even", [True, False])
+def test_steps_are_timed_where_the_cells_of_others_are_not_in_the_way(even):
+    session = session_of(texts=2, even=even)
+    list(session.generate(prompt_of(1), SAMPLING[0], n_predict=5))
+    list(session.generate([9, *(SCRIPT * 10)[:290]], SAMPLING[0], n_predict=5))
+    assert session.staircase.depths == ([0, 290] if even else [0])
+
+
+def test_who_leaves_before_anything_is_written_says_nothing_of_lengths():
+    session = session_of(texts=2, drafter="none")
+    generations, counted = [], []
+    session.learned.lengths.add = lambda length, *, ended: counted.append((length, ended))
+    for leave in (lambda *_: generations[0].cancel(), None):
+        generations.append(session.generate((SCRIPT * 9)[:300], SAMPLING[0], n_predict=9, progress=leave))
+    for generation, chunk in session.together(generations):
+        if generation is generations[1] and chunk.tokens:
+            generation.cancel()
+    assert [generation.result.finish_reason for generation in generations] == ["cancelled"] * 2
+    assert counted == [(len(generations[1].result.tokens), True)]
+
+
 def test_what_is_interrupted_as_it_begins_gives_its_slot_back(monkeypatch):
     session = session_of(texts=3)
 

@@ -140,6 +140,19 @@ def test_a_node_answers_many_tasks_at_once_as_a_run_of_its_own_would(tiny):
     assert all(name.startswith("specx") for name in found[0]["kernels"].to_pylist())
 
 
+def test_what_comes_as_a_node_fails_is_told_so(tiny, monkeypatch):
+    writer = NodeWriter(asked_of(tiny), read_runnable(tiny).fingerprint, DEFAULTS, 5)
+    failure = ClusterError("the device is gone")
+
+    def late(_item):
+        writer._failure = failure  # those that waited were told before
+
+    monkeypatch.setattr(writer._coming, "put", late)
+    assert writer._begin(item(1)).exception(60) is failure
+    monkeypatch.undo()
+    writer.close()
+
+
 @pytest.mark.parametrize(
     ("name", "fingerprint", "kind", "message"),
     [

@@ -142,6 +142,19 @@ def test_dropping_gives_nothing_more():
     assert list(answers) == [] and len(steps) <= 4
 
 
+def test_what_is_begun_while_all_is_dropped_is_dropped_as_well(monkeypatch):
+    steps = []
+    run = Run(session_of(texts=2), Feed(items_of(*[LONG] * 3)), Defaults(), 1, written=steps.append)
+    made = run_module.Exchange
+
+    def exchange(*arguments, **options):
+        run.drop()  # as a signal may
+        return made(*arguments, **options)
+
+    monkeypatch.setattr(run_module, "Exchange", exchange)
+    assert list(run.answers()) == [] and sum(steps) == 0
+
+
 def test_items_that_do_not_come_yet_hold_up_nobody():
     came, more = threading.Event(), threading.Event()
 
