@@ -184,6 +184,21 @@ class Service:
         return len(self._open) - len(self._waiting)
 
     @property
+    def full(self) -> bool:
+        """Whether a request would be refused now."""
+        return self._ending is not None or self._room <= 0
+
+    @property
+    def _free(self) -> int:
+        """Texts more that could be begun now."""
+        return max(self.session.at_once - self.writing, 0)
+
+    @property
+    def _room(self) -> int:
+        """Generations more that could be begun now, or wait."""
+        return self._free + self.most_waiting - len(self._waiting)
+
+    @property
     def idle_s(self) -> float:
         """Seconds since there was last anything to do."""
         return 0.0 if self._open else self._clock() - self._busy_until
@@ -203,9 +218,7 @@ class Service:
         with self._changed:
             if self._ending is not None:
                 raise self._ending
-            free = self.session.at_once - self.writing
-            room = free + self.most_waiting - len(self._waiting)
-            if len(generations) > room and (self._waiting or free <= 0):
+            if len(generations) > self._room and (self._waiting or not self._free):
                 self.counts.refused += 1
                 raise BusyError(len(self._waiting), self._retry_s())
             now = self._clock()

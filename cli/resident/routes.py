@@ -72,7 +72,7 @@ class ResidentRoutes:
             {
                 "version": __version__,
                 "pid": os.getpid(),
-                "busy": service.waiting >= service.most_waiting or service.failure is not None,
+                "busy": service.full,
                 "model_name": session.model_name,
                 "n_ctx": session.n_ctx,
                 "at_once": session.at_once,

@@ -16,10 +16,11 @@ from specx.cli.resident.routes import ResidentRoutes
 from specx.cli.serve import metrics, tokens
 from specx.cli.serve.answer import Answer
 from specx.cli.serve.gate import Gate, Policy, read_json
-from specx.engine.api.asks import CHAT, COMPLETIONS, Defaults, read_ask
+from specx.engine.api.asks import Defaults, read_ask
 from specx.engine.api.errors import RequestError
 from specx.engine.api.exchange import Exchange
 from specx.engine.api.models import model_body, props_body
+from specx.engine.api.paths import CHAT, COMPLETIONS
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp

@@ -10,13 +10,12 @@ from specx.engine.api.errors import RequestError
 from specx.engine.api.fields import Fields, body_of
 from specx.engine.api.formats import read_grammar
 from specx.engine.api.messages import read_messages
+from specx.engine.api.paths import CHAT, COMPLETIONS
 from specx.engine.api.sampling import read_limit, read_sampling, read_stop
 from specx.engine.api.tools import Tool, ToolChoice, read_tool_choice, read_tools
 from specx.engine.settings import SamplingSettings
 
-__all__ = ["CHAT", "COMPLETIONS", "Ask", "Defaults", "Prompt", "read_ask"]
-
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+__all__ = ["Ask", "Defaults", "Prompt", "read_ask"]
 
 MOST_CHOICES = 128  # of one request, over all its prompts
 MOST_LOGPROBS = 20  # alternatives at each position

@@ -8,7 +8,8 @@ from typing import Any
 
 from specx.engine.api.errors import RequestError
 from specx.engine.api.exchange import Exchange
-from specx.engine.batch.items import CHAT, Item
+from specx.engine.api.paths import CHAT
+from specx.engine.batch.items import Item
 
 __all__ = ["Answered", "Begun", "Pending", "response_id"]
 

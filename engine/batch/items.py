@@ -12,14 +12,13 @@ from hashlib import blake2b
 from typing import Any, NoReturn
 
 from specx.backends.errors import UsageError
+from specx.engine.api.paths import CHAT, COMPLETIONS
 from specx.engine.batch.source import LONGEST, Line, decoded
 from specx.engine.batch.table import Row, Table
 from specx.engine.batch.template import LINE_FIELDS, Template
 
 __all__ = [
     "BODY",
-    "CHAT",
-    "COMPLETIONS",
     "DUPLICATE",
     "FORMATS",
     "OPENAI",
@@ -29,7 +28,6 @@ __all__ = [
     "Reading",
 ]
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 FORMATS = ("jsonl", "lines", "csv", "tsv")
 OPENAI, BODY, ROW = "openai", "body", "row"
 """Forms of an item: a line of OpenAI's batches, a request body, a text."""

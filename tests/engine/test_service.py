@@ -112,7 +112,9 @@ def test_what_waits_is_bounded_and_what_is_refused_says_when_to_come_back(start)
     session = session_of(texts=1)
     service = Service(session, most_waiting=2)  # nobody writes
     for _ in range(3):  # one has room, two may wait
+        assert not service.full
         service.submit([asked(session)], Inbox())
+    assert service.full
     with pytest.raises(BusyError) as refused:
         service.submit([asked(session)], Inbox())
     assert refused.value.retry_s >= 1
@@ -131,7 +133,9 @@ def test_without_a_queue_there_is_room_for_those_that_are_written(start):
     session = session_of(texts=2)
     service = Service(session, most_waiting=0)
     service.submit([asked(session)], Inbox())
+    assert not service.full
     service.submit([asked(session)], Inbox())
+    assert service.full
     with pytest.raises(BusyError):
         service.submit([asked(session)], Inbox())
 

@@ -8,8 +8,9 @@ import pytest
 
 from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.backends.store import Store
-from specx.engine.api.asks import CHAT, COMPLETIONS, Defaults, read_ask
+from specx.engine.api.asks import Defaults, read_ask
 from specx.engine.api.exchange import Exchange
+from specx.engine.api.paths import CHAT, COMPLETIONS
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
 from specx.engine.settings import Asked, SamplingSettings

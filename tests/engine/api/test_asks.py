@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specx.engine.api.asks import CHAT, COMPLETIONS, Defaults, read_ask
+from specx.engine.api.asks import Defaults, read_ask
 from specx.engine.api.errors import RequestError
+from specx.engine.api.paths import CHAT, COMPLETIONS
 from specx.engine.settings import SamplingSettings
 
 PLAIN = Defaults()

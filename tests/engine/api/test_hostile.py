@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.engine.api.asks import CHAT, COMPLETIONS, read_ask
+from specx.engine.api.asks import read_ask
 from specx.engine.api.errors import RequestError
 from specx.engine.api.exchange import Exchange
+from specx.engine.api.paths import CHAT, COMPLETIONS
 
 USER = {"role": "user", "content": "Hello"}
 ODD = st.recursive(

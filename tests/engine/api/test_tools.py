@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.engine.api.asks import CHAT, read_ask
+from specx.engine.api.asks import read_ask
 from specx.engine.api.calls import FORMATS, HERMES
 from specx.engine.api.dialect import Dialect
 from specx.engine.api.errors import RequestError
+from specx.engine.api.paths import CHAT
 from specx.engine.settings import SamplingSettings
 
 USER = {"role": "user", "content": "What is the weather?"}

@@ -14,10 +14,11 @@ import pytest
 from specx.backends.errors import ClusterError, DoesNotFitError, ModelError
 from specx.backends.gguf.checks import read_runnable
 from specx.engine.api.asks import Defaults
+from specx.engine.api.paths import COMPLETIONS
 from specx.engine.batch import cluster
 from specx.engine.batch.answered import Answered
 from specx.engine.batch.cluster import ClusterRun, NodeWriter
-from specx.engine.batch.items import BODY, COMPLETIONS, Item
+from specx.engine.batch.items import BODY, Item
 from specx.engine.batch.run import answer
 from specx.engine.session import Session
 from specx.engine.settings import Asked, SamplingSettings

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specx.backends.errors import FileError, UsageError
-from specx.engine.batch.items import BODY, CHAT, COMPLETIONS, DUPLICATE, OPENAI, ROW, Reader, Reading
+from specx.engine.api.paths import CHAT, COMPLETIONS
+from specx.engine.batch.items import BODY, DUPLICATE, OPENAI, ROW, Reader, Reading
 from specx.engine.batch.source import read_lines
 from specx.engine.batch.table import Dialect, Table
 from specx.engine.batch.template import Template
