@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -252,9 +252,9 @@ class _Writing:
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Have it written and send it; what nobody wants any more is not written."""
         self._open[self._id] = self
-        watcher = asyncio.create_task(_watch(receive, self._mailbox))
-        await send({"type": "http.response.start", "status": 200, "headers": LINES})
+        watcher = asyncio.create_task(self._mailbox.watch(receive))
         try:
+            await send({"type": "http.response.start", "status": 200, "headers": LINES})
             self._generation = await run_in_threadpool(self._prepare)
             self._service.submit((self._generation,), self._mailbox)
             if self._cancelled:
@@ -327,11 +327,3 @@ def _result(session: Session, generation: Generation) -> dict[str, Any]:
 async def _send(send: Send, line: Mapping[str, Any], *, more: bool = True) -> None:
     data = json.dumps(line).encode() + b"\n"
     await send({"type": "http.response.body", "body": data, "more_body": more})
-
-
-async def _watch(receive: Receive, mailbox: Mailbox) -> None:
-    """Notice when whoever asked is gone."""
-    with suppress(asyncio.CancelledError):
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        mailbox.gone()

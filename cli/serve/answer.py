@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from specx.backends.errors import SpecxError
@@ -49,7 +48,7 @@ class Answer:
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Have it written and send it; what is not wanted any more is not written."""
         mailbox = Mailbox(each=self._stream)
-        watcher = asyncio.create_task(_watch(receive, mailbox))
+        watcher = asyncio.create_task(mailbox.watch(receive))
         generations = self._exchange.generations
         try:
             self._service.submit(generations, mailbox)
@@ -105,11 +104,3 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
 
 def _event(body: Mapping[str, Any]) -> bytes:
     return b"data: " + _encoded(body) + b"\n\n"
-
-
-async def _watch(receive: Receive, mailbox: Mailbox) -> None:
-    """Notice when the client closes the connection."""
-    with suppress(asyncio.CancelledError):
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        mailbox.gone()

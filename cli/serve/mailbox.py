@@ -8,6 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from starlette.types import Receive
+
     from specx.backends.errors import SpecxError
     from specx.engine.generation import Generation
     from specx.engine.text.answer import Chunk
@@ -57,10 +59,13 @@ class Mailbox:
         self._ended = self._ended or problem
         self._wake()
 
-    def gone(self) -> None:
-        """Who asked has closed the connection."""
-        self._ended = Gone()
-        self._wake()
+    async def watch(self, receive: Receive) -> None:
+        """Notice when who asked closes the connection."""
+        with suppress(asyncio.CancelledError):
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self._ended = Gone()
+            self._wake()
 
     def _wake(self) -> None:
         self._wakes = False
