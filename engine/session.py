@@ -265,7 +265,7 @@ class Session:
             prompt = self.tokenize(prompt, add_special=True, parse_special=True)
         sampling = sampling or SamplingSettings()
         if not prompt:
-            raise UsageError("the prompt is empty", "give some text with -p, -f or on standard input")
+            raise UsageError("the prompt is empty", "give some text")
         if len(prompt) >= self.n_ctx:
             raise ContextFullError.of_prompt(len(prompt), self.n_ctx, self.model.facts.n_ctx_train)
         if sampling.seed is None:

@@ -159,7 +159,8 @@ class Reader:
     def _check_columns(self, columns: tuple[str, ...]) -> None:
         template = self._how.template
         if template is not None:
-            template.check(columns, self._how.name)
+            alone = columns if columns.count("") == 1 else tuple(filter(None, columns))
+            template.check(alone, self._how.name)
         elif "prompt" not in columns:
             shown = ", ".join(columns[:20])
             raise UsageError(

@@ -70,7 +70,7 @@ class Made:
                 return cls(dict(value["settings"]), int(value["seed"]), int(value["begin"]))
         except FileNotFoundError:
             missing = f"there is no {path.name} beside it"
-        except (OSError, ValueError, KeyError, TypeError) as problem:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as problem:
             missing = f"{path.name} cannot be read ({getattr(problem, 'strerror', None) or 'it is damaged'})"
         else:
             missing = f"{path.name} is of another version of specx"
@@ -155,14 +155,16 @@ def _of_journal(output: Path, begin: int) -> Finished:
     found = Finished()
     size, errors = output.stat().st_size, errors_path(output)
     errors_size = errors.stat().st_size if errors.exists() else 0
-    if size < begin:  # not even the header is whole
-        return found
-    found.keep = begin
     with made_path(output).open("rb") as file:
         found.journal = len(file.readline())
+        if size < begin:  # not even the header is whole
+            return found
+        found.keep = begin
         for line in file:
             entry = _entry(line)
-            if entry is None or entry[1] > size or entry[2] > errors_size:
+            if entry is None or not (
+                found.keep <= entry[1] <= size and found.errors <= entry[2] <= errors_size
+            ):
                 break
             found.digests.append(entry[0])
             found.failed += entry[2] > found.errors

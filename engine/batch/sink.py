@@ -91,8 +91,9 @@ class Sink:
             if self._own and self.regular:
                 with suppress(OSError):
                     os.ftruncate(self._fd, self.size)
+            again = ", then go on with --resume" if self._own and self.regular else ", or send it elsewhere"
             raise SpecxError(
-                f"cannot write {self.name}: {problem.strerror}", "make room, then go on with --resume"
+                f"cannot write {self.name}: {problem.strerror}", f"make room{again}"
             ) from problem
         self.size += len(data)
         self._dirty = True

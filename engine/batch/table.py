@@ -58,7 +58,7 @@ class Table:
         tabs: tabs stand between the cells. Otherwise commas do, or semicolons if the header has more of them.
 
     Attributes:
-        columns: names, each once.
+        columns: names, each once; only an empty one may be there several times, as behind the last cell.
         dialect: how it is written.
 
     Raises:
@@ -82,7 +82,7 @@ class Table:
         except csv.Error as problem:
             raise UsageError(f"{name} has no header: {problem}", "check that it is a table") from problem
         for column in self.columns:
-            if self.columns.count(column) > 1:
+            if column and self.columns.count(column) > 1:
                 raise UsageError(f"{name} has two columns {column!r}", "give each a name of its own")
             if not _is_text(column):
                 raise UsageError(f"a column of {name} is not UTF-8", "convert it first: `iconv -t UTF-8`")
@@ -102,7 +102,8 @@ class Table:
                 continue  # an empty line
             wrong = None
             if len(cells) != n:
-                wrong = f"it has {len(cells)} cells, and the table has {n} columns"
+                has = "one cell" if len(cells) == 1 else f"{len(cells)} cells"
+                wrong = f"it has {has}, and the table has {n} columns"
             elif not all(map(_is_text, cells)):
                 wrong = "it is not UTF-8"
             yield Row(begin, tuple([*cells, *[""] * n][:n]), wrong)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from unittest.mock import ANY
 
 import pytest
 
@@ -354,6 +355,17 @@ def test_a_table_without_a_prompt(batch, tmp_path):
     assert "column 'answer'" in batch(_with(source, "answer,b\n1,2\n"), "--template", "{b}").err
     assert "two columns" in batch(_with(source, "a,a\n1,2\n"), "--template", "{a}").err
     assert "is empty" in batch(_with(source, ""), "--template", "{a}").err
+
+
+def test_columns_without_a_name_behind_the_last_one(batch, tmp_path):
+    source = _with(tmp_path / "in.csv", "a,,\n1,,\n")
+    done = batch(source, "--template", "{a}", "-n", "2", "-q")
+    assert done.code == 0 and [row[:4] for row in table(done.out, ",")] == [
+        ["a", "", "", "answer"],
+        ["1", "", "", ANY],
+    ]
+    assert batch(source, "--template", "{}").code == 2
+    assert batch(_with(source, "a,\n1,2\n"), "--template", "{}", "-n", "2", "-q").code == 0
 
 
 def _with(path, text):

@@ -119,7 +119,7 @@ def test_a_full_device(start, source):
     with open("/dev/full", "wb") as full:
         process = start(source, stdout=full)
         err = process.communicate(timeout=PATIENCE)[1]
-    assert process.returncode == 1 and b"No space left" in err and b"Traceback" not in err
+    assert process.returncode == 1 and b"No space left" in err and b"--resume" not in err
 
 
 def test_what_is_read_is_not_what_is_written(start, tmp_path):

@@ -151,10 +151,39 @@ def test_an_output_is_not_overwritten(batch, source, output, whole):
 def test_what_says_how_it_was_made_is_missing(batch, source, output):
     begun(batch, source, output, 3)
     beside = Path(f"{output}.batch")
-    for damage in (lambda: beside.write_bytes(b"{"), lambda: beside.write_bytes(b"[]\n"), beside.unlink):
-        damage()
+    much = beside.read_bytes().replace(b'"begin": 0', b'"begin": 1e999')
+    for damage in (b"{", b"[]\n", b"\xff", b"[" * 100_000, much, b'{"specx_batch": 99}\n', None):
+        if damage is None:
+            beside.unlink()
+        else:
+            beside.write_bytes(damage)
         done = batch(source, "-o", output, "--resume")
         assert done.code == 1 and beside.name in done.err and "--force" in done.err
+
+
+def test_a_header_that_was_torn_is_written_again(batch, tmp_path):
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("a,b\n1,2\n3,4\n")
+    made_of = (source, "-o", output, "--template", "{a}", "-n", "3", "-s", "2")
+    batch(*made_of)
+    beside = Path(f"{output}.batch")
+    whole, journal = output.read_bytes(), beside.read_bytes()
+    output.write_bytes(whole[:4])
+    assert batch(*made_of, "--resume").code == 0
+    assert (output.read_bytes(), beside.read_bytes()) == (whole, journal)
+
+
+def test_sizes_that_cannot_be_are_not_believed(batch, tmp_path):
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("red\ngreen\n")
+    made_of = (source, "-o", output, "--text", "-n", "3", "-s", "2")
+    batch(*made_of)
+    beside = Path(f"{output}.batch")
+    whole, journal = output.read_bytes(), beside.read_bytes()
+    for entry in (b"0" * 16 + b" -5 0\n", b"0" * 16 + b" 1 0\n", b"0" * 16 + b" 999999 0\n", b"\xff\n"):
+        beside.write_bytes(journal + entry)
+        assert batch(*made_of, "--resume").code == 0
+        assert output.read_bytes() == whole
 
 
 def test_a_file_of_something_else_is_left_alone(batch, source, output):
