@@ -20,10 +20,10 @@ from specx.cli.options.read import (
     ModelOptions,
     PromptOptions,
     SamplingOptions,
-    ServerOptions,
     prompt_text,
     with_options,
 )
+from specx.cli.resident.options import ServerOptions
 from specx.cli.terminal.console import StatusLine, end_line, error, notice, write
 from specx.cli.terminal.files import read_text
 from specx.cli.terminal.interrupts import on_interrupt, stopping

@@ -19,10 +19,10 @@ from specx.cli.options.read import (
     ModelOptions,
     PromptOptions,
     SamplingOptions,
-    ServerOptions,
     prompt_text,
     with_options,
 )
+from specx.cli.resident.options import ServerOptions
 from specx.cli.terminal.console import end_line, notice, write
 from specx.cli.terminal.files import (
     check_folder,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from specx.backends.errors import UsageError
-from specx.cli.options.groups import SERVER
 from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
@@ -20,6 +19,7 @@ from specx.cli.options.read import (
     read_asked,
     sampling_settings,
 )
+from specx.cli.resident.options import SERVER
 from specx.cli.terminal.console import Progress, notice
 from specx.cli.terminal.files import read_text
 from specx.cli.terminal.interrupts import on_interrupt

@@ -272,18 +272,9 @@ class Session:
             sampling = replace(sampling, seed=secrets.randbits(32))
         limit = n_predict if n_predict >= 0 else None
         request = Request(
-            list(prompt),
-            sampling,
-            limit,
-            stop,
-            ignore_eos,
-            constraint,
-            keep,
-            progress,
-            evidence,
-            score_prompt,
-            shown,
-        )
+            list(prompt), sampling, limit, stop, ignore_eos, constraint, keep, progress, evidence,
+            score_prompt, shown,
+        )  # fmt: skip
         return Generation(self, request, label)
 
     def together(

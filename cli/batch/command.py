@@ -18,17 +18,16 @@ from specx.cli.batch.job import Job
 from specx.cli.batch.options import BatchGenerationOptions, InputOptions, OutputOptions
 from specx.cli.batch.reading import Input, open_input, reading, settled
 from specx.cli.generation import Request, requested
-from specx.cli.options.groups import SERVER
 from specx.cli.options.parallel import read_texts
 from specx.cli.options.read import (
     DraftOptions,
     ModelOptions,
     SamplingOptions,
-    ServerOptions,
     one_of,
     read_asked,
     with_options,
 )
+from specx.cli.resident.options import SERVER, ServerOptions
 from specx.cli.terminal.files import check_folder
 from specx.engine.batch.items import Reader, Reading
 from specx.engine.batch.lines import Form, JsonLines, TableLines, TextLines

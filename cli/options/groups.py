@@ -6,8 +6,6 @@ that of the settings it becomes.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -15,53 +13,27 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from specx.backends.settings import CACHE_TYPES
+from specx.cli.options.panels import COMPLETING, completed, panel
 from specx.engine.settings import Asked, SamplingSettings
 
 __all__ = [
     "DRAFTERS",
-    "SERVER",
     "DraftOptions",
     "GenerationOptions",
     "ModelOptions",
     "PromptOptions",
     "SamplingOptions",
-    "ServerOptions",
 ]
 
 DRAFTERS = ("auto", "none", "free", "suffix", "recycle", "model")
-SERVER = ("auto", "no")
 KERNELS = ("auto", "specx", "attention", "stock")
 
 ASKED = Asked(Path())
 SAMPLING = SamplingSettings()
 
 
-COMPLETING = "_SPECX_COMPLETE" in os.environ
-"""Whether a shell asks what an option may be: otherwise nobody needs to know."""
-
-
-def _completed(names: tuple[str, ...], metavar: str) -> Callable[[str], list[str]] | None:
-    """What completes an option: the values in its metavar, types of a cache, or models."""
-    from specx.cli.options.completing import model_names, values
-
-    if "|" in metavar:
-        return values(*(value for value in metavar.split("|") if value.islower()))
-    if any("cache-type" in name for name in names):
-        return values(*CACHE_TYPES)
-    return model_names if {"-m", "-md"} & {*names} else None
-
-
-def _panel(name: str) -> Callable[..., Any]:
-    def option(*names: str, text: str, **extra: Any) -> Any:
-        if COMPLETING:
-            extra["autocompletion"] = _completed(names, extra.get("metavar") or "")
-        return typer.Option(*names, help=text, rich_help_panel=name, **extra)
-
-    return option
-
-
 _model, _drafting, _sampling, _generation, _prompt = map(
-    _panel, ("Model", "Drafting", "Sampling", "Generation", "Prompt")
+    panel, ("Model", "Drafting", "Sampling", "Generation", "Prompt")
 )
 
 
@@ -82,7 +54,7 @@ class ModelOptions:
             metavar="MODEL",
             help="A GGUF file, or the name of a model on this machine.",
             show_default=False,
-            autocompletion=_completed(("-m",), "") if COMPLETING else None,
+            autocompletion=completed(("-m",), "") if COMPLETING else None,
         ),
     ] = None
     model_flag: Annotated[
@@ -225,20 +197,6 @@ class ModelOptions:
     verbose: Annotated[
         bool, _model("-v", "--verbose", text="Show llama.cpp's own messages, and tracebacks.")
     ] = ASKED.verbose
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions:
-    """Whose memory the model is in. None of it changes the text."""
-
-    server: Annotated[
-        str,
-        _model(
-            "--server",
-            text="Use a running `specx serve` of this model and these settings: if there is one, or never.",
-            metavar="|".join(SERVER),
-        ),
-    ] = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,6 @@ from specx.cli.options.groups import (
     ModelOptions,
     PromptOptions,
     SamplingOptions,
-    ServerOptions,
 )
 from specx.cli.terminal.files import is_text
 from specx.engine.settings import Asked, AskedModel, SamplingSettings
@@ -46,7 +45,6 @@ __all__ = [
     "ModelOptions",
     "PromptOptions",
     "SamplingOptions",
-    "ServerOptions",
     "allowed_drafters",
     "check_generation",
     "check_threads",

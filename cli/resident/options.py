@@ -1,19 +1,19 @@
-"""The options of `specx serve` that are about a model that stays loaded."""
+"""The options that are about a model that stays loaded: of `specx serve`, and of the commands that use it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
+from specx.cli.options.panels import panel
 
-__all__ = ["ResidentOptions"]
+__all__ = ["SERVER", "ResidentOptions", "ServerOptions"]
+
+SERVER = ("auto", "no")
 
 IDLE = "30m"
 
-
-def _option(*names: str, text: str, **extra: Any) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel="In the background", **extra)
+_option = panel("In the background")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +47,17 @@ class ResidentOptions:
 
         given = self.idle if self.idle is not None else IDLE if self.background else "0"
         return duration("--idle", given) or None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Whose memory the model is in. None of it changes the text."""
+
+    server: Annotated[
+        str,
+        panel("Model")(
+            "--server",
+            text="Use a running `specx serve` of this model and these settings: if there is one, or never.",
+            metavar="|".join(SERVER),
+        ),
+    ] = "auto"
