@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
-from specx.backends.errors import SpecxError
+from specx.backends.errors import SpecxError, unexpected
 from specx.cli.generation import Request
 from specx.cli.resident.client import OK, Connection, LostError
 from specx.cli.resident.remote import Remote, gone, sampling_body
@@ -133,6 +133,8 @@ class ServedRun:
                 self._came.put((pending, gone(problem)))
             except SpecxError as problem:
                 self._came.put((pending, problem))
+            except Exception as problem:  # noqa: BLE001 (or whoever waits for it would wait for ever)
+                self._came.put((pending, unexpected(problem, "--server no loads the model here")))
 
     def _ask(self, item: Item) -> Answered:
         body = item.body

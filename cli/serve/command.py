@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from specx.backends.errors import SpecxError, UsageError
+from specx.cli.options.panels import panel
 from specx.cli.options.parallel import read_texts
 from specx.cli.options.read import (
     DraftOptions,
@@ -39,9 +40,7 @@ PORT = 8080
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
-
-def _option(*names: str, text: str, **extra: Any) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel="Server", **extra)
+_option = panel("Server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,8 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from specx.backends.errors import SpecxError
+from specx.cli.batch.served import ServedRun
+from specx.engine.api.asks import Defaults
+from specx.engine.batch.feed import Feed
+from specx.engine.batch.items import Reader, Reading
+from specx.engine.batch.source import read_lines
 
 SCRIPT = Path(__file__).with_name("scripted_specx.py")
 PATIENCE = 240
@@ -113,6 +122,17 @@ def test_a_server_that_ends_is_an_error_and_the_rest_is_gone_on_with(runtime, mo
     assert len(seen(output.read_bytes())) == 60
 
 
+def test_what_nobody_has_foreseen_ends_the_run_and_nobody_waits(monkeypatch):
+    remote = SimpleNamespace(socket=Path("nowhere"), at_once=2)
+    items = list(Reader(Reading("jsonl"), read_lines(io.BytesIO(b'{"prompt": "a"}\n' * 3), "in")))
+    monkeypatch.setattr(ServedRun, "_ask", lambda *_: {}["choices"])
+    run = ServedRun(
+        remote, Feed(items), Defaults(), 1, at_once=None, ordered=True, written=lambda _tokens: None
+    )
+    with pytest.raises(SpecxError, match="KeyError"):
+        list(run.answers())
+
+
 def catches_sigterm(pid):
     """Whether a process has a handler by now, where the system says so."""
     status = Path(f"/proc/{pid}/status")
@@ -136,7 +156,7 @@ def test_a_second_signal_drops_what_the_server_has(server, model, tmp_path):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    assert any(b"SIGTERM: " in line for line in process.stderr)  # it was heard: two at once are one
     process.send_signal(signal.SIGTERM)
     err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 128 + signal.SIGTERM and b"Traceback" not in err
