@@ -223,6 +223,7 @@ def _settings(asked: Asked, request: Request, how: Reading, form: Form, model: A
         else blake2b(grammar.encode(), digest_size=8).hexdigest(),
         "ctx-size": asked.n_ctx,
         "context-shift": asked.context_shift,
+        "parse-special": asked.parse_special,
         "kernels": asked.kernels,
         "flash-attn": asked.flash_attn,
         "cache types": [asked.type_k, asked.type_v],

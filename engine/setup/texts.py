@@ -48,7 +48,7 @@ def choose_texts(
     if asked.texts is not None:
         return Choice(asked.texts, ASKED if asked.texts > 1 else DEFAULT)
     if asked.exact:
-        return Choice(1, "for only some batch widths are allowed")
+        return Choice(1, "for --exact may allow only some batch widths")
     wanted, why = _worth_it(info, asked, load, here)
     if asked.answers is not None and asked.answers < wanted:
         wanted, why = max(asked.answers, 1), "there are no more"

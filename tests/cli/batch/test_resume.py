@@ -115,6 +115,7 @@ def test_removed_items_are_noticed(batch, source, output):
         (("-n", "9"), "n-predict was 1024 and is 9"),
         (("-r", "x"), "stop was not given and is"),
         (("-k", "2"), "n was not given and is 2"),
+        (("--parse-special",), "parse-special was false and is true"),
         (("--text",), "form of the output"),
         (("--grammar", 'root ::= "a"'), "grammar or schema was not given"),
         (("-ctk", "q8_0"), "cache types"),
