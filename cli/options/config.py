@@ -20,10 +20,8 @@ from specx.cli.terminal.files import decode, read_bytes
 
 __all__ = ["config_path", "option_defaults"]
 
-MOST_TEXT, MOST_DOTS = (
-    1 << 20,
-    2000,
-)  # characters, and dots in a line: what a dotted key takes grows as their square
+MOST_TEXT = 1 << 20  # characters
+MOST_DOTS = 2000  # in a line: what a dotted key takes grows as their square
 
 
 def config_path() -> Path | None:

@@ -31,9 +31,7 @@ class CompanyCosts:
 
     def __init__(self, staircase: Staircase) -> None:
         self._staircase = staircase
-        self._ratios: dict[
-            int, tuple[float, int]
-        ] = {}  # by number of texts: real over computed, and steps seen
+        self._ratios: dict[int, tuple[float, int]] = {}  # by texts: real over computed, and steps seen
 
     def cost(self, widths: Sequence[int], lengths: Sequence[int]) -> float:
         """Of a step in which each text at its committed length has its width."""
