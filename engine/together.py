@@ -24,7 +24,7 @@ __all__ = ["write"]
 PIECE = 64  # tokens of a prompt that are read at once while nothing is known of what that takes
 LEAST = 8  # and at least: fewer take nearly as long
 STALL = 2.0  # times as long as the step of others, that a piece may take
-ALONE_MS = 50.0  # that a piece may take where nobody is written: who comes meanwhile waits for it
+ALONE_MS = 30.0  # that a piece may take where nobody is written: who comes meanwhile waits for it
 OLDEST = 4  # one piece in so many is read of the prompt that has been waiting the longest
 
 Written = Iterator[tuple[Generation, Chunk]]

@@ -287,7 +287,7 @@ def test_a_prompt_is_read_in_larger_pieces_where_nobody_waits(monkeypatch):
     monkeypatch.setattr(
         ScriptedCache, "prefill", lambda *a, **k: (sizes.append(len(a[1])), prefill(*a, **k))[1]
     )
-    for costs, most in ((STEPS, int(50 / 26 * 64)), ({"0": {"1": 1.0, "64": 2.0}}, 1600), ({}, 64)):
+    for costs, most in ((STEPS, int(30 / 26 * 64)), ({"0": {"1": 1.0, "64": 2.0}}, 960), ({}, 64)):
         session.forget_conversation()
         session.staircase.load_json(costs)
         sizes.clear()
