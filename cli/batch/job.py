@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from specx.backends.errors import DoesNotFitError
+from specx.backends.errors import DoesNotFitError, FileError
 from specx.cli.batch.options import OutputOptions
 from specx.cli.batch.progress import Reporter
 from specx.cli.batch.reading import Input
@@ -259,12 +259,18 @@ class Job:
                     run.stop()
         remaining = reporter.remaining
         reporter.finish(self.made.seed, remaining)
+        output.check()
         if self.signalled and remaining != 0:
             return SIGNALLED + self.signalled
         if too_many and remaining != 0:
             return TOO_MANY_FAILED
         if skipper is not None and not self.source.regular:
             skipper.check_end()
+        if remaining:
+            raise FileError(
+                f"{self.source.name} was changed while it was read: {remaining:,} requests are missing",
+                "go on with --resume when it is complete",
+            )
         return SOME_FAILED if output.failed else 0
 
     def _items(self, skipper: Skipper | None) -> Iterable[Item]:

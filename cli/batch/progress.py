@@ -63,14 +63,16 @@ class Reporter:
             self._blank += 1
             return
         self.done += 1
+        if self._total is not None:  # the input may grow while it is read
+            self._total = max(self._total, self._before + self.done + self._blank)
         self.cut += answered.cut
         self._prompt_tokens += answered.prompt_tokens
         if answered.failed:
             self.failed += 1
             if self.failed <= SHOWN_ERRORS and self._mode != "json":
                 message = (answered.body or {}).get("error", {}).get("message")
-                where = answered.item.label
-                notice(message if str(message).startswith(where) else f"{where}: {message}")
+                item = answered.item
+                notice(f"{item.label}: {str(message).removeprefix(f'line {item.line}: ')}")
         now = self._clock()
         if now - self._recent[-1][0] >= 1:
             self._recent.append((now, self.done))

@@ -62,6 +62,14 @@ class Output:
             entry = f"{answered.item.digest} {self._records.size} {self._errors_size}\n"
             self._journal.write(entry.encode())
 
+    def check(self) -> None:
+        """Whether what was written is still where it was written to.
+
+        Raises:
+            FileError: it is not.
+        """
+        self._records.check()
+
     def close(self) -> None:
         """Everything is written."""
         for sink in (self._errors, self._records, self._journal):

@@ -45,6 +45,7 @@ class Sink:
         self.name = name
         self._clock = clock
         self._own = not isinstance(target, int)
+        self._path = None if isinstance(target, int) else target
         if isinstance(target, int):
             self._fd = target
         else:
@@ -76,7 +77,8 @@ class Sink:
 
         Raises:
             BrokenPipeError: nobody reads any more.
-            SpecxError: it cannot be written; the file ends with the record before it.
+            SpecxError: it cannot be written, and the file ends with the record before it; or the file is no
+                longer at its place.
         """
         done, data = 0, memoryview(record)
         try:
@@ -99,6 +101,27 @@ class Sink:
         self._dirty = True
         if self._clock() - self._synced >= SYNC_S:
             self.sync()
+            self.check()
+
+    def check(self) -> None:
+        """Whether the file is still at its place.
+
+        Raises:
+            FileError: it was removed, moved or replaced, so that nobody finds there what is written.
+        """
+        if self._path is None or not self.regular:
+            return
+        try:
+            there = os.path.samestat(os.fstat(self._fd), self._path.stat())
+        except FileNotFoundError:
+            there = False
+        except OSError:  # nothing can be said
+            return
+        if not there:
+            raise FileError(
+                f"{self.name} was removed, moved or replaced while it was written",
+                "go on with it where it is now with --resume, or begin anew",
+            )
 
     def sync(self) -> None:
         """Send everything to the disk itself."""

@@ -247,6 +247,12 @@ def test_which_argument_is_the_input(batch, words, monkeypatch):
     assert done.code == 2 and "no input" in done.err
 
 
+def test_an_error_names_its_line_once(batch, tmp_path):
+    source = file_of(tmp_path / "in.jsonl", {"custom_id": "a", "method": "GET", "url": "/v1/completions"})
+    done = batch(source)
+    assert done.code == 3 and "line 1 (a): method is" in done.err and done.err.count("line 1") == 1
+
+
 def test_duplicate_ids_name_both_lines(batch, tmp_path):
     source = file_of(
         tmp_path / "in.jsonl", openai("a", chat("x")), openai("b", chat("x")), openai("a", chat("y"))

@@ -135,6 +135,35 @@ def test_what_is_read_is_not_what_is_written(start, tmp_path):
     assert process.returncode == 2 and path.read_bytes() == BODY % 2
 
 
+def test_an_output_that_is_removed_meanwhile(start, source, tmp_path):
+    output = tmp_path / "out.jsonl"
+    process = start(source, "-o", output, "--parallel", "2", delay=0.001)
+    until(process, output)
+    output.unlink()
+    err = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 1 and b"removed" in err and b"Traceback" not in err
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer"])
+def test_an_input_that_is_changed_while_it_is_read(start, tmp_path, change):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    long = BODY.replace(b"{", b'{"metadata": "' + b"x" * 100_000 + b'", ', 1) % 4
+    source.write_bytes(long * 40)
+    process = start(source, "-o", output, "--parallel", "2", delay=0.01)
+    until(process, output)
+    if change == "shorter":
+        source.write_bytes(long * 5)
+    else:
+        with source.open("ab") as file:
+            file.write(long * 5)
+    err = process.communicate(timeout=PATIENCE)[1]
+    done = len(records(output.read_bytes()))
+    if change == "shorter":
+        assert process.returncode == 1 and b"was changed" in err and f"{40 - done} left".encode() in err
+    else:
+        assert process.returncode == 0 and done == 45 and b"left" not in err
+
+
 def test_killed_at_random_moments(tmp_path):
     """The short form of `faults.py --kills 200`."""
     script = os.path.join(os.path.dirname(__file__), "faults.py")

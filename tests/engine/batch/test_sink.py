@@ -106,3 +106,22 @@ def test_the_same_file_by_another_name(tmp_path):
     with path.open("rb") as same, (tmp_path / "other").open("wb") as other:
         assert sink.is_file(same.fileno()) and not sink.is_file(other.fileno())
     sink.close()
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_file_that_is_no_longer_at_its_place(tmp_path, how):
+    path, now = tmp_path / "out", [0.0]
+    sink = Sink(path, "out", clock=lambda: now[0])
+    sink.write(b"a\n")
+    sink.check()
+    if how == "moved":
+        path.rename(tmp_path / "elsewhere")
+    else:
+        path.unlink()
+    if how == "replaced":
+        path.write_bytes(b"a\n")
+    sink.write(b"b\n")
+    now[0] = SYNC_S
+    with pytest.raises(FileError, match="removed, moved or replaced"):
+        sink.write(b"c\n")
+    sink.close()
