@@ -58,9 +58,9 @@ def decide(asked: Asked, here: Here, *, timing: bool = True) -> Setup:
     wanted = wanted_load(info, asked)
     check_cache_of_model(info, wanted)
     placed = _place(info, asked, wanted, here, timing=timing and asked.measure)
-    texts = choose_texts(info, asked, placed.load, here)
-    kernels = placed.kernels.value if placed.kernels else None
     header = named.header if isinstance(named, NamedDraft) else None
+    texts = choose_texts(info, asked, placed.load, here, draft=header)
+    kernels = placed.kernels.value if placed.kernels else None
     fitted = fit_here(
         info, asked, replace(placed.load, texts=texts.value), here, kernels=kernels, draft=header
     )

@@ -187,11 +187,19 @@ def most_texts(
     load: Load,
     room: Room,
     most: int,
+    *,
+    draft: GGUFInfo | None = None,
     repacked: Mapping[str, float] = NOTHING,
 ) -> int:
-    """The largest number of texts, at most `most` and at least 1, of which each has the context of `load`."""
-    search = _Search(info, asked, asked.kernels, None, len(room.gpus), repacked)
-    return _most(1, most, lambda texts: room.is_enough(search.need(replace(load, texts=texts))))
+    """The largest number of texts, at most `most` and at least 1, of which each has the context of `load`;
+    beside a second model that drafts, if there is room for that beside one."""
+    search = _Search(info, asked, asked.kernels, draft, len(room.gpus), repacked)
+
+    def fits(texts: int, beside: GGUFInfo | None) -> bool:
+        return room.is_enough(search.need(replace(load, texts=texts), beside))
+
+    kept = draft if fits(1, draft) else None
+    return _most(1, most, lambda texts: fits(texts, kept))
 
 
 class _Search:

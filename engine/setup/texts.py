@@ -34,7 +34,13 @@ DEFAULT = "the default"
 
 
 def choose_texts(
-    info: GGUFInfo, asked: Asked, load: Load, here: Here, room: Room | None = None
+    info: GGUFInfo,
+    asked: Asked,
+    load: Load,
+    here: Here,
+    room: Room | None = None,
+    *,
+    draft: GGUFInfo | None = None,
 ) -> Choice[int]:
     """How many texts of its context the model is loaded for.
 
@@ -44,6 +50,7 @@ def choose_texts(
         load: how it is to be loaded for one text.
         here: where measurements are kept.
         room: what memory there is; by default that of this machine now.
+        draft: a second model that drafts, which is loaded for as many.
     """
     if asked.texts is not None:
         return Choice(asked.texts, ASKED if asked.texts > 1 else DEFAULT)
@@ -53,7 +60,8 @@ def choose_texts(
     if asked.answers is not None and asked.answers < wanted:
         wanted, why = max(asked.answers, 1), "there are no more"
     room = room or read_room()
-    most = most_texts(info, asked, load, room, wanted, repacked_types(system_info()))
+    repacked = repacked_types(system_info())
+    most = most_texts(info, asked, load, room, wanted, draft=draft, repacked=repacked)
     if most < wanted:
         why = f"there is no memory for more that have a context of {load.n_ctx}"
     return Choice(most, why)

@@ -15,7 +15,7 @@ from specx.engine.setup.decide import decide
 from specx.engine.setup.fit import SLACK, Room
 from specx.engine.setup.here import Here
 from specx.engine.setup.texts import UNTIMED, choose_texts
-from specx.engine.setup.wanted import wanted_load
+from specx.engine.setup.wanted import draft_load, wanted_load
 
 PLENTY = Room(1 << 45, 1 << 45, 1 << 45)
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 64)
@@ -70,6 +70,27 @@ def test_memory_bounds_it(info, tmp_path):
     assert 2 <= choice.value <= 6
     assert choice.why == "there is no memory for more that have a context of 512"
     assert chosen(info, here, Room(1, 1 << 45, 1 << 45)).value == 1
+
+
+def test_a_draft_model_that_was_named_is_not_crowded_out(info, tmp_path):
+    here = timed(info, tmp_path, lambda n: 10.0)
+    asked = Asked(info.path, texts=None, threads=2, kernels="stock", n_ctx=512)
+    load = wanted_load(info, asked)
+
+    def need(texts, draft):
+        both = replace(load, texts=texts)
+        beside = (info, draft_load(asked, info.path, both)) if draft else None
+        return predict_memory(info, both, draft=beside).working
+
+    room = Room(round(need(4, draft=True) / SLACK) + 1000, 1 << 45, 1 << 45)
+    alone = choose_texts(info, asked, load, here, room).value
+    beside = choose_texts(info, asked, load, here, room, draft=info).value
+    assert 2 <= beside < alone
+    assert need(beside, draft=True) <= SLACK * room.available < need(alone, draft=True)
+    tight = Room(round(need(1, draft=True) / SLACK) - 1000, 1 << 45, 1 << 45)  # it will be left out
+    assert choose_texts(info, asked, load, here, tight, draft=info) == choose_texts(
+        info, asked, load, here, tight
+    )
 
 
 def test_no_more_than_there_are_and_one_where_widths_are_held(info, tmp_path):
