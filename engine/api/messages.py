@@ -47,8 +47,6 @@ def _message(fields: Fields) -> dict[str, Any]:
         ]
     elif message["content"] is None:
         raise fields.refuse("content", f"{fields.param('content')} is missing")
-    else:
-        message["content"] = message["content"]
     message["content"] = message["content"] or ""
     for name in ("name", "tool_call_id", "reasoning_content"):
         if (text := fields.text(name)) is not None:
