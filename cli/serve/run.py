@@ -132,12 +132,14 @@ class Life:
         with self._listening_to_signals():
             writer.start()
             watch = asyncio.create_task(self._watch_silence())
-            await self._server.serve(self._places.sockets)
-            watch.cancel()
-            if (service := self._api.service) is not None:
-                service.drop(StoppedError("the server has stopped"))
-            self._silent.set()
-            await asyncio.to_thread(writer.join)
+            try:
+                await self._server.serve(self._places.sockets)
+            finally:
+                watch.cancel()
+                if (service := self._api.service) is not None:
+                    service.drop(StoppedError("the server has stopped"))
+                self._silent.set()
+                await asyncio.to_thread(writer.join)
 
     def _write(self) -> None:
         """The thread that has the model: loads it, writes, and keeps what was learned."""
