@@ -180,7 +180,14 @@ def serve(
 
 
 def _is_about_others(model: ModelOptions, resident: ResidentOptions) -> bool:
-    """List or end servers that run already, if that is asked for."""
+    """List or end servers that run already, if that is asked for.
+
+    Raises:
+        UsageError: two such things are asked for at once.
+    """
+    asked = [f"--{name}" for name in ("background", "status", "stop") if getattr(resident, name)]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)} are both given", "give one of them")
     if resident.status:
         show_servers()
     elif resident.stop:

@@ -45,7 +45,8 @@ def listen_tcp(host: str, port: int) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as problem:
-        raise ListenError(f"there is no host {host!r}: {problem}", "this machine is 127.0.0.1") from None
+        reason = getattr(problem, "strerror", None) or problem
+        raise ListenError(f"there is no host {host!r}: {reason}", "this machine is 127.0.0.1") from None
     for family, _, _, _, address in dict.fromkeys(found):
         place = (address[0], opened[0].getsockname()[1] if opened else port, *address[2:])
         try:

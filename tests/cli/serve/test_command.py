@@ -39,6 +39,8 @@ def started(monkeypatch):
         (["--cors", "https://example.org/page"], "--cors is"),
         (["--temp", "-1"], "--temp is -1"),
         (["--idle", "soon"], "--idle"),
+        (["--stop", "--background"], "--background and --stop are both given"),
+        (["--stop", "--status"], "--status and --stop are both given"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(specx, started, arguments, said):

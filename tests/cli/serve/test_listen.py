@@ -65,8 +65,9 @@ def test_a_port_in_use_is_one_sentence_and_a_hint():
 
 @pytest.mark.parametrize("host", ["203.0.113.77", "no such host", "a" * 300, "\udc80"])
 def test_a_host_that_is_not_here_is_refused(host):
-    with pytest.raises(ListenError):
+    with pytest.raises(ListenError) as refused:
         listen_tcp(host, 0)
+    assert "Errno" not in refused.value.message
 
 
 def test_a_socket_is_its_owners_from_the_first_moment(tmp_path):
