@@ -15,7 +15,7 @@ import typer
 from specx.backends.errors import UsageError
 from specx.backends.printable import printable
 from specx.cli.batch.job import Job
-from specx.cli.batch.options import BatchGenerationOptions, InputOptions, OutputOptions
+from specx.cli.batch.options import COLUMN, BatchGenerationOptions, InputOptions, OutputOptions
 from specx.cli.batch.reading import Input, open_input, reading, settled
 from specx.cli.generation import Request, requested
 from specx.cli.options.parallel import read_texts
@@ -182,12 +182,14 @@ def _sink(path: Path | None) -> Sink:
 
 
 def _form(reader: Reader, how: Reading, options: OutputOptions, samples: int) -> Form:
+    table = reader.table
+    if options.column is not None and (table is None or options.text or options.jsonl):
+        raise UsageError("--column is given, and no table is written", "leave it out")
     if options.text:
         return TextLines(samples)
-    table = reader.table
     if table is None or options.jsonl:
         return JsonLines()
-    name = options.column
+    name = COLUMN if options.column is None else options.column
     added = (name,) if samples == 1 else tuple(f"{name}_{i + 1}" for i in range(samples))
     for column in added:
         if column in table.columns:

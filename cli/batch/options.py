@@ -11,11 +11,12 @@ import typer
 from specx.cli.options.read import GenerationOptions
 from specx.engine.batch.survey import DEFAULT_LIMIT
 
-__all__ = ["FORMATS", "BatchGenerationOptions", "InputOptions", "OutputOptions"]
+__all__ = ["COLUMN", "FORMATS", "BatchGenerationOptions", "InputOptions", "OutputOptions"]
 
 MOST_SAMPLES = 128  # choices of one response
 FORMATS = ("auto", "jsonl", "lines", "csv", "tsv")
 INPUT, OUTPUT = "Input", "Output"
+COLUMN = "answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,14 +150,15 @@ class OutputOptions:
         typer.Option("--jsonl", help="Write JSON Lines for a table, too.", rich_help_panel=OUTPUT),
     ] = False
     column: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--column",
             help="Name of the column that is added to a table.",
             metavar="NAME",
+            show_default=COLUMN,
             rich_help_panel=OUTPUT,
         ),
-    ] = "answer"
+    ] = None
     unordered: Annotated[
         bool,
         typer.Option("--unordered", help="Write answers as they are finished.", rich_help_panel=OUTPUT),

@@ -51,7 +51,7 @@ class Connection:
             self._socket.connect(str(path))
         except OSError as problem:
             self._socket.close()
-            raise LostError(str(problem)) from problem
+            raise LostError(_reason(problem)) from problem
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +86,7 @@ class Connection:
         try:
             self._socket.sendall(head.encode() + data)
         except OSError as problem:
-            raise LostError(str(problem)) from problem
+            raise LostError(_reason(problem)) from problem
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """The objects of the response, one a line, as they come.
@@ -149,7 +149,7 @@ class Connection:
         try:
             piece = self._socket.recv(PIECE)
         except OSError as problem:
-            raise LostError(str(problem)) from problem
+            raise LostError(_reason(problem)) from problem
         self._buffer += piece
         return bool(piece)
 
@@ -176,3 +176,8 @@ def ask(path: Path, route: str, body: Mapping[str, Any], wait_s: float) -> dict[
         if answer is None or connection.status != OK:
             raise LostError("there is no answer")
         return answer
+
+
+def _reason(problem: Exception) -> str:
+    """Why, without the number that the system has for it."""
+    return getattr(problem, "strerror", None) or str(problem)

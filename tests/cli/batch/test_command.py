@@ -337,6 +337,7 @@ def test_context_follows_from_the_input(batch, tmp_path):
         (("-k", "0"), "-k"),
         (("-o", "/nowhere/x"), "no folder"),
         (("-sys", "x", "--raw"), "-sys"),
+        (("--column", "x"), "--column"),
     ],
 )
 def test_options_that_make_no_sense(batch, words, monkeypatch, tmp_path, arguments, message):
