@@ -108,7 +108,7 @@ def test_files_that_are_no_model(specx, tmp_path):
         ("empty.gguf", "empty.gguf is empty", "specx pull"),
         ("random.gguf", "is not a GGUF file", "specx pull"),
         ("page.gguf", "it is a web page", "specx pull"),
-        (".", "holds several models", "one of: empty.gguf, page.gguf, random.gguf"),
+        (".", "holds several models", "one of: page.gguf, random.gguf"),
         ("/dev/null", "/dev/null is not a regular file", ".gguf"),
     ):
         failed(specx("complete", tmp_path / name, "-p", "x"), 1, message, hint)

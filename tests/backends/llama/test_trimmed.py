@@ -128,7 +128,10 @@ class Tiny:
 
 
 def load(path, **options):
-    return LlamaModel(Load(path, **{"n_ctx": 256, "threads": 1, "threads_batch": 1, **options}))
+    """Not rearranged for this processor: what llama.cpp makes of a matrix may depend on its number of rows
+    there, and so may its bits (with AMX it does)."""
+    loaded = Load(path, **{"n_ctx": 256, "threads": 1, "threads_batch": 1, **options})
+    return LlamaModel(loaded, repack=False)
 
 
 def trimmed(source, path, ids=IDS):

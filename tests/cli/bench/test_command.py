@@ -45,7 +45,8 @@ class Scripted:
         model = ScriptedModel(300, script=script, peak=0.95, step_costs=STEPS, clock=clock, n_ctx=1024)
         learned = Learned(Store(None), model_key="m", cost_key="c")
         session = Session(model, Asked(Path("m.gguf")), learned, name="scripted", clock=clock)
-        session.setup = SimpleNamespace(load=Load(Path("m.gguf"), 2, 2))
+        gone = SimpleNamespace(path=Path("m.gguf"), token_type_span=(0, 0))
+        session.setup = SimpleNamespace(load=Load(gone.path, 2, 2), info=gone)
         session.staircase.watch = unwatched
         names = name_arms(settings.drafters, settings.kernels, settings.threads)
         infos = [ArmInfo(name=n.name, plain=n.plain, drafter=n.drafter, threads=2) for n in names]
