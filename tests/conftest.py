@@ -157,3 +157,12 @@ def _run(script: str, *arguments: str) -> None:
     command = [sys.executable, "-P", "-c", script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture(autouse=True)
+def quiet_library():
+    """What llama.cpp logs is shown in the whole process once that was asked for: not in tests that follow."""
+    yield
+    library = sys.modules.get("specx.backends.llama.libllama")
+    if library is not None:
+        library.set_verbose(False)
