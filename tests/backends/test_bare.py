@@ -36,9 +36,14 @@ def test_a_package_that_is_not_there():
         bare_package("no_such_package", "part")
 
 
+VERSION = """
+import llama_cpp
+from specx.backends.llama.libllama import _version
+assert _version(llama_cpp) == llama_cpp.__version__
+"""
+
+
 def test_the_version_is_that_of_the_whole_package():
-    import llama_cpp
-
-    from specx.backends.llama.libllama import _version
-
-    assert _version(llama_cpp) == llama_cpp.__version__
+    """In a process of its own: the whole package gives llama.cpp a log of its own when it is imported."""
+    done = subprocess.run([sys.executable, "-P", "-c", VERSION], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
