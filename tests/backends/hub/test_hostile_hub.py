@@ -232,9 +232,7 @@ def test_redirects_end(hub, server, command):
     assert "redirects without end" in refusal(hub)
 
 
-@pytest.mark.parametrize(
-    "etag", ["../../../outside", "/tmp/outside", "..", "a/b", "x" * 300, 'W/"../a"', "a b"]
-)
+@pytest.mark.parametrize("etag", ["../../../outside", "/outside", "..", "a/b", "x" * 300, 'W/"../a"', "a b"])
 def test_an_etag_that_is_no_name(hub, server, tmp_path, etag):
     server.etag = etag
     assert "ETag" in refusal(hub)
