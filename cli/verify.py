@@ -57,12 +57,7 @@ def verify(
     """
     from specx.cli.generation import load_session
     from specx.engine.bench.suites import Prompt, load_suite
-    from specx.engine.report.certificate import (
-        PROMPTS,
-        compare_drafters,
-        compare_together,
-        with_longer,
-    )
+    from specx.engine.report.certificate import PROMPTS
 
     builtin = [Prompt(text, "verify", ({"role": "user", "content": text},)) for text in PROMPTS]
     chosen = builtin if prompts is None else load_suite(prompts)
@@ -70,22 +65,7 @@ def verify(
     with load_session(replace(read_asked(model, draft), texts=texts)) as session:
         identity = session.measure_identity()
         encoded = [_encode(session, prompt) for prompt in chosen]
-        # Without a draft model `free` is `auto` once more.
-        left_out = ("none",) if "model" in session.drafters else ("none", "free")
-        drafters = [name for name in session.drafters if name not in left_out]
-        total = len(encoded) * 3 * len(drafters)
-        company = [] if texts == 1 else with_longer(encoded, session.n_ctx - n_predict - 1)
-        total += len(company) * 3 * 2
-        seen: list[Comparison] = []
-        with Progress("comparing") as progress:
-
-            def done(comparison: Comparison) -> None:
-                seen.append(comparison)
-                progress.count(len(seen), total)
-
-            compare_drafters(session, encoded, drafters=drafters, n_predict=n_predict, seed=seed, done=done)
-            if company:
-                compare_together(session, company, n_predict=n_predict, seed=seed, done=done)
+        seen = _compare(session, encoded, n_predict=n_predict, seed=seed, together=texts != 1)
         # With --exact every width in use is identical, so nothing may differ at all.
         tolerance = 0.0 if session.plan.widths is not None or identity.exact_trees else identity.difference
         report = _report(session, identity, seen, tolerance)
@@ -95,6 +75,30 @@ def verify(
         _print(report, identity, seen)
     if report["unexplained"]:
         raise typer.Exit(1)
+
+
+def _compare(
+    session: Session, encoded: Sequence[list[int]], *, n_predict: int, seed: int, together: bool
+) -> list[Comparison]:
+    """Drafted texts against plain ones and, if that is asked for, texts in company against each alone."""
+    from specx.engine.report.certificate import compare_drafters, compare_together, with_longer
+
+    # Without a draft model `free` is `auto` once more.
+    left_out = ("none",) if "model" in session.drafters else ("none", "free")
+    drafters = [name for name in session.drafters if name not in left_out]
+    company = with_longer(encoded, session.n_ctx - n_predict - 1) if together else []
+    total = len(encoded) * 3 * len(drafters) + len(company) * 3 * 2
+    seen: list[Comparison] = []
+    with Progress("comparing") as progress:
+
+        def done(comparison: Comparison) -> None:
+            seen.append(comparison)
+            progress.count(len(seen), total)
+
+        compare_drafters(session, encoded, drafters=drafters, n_predict=n_predict, seed=seed, done=done)
+        if company:
+            compare_together(session, company, n_predict=n_predict, seed=seed, done=done)
+    return seen
 
 
 def _encode(session: Session, prompt: Prompt) -> list[int]:
