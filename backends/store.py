@@ -32,6 +32,7 @@ VERSION = 1  # of the format; entries of another version are treated as missing
 MAX_BYTES = 256 << 20  # oldest entries go when the store grows beyond this
 STALE_S = 3600.0  # a half-written file this old was left by a process that ended in the middle
 LOCK_S = 5.0  # longest wait for another process, which needs the store for milliseconds
+MEASURING_S = 30.0  # longest wait for another process that measures: a large model takes some ten seconds
 LASTING = frozenset({"corpus"})  # kinds that somebody put there on purpose: only they remove them
 MAPPED = b"specxmap"  # begins an entry that is mapped into memory; then the length of its head in 4 bytes
 ALIGNED = 64  # bytes: a mapped array begins at a multiple
@@ -200,22 +201,50 @@ class Store:
 
         Goes on without a lock where the store cannot be written or another process does not let go of it.
         """
-        if self.root is None:
+        with self._lock(".lock", LOCK_S):
             yield
+
+    @contextmanager
+    def measuring(self, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+        """Keep other processes from measuring: two at once would measure each other.
+
+        Goes on where the store cannot be written, or another process takes longer than anything should.
+
+        Args:
+            waiting: called once if another process measures now.
+
+        Yields:
+            Whether another process was waited for, which may have kept what is to be measured.
+        """
+        with self._lock(".measuring", MEASURING_S, waiting) as waited:
+            yield waited
+
+    @contextmanager
+    def _lock(self, name: str, most_s: float, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+        """Hold the lock in the file `name`, waited for at most `most_s`; says whether it was waited for."""
+        lock = self._open_lock(name)
+        if lock is None:
+            yield False
             return
         try:
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError:
-            yield
-            return
-        try:
-            deadline = time.monotonic() + LOCK_S
-            while not _try_lock(lock) and time.monotonic() < deadline:
-                time.sleep(0.01)
-            yield
+            deadline = time.monotonic() + most_s
+            waited = not _try_lock(lock)
+            if waited:
+                waiting()
+                while time.monotonic() < deadline and not _try_lock(lock):
+                    time.sleep(0.01)
+            yield waited
         finally:
             os.close(lock)  # which unlocks it
+
+    def _open_lock(self, name: str) -> int | None:
+        if self.root is None:
+            return None
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return os.open(self.root / name, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            return None
 
     def entries(self) -> list[Entry]:
         """Everything kept, oldest first."""

@@ -16,6 +16,7 @@ from specx.drafters import registry
 from specx.drafters.base import Drafter
 from specx.drafters.mixture import MixtureDrafter
 from specx.engine.cost.identity import Identity, identity_text, measure_identity
+from specx.engine.cost.measuring import give_up_provisional, measure_steps
 from specx.engine.cost.staircase import Staircase
 from specx.engine.decode import Step
 from specx.engine.drafting import DraftModels, models_of
@@ -344,21 +345,15 @@ class Session:
         """
         cache, staircase = cache or self.cache, self.staircase
         choosing = self.drafter_name != "none" or self.plan.widths is not None or self.asked.texts is None
-        if self.plain_reason or not choosing or not staircase.needs_measuring(cache.length):
+        if self.plain_reason or not choosing:
+            return
+        give_up_provisional(staircase)
+        if not staircase.needs_measuring(cache.length):
             return
         others = (slot.cache for slot in self.slots if slot.cache is not cache)
         if not self.model.facts.even and any(other.length for other in others):
             return  # where texts share one cache, a step of one goes through the cells of all
-        first, disturbed = not staircase.depths, staircase.disturbed
-        measure = staircase.measure if cache.length or not first else staircase.measure_first
-        seconds = measure(cache, clock=self.clock, stopped=stopped)
-        if first and staircase.depths:
-            text = staircase.describe()
-            self.notice(f"measured this model on this machine in {seconds:.1f} s: {text}")
-        if staircase.disturbed and not disturbed:
-            self.notice(
-                "something else kept the machine busy meanwhile: this will be measured again next time"
-            )
+        measure_steps(staircase, cache, self.learned, self.notice, clock=self.clock, stopped=stopped)
 
     def outlook(self, request: Request) -> Outlook:
         """What is to be expected of an answer that begins now, and of this process after it."""

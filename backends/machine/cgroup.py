@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-__all__ = ["MemoryGroup", "cpu_quota", "memory_groups", "read_text"]
+__all__ = ["MemoryGroup", "cpu_quota", "memory_groups", "read_text", "throttled_s"]
 
 UNLIMITED = 1 << 60  # version 1 says "no limit" with the largest multiple of the page size
 RECLAIMABLE = ("active_file", "inactive_file", "slab_reclaimable")  # bytes of memory.stat
@@ -47,6 +47,15 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     return min((share for share in shares if share is not None), default=None)
 
 
+def throttled_s(root: Path = Path("/")) -> float:
+    """Seconds that this process's groups were held up so far because their quota was used up.
+
+    Args:
+        root: folder in which `proc` and the mount points are.
+    """
+    return max((_throttled(version, folder) for version, folder in _levels(root, "cpu")), default=0.0)
+
+
 def memory_groups(root: Path = Path("/")) -> list[MemoryGroup]:
     """Every group with a limit on memory that this process is in, innermost first."""
     found = []
@@ -75,6 +84,15 @@ def _share(version: int, folder: Path) -> float | None:
     if not (quota.isdecimal() and period.isdecimal()):  # "max", -1, or nothing
         return None
     return int(quota) / int(period) if int(quota) and int(period) else None
+
+
+def _throttled(version: int, folder: Path) -> float:
+    name, unit = ("throttled_usec", 1e-6) if version == 2 else ("throttled_time", 1e-9)
+    for line in (read_text(folder / "cpu.stat") or "").splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.isdecimal():
+            return int(value) * unit
+    return 0.0
 
 
 def _used(version: int, folder: Path) -> int:

@@ -3,7 +3,8 @@
 The kernel counts both. /proc/stat has the time of every CPU, stolen time of a virtual machine included, so
 what this process did not use itself was used by others; it is counted in ticks of usually 10 ms. The
 schedstat file of each thread has the nanoseconds that it was ready to run and another one ran instead. That
-is exact, but threads of this process that are more than there are CPUs wait for each other as well.
+is exact, but threads of this process that are more than there are CPUs wait for each other as well. A quota
+of CPU time that is used up holds all threads up, and is counted by the control groups.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from specx.backends.machine.cgroup import read_text
+from specx.backends.machine.cgroup import read_text, throttled_s
 
 __all__ = ["OtherWork", "Work"]
 
@@ -35,6 +36,7 @@ class Work:
         others_s: CPU seconds that other processes had on them; None if that cannot be read.
         waited_s: seconds that threads of this process waited for a CPU, summed; None if that cannot be read.
         tick_s: seconds by which `others_s` is easily off.
+        throttled_s: seconds that a quota of CPU time held this process up.
     """
 
     seconds: float
@@ -42,6 +44,7 @@ class Work:
     others_s: float | None
     waited_s: float | None
     tick_s: float = 0.0
+    throttled_s: float = 0.0
 
 
 class OtherWork:
@@ -65,10 +68,10 @@ class OtherWork:
         ticks: int = CLOCK_TICKS,
     ) -> None:
         self._cpus = frozenset(cpus)
-        self._proc = root / "proc"
+        self._root, self._proc = root, root / "proc"
         self._own, self._clock, self._ticks = own, clock, ticks
         self._others, self._start = self._others_now(), clock()
-        self._waits = self._waits_now()
+        self._waits, self._throttled = self._waits_now(), throttled_s(root)
 
     def so_far(self) -> Work:
         """What has happened until now."""
@@ -82,6 +85,7 @@ class OtherWork:
             others_s=max(0.0, (others or 0.0) - (self._others or 0.0)) if known else None,
             waited_s=waited if waits and before else None,
             tick_s=math.sqrt(len(self._cpus)) / self._ticks,  # each CPU is off by part of a tick, up or down
+            throttled_s=max(0.0, throttled_s(self._root) - self._throttled),
         )
 
     def _others_now(self) -> float | None:

@@ -6,15 +6,16 @@ context and a little deeper at first use, then whenever a generation first passe
 computing guesses that are then forgotten. Between measured depths it is interpolated, and every real step
 corrects the depths on both sides of it (`regimes.py`).
 
-What was measured beside other work, or disagrees with itself, is used for this run and not kept. What is kept
-and turns out far from real steps is forgotten and measured again.
+What was measured beside other work, or disagrees with itself, is used for want of better and kept apart,
+until it can be measured undisturbed. What is kept and turns out far from real steps is forgotten and measured
+again.
 """
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ class Staircase:
         self._contradiction = Contradiction(watch)
         self._weighed: tuple[int, Weights] | None = None  # `_weights` of a length, since the last step
         self.contradicted = False
+        self.provisional = False  # whether what was taken over was disturbed
 
     @property
     def watch(self) -> Watch:
@@ -171,7 +173,7 @@ class Staircase:
         if self._disturbed or whole.busy:
             self._disturbed.update(self._depths)
         if stopped():
-            self.load_json({})
+            self.forget()
         return clock() - start
 
     def measure(
@@ -258,11 +260,14 @@ class Staircase:
         its relative noise where that is known. The widest step there could have been is null if it was not
         timed.
         """
-        return {
-            str(depth): {str(self._reach[depth]): None, **self._kept(depth)}
-            for depth in self._depths
-            if depth not in self._disturbed | self._wrong
-        }
+        return self._to_json(self._depths.keys() - self._disturbed - self._wrong)
+
+    def disturbed_json(self) -> dict[str, Any]:
+        """The same of the depths whose measurement was disturbed."""
+        return self._to_json(self._disturbed - self._wrong)
+
+    def _to_json(self, depths: Set[int]) -> dict[str, Any]:
+        return {str(depth): {str(self._reach[depth]): None, **self._kept(depth)} for depth in sorted(depths)}
 
     def _kept(self, depth: int) -> dict[str, Any]:
         kept: dict[str, Any] = {}
@@ -301,19 +306,32 @@ class Staircase:
         self._regimes.rebase({})
         self._disturbed.clear()
         self._wrong.clear()
+        self.provisional = False
         self._scaled = 1.0
         self._fill_all()
         self._regimes.reset()
         self._contradiction.restart()
 
-    def load_kept(self, data: Mapping[str, Any]) -> None:
+    def load_kept(self, data: Mapping[str, Any], disturbed: Mapping[str, Any] | None = None) -> None:
         """`load_json` without the depths that were measured when only narrower steps were possible: they are
         measured again.
+
+        Args:
+            data: what `to_json` gave.
+            disturbed: what `disturbed_json` gave; where there is nothing else, it is `provisional`.
 
         Raises:
             ValueError, TypeError, AttributeError: it is something else.
         """
         self.load_json({depth: s for depth, s in data.items() if _widest(s) >= self._needed})
+        if disturbed and not self._depths:
+            self.load_json({depth: s for depth, s in disturbed.items() if _widest(s) >= self._needed})
+            self._disturbed.update(self._depths)
+            self.provisional = self.disturbed
+
+    def forget(self) -> None:
+        """Nothing is known any more."""
+        self.load_json({})
 
     def with_wider(self, steps: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
         """`steps` as `to_json` gave them, and of those `kept` the depths where wider ones were possible.

@@ -24,6 +24,7 @@ __all__ = [
     "Measurement",
     "Stopped",
     "Watch",
+    "busy_now",
     "disturbs",
     "median",
     "never",
@@ -40,6 +41,7 @@ __all__ = [
 MOST_SHARE = 0.1  # of the CPUs' time that others may have
 MOST_OTHERS = 0.5  # CPUs' worth of it at most: one process that reads memory slows down all threads of a step
 MOST_WAITED = 0.1  # of the time that threads of this process may wait while others run
+GLANCE_S = 0.1  # in which one other process is told from none: ten ticks of the system's accounts
 PATIENCE = 3.0  # times the budget: then a measurement ends if others are the reason
 # Repetitions on a quiet machine differ by some percent, beside bursts of other work severalfold.
 AGREE = 1.3  # repetitions agree if half of them are at most this many times the least
@@ -84,9 +86,20 @@ def watch_others() -> Busy:
     return lambda: disturbs(others.so_far())
 
 
+def busy_now(watch: Watch = watch_others) -> bool:
+    """Whether other work keeps the machine busy at this moment; this takes `GLANCE_S`."""
+    busy = watch()
+    time.sleep(GLANCE_S)
+    return busy()
+
+
 def disturbs(work: Work) -> bool:
     """Whether what was measured meanwhile is neither kept nor decides anything."""
-    if work.others_s is None or work.seconds <= 0:
+    if work.seconds <= 0:
+        return False
+    if work.throttled_s > MOST_WAITED * work.seconds:
+        return True
+    if work.others_s is None:
         return False
     if work.others_s - work.tick_s > min(MOST_SHARE * work.cpus, MOST_OTHERS) * work.seconds:
         return True

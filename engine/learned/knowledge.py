@@ -6,8 +6,8 @@ alone. What drafters learn is loaded with the session and saved once, when it cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ def kept_staircase(store: Store, key: str, staircase: Staircase) -> Staircase:
     data = store.load_json("staircase", key)
     if data is not None:
         try:
-            staircase.load_kept(data["steps"])
+            staircase.load_kept(data["steps"], data.get("disturbed"))
         except (ValueError, TypeError, AttributeError, KeyError):
             store.set_aside("staircase", key)
     return staircase
@@ -77,16 +77,35 @@ class Learned:
         """`staircase` with what was measured before, if anything."""
         return kept_staircase(self._store, self._cost_key, staircase)
 
+    @contextmanager
+    def measuring(self, staircase: Staircase, waiting: Callable[[], None]) -> Iterator[None]:
+        """Keep other processes from measuring; what one has found meanwhile is taken over.
+
+        Args:
+            staircase: of which a part is to be measured.
+            waiting: called once if another process measures now.
+        """
+        with self._store.measuring(waiting) as waited:
+            if waited and not staircase.depths:
+                self.load_staircase(staircase)
+            yield
+
     def save_staircase(self, staircase: Staircase) -> None:
-        """Keep what was measured, beside what runs that allow wider steps have kept; what is wrong goes."""
-        steps = staircase.to_json()
-        if not steps and not staircase.contradicted:
+        """Keep what was measured, beside what runs that allow wider steps have kept; what is wrong goes.
+
+        What was disturbed is kept apart, as long as there is nothing else.
+        """
+        steps, disturbed = staircase.to_json(), staircase.disturbed_json()
+        if not steps and not disturbed and not staircase.contradicted:
             return
         with self._store.locked():
             kept = self._store.load_json("staircase", self._cost_key) or {}
             with suppress(ValueError, TypeError, AttributeError):  # something else, which goes
                 steps = staircase.with_wider(steps, kept.get("steps", {}))
-            self._store.save_json("staircase", self._cost_key, {"steps": steps})
+            if not steps and disturbed and kept.get("steps"):
+                return
+            apart = {} if steps or not disturbed else {"disturbed": disturbed}
+            self._store.save_json("staircase", self._cost_key, {"steps": steps, **apart})
 
     def load_identity(self) -> Identity | None:
         """Which batch shapes are bit-identical, if that was measured before."""

@@ -18,8 +18,17 @@ from specx.backends.base import Cache, Model
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.store import Store
+from specx.engine.cost.measuring import WAITING
 from specx.engine.cost.rate import chain_rate
-from specx.engine.cost.timing import Clock, Measurement, Watch, powers, time_step, watch_others
+from specx.engine.cost.timing import (
+    Clock,
+    Measurement,
+    Watch,
+    busy_now,
+    powers,
+    time_step,
+    watch_others,
+)
 from specx.engine.setup.basis import is_contradicted
 from specx.engine.setup.choice import ASKED, MEASURED, Choice
 from specx.engine.setup.here import Here
@@ -38,6 +47,7 @@ DEPTH = 256  # tokens of context at which kernels are compared
 WIDTHS = powers(16)
 BUDGET_S = 1.0  # for each of the kernels
 LEAST, MOST = 3, 8  # visits to each width: of three one is undisturbed, and after eight the least stays
+BUSY = "for the machine was busy when they were to be compared"
 CLEARLY = 1.03  # times as fast: less may be noise
 
 
@@ -133,6 +143,8 @@ def load_on_chosen(
 ) -> Chosen:
     """Load a model on the `kernels` that were chosen, or compare them on it if none were.
 
+    One process compares at a time, and another takes what it found. Beside other work nothing is compared.
+
     Args:
         kernels: what `choose_kernels` gave.
         load: loads the model on given kernels.
@@ -142,7 +154,14 @@ def load_on_chosen(
     """
     if kernels.value is not None:
         return Chosen(load(ggml_device.KERNELS[kernels.value]), Choice(kernels.value, kernels.why))
-    return _compare_and_choose(load, key, here, watch)
+    with here.store.measuring(lambda: here.notice(WAITING)) as waited:
+        kept = remembered_choice(here.store, key) if waited else None
+        if kept is None and not busy_now(watch):
+            return _compare_and_choose(load, key, here, watch)
+    if kept is not None:
+        return Chosen(load(ggml_device.KERNELS[kept]), Choice(kept, MEASURED))
+    _put_off(here, key)
+    return Chosen(load(SPECX), Choice(SPECX.name, BUSY))
 
 
 def remembered_choice(store: Store, key: str) -> str | None:
@@ -169,6 +188,13 @@ def choice_of_auto(times: KernelTimes, store: Store, key: str) -> Kernels:
     return SPECX if times.disturbed or store.root is None else times.best()
 
 
+def _put_off(here: Here, key: str) -> None:
+    """Tell once that nothing is compared now: it may be so at every start."""
+    if "put_off" not in (here.store.load_json("kernels", key) or {}):
+        here.store.save_json("kernels", key, {"put_off": True})
+        here.notice("the machine is busy: specx's own kernels are used, and compared when it is not")
+
+
 def _compare_and_choose(load: Load, key: str, here: Here, watch: Watch) -> Chosen:
     start = here.clock()
     times, model, loaded = compare_kernels(load, clock=here.clock, watch=watch)
@@ -178,8 +204,8 @@ def _compare_and_choose(load: Load, key: str, here: Here, watch: Watch) -> Chose
         model = load(best)
     took = f"compared kernels in {here.clock() - start:.1f} s"
     if times.disturbed:
-        here.notice(f"{took}, but the machine was busy: specx's own are used, and compared again next time")
-        return Chosen(model, Choice(best.name, "for the machine was busy while they were compared"))
+        here.notice(f"{took}, but the machine was busy: specx's own are used, and compared when it is not")
+        return Chosen(model, Choice(best.name, BUSY))
     here.store.save_json("kernels", key, {"choice": best.name, "steps": times.steps})
     if best == STOCK:
         here.notice(f"{took}: llama.cpp's own are the fastest for this model here")

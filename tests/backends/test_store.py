@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -337,6 +338,31 @@ def test_a_lock_is_waited_for_but_not_for_ever(store, tmp_path, monkeypatch):
             entered.append(1)
     assert len(entered) == 3
     assert store.clear() == 0
+
+
+def test_one_measures_at_a_time_and_whoever_waited_knows(store, monkeypatch):
+    waited = []
+    with store.measuring(lambda: waited.append("never")) as first:
+        assert not first
+        with store.locked():  # another lock: what is found is kept meanwhile
+            store.save_json("machine", "key", {})
+
+        def other():
+            with Store(store.root).measuring(lambda: waited.append("told")) as second:
+                waited.append((second, store.load_json("machine", "late")))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        while not waited:
+            time.sleep(0.001)
+        store.save_json("machine", "late", {"x": 1})
+    thread.join()
+    assert waited == ["told", (True, {"x": 1})]
+    monkeypatch.setattr(store_module, "MEASURING_S", 0.05)
+    with store.measuring(), Store(store.root).measuring() as second:
+        assert second  # and goes on, as the other one never ends
+    with Store(None).measuring(lambda: waited.append("nowhere")) as alone:
+        assert not alone and len(waited) == 2
 
 
 def test_clear_goes_on_past_what_cannot_be_removed(store, notices, monkeypatch):

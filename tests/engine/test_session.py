@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from specx.backends.store import Store
 from specx.drafters import registry
 from specx.drafters.base import Draft, Room
 from specx.drafters.model import ModelGuesser
+from specx.engine.cost.measuring import WAITING
 from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
@@ -792,8 +794,44 @@ def test_what_was_measured_beside_other_work_is_told_and_not_kept(tmp_path):
         session.staircase.watch = lambda: lambda: True
         run(session, n_predict=3)
         assert session.staircase.depths and session.staircase.disturbed
+        beside = session.staircase.steps(0)
     assert notices[-1].startswith("something else kept the machine busy")
-    assert kept_staircases(tmp_path) == {}
+    with session_of(tmp_path, notices, load=None) as session:  # still busy: nothing is measured, or said
+        session.staircase.watch = lambda: lambda: True
+        notices.clear()
+        run(session, n_predict=3)
+        assert session.staircase.steps(0) == pytest.approx(beside, rel=0.3)
+        assert session.staircase.disturbed and session.staircase.to_json() == {} and notices == []
+    with session_of(tmp_path, notices, load=None) as session:  # quiet now
+        session.staircase.watch = unwatched
+        run(session, n_predict=3)
+        assert not session.staircase.disturbed and set(session.staircase.to_json()) == {"0", "288"}
+        assert len([text for text in notices if text.startswith("measured this model")]) == 1
+    with session_of(tmp_path, notices, load=None) as session:
+        assert not session.staircase.provisional and session.staircase.depths == [0, 288]
+
+
+def test_what_another_process_measured_meanwhile_is_taken_over(tmp_path):
+    notices, waiting = [], threading.Event()
+    other = session_of(tmp_path, [], load=None)
+    late = session_of(tmp_path, notices, load=None)
+    store = Store(tmp_path)
+
+    def begin():
+        late.notice = lambda text: (notices.append(text), waiting.set())
+        run(late, n_predict=3)
+
+    with store.measuring():
+        thread = threading.Thread(target=begin)
+        thread.start()
+        assert waiting.wait(60)
+        other.staircase.measure_first(other.cache, clock=other.clock)
+        other.learned.save_staircase(other.staircase)
+    thread.join()
+    assert [text for text in notices if "measure" in text] == [WAITING]
+    assert late.staircase.steps(0) == pytest.approx(other.staircase.steps(0), rel=0.3)
+    late.close()
+    other.close()
 
 
 def test_what_is_kept_and_contradicted_by_real_steps_is_measured_again(tmp_path):
@@ -851,7 +889,7 @@ def test_what_is_measured_while_an_answer_is_written_is_told_apart():
 
 
 def files(root):
-    return sorted(path for path in root.rglob("*") if path.is_file() and path.name != ".lock")
+    return sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
 def kept_staircases(root):

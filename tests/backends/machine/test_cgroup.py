@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from specx.backends.machine.cgroup import MemoryGroup, cpu_quota, memory_groups
+from specx.backends.machine.cgroup import MemoryGroup, cpu_quota, memory_groups, throttled_s
 
 V2 = "30 1 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1_CPU = "31 1 0:27 {root} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
@@ -134,6 +134,25 @@ def test_where_nothing_can_be_read_there_is_no_limit(tree, mounts):
     root = tree(mounts, ["::", "what"], {})
     assert cpu_quota(root) is None and memory_groups(root) == []
     assert cpu_quota(root / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("mount", "group", "name", "text", "seconds"),
+    [
+        (V2, "0::/a/b", f"{TOP}/a/cpu.stat", "usage_usec 9\nthrottled_usec 2500000", 2.5),
+        (
+            V1_CPU.format(root="/"),
+            "2:cpu:/a",
+            f"{CPU1}/a/cpu.stat",
+            "nr_throttled 4\nthrottled_time 75000",
+            75e-6,
+        ),
+        (V2, "0::/a", f"{TOP}/a/cpu.stat", "throttled_usec many", 0.0),
+        (V2, "0::/a", f"{TOP}/a/cpu.max", "max 100000", 0.0),
+    ],
+)
+def test_how_long_a_quota_held_a_group_up(tree, mount, group, name, text, seconds):
+    assert throttled_s(tree([mount], [group], {name: text})) == pytest.approx(seconds)
 
 
 SAY = """

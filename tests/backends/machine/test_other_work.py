@@ -57,6 +57,18 @@ def test_the_work_of_others_is_what_this_process_did_not_do(machine):
     assert others.so_far().others_s == 0.0
 
 
+def test_what_a_quota_held_up_counts_from_the_beginning(machine):
+    machine.write("self/mountinfo", "30 1 0:26 / /groups rw,nosuid - cgroup2 cgroup2 rw")
+    machine.write("self/cgroup", "0::/")
+    counts = machine.root / "groups/cpu.stat"
+    counts.parent.mkdir()
+    counts.write_text("throttled_usec 5000000")
+    others = machine.watch()
+    assert others.so_far().throttled_s == 0.0
+    counts.write_text("throttled_usec 5250000")
+    assert others.so_far().throttled_s == pytest.approx(0.25)
+
+
 def test_what_each_thread_waited_is_summed(machine):
     machine.waited(11, 5.0)
     machine.waited(12, 1.0)

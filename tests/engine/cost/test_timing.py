@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from specx.backends.scripted import ScriptedCache, ScriptedModel, SimulatedClock
 from specx.engine.cost.timing import (
     PATIENCE,
     Measurement,
+    busy_now,
     disturbs,
     relative_noise,
     time_step,
@@ -50,6 +52,9 @@ def work(others, *, waited=0.0, seconds=1.0, cpus=2):
         (work(None), False),  # nobody knows
         (work(None, waited=0.9), False),
         (work(5.0, seconds=0.0), False),
+        (replace(work(0.0), throttled_s=0.2), True),  # a quota holds it up
+        (replace(work(None), throttled_s=0.2), True),
+        (replace(work(0.0), throttled_s=0.05), False),
     ],
 )
 def test_what_disturbs(seen, disturbed):
@@ -211,3 +216,8 @@ def test_noise_is_what_is_usual_or_more():
     once = relative_noise({1: [5.0], 2: [6.0]})
     assert once[1] == once[2] > 0  # nothing is sure that was not repeated
     assert relative_noise({1: [5.0, 5.0]})[1] > 0
+
+
+def test_a_glance_tells_whether_others_are_busy_now():
+    assert busy_now(lambda: lambda: True)
+    assert not busy_now(lambda: lambda: False)
