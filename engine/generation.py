@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Cache, Model
+from specx.backends.base import Cache, Model, RowSink
 from specx.backends.errors import SpecxError
 from specx.drafters.base import Drafter, Forcing, Text
 from specx.engine.decode import Job, Step, evidence_of
@@ -232,7 +232,9 @@ class Generation:
         scored = self.request.score_prompt
         wide = self._writer.model.facts.prompt_rows if scored else max(len(tokens), 1)
         total = len(self._text.tokens) - 1 - self.result.timings.cached_n
-        rows = self._score if scored else self.job.drafting.observe_prompt
+        rows: RowSink | None = self._score if scored else self.job.drafting.observe_prompt
+        if not scored and len(self._unread) - len(tokens) >= self._writer.model.facts.prompt_rows:
+            rows = None  # the logits of the last few are enough, and those of each piece take long
         for start in range(0, len(tokens), wide):
             before = cache.length - self.result.timings.cached_n
 

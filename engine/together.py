@@ -24,8 +24,9 @@ __all__ = ["write"]
 PIECE = 64  # tokens of a prompt that are read at once while nothing is known of what that takes
 LEAST = 8  # and at least: fewer take nearly as long
 STALL = 2.0  # times as long as the step of others, that a piece may take
-ALONE_MS = 30.0  # that a piece may take where nobody is written: who comes meanwhile waits for it
-OLDEST = 4  # one piece in so many is read of the prompt that has been waiting the longest
+UNNOTICED_MS = 20.0  # that a piece may take in any case: a stream that waits so long still looks smooth
+ALONE_MS = 250.0  # and where nobody is written: who comes meanwhile waits for it, and fewer at once are slower
+OVERTAKEN = 3  # pieces of others that are read in a row although another prompt has been waiting longer
 
 Written = Iterator[tuple[Generation, Chunk]]
 
@@ -103,7 +104,7 @@ class _Together:
         self._writing: list[Generation] = []
         self._jobs: list[Job] = []  # of those that are writing, in the same order
         self._steps: Iterator[list[Step]] | None = None
-        self._pieces = 0  # that were read
+        self._overtaken = 0  # pieces of others since one of the oldest prompt was read
 
     @property
     def count(self) -> int:
@@ -144,7 +145,8 @@ class _Together:
             if self._patient:
                 yield from self._read(self._reading[0], None)
                 continue
-            yield from self._read(self._next(), self._piece())
+            following = self._next()
+            yield from self._read(following, self._piece(following))
             for generation in [each for each in self._reading if not each.left]:
                 yield from self._read(generation, None)
             break
@@ -162,29 +164,29 @@ class _Together:
 
     def _next(self) -> Generation:
         """Of which prompt the next piece is read: the one with the least left of it, or of one that waits for
-        it; now and then the oldest, or it could wait for ever."""
-        self._pieces += 1
-        if self._pieces % OLDEST == 0:
-            return self._reading[0]
+        it; the oldest if it was overtaken some times, or it could wait for ever."""
 
         def left(generation: Generation) -> int:
             waiting = (held.generation for held in self._held if held.other is generation)
             return min((len(each.to_read) - generation.has_read for each in waiting), default=generation.left)
 
-        return min(self._reading, key=lambda each: min(each.left, left(each)))
+        oldest, shortest = self._reading[0], min(self._reading, key=lambda each: min(each.left, left(each)))
+        overtaken = shortest is not oldest and self._overtaken < OVERTAKEN
+        self._overtaken = self._overtaken + 1 if overtaken else 0
+        return shortest if overtaken else oldest
 
-    def _piece(self) -> int:
-        """Tokens that are read before the next step: about as many as take no longer than that, a little
-        more, as reading few is slow."""
+    def _piece(self, generation: Generation) -> int:
+        """Tokens of a prompt that are read before the next step: about as many as take no longer than that,
+        a little more, as reading few is slow."""
         plan = self._writer.plan
         if not plan.staircase.depths:
             return PIECE
-        lengths = [job.cache.length for job in self._jobs]
-        costs = plan.staircase.costs(max(lengths, default=0))
+        costs = plan.staircase.costs(generation.has_read)
         width, widest_ms = len(costs) - 1, float(costs[-1])
         least, most_ms = PIECE, ALONE_MS
-        if lengths:
-            least, most_ms = LEAST, STALL * plan.company.cost([1] * len(lengths), lengths)
+        if lengths := [job.cache.length for job in self._jobs]:
+            step_ms = plan.company.cost([1] * len(lengths), lengths)
+            least, most_ms = LEAST, max(STALL * step_ms, UNNOTICED_MS)
         if widest_ms <= most_ms:
             return max(int(most_ms / widest_ms * width), least)  # more at once take no longer each
         fitting = np.flatnonzero(costs <= most_ms)

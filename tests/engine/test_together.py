@@ -287,7 +287,7 @@ def test_a_prompt_is_read_in_larger_pieces_where_nobody_waits(monkeypatch):
     monkeypatch.setattr(
         ScriptedCache, "prefill", lambda *a, **k: (sizes.append(len(a[1])), prefill(*a, **k))[1]
     )
-    for costs, most in ((STEPS, int(30 / 26 * 64)), ({"0": {"1": 1.0, "64": 2.0}}, 960), ({}, 64)):
+    for costs, most in ((STEPS, int(250 / 26 * 64)), ({"0": {"1": 50.0, "64": 250.0}}, 64), ({}, 64)):
         session.forget_conversation()
         session.staircase.load_json(costs)
         sizes.clear()
@@ -295,6 +295,40 @@ def test_a_prompt_is_read_in_larger_pieces_where_nobody_waits(monkeypatch):
         list(session.together([only], patient=False))
         assert sizes[0] == max(sizes) == most
         assert sum(sizes) == 1699
+
+
+def recording_prefills(monkeypatch):
+    """(cache, tokens, whether logits are wanted) of each prefill from now on."""
+    seen, prefill = [], ScriptedCache.prefill
+
+    def recording(cache, tokens, *, rows=None, **options):
+        seen.append((cache, len(tokens), rows is not None))
+        prefill(cache, tokens, rows=rows, **options)
+
+    monkeypatch.setattr(ScriptedCache, "prefill", recording)
+    return seen
+
+
+def test_only_the_end_of_a_prompt_in_pieces_has_its_logits_computed(monkeypatch):
+    session = session_of(drafter="none")
+    session.staircase.load_json({})
+    seen = recording_prefills(monkeypatch)
+    only = session.generate((SCRIPT * 50)[:400], SAMPLING[0], n_predict=2, ignore_eos=True)
+    list(session.together([only], patient=False))
+    assert [wanted for _, _, wanted in seen] == [False] * 5 + [True] * 2  # 64 tokens each, 15 at the end
+
+
+@pytest.mark.parametrize("turns", range(4))  # whatever number of pieces was read before
+def test_a_short_prompt_beside_long_ones_is_the_next_one_that_is_read(monkeypatch, turns):
+    session = session_of(drafter="none")
+    seen = recording_prefills(monkeypatch)
+    writes = session.generate(prompt_of(1), SAMPLING[0], n_predict=200, ignore_eos=True)
+    long = [session.generate([i + 1, *SCRIPT * 17], SAMPLING[0], n_predict=2) for i in range(5)]
+    short = session.generate([40, 41, *SCRIPT[:30]], SAMPLING[0], n_predict=1, ignore_eos=True)
+    for generation, _ in session.together(Hand(writes, *long, *[None] * (turns + 1), short), patient=False):
+        if generation is short:
+            break
+    assert [size for _, size, _ in seen] == [9, *[32] * turns, 31]
 
 
 def test_a_long_prompt_is_read_though_short_ones_keep_coming():
