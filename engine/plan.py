@@ -23,6 +23,7 @@ from specx.backends.base import Facts
 from specx.drafters.base import EMPTY_DRAFT, Draft, Room, StepCosts
 from specx.engine.budget import Budget, Decision, Part, Planned, Terms
 from specx.engine.cost.company import CompanyCosts, fill_rows, fill_width
+from specx.engine.cost.governor import Governor
 from specx.engine.cost.staircase import CLIP, Staircase
 from specx.engine.offers import Asking
 from specx.kernels._native import best_prefix
@@ -48,6 +49,7 @@ class Plan:
 
     Attributes:
         asking: when sources that cost time are asked.
+        governor: follows what other processes leave of the machine, if it is to be followed.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Plan:
     ) -> None:
         self.staircase = staircase
         self.company = CompanyCosts(staircase)
+        self.governor: Governor | None = None
         self.asking = asking(self._best, self._expected, clock)
         self.max_nodes = max_nodes
         self.widths = widths
@@ -122,6 +125,9 @@ class Plan:
             job.outlook.written += count + 1
         self._host_ms += TIME_RATE * (host_ms / len(jobs) - self._host_ms)
         self.asking.earn(decision, forward_ms + host_ms + decision.asked_ms)
+        if self.governor is not None:
+            rows = sum(len(part.draft) + 1 for part in decision.parts)
+            self.governor.observe(forward_ms / self.staircase.quiet_cost(rows, max(lengths)))
         if len(jobs) == 1:
             self._observe_one(decision, jobs[0].budget, lengths[0], accepted[0], forward_ms)
         else:

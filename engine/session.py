@@ -29,6 +29,7 @@ from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.choice import Setup
 from specx.engine.setup.explain import silent
 from specx.engine.setup.here import Here
+from specx.engine.setup.threads import governor_of
 from specx.engine.slots import Slots
 from specx.engine.text.alphabet import Alphabet
 from specx.engine.text.answer import Chunk, Request, Result, Timings
@@ -90,6 +91,7 @@ class Session:
         self.slots = Slots(model, copies=not asked.context_shift)
         widths = self._exact_widths()
         self.plan = Plan(self.staircase, max_nodes=asked.draft_max, widths=widths, clock=clock)
+        self.plan.governor = governor_of(model, setup)
         self.draft_models = draft_models(self) if draft_models and not self.plain_reason else None
         self.drafter_name = ""
         self.drafter: Drafter

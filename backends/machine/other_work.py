@@ -73,16 +73,20 @@ class OtherWork:
         self._others, self._start = self._others_now(), clock()
         self._waits, self._throttled = self._waits_now(), throttled_s(root)
 
+    def others_s(self) -> float | None:
+        """CPU seconds that other processes have had until now; None if that cannot be read."""
+        others = self._others_now()
+        return None if others is None or self._others is None else max(0.0, others - self._others)
+
     def so_far(self) -> Work:
         """What has happened until now."""
-        others, waits = self._others_now(), self._waits_now()
+        others, waits = self.others_s(), self._waits_now()
         before = self._waits
         waited = sum(max(0, ns - before.get(thread, 0)) for thread, ns in waits.items()) / 1e9
-        known = others is not None and self._others is not None
         return Work(
             seconds=self._clock() - self._start,
             cpus=len(self._cpus),
-            others_s=max(0.0, (others or 0.0) - (self._others or 0.0)) if known else None,
+            others_s=others,
             waited_s=waited if waits and before else None,
             tick_s=math.sqrt(len(self._cpus)) / self._ticks,  # each CPU is off by part of a tick, up or down
             throttled_s=max(0.0, throttled_s(self._root) - self._throttled),

@@ -127,6 +127,13 @@ class Staircase:
         """Milliseconds of a call of `n` tokens, as in `costs`; of widths that are not used, too."""
         return self._regimes.expected(n, self._weights(length)) if self._depths else float(n)
 
+    def quiet_cost(self, n: int, length: int) -> float:
+        """Milliseconds of a call of `n` tokens as it was measured, whatever real steps take now."""
+        if not self._depths:
+            return float(n)
+        n, measured = min(n, self.max_width), self._regimes.measured
+        return float(sum(measured[depth].item(n) * weight for depth, weight in self._weights(length)))
+
     def all_costs(self, length: int) -> NDArray[np.float64]:
         """`cost` of every width: (max_width + 1,) milliseconds; what is at 0 means nothing."""
         if not self._depths:

@@ -9,24 +9,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from specx.backends.base import Model
+from specx.backends.llama.kernels import SPECX
 from specx.backends.machine.machine import CPU, this_cpu
 from specx.backends.store import Store
+from specx.engine.cost.governor import Governor
 from specx.engine.cost.rate import chain_rate
 from specx.engine.cost.timing import Clock, Measurement, Watch, time_step, watch_others
 from specx.engine.settings import Asked, AskedModel
 from specx.engine.setup.basis import is_contradicted
-from specx.engine.setup.choice import ASKED, MEASURED, Choice
+from specx.engine.setup.choice import ASKED, MEASURED, Choice, Setup
 from specx.engine.setup.kernels import DEPTH, remembered_choice
 
 __all__ = [
     "ThreadTimes",
     "candidates",
     "choose_threads",
+    "governor_of",
     "load_threads",
     "measure_threads",
     "save_threads",
@@ -182,6 +185,24 @@ def choose_threads(asked: AskedModel, store: Store, key: str) -> tuple[Choice[in
         return Choice(kept.decode, MEASURED), batch or Choice(kept.batch, MEASURED)
     rule = Choice(this_cpu().default_threads, "one for each usable core (`specx probe MODEL` measures)")
     return rule, batch or rule
+
+
+def governor_of(model: Model, setup: Setup | None) -> Governor | None:
+    """What follows the work of others with the number of threads, where that leaves the text as it is.
+
+    The numbers of `setup` are the most that are used. With llama.cpp's kernels other numbers give other bits.
+    """
+    kernels = getattr(model, "kernels", None)
+    if setup is None or kernels != SPECX:
+        return None
+    threads, batch = setup.threads.value, setup.threads_batch.value
+    if max(threads, batch) < 2:
+        return None
+
+    def apply(n: int) -> None:
+        cast(ThreadedModel, model).set_threads(min(n, threads), min(n, batch))
+
+    return Governor(max(threads, batch), apply)
 
 
 def warn_of_threads(asked: Asked, notice: Callable[[str], None], cpu: CPU | None = None) -> None:

@@ -22,6 +22,7 @@ from specx.engine.plan import Plan
 from specx.engine.report.certificate import PROMPTS, compare_drafters
 from specx.engine.session import Session
 from specx.engine.settings import Asked, AskedModel, SamplingSettings
+from specx.engine.setup.threads import governor_of
 from specx.engine.text.template import ChatTemplate
 
 
@@ -155,6 +156,25 @@ def test_nothing_is_kept_without_a_store(smollm2, tmp_path, monkeypatch):
         tokens = encoded(session, PROMPTS[:1])[0]
         list(session.generate(tokens, SamplingSettings(seed=1, temperature=0.0), n_predict=4))
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.usefixtures("ours")
+def test_the_number_of_threads_changes_nothing(smollm2):
+    with opened(smollm2, kernels="specx", threads=2) as session:
+        tokens, texts = encoded(session, PROMPTS[:1])[0], []
+        governor = governor_of(session.model, session.setup)
+        assert governor.threads == 2
+        for turns in ((2,), (1, 2, 2)):
+            numbers = itertools.cycle(turns)
+            governor.observe = lambda _ratio, numbers=numbers: governor._use(next(numbers))
+            session.plan.governor = governor
+            session.forget_conversation()
+            generation = session.generate(tokens, SamplingSettings(seed=4), n_predict=40)
+            list(generation)
+            texts.append(generation.result.tokens)
+        assert texts[0] == texts[1] and len(texts[0]) == 40
+    with opened(smollm2, kernels="stock", threads=2) as session:
+        assert governor_of(session.model, session.setup) is None  # there it could change them
 
 
 @pytest.mark.usefixtures("ours")
