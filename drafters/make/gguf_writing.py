@@ -28,6 +28,8 @@ __all__ = [
     "Appendix",
     "NewTensor",
     "Source",
+    "boolean",
+    "float32",
     "int32s",
     "made_entries",
     "text",
@@ -41,7 +43,7 @@ Bytes = NDArray[np.uint8]
 VERSION = 3
 ALIGNMENT = 32  # bytes between tensors, where a file does not say
 PAGE = 4096  # what is appended begins at a multiple, so that a row touches as few pages as it can
-_UINT32, _INT32, _STRING, _ARRAY, _UINT64 = 4, 5, 8, 9, 10
+_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _UINT64 = 4, 5, 6, 7, 8, 9, 10
 _SPLIT = "split."
 
 
@@ -53,6 +55,16 @@ def uint32(value: int) -> bytes:
 def uint64(value: int) -> bytes:
     """A metadata value."""
     return struct.pack("<IQ", _UINT64, value)
+
+
+def float32(value: float) -> bytes:
+    """A metadata value."""
+    return struct.pack("<If", _FLOAT32, value)
+
+
+def boolean(value: bool) -> bytes:
+    """A metadata value."""
+    return struct.pack("<I?", _BOOL, value)
 
 
 def text(value: str) -> bytes:

@@ -1,0 +1,1 @@
+"""Training draft heads; everything here that computes needs torch."""

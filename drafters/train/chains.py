@@ -1,0 +1,108 @@
+"""How far a head's chains are right, as decoding would find it: the head goes on from its own states.
+
+A draft is right as far as its tokens are those that the target chose. Up to there what the head is given are
+the target's tokens, so all chains of a text are computed side by side; decoding then passes over those that
+start where the one before ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from specx.drafters.train.batches import Batch
+from specx.drafters.train.head import Head, Keys
+
+__all__ = ["DEPTH", "Acceptance", "measure_chains", "right_lengths"]
+
+DEPTH = 8  # tokens of a chain
+
+
+@dataclass(slots=True)
+class Acceptance:
+    """What was counted.
+
+    Attributes:
+        steps: of decoding.
+        tokens: that they gave, each with one more than was drafted right.
+        reached, right: of the d-th drafted tokens how many all before were right of, and how many were right.
+    """
+
+    steps: int
+    tokens: int
+    reached: NDArray[np.int64]
+    right: NDArray[np.int64]
+
+    @property
+    def length(self) -> float:
+        """Mean tokens of a step."""
+        return self.tokens / self.steps if self.steps else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """For files."""
+        shares = self.right / np.maximum(self.reached, 1)
+        return {"length": round(self.length, 4), "by_step": [round(float(share), 4) for share in shares]}
+
+
+@torch.no_grad()
+def right_lengths(head: Head, batch: Batch, ids: NDArray[np.int32], depth: int = DEPTH) -> NDArray[np.int64]:
+    """(B, N) how many tokens of the chain from each start are those of the text, N = T - 1; at most `depth`.
+
+    The chain from p drafts the tokens from p + 2 on. Where the text ends, a chain ends.
+    """
+    tokens = torch.from_numpy(batch.tokens)
+    n = tokens.shape[1] - 1
+    padded = torch.nn.functional.pad(tokens, (0, depth + 1), value=-1)
+    hidden = head.encode(torch.from_numpy(batch.features))[:, :n]
+    known, starts = Keys(), torch.arange(n)
+    going = torch.ones(len(tokens), n, dtype=torch.bool)
+    lengths = torch.zeros(len(tokens), n, dtype=torch.int64)
+    named = torch.from_numpy(ids.astype(np.int64))
+    for k in range(depth):
+        given = padded[:, 1 + k : 1 + k + n].clamp(min=0)
+        hidden = head.step(given, hidden, known, starts)
+        drafted = named[head.logits(hidden).argmax(-1)]
+        going &= drafted == padded[:, 2 + k : 2 + k + n]
+        lengths += going
+        if not going.any():
+            break
+    return lengths.numpy()
+
+
+def measure_chains(
+    head: Head, batches: Iterable[Batch], ids: NDArray[np.int32], depth: int = DEPTH
+) -> Acceptance:
+    """Decode the texts with drafts of `depth` tokens and count.
+
+    Args:
+        head: the head.
+        batches: of texts that are not trained on.
+        ids: (R,) int32, the tokens that it scores.
+        depth: tokens of a chain.
+    """
+    found = Acceptance(0, 0, np.zeros(depth, np.int64), np.zeros(depth, np.int64))
+    for batch in batches:
+        for lengths, chosen in zip(right_lengths(head, batch, ids, depth), batch.chosen, strict=True):
+            places = np.flatnonzero(chosen)
+            if len(places):
+                _decode(found, lengths, int(places[0]), int(places[-1]))
+    return found
+
+
+def _decode(found: Acceptance, lengths: NDArray[np.int64], first: int, last: int) -> None:
+    """Count the steps of one window, whose drafts begin behind tokens `first` + 1 to `last`."""
+    at = first
+    while at < last:  # the token at + 1 is known; the next ones are drafted
+        right = int(min(lengths[at], last - at))
+        whole = at + len(found.right) < last
+        if whole or right < last - at:
+            found.steps += 1
+            found.tokens += right + 1
+            found.reached[: right + 1] += 1
+            found.right[:right] += 1
+        at += right + 1

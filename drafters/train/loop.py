@@ -1,0 +1,192 @@
+"""The training loop: the head learns what the target would say, over several steps of its own chains.
+
+The loss of step k is the cross-entropy with the target's probabilities, renormalized on the tokens that the
+head scores, times `DECAY`^k (EAGLE-3, arXiv 2503.01840). Its sum over those tokens is estimated: the likely
+tokens of the whole batch are all in it, others are drawn and weighed by how many they stand for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specx.drafters.train.batches import Batch, Batches, Window
+from specx.drafters.train.head import Head, Keys
+
+__all__ = ["Learning", "Trainer", "batch_loss"]
+
+DECAY = 0.8
+SHARE = 3  # one chain in so many goes on beyond its first token
+LIKELY = 8  # tokens of each position that are in the sum
+DRAWN = 1024  # others
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """How it is learned.
+
+    Attributes:
+        steps: of the chains.
+        rate: the highest learning rate.
+        warm_up: share of the training after which that is reached; it falls along a cosine from there.
+        least: share of the rate at the end.
+        decay: of weights.
+        clip: most that the norm of a gradient may be.
+        bf16: multiply in bfloat16.
+        seed: of everything that is drawn.
+    """
+
+    steps: int = 4
+    rate: float = 1e-3
+    warm_up: float = 0.05
+    least: float = 0.05
+    decay: float = 0.01
+    clip: float = 1.0
+    bf16: bool = False
+    seed: int = 0
+
+    def rate_at(self, done: float) -> float:
+        """The learning rate when a share `done` of the training is over."""
+        if done < self.warm_up:
+            return self.rate * (done / self.warm_up * 0.99 + 0.01)
+        along = min((done - self.warm_up) / (1 - self.warm_up), 1.0)
+        return self.rate * (self.least + (1 - self.least) * (1 + math.cos(math.pi * along)) / 2)
+
+
+class Trainer:
+    """Trains a head, batch by batch. What it holds can be saved and loaded.
+
+    Args:
+        head: the head.
+        batches: what is learned from.
+        learning: how.
+
+    Attributes:
+        step: batches so far.
+        tokens: tokens in them, padding left out.
+    """
+
+    def __init__(self, head: Head, batches: Batches, learning: Learning) -> None:
+        self.head, self._batches, self._learning = head, batches, learning
+        matrices = [p for p in head.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in head.parameters() if p.requires_grad and p.ndim == 1]
+        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        self._parameters = matrices + others
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=learning.rate, betas=(0.9, 0.95), weight_decay=learning.decay
+        )
+        self.step = self.tokens = 0
+        self._epoch: tuple[int, list[list[Window]]] = (0, batches.epoch(0))
+
+    def learn(self, done: float) -> float:
+        """Learn from the next batch.
+
+        Args:
+            done: share of the training that is over.
+
+        Returns:
+            The loss.
+        """
+        learning = self._learning
+        batch = self._batches.load(self._next())
+        torch.manual_seed(learning.seed * 1_000_003 + self.step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning.rate_at(done)
+        with torch.autocast("cpu", torch.bfloat16, enabled=learning.bf16):
+            loss = batch_loss(self.head, batch, learning.steps)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, learning.clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.tokens += int((batch.weights > 0).sum())
+        return float(loss.detach())
+
+    def state(self) -> dict[str, object]:
+        """What `load` takes."""
+        trained = {name: p.detach() for name, p in self.head.named_parameters() if p.requires_grad}
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "head": trained,
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load(self, state: dict[str, object]) -> None:
+        """Go on from a state.
+
+        Raises:
+            KeyError, ValueError, RuntimeError, TypeError: it is one of another head.
+        """
+        trained = {name: p for name, p in self.head.named_parameters() if p.requires_grad}
+        saved = state["head"]
+        assert isinstance(saved, dict) and isinstance(state["optimizer"], dict)
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(saved[name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step, self.tokens = int(str(state["step"])), int(str(state["tokens"]))
+
+    def _next(self) -> list[Window]:
+        """The windows of the next batch."""
+        number, batches = self._epoch
+        wanted, at = divmod(self.step, len(batches))
+        if wanted != number:
+            self._epoch = wanted, self._batches.epoch(wanted)
+        return self._epoch[1][at % len(self._epoch[1])]
+
+
+def batch_loss(head: Head, batch: Batch, steps: int) -> Tensor:
+    """The loss of a batch, over chains of `steps` tokens.
+
+    Step 0 is computed everywhere, as chains attend to it; further steps of some chains, which are drawn.
+    """
+    tokens, weights = torch.from_numpy(batch.tokens), torch.from_numpy(batch.weights)
+    rows, likely = torch.from_numpy(batch.rows), torch.from_numpy(batch.likely)
+    steps = min(steps, tokens.shape[1] - 1)
+    n = tokens.shape[1] - steps
+    candidates, offsets, place = _candidates(rows, weights, len(head.output))
+    hidden, known = head.encode(torch.from_numpy(batch.features)[:, :n]), Keys()
+    starts, total = torch.arange(n), torch.zeros(())
+    for k in range(steps):
+        if k == 1:
+            starts = torch.randperm(n)[: -(-n // SHARE)].sort().values
+            hidden = hidden[:, starts]
+        here = starts + k + 1
+        hidden = head.step(tokens[:, here], hidden, known, starts)
+        weight = weights[:, here]
+        wanted = weight > 0
+        logits = head.logits(hidden[wanted], candidates).float() + offsets
+        said = logits.log_softmax(-1).gather(-1, place[rows[:, here][wanted].clamp(min=0)])
+        losses = -(said * likely[:, here][wanted]).sum(-1)
+        total = total + DECAY**k * (losses * weight[wanted]).sum() / weight.sum().clamp(min=1.0)
+    return total / sum(DECAY**k for k in range(steps))
+
+
+def _candidates(rows: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows that are scored in a batch.
+
+    Args:
+        rows: (B, T, K) the likely rows of each position; -1 for none.
+        weights: (B, T), 0 where a position does not matter.
+        count: R, all rows.
+
+    Returns:
+        (C,) the rows, (C,) what to add to their logits, (R,) the place of each row among them; of one that
+        is not there a place all the same.
+    """
+    seen = torch.zeros(count, dtype=torch.bool)
+    best = rows[weights > 0]
+    seen[best[best >= 0]] = True
+    unseen = torch.nonzero(~seen)[:, 0]
+    drawn = unseen[torch.randperm(len(unseen))[:DRAWN]]
+    candidates = torch.cat([torch.nonzero(seen)[:, 0], drawn])
+    offsets = torch.zeros(len(candidates))
+    if len(drawn):
+        offsets[-len(drawn) :] = math.log(len(unseen) / len(drawn))
+    place = torch.zeros(count, dtype=torch.int64)
+    place[candidates] = torch.arange(len(candidates))
+    return candidates, offsets, place
