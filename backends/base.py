@@ -20,6 +20,7 @@ from specx.kernels._native import LogitRows, Pieces
 __all__ = [
     "Cache",
     "Facts",
+    "FeatureSink",
     "Model",
     "Output",
     "Progress",
@@ -36,6 +37,10 @@ Progress = Callable[[int, int], None]
 
 RowSink = Callable[[NDArray[np.int32], NDArray[np.float32]], None]
 """Called with tokens (n,) and the logits (n, V) that follow each of them; the logits are borrowed."""
+
+
+FeatureSink = Callable[[NDArray[np.int32], NDArray[np.float32]], None]
+"""Called with tokens (n,) and what entered k layers (n, k * d) for each; the hidden states are borrowed."""
 
 
 class Want(Flag):
@@ -88,7 +93,8 @@ class Output:
 
     Attributes:
         logits: (n, V) float32, row i follows token i of the tree. Borrowed: valid until the next call.
-        hidden: (n, d) float32 hidden states, if the call was asked for them. Borrowed, too.
+        hidden: (n, k * d) float32 hidden states of the layers that are extracted, if the call was asked for
+            them. Borrowed, too.
         rows: `logits` with what is known of them: each is read through once, whoever asks first.
     """
 
@@ -185,6 +191,17 @@ class Model(Protocol):
             RuntimeError: there are `max_texts` already, or the model was closed.
         """
 
+    def extract(self, layers: Sequence[int]) -> None:
+        """Give what enters these layers wherever hidden states are wanted, side by side; with none, no more.
+
+        Args:
+            layers: their numbers, from 0; what enters layer i is what layer i - 1 hands on.
+
+        Raises:
+            ValueError: there is no such layer, or others are given already.
+            SpecxError: this model gives no hidden states.
+        """
+
     def forward(self, trees: Sequence[Tree], want: Want = Want.LOGITS) -> list[Output]:
         """Compute a tree of tokens beyond each of some texts, committing nothing.
 
@@ -236,11 +253,23 @@ class Cache(Protocol):
         return self.model.facts.max_leaves
 
     def prefill(
-        self, tokens: Sequence[int], *, progress: Progress | None = None, rows: RowSink | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        progress: Progress | None = None,
+        rows: RowSink | None = None,
+        features: FeatureSink | None = None,
     ) -> None:
-        """Commit `tokens` after the present ones. `rows` receives the logits of the last `Facts.prompt_rows`.
+        """Commit `tokens` after the present ones.
+
+        Args:
+            tokens: what follows.
+            progress: told how far it is.
+            rows: receives the logits of the last `Facts.prompt_rows`.
+            features: receives the hidden states of all, in order, of the layers that are extracted.
 
         Raises:
+            ValueError: `features` are wanted of no layer.
             ContextFullError: they do not fit.
             Exception: what `progress` raises; the tokens that were finished before stay committed.
         """

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Cache, Facts, Output, Progress, RowSink, Tree, Want
+from specx.backends.base import Cache, Facts, FeatureSink, Output, Progress, RowSink, Tree, Want
 from specx.backends.errors import ContextFullError, RollbackError
 from specx.backends.scripted_vocab import ScriptedVocab
 
@@ -22,6 +22,7 @@ __all__ = ["ScriptedCache", "ScriptedModel", "ScriptedVocab", "SimulatedClock"]
 _PREFILL_PIECE = 64  # tokens between two calls of `progress`
 _CACHED_ROWS = 4096
 HIDDEN_SIZE = 8
+LAYERS = 8
 
 
 class SimulatedClock:
@@ -104,6 +105,7 @@ class ScriptedModel:
         self._sleep = clock.sleep if clock else time.sleep
         self._cache_class = cache_class or ScriptedCache
         self._open: list[ScriptedCache] = []
+        self._layers: tuple[int, ...] = ()
         self._loaded = True
         self._rows: dict[tuple[int, ...], NDArray[np.float32]] = {}
         self._buffer = np.empty((self.facts.max_rows, vocab_size), np.float32)
@@ -132,10 +134,29 @@ class ScriptedModel:
             row = self._rows[state] = self._compute(state)
         return row
 
+    def extract(self, layers: Sequence[int]) -> None:
+        """Give hidden states of these layers, of which there are `LAYERS`; with none, no more.
+
+        Raises:
+            ValueError: there is no such layer, or others are given already.
+        """
+        if any(not 0 <= layer < LAYERS for layer in layers) or len(set(layers)) < len(layers):
+            raise ValueError(f"there are no layers {list(layers)}")
+        if layers and self._layers not in ((), tuple(layers)):
+            raise ValueError(f"the inputs of layers {self._layers} are given already")
+        self._layers = tuple(layers)
+
     def hidden(self, context: Sequence[int]) -> NDArray[np.float32]:
-        """Hidden state (HIDDEN_SIZE,) float32 after `context`: a function of what the logits depend on."""
-        generator = self._generator(("hidden", tuple(context[max(0, len(context) - self._order) :])))
-        return generator.standard_normal(HIDDEN_SIZE).astype(np.float32)
+        """Hidden states (k * HIDDEN_SIZE,) float32 after `context` of the layers that are extracted.
+
+        They are functions of what the logits depend on.
+        """
+        self.check_layers()
+        state = tuple(context[max(0, len(context) - self._order) :])
+        rows = [
+            self._generator(("hidden", layer, state)).standard_normal(HIDDEN_SIZE) for layer in self._layers
+        ]
+        return np.concatenate(rows).astype(np.float32)
 
     def probabilities(self, context: Sequence[int]) -> NDArray[np.float64]:
         """Probabilities (V,) float64 of the token after `context`: the softmax of its logits."""
@@ -193,6 +214,11 @@ class ScriptedModel:
         for token in tokens:
             if not 0 <= token < self.vocab.size:
                 raise ValueError(f"there is no token {token}")
+
+    def check_layers(self) -> None:
+        """Raise ValueError unless hidden states of some layers are given."""
+        if not self._layers:
+            raise ValueError("hidden states are wanted of no layer")
 
     def _generator(self, key: object) -> np.random.Generator:
         digest = hashlib.blake2b(repr((self._seed, key)).encode(), digest_size=16).digest()
@@ -281,15 +307,24 @@ class ScriptedCache(Cache):
         return contexts
 
     def prefill(
-        self, tokens: Sequence[int], *, progress: Progress | None = None, rows: RowSink | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        progress: Progress | None = None,
+        rows: RowSink | None = None,
+        features: FeatureSink | None = None,
     ) -> None:
-        """Commit `tokens` after the present ones; `rows` gets the logits after each of them.
+        """Commit `tokens` after the present ones; `rows` gets the logits after each of them, and `features`
+        their hidden states.
 
         Raises:
             ContextFullError: they do not fit.
+            ValueError: hidden states are wanted of no layer.
         """
         self.check_idle()
         self._model.check_tokens(tokens)
+        if features is not None:
+            self._model.check_layers()
         if self.length + len(tokens) > self.n_ctx:
             raise ContextFullError(
                 f"the prompt has {self.length + len(tokens)} tokens and the context holds {self.n_ctx}",
@@ -297,11 +332,15 @@ class ScriptedCache(Cache):
             )
         for start in range(0, len(tokens), _PREFILL_PIECE):
             piece = [int(token) for token in tokens[start : start + _PREFILL_PIECE]]
-            logits = []
+            logits, hidden = [], []
             for token in piece:
                 self._committed.append(token)
                 if rows is not None:
                     logits.append(self._model.logits(self._committed))
+                if features is not None:
+                    hidden.append(self._model.hidden(self._committed))
+            if features is not None:
+                features(np.array(piece, np.int32), np.stack(hidden))
             if rows is not None:
                 rows(np.array(piece, np.int32), np.stack(logits))
             if progress is not None:

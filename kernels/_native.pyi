@@ -387,6 +387,36 @@ def dot_rows(
         ValueError: there is no such row, or sizes do not go together.
     """
 
+class LayerTap:
+    """Copies the inputs of some layers out of what llama.cpp computes: a callback for `cb_eval`.
+
+    Args:
+        name, nbytes, get: addresses of ggml_get_name, ggml_nbytes and ggml_backend_tensor_get.
+
+    Attributes:
+        callback: address of the function.
+        address: what the function takes as its user data. It must outlive the context.
+    """
+
+    callback: int
+    address: int
+
+    def __init__(self, name: int, nbytes: int, get: int) -> None: ...
+    def watch(self, layers: Sequence[int]) -> None:
+        """Copy what enters these layers; 0 is none of them that it can tell."""
+
+    def begin(self, rows: NDArray[np.float32]) -> None:
+        """The next call's rows go to `rows` (at least as many, k * d), as they are computed.
+
+        The array must live until `end`.
+
+        Raises:
+            ValueError: the columns cannot be those of k layers.
+        """
+
+    def end(self) -> int:
+        """How many rows came of each layer; -1 if it was not the same number, or there was no room."""
+
 def distinct_tokens(section: bytes, count: int) -> int:
     """How many of the `count` texts of an array of strings of a GGUF file differ; empty ones all do.
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Cache, Model, Progress, RowSink, Tree
+from specx.backends.base import Cache, FeatureSink, Model, Progress, RowSink, Tree
 from specx.backends.errors import ContextFullError, RollbackError
 from specx.backends.llama.batch import TreeShape
 
@@ -52,8 +52,11 @@ class Reader(Model, Protocol):
     def closed(self, cache: LlamaCache) -> None:
         """`cache` holds a text no longer."""
 
-    def read(self, cache: LlamaCache, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32] | None:
-        """Compute consecutive tokens of a text; logits after the last `wanted`, as far as they are cheap."""
+    def read(
+        self, cache: LlamaCache, tokens: NDArray[np.int32], wanted: int, *, features: bool = False
+    ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+        """Compute consecutive tokens of a text; logits after the last `wanted`, as far as they are cheap, and
+        hidden states of all, if they are wanted."""
 
     def watched(self, progress: Progress | None, done: int, total: int) -> AbstractContextManager[None]:
         """Call `progress` meanwhile, which may end the call by raising."""
@@ -108,9 +111,15 @@ class LlamaCache(Cache):
         return min(room, ring - self.end % ring) if ring else room
 
     def prefill(
-        self, tokens: Sequence[int], *, progress: Progress | None = None, rows: RowSink | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        progress: Progress | None = None,
+        rows: RowSink | None = None,
+        features: FeatureSink | None = None,
     ) -> None:
-        """Commit `tokens` after the present ones; `rows` gets the logits after the last few of them.
+        """Commit `tokens` after the present ones; `rows` gets the logits after the last few of them, and
+        `features` the hidden states of all.
 
         Raises:
             ContextFullError: they do not fit.
@@ -125,7 +134,7 @@ class LlamaCache(Cache):
         while done < total:
             piece = everything[done : done + self._model.piece]
             with self._model.watched(progress if len(piece) >= WATCHED else None, done, total):
-                self._read(piece, rows if done + len(piece) == total else None)
+                self._read(piece, rows if done + len(piece) == total else None, features)
             done += len(piece)
             if progress is not None:
                 progress(done, total)
@@ -291,14 +300,17 @@ class LlamaCache(Cache):
         """Remove the rows that filled up a call in which this text took no part."""
         self._remove(self.main, self.end)
 
-    def _read(self, piece: NDArray[np.int32], rows: RowSink | None) -> None:
+    def _read(self, piece: NDArray[np.int32], rows: RowSink | None, features: FeatureSink | None) -> None:
+        wanted = len(piece) if rows is not None else 0
         try:
-            logits = self._model.read(self, piece, len(piece) if rows is not None else 0)
+            logits, hidden = self._model.read(self, piece, wanted, features=features is not None)
         except BaseException:
             self.drop_uncommitted()
             raise
         self._length += len(piece)
         self._held[self.main] = self._length
+        if features is not None and hidden is not None:
+            features(piece, hidden)
         if rows is not None and logits is not None:
             rows(piece[-len(logits) :], logits)
 

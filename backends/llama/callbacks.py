@@ -6,11 +6,12 @@ the first one it calls: before anything that the function could catch. So whoeve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import CodeType, FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["called_by_c", "within_c"]
+__all__ = ["called_by_c", "interruptible", "within_c"]
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -30,3 +31,35 @@ def within_c(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+@contextmanager
+def interruptible(module: Any, context: Any, call: Callable[[], None]) -> Iterator[list[BaseException]]:
+    """Make `call` after every operation of a llama_context; raising there ends what libllama computes.
+
+    Only the CPU backend asks.
+
+    Args:
+        module: llama_cpp.
+        context: the llama_context.
+        call: may raise.
+
+    Yields:
+        What it has raised.
+    """
+    raised: list[BaseException] = []
+
+    @called_by_c
+    def on_operation(_data: Any) -> bool:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 -- ctypes would swallow it; the caller raises it again
+            raised.append(error)
+        return bool(raised)
+
+    callback = module.ggml_abort_callback(on_operation)
+    module.llama_set_abort_callback(context, callback, None)
+    try:
+        yield raised
+    finally:
+        module.llama_set_abort_callback(context, module.ggml_abort_callback(), None)

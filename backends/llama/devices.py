@@ -15,6 +15,7 @@ import numpy as np
 
 from specx.backends.errors import ModelError
 from specx.backends.llama.libllama import lib
+from specx.backends.settings import Load
 
 __all__ = [
     "TRANSFER_BYTES",
@@ -24,6 +25,7 @@ __all__ = [
     "devices_fingerprint",
     "list_devices",
     "measure_transfer",
+    "on_gpu",
 ]
 
 TYPES = ("CPU", "GPU", "iGPU", "ACCEL", "META")  # enum ggml_backend_dev_type of ggml-backend.h
@@ -75,6 +77,11 @@ class Transfer:
 
     bytes_per_s: float | None
     skipped: str = ""
+
+
+def on_gpu(load: Load) -> bool:
+    """Whether a GPU computes layers of a model."""
+    return load.n_gpu_layers != 0 and any(device.is_gpu for device in list_devices())
 
 
 def list_devices() -> list[Device]:

@@ -18,6 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from specx.backends.bare import bare_package
 from specx.backends.llama import last_words
 from specx.backends.llama.callbacks import called_by_c
@@ -25,6 +28,7 @@ from specx.backends.printable import printable
 
 __all__ = [
     "build_fingerprint",
+    "floats_at",
     "forget_log",
     "lib",
     "recent_errors",
@@ -72,6 +76,13 @@ def lib() -> Any:
     last_words.install(llama_cpp.llama_cpp._lib)
     llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+def floats_at(pointer: Any, rows: int, columns: int) -> NDArray[np.float32]:
+    """The array (rows, columns) at a pointer of libllama's; borrowed."""
+    whole = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * (rows * columns))).contents
+    floats: NDArray[np.float32] = np.ctypeslib.as_array(whole).reshape(rows, columns)
+    return floats
 
 
 def _share_cxx_library() -> None:

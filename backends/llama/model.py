@@ -21,11 +21,12 @@ from specx.backends.errors import ContextFullError, ModelError
 from specx.backends.gguf.cache_size import cells
 from specx.backends.llama.batch import Batch
 from specx.backends.llama.cache import LlamaCache
-from specx.backends.llama.callbacks import called_by_c
+from specx.backends.llama.callbacks import interruptible
 from specx.backends.llama.context_rows import context_rows
-from specx.backends.llama.devices import list_devices
+from specx.backends.llama.devices import on_gpu
+from specx.backends.llama.extraction import Extraction, extraction_of
 from specx.backends.llama.kernels import STOCK, Kernels, enable
-from specx.backends.llama.libllama import lib, set_verbose
+from specx.backends.llama.libllama import floats_at, lib, set_verbose
 from specx.backends.llama.params import (
     MAX_WIDTH,
     PROMPT_ROWS,
@@ -98,14 +99,19 @@ class LlamaModel:
         # leave the cells in another order, and sums of floats depend on it.
         leaves = 1 if plain_reason or self.n_swa or kernels.attention else MAX_LEAVES
         streams = load.texts > 1 and kernels.attention
+        architecture = read_architecture(self._lib, self._model)
         try:
             leaves = min(leaves, sequences_per_text(self._lib, load.texts))
-            self._ctx = create_context(self._lib, self._model, load, kernels, leaves=leaves, streams=streams)
+            self._inputs = self._layer_inputs(load, architecture)
+            observer = self._inputs.observer if self._inputs is not None else None
+            self._ctx = create_context(
+                self._lib, self._model, load, kernels, leaves=leaves, streams=streams, observer=observer
+            )
         except BaseException:
             self.close()
             raise
         self.memory = self._lib.llama_get_memory(self._ctx)
-        self._whole_only = read_architecture(self._lib, self._model) in WHOLE_ONLY
+        self._whole_only = architecture in WHOLE_ONLY
         self._rows = context_rows(trimmed, table) if trimmed is not None and table is not None else None
         head = table.ids if table is not None else None
         self.piece: int = min(self._lib.llama_n_batch(self._ctx), self._lib.llama_n_ubatch(self._ctx))
@@ -178,25 +184,39 @@ class LlamaModel:
         """`cache` holds a text no longer."""
         self._caches[cache.slot] = None
 
+    def extract(self, layers: Sequence[int]) -> None:
+        """Give what enters these layers wherever hidden states are wanted; with none, no more.
+
+        Raises:
+            ValueError: there is no such layer, or others are given already.
+            ModelError: this model gives no hidden states.
+        """
+        if self._inputs is None:
+            raise ModelError("this model gives no hidden states", "draft heads cannot be used with it")
+        if layers and self._inputs.layers not in ((), tuple(layers)):
+            raise ValueError(f"the inputs of layers {self._inputs.layers} are given already")
+        if self._inputs.layers != tuple(layers):
+            self._inputs.watch(self._ctx, layers)
+
     def forward(self, trees: Sequence[Tree], want: Want = Want.LOGITS) -> list[Output]:
         """Compute a tree of tokens beyond each of some texts, committing nothing.
 
         Raises:
             ContextFullError: a text has no room for its tree.
-            ValueError: something is not a tree, or wider or bushier than this model takes.
+            ValueError: something is not a tree, or wider or bushier than this model takes, or hidden states
+                are wanted of no layer.
             RuntimeError: a call before was not followed by `keep`.
         """
-        if want not in self.facts.extractable:
-            raise ValueError("this model gives logits only")
+        extraction = self._extraction if Want.HIDDEN in want else None
         caches = [self._checked(tree) for tree in trees]
         computed = sum(map(len, trees))
         if len(trees) > 1:
             self._check_together(trees, caches, computed)
         fillers: list[LlamaCache] = []
         try:
-            rows, starts = self._fill(trees, caches, fillers)
+            rows, starts, places = self._fill(trees, caches, fillers)
             self._extract(hidden := self._rows is not None and not fillers)
-            self._decode(rows)
+            inputs = self._decode(rows, extraction)
             logits = self._logits(computed, hidden=hidden)
         except BaseException:
             for cache in caches:
@@ -206,19 +226,29 @@ class LlamaModel:
             raise
         for filler in fillers:
             filler.drop_filler()
-        return [Output(logits[start : start + len(tree)]) for start, tree in zip(starts, trees, strict=True)]
+        return [
+            Output(
+                logits[start : start + len(tree)],
+                inputs[place : place + len(tree)] if inputs is not None else None,
+            )
+            for start, place, tree in zip(starts, places, trees, strict=True)
+        ]
 
-    def read(self, cache: LlamaCache, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32] | None:
+    def read(
+        self, cache: LlamaCache, tokens: NDArray[np.int32], wanted: int, *, features: bool = False
+    ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
         """Compute consecutive tokens of a text, at most `piece`.
 
         Returns:
-            Logits (m, V) after the last `wanted` of them, or of as many as are cheap; None for none.
+            Logits (m, V) after the last `wanted` of them, or of as many as are cheap; None for none. And the
+            hidden states (n, k * d) of all of them, if they are wanted. Both are borrowed.
         """
         count = min(len(tokens), PROMPT_ROWS, wanted)
+        extraction = self._extraction if features else None
         self._batch.fill_chain(tokens, cache.length, cache.main, count)
         self._extract(False)
-        self._decode(len(tokens))
-        return self._logits(count) if count else None
+        inputs = self._decode(len(tokens), extraction)
+        return self._logits(count) if count else None, inputs
 
     @contextmanager
     def watched(self, progress: Progress | None, done: int, total: int) -> Iterator[None]:
@@ -227,26 +257,13 @@ class LlamaModel:
         if progress is None:
             yield
             return
-        raised: list[BaseException] = []
-
-        @called_by_c
-        def on_operation(_data: Any) -> bool:
+        with interruptible(self._lib, self._ctx, lambda: progress(done, total)) as raised:
             try:
-                progress(done, total)
-            except BaseException as error:  # noqa: BLE001 -- ctypes would swallow it; raised again below
-                raised.append(error)
-            return bool(raised)
-
-        callback = self._lib.ggml_abort_callback(on_operation)
-        self._lib.llama_set_abort_callback(self._ctx, callback, None)
-        try:
-            yield
-        except ModelError:
-            if raised:
-                raise raised[0] from None
-            raise
-        finally:
-            self._lib.llama_set_abort_callback(self._ctx, self._lib.ggml_abort_callback(), None)
+                yield
+            except ModelError:
+                if raised:
+                    raise raised[0] from None
+                raise
 
     def close(self) -> None:
         """Give the memory back, that of the caches included. Safe to call twice."""
@@ -291,7 +308,7 @@ class LlamaModel:
 
     def _fill(
         self, trees: Sequence[Tree], caches: Sequence[LlamaCache], fillers: list[LlamaCache]
-    ) -> tuple[int, list[int]]:
+    ) -> tuple[int, list[int], list[int]]:
         """Put the trees into the batch, in the order of their slots.
 
         llama.cpp computes streams together if these are consecutive. Others in between are filled up with
@@ -303,17 +320,18 @@ class LlamaModel:
             fillers: takes the texts that were filled up.
 
         Returns:
-            The rows of the batch, and for each tree the first of its rows among those that are wanted.
+            The rows of the batch, and for each tree the first of its rows among those that are wanted, and
+            among all.
         """
         by_slot = {cache.slot: i for i, cache in enumerate(caches)}
-        starts, at, wanted = [0] * len(trees), 0, 0
+        starts, places, at, wanted = [0] * len(trees), [0] * len(trees), 0, 0
         spare = self._batch.capacity - sum(map(len, trees))
         for slot in range(min(by_slot), max(by_slot) + 1):
             i = by_slot.get(slot)
             if i is not None:
                 tree, cache = trees[i], caches[i]
                 self._batch.fill_tree(tree.tokens, cache.length, cache.expect(tree), at)
-                starts[i], at, wanted = wanted, at + len(tree), wanted + len(tree)
+                starts[i], places[i], at, wanted = wanted, at, at + len(tree), wanted + len(tree)
             elif self.facts.even and not self.facts.plain_reason:
                 width = len(trees[0])
                 filler = self._caches[slot] or self._cache(slot)
@@ -322,10 +340,24 @@ class LlamaModel:
                     tokens = np.full(width, FILLER, np.int32)
                     self._batch.fill_chain(tokens, filler.end, filler.main, 0, at)
                     at, spare = at + width, spare - width
-        return at, starts
+        return at, starts, places
 
-    def _decode(self, rows: int) -> None:
+    @property
+    def _extraction(self) -> Extraction:
+        """What takes hidden states out.
+
+        Raises:
+            ValueError: they are wanted of no layer.
+        """
+        if self._inputs is None or not self._inputs.layers:
+            raise ValueError("hidden states are wanted of no layer")
+        return self._inputs
+
+    def _decode(self, rows: int, extraction: Extraction | None) -> NDArray[np.float32] | None:
         """Compute the first `rows` rows of the batch.
+
+        Returns:
+            Hidden states (rows, k * d), if there is an `extraction`; borrowed.
 
         Raises:
             ContextFullError: there is no room for them.
@@ -335,9 +367,11 @@ class LlamaModel:
         batch = self._batch.sized(rows)
         if self._rows is not None and self._rows.see(self._batch.tokens[:rows]):
             self.facts = replace(self.facts, head=self._rows.head)
+        if extraction is not None:
+            extraction.begin(rows)
         code = self._lib.llama_decode(self._ctx, batch)
         if code == 0:
-            return
+            return extraction.take(self._ctx, rows) if extraction is not None else None
         if code == 1:
             raise ContextFullError(
                 f"no room in the KV cache for {rows} more tokens", "give it more room with -c"
@@ -355,12 +389,19 @@ class LlamaModel:
 
     def _logits(self, n: int, *, hidden: bool = False) -> NDArray[np.float32]:
         """Logits (n, R) of the rows that are wanted, in the order of the batch; borrowed."""
-        logits = _floats(self._lib.llama_get_logits(self._ctx), n, self._columns)
+        logits = floats_at(self._lib.llama_get_logits(self._ctx), n, self._columns)
         if self._rows is None:
             return logits
         width = self._batch.embeddings.shape[1]
-        states = _floats(self._lib.llama_get_embeddings(self._ctx), n, width) if hidden else None
+        states = floats_at(self._lib.llama_get_embeddings(self._ctx), n, width) if hidden else None
         return self._rows.widen(logits, states)
+
+    def _layer_inputs(self, load: Load, architecture: str) -> Extraction | None:
+        """How hidden states are had; not of draft models, nor by a callback where a GPU computes, whose
+        steps could not be recorded then."""
+        n_layer, width = self._lib.llama_model_n_layer(self._model), self._lib.llama_model_n_embd(self._model)
+        found = extraction_of(architecture, n_layer, width) if self.trimmed is None else None
+        return None if found is not None and found.observer is not None and on_gpu(load) else found
 
     def _facts(
         self,
@@ -373,7 +414,6 @@ class LlamaModel:
     ) -> Facts:
         widest = MAX_WIDTH if self._columns <= LARGE_VOCAB else MAX_WIDTH_LARGE_VOCAB
         texts = load.texts
-        on_gpu = load.n_gpu_layers != 0 and any(device.is_gpu for device in list_devices())
         # llama.cpp ends the process when a call is wider than its n_batch.
         widest = min(widest, int(self._lib.llama_n_batch(self._ctx)))
         return Facts(
@@ -388,7 +428,8 @@ class LlamaModel:
             plain_reason=plain_reason,
             n_ctx_train=int(self._lib.llama_model_n_ctx_train(self._model)),
             head=head,
-            settles=SETTLES_ON_GPU if on_gpu else 1,
+            extractable=Want.LOGITS if self._inputs is None else Want.LOGITS | Want.HIDDEN,
+            settles=SETTLES_ON_GPU if on_gpu(load) else 1,
         )
 
     def _why_plain(self) -> str | None:
@@ -404,10 +445,3 @@ def read_architecture(module: Any, model: Any) -> str:
     name = ctypes.create_string_buffer(64)
     module.llama_model_meta_val_str(model, b"general.architecture", name, len(name))
     return name.value.decode(errors="replace")
-
-
-def _floats(pointer: Any, rows: int, columns: int) -> NDArray[np.float32]:
-    """The array (rows, columns) at a pointer of libllama's; borrowed."""
-    whole = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * (rows * columns))).contents
-    floats: NDArray[np.float32] = np.ctypeslib.as_array(whole).reshape(rows, columns)
-    return floats

@@ -14,6 +14,7 @@ from specx.backends.gguf.cache_size import CELLS
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama.callbacks import called_by_c
 from specx.backends.llama.devices import device_pointer
+from specx.backends.llama.extraction import Observer
 from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.last_words import working_on
 from specx.backends.llama.libllama import forget_log, recent_errors, recent_log
@@ -103,7 +104,7 @@ def create_context(
     *,
     leaves: int,
     streams: bool,
-    observer: Any = None,
+    observer: Observer | None = None,
 ) -> Any:
     """A llama_context for the texts of `load`.
 
@@ -114,7 +115,8 @@ def create_context(
         kernels: what attention is computed with.
         leaves: of a token tree; each takes a sequence.
         streams: whether each text has cells of its own, in a stream of the KV cache.
-        observer: C callback that is told every value that is computed; must outlive the context.
+        observer: C callback that is told every value that is computed, and its user data; must outlive the
+            context.
 
     Raises:
         ModelError: it cannot be created.
@@ -124,7 +126,9 @@ def create_context(
     # Streams divide the cells evenly, in steps of CELLS.
     per_text = -(-wanted // CELLS) * CELLS if load.texts > 1 else wanted
     params.n_ctx = per_text * load.texts
-    params.n_batch = max(1, min(load.n_batch, wanted), load.texts)
+    # No call is wider than a piece of a prompt or a step, and hidden states take memory for each row of one.
+    widest = max(load.n_ubatch, MAX_WIDTH)
+    params.n_batch = max(1, min(load.n_batch, wanted, widest), load.texts)
     params.n_ubatch = max(1, min(load.n_ubatch, load.n_batch), load.texts)
     params.n_seq_max = load.texts * leaves
     params.kv_unified = not streams
@@ -139,7 +143,7 @@ def create_context(
     params.swa_full = load.swa_full
     params.no_perf = True
     if observer is not None:
-        params.cb_eval = observer
+        params.cb_eval, params.cb_eval_user_data = observer
     context = module.llama_init_from_model(model, params)
     if not context:
         reason = (recent_errors() or ["no reason given"])[-1]

@@ -18,7 +18,7 @@ from specx.backends.errors import ContextFullError, ModelError
 from specx.backends.llama.batch import Batch
 from specx.backends.llama.callbacks import called_by_c
 from specx.backends.llama.kernels import STOCK, enable
-from specx.backends.llama.libllama import lib, set_verbose
+from specx.backends.llama.libllama import floats_at, lib, set_verbose
 from specx.backends.llama.params import PROMPT_ROWS, create_context, load_weights
 from specx.backends.llama.vocab import LlamaVocab
 from specx.backends.settings import Load
@@ -52,7 +52,7 @@ class SkippingModel:
         self._observer = self._made_observer()
         try:
             self._ctx = create_context(
-                self._lib, self._model, load, STOCK, leaves=1, streams=False, observer=self._observer
+                self._lib, self._model, load, STOCK, leaves=1, streams=False, observer=(self._observer, None)
             )
         except BaseException:
             self.close()
@@ -109,10 +109,7 @@ class SkippingModel:
             enable(STOCK)
             if self._lib.llama_decode(self._ctx, self._batch.sized(len(piece))):
                 raise ModelError("llama.cpp could not compute a text", "run again with --verbose")
-            shape = (len(piece), self.vocab.size)
-            pointer = self._lib.llama_get_logits(self._ctx)
-            kind = ctypes.POINTER(ctypes.c_float * (shape[0] * shape[1]))
-            yield np.ctypeslib.as_array(ctypes.cast(pointer, kind).contents).reshape(shape)
+            yield floats_at(self._lib.llama_get_logits(self._ctx), len(piece), self.vocab.size)
 
     def _made_observer(self) -> Any:
         name_of, nbytes_of, read, write = _tensor_functions(self._lib.llama_cpp._lib)

@@ -11,6 +11,7 @@ void bind_bandwidth(nb::module_& m);
 void bind_distinct(nb::module_& m);
 void bind_pieces(nb::module_& m);
 void bind_dot_rows(nb::module_& m);
+void bind_layer_tap(nb::module_& m);
 
 NB_MODULE(_native, m) {
     bind_sampling(m);
@@ -21,4 +22,5 @@ NB_MODULE(_native, m) {
     bind_distinct(m);
     bind_pieces(m);
     bind_dot_rows(m);
+    bind_layer_tap(m);
 }

@@ -338,6 +338,7 @@ class SeveralTexts(RuleBasedStateMachine):
             with pytest.raises(ContextFullError):
                 self.model.forward(trees)
             return  # nothing is to be kept of any of them
+        self.model.extract([1])
         outputs = self.model.forward(trees, Want.LOGITS | Want.HIDDEN)
         for t, output in zip(trees, outputs, strict=True):
             text, paths = self.texts[t.cache], []
@@ -411,10 +412,30 @@ def test_hidden_rows_are_given_when_they_are_asked_for():
     cache = model.open()
     assert forward(cache, [1, 2], [-1, 0]).hidden is None
     cache.keep([0])
+    for wanted in (
+        lambda: model.forward([Tree(cache, *tree([5], [-1]))], Want.LOGITS | Want.HIDDEN),
+        lambda: cache.prefill([5], features=lambda *_: None),
+    ):
+        with pytest.raises(ValueError, match="of no layer"):
+            wanted()
+    assert cache.length == 1
+    model.extract([3])
+    with pytest.raises(ValueError, match="given already"):
+        model.extract([3, 4])
+    with pytest.raises(ValueError, match="no layers"):
+        model.extract([8])
     [output] = model.forward([Tree(cache, *tree([5, 6, 7], [-1, 0, 0]))], Want.LOGITS | Want.HIDDEN)
     assert output.hidden.shape == (3, HIDDEN_SIZE) and output.hidden.dtype == np.float32
     np.testing.assert_array_equal(output.hidden[2], model.hidden([9, 9, 5, 7]))  # of the last two tokens
     assert not np.array_equal(output.hidden[1], output.hidden[2])
+    cache.keep([0])
+    model.extract([])
+    model.extract([0, 3])
+    seen = []
+    cache.prefill([5] * 70, features=lambda tokens, rows: seen.append((len(tokens), rows.copy())))
+    assert [n for n, _ in seen] == [64, 6]  # in pieces, in order
+    np.testing.assert_array_equal(seen[1][1][-1], model.hidden([5, 5]))
+    assert seen[0][1].shape == (64, 2 * HIDDEN_SIZE)
 
 
 def test_room_is_made_by_closing():

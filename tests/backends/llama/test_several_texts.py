@@ -222,7 +222,7 @@ def test_facts(pool, kind):
     assert (facts.n_ctx, facts.max_texts, facts.max_width, facts.max_rows) == (256, TEXTS, 64, 64)
     assert facts.even is (kind == "streams")
     assert facts.max_leaves == (1 if facts.even else 8)
-    assert facts.extractable == Want.LOGITS
+    assert facts.extractable == Want.LOGITS | Want.HIDDEN
     plain = pool.model("recurrent", kind, TEXTS).facts
     assert (plain.max_width, plain.max_leaves, plain.max_rows) == (1, 1, 64)
     assert pool.model("full", kind, 1).facts.even is False
@@ -407,7 +407,7 @@ def test_what_a_call_of_several_texts_refuses(pool, kind):
     ):
         with pytest.raises(ValueError, match=message):
             model.forward(trees)
-    with pytest.raises(ValueError, match="logits only"):
+    with pytest.raises(ValueError, match="of no layer"):
         model.forward([chain(first, [5])], Want.LOGITS | Want.HIDDEN)
     second.prefill([5] * 250)
     with pytest.raises(ContextFullError, match="256 tokens is full"):
