@@ -1,4 +1,7 @@
 """What a person meets: commands, options, messages, exit codes. No decisions."""
 
+CUT = 3
+"""Something that was asked for is not there in full: an answer that had to match a grammar was cut off."""
+
 INTERRUPTED = 130
 """As shells report a program that SIGINT ended. It stands here for `app`, which may import nothing else."""

@@ -13,7 +13,7 @@ import typer
 from specx.backends.errors import ContextFullError, SpecxError, UsageError, unexpected
 from specx.backends.places import expanded
 from specx.cli.conversation import Conversation
-from specx.cli.generation import Request, generate, opened, requested, statistics, summary
+from specx.cli.generation import Request, generate, is_cut, opened, requested, statistics, summary
 from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
@@ -57,9 +57,15 @@ class ChatOptions:
             "--stats/--no-stats",
             help="Speed and acceptance, during and after each answer.",
             rich_help_panel="Output",
-            show_default="on in a terminal",
+            show_default="on in a terminal, unless -q",
         ),
     ] = None
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "-q", "--quiet", help="Nothing on stderr unless something is wrong.", rich_help_panel="Output"
+        ),
+    ] = False
 
 
 def register(app: typer.Typer) -> None:
@@ -82,17 +88,18 @@ def chat(
     In a terminal /help shows the commands. Without one, each line of standard input is a message and the
     answers go to standard output. A prompt from -p or -f is the first message.
     """
-    request = requested(sampling, generation)
+    request = requested(sampling, generation, prompt)
     first = _first_message(prompt)
     system = prompt_text(prompt.system_prompt or "", prompt)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    with opened(model, draft, request, server=held.server) as session:
-        notice(session.summary())
+    with opened(model, draft, request, server=held.server, quiet=shown.quiet) as session:
+        if not shown.quiet:
+            notice(session.summary())
         talk = Chat(session, request, system=system)
-        talk.stats = interactive if shown.stats is None else shown.stats
+        talk.stats = interactive and not shown.quiet if shown.stats is None else shown.stats
         talk.markdown = shown.markdown and sys.stdout.isatty()
         talk.context_shift = model.context_shift
-        talk.scripted = not sys.stdin.isatty()
+        talk.scripted, talk.quiet = not sys.stdin.isatty(), shown.quiet
         history = history_file() if interactive and not model.no_cache else None
         reader = Editor(history, list(talk.commands)) if interactive else PlainLines()
         talk.run(reader, first)
@@ -130,8 +137,9 @@ class Chat:
         if self.template.notice:
             notice(self.template.notice)
         self.stats = self.markdown = self.context_shift = False
-        self.scripted = self.failed = False
+        self.scripted = self.failed = self.quiet = False
         self.last: Result | None = None
+        self._replaceable: set[Path] = set()  # files that /save may write, as they exist
         self._ended = False
         self.commands: dict[str, tuple[Callable[[str], None], str]] = {
             "/help": (self._help, "this list"),
@@ -227,6 +235,10 @@ class Chat:
         self.conversation.add("assistant", result.text)
         if self.stats:
             notice(statistics(result, self.session.drafter_label))
+        if is_cut(result, request):
+            notice("the answer was cut off before it matched its grammar (-n allows more tokens)")
+        elif result.finish_reason == "length" and not (self.stats or self.quiet):
+            notice(f"stopped after {result.timings.predicted_n} tokens, the most that -n allows")
         if result.finish_reason == "context":
             notice(f"the context of {self.session.n_ctx} tokens is full: {FULL_HINT}")
         return True
@@ -323,12 +335,18 @@ class Chat:
 
     def _save(self, argument: str) -> None:
         path = _path("/save", argument)
+        if not self.scripted and path.is_file() and path not in self._replaceable:
+            self._replaceable.add(path)
+            notice(f"{path} exists: the same command once more replaces it")
+            return
         self.conversation.save(path)
+        self._replaceable.add(path)
         notice(f"{len(self.conversation.messages)} messages kept in {path}")
 
     def _load(self, argument: str) -> None:
         path = _path("/load", argument)
         mended = self.conversation.load(path)
+        self._replaceable.add(path)
         notice(f"{len(self.conversation.messages)} messages from {path}")
         if mended:
             notice(f"{mended} of them held lone surrogates, which are no characters: they became U+FFFD")

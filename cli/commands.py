@@ -191,6 +191,12 @@ def invoke(arguments: list[str]) -> int:
     return 0
 
 
+def _taken_option(context: Any) -> str:
+    """An option that another one took for its value, as llama.cpp's may stand alone; empty if none was."""
+    options = {name for parameter in context.command.params for name in getattr(parameter, "opts", ())}
+    return next((v for v in context.params.values() if isinstance(v, str) and v in options), "")
+
+
 def _usage_error(problem: Any) -> UsageError:
     """A parser's complaint in the words of every other error."""
     likely = getattr(problem, "possibilities", None)
@@ -199,6 +205,8 @@ def _usage_error(problem: Any) -> UsageError:
     hint = f"see `{context.command_path if context else 'specx'} --help`"
     parameters = context.command.params if context else ()
     if "extra argument" in message and any("-p" in parameter.opts for parameter in parameters):
+        taken = _taken_option(context)
+        hint = f"{taken} is the value of the option before it; {hint}" if taken else hint
         hint = f"a prompt goes after -p, in quotes; {hint}"
     if likely:
         hint = f"did you mean {' or '.join(likely)}? {hint}"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specx.backends.errors import UsageError
-from specx.cli import INTERRUPTED
-from specx.cli.generation import encoded, generate, opened, requested, statistics
+from specx.cli import CUT, INTERRUPTED
+from specx.cli.generation import encoded, generate, is_cut, opened, requested, statistics
 from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
@@ -119,7 +119,7 @@ def complete(
     """
     output = _checked(output)
     given = Prompt(read_prompt(prompt, quiet=output.quiet), output.chat, _system(prompt))
-    request = requested(sampling, generation)
+    request = requested(sampling, generation, prompt)
     with opened(model, draft, request, server=held.server, quiet=output.quiet, answers=1) as session:
         whole = encoded(session, given, quiet=output.quiet)
         writer = _Writer(output, session, before=whole.text if output.display_prompt else "")
@@ -129,6 +129,9 @@ def complete(
         writer.finish(result)
     if result.finish_reason == "cancelled":
         raise typer.Exit(INTERRUPTED)
+    if is_cut(result, request):
+        notice("the text was cut off before it matched its grammar (-n allows more tokens)")
+        raise typer.Exit(CUT)
 
 
 def _checked(output: OutputOptions) -> OutputOptions:

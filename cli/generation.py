@@ -13,9 +13,11 @@ from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
     ModelOptions,
+    PromptOptions,
     SamplingOptions,
     check_generation,
     one_of,
+    prompt_text,
     read_asked,
     sampling_settings,
 )
@@ -36,6 +38,7 @@ __all__ = [
     "check_tokens",
     "encoded",
     "generate",
+    "is_cut",
     "load_session",
     "open_session",
     "opened",
@@ -58,13 +61,17 @@ class Request:
     grammar: str | None = None
 
 
-def requested(sampling: SamplingOptions, generation: GenerationOptions) -> Request:
-    """What the options ask for.
+def requested(
+    sampling: SamplingOptions, generation: GenerationOptions, prompt: PromptOptions | None = None
+) -> Request:
+    """What the options ask for; escapes in stop strings are resolved where they are in the `prompt`.
 
     Raises:
         UsageError: a value is not allowed, or a file cannot be read.
         GrammarError: a grammar cannot be used, or a JSON schema cannot be turned into one.
     """
+    if prompt is not None and generation.stop:
+        generation = replace(generation, stop=[prompt_text(text, prompt) for text in generation.stop])
     check_generation(generation)
     return Request(sampling_settings(sampling), generation, _grammar_text(generation))
 
@@ -253,13 +260,23 @@ def generate(
 def statistics(result: Result, drafter: str) -> str:
     """One line: how fast it was, and how much of the drafts was accepted."""
     t = result.timings
-    return summary(t.predicted_n, t.predicted_ms / 1e3, t.steps, t.draft_n, t.draft_n_accepted, drafter)
+    limit = " (the most that -n allows)" if result.finish_reason == "length" else ""
+    return summary(
+        t.predicted_n, t.predicted_ms / 1e3, t.steps, t.draft_n, t.draft_n_accepted, drafter, limit
+    )
 
 
-def summary(tokens: int, seconds: float, steps: int, drafted: int, accepted: int, drafter: str) -> str:
+def is_cut(result: Result, request: Request) -> bool:
+    """Whether a text had to match a grammar and ended before it did."""
+    return request.grammar is not None and result.finish_reason in ("length", "context")
+
+
+def summary(
+    tokens: int, seconds: float, steps: int, drafted: int, accepted: int, drafter: str, limit: str = ""
+) -> str:
     """The same from its numbers."""
     drafts = f"{accepted / drafted:.0%} of drafts accepted" if drafted else "nothing drafted"
     return (
-        f"{tokens} tokens, {tokens / max(seconds, 1e-6):.1f} tokens/s, "
+        f"{tokens} tokens{limit}, {tokens / max(seconds, 1e-6):.1f} tokens/s, "
         f"{tokens / max(steps, 1):.2f} tokens/step, {drafts} ({drafter})"
     )

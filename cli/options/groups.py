@@ -439,5 +439,6 @@ class PromptOptions:
         str | None, _prompt("-sys", "--system-prompt", text="The system message.", metavar="TEXT")
     ] = None
     escape: Annotated[
-        bool, _prompt("-e", "--escape", text=r"Turn \n, \t and the like in -p and -sys into the characters.")
+        bool,
+        _prompt("-e", "--escape", text=r"Turn \n, \t and the like in -p, -sys and -r into characters."),
     ] = False

@@ -76,7 +76,7 @@ ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", "'": "'", '"': '"'}
 
 
 def prompt_text(text: str, options: PromptOptions) -> str:
-    """`text` of -p or -sys, with escapes resolved if that was asked for."""
+    """`text` of -p, -sys or --stop, with escapes resolved if that was asked for."""
     if not options.escape:
         return text
     return re.sub(r"\\([nrt\\'\"])", lambda match: ESCAPES[match[1]], text)
@@ -179,10 +179,12 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         DownloadError: a model of Hugging Face could not be fetched.
     """
     draft = draft or DraftOptions()
-    _announce_ignored(draft)
     most = draft.draft_max if draft.draft_max is not None else draft.draft_max_old
+    target = _locate(model)
+    named = _locate_draft(draft)
+    _announce_ignored(draft, target, named)
     asked = Asked(
-        model=_locate(model),
+        model=target,
         n_ctx=None if model.ctx_size is None else _at_least("-c/--ctx-size", model.ctx_size, 0),
         n_batch=_at_least("-b/--batch-size", model.batch_size, 1),
         n_ubatch=_at_least("-ub/--ubatch-size", model.ubatch_size, 1),
@@ -200,7 +202,7 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         drafter=one_of("--drafter", draft.drafter, allowed_drafters(draft.drafter)),
         draft_max=None if most is None else _at_least("--draft-max", most, 0),
         draft=AskedModel(
-            model=_locate_draft(draft),
+            model=named,
             threads=_threads("-td/--threads-draft", draft.threads_draft),
             threads_batch=_threads("-tbd/--threads-batch-draft", draft.threads_batch_draft),
             n_gpu_layers=_gpu_layers(draft.gpu_layers_draft, "-ngld/--gpu-layers-draft"),
@@ -256,8 +258,13 @@ def _cache_type(name: str, value: str | None) -> str | None:
     return None if value is None else one_of(name, value, CACHE_TYPES)
 
 
-def _announce_ignored(draft: DraftOptions) -> None:
+def _announce_ignored(draft: DraftOptions, target: Path, named: Path | None) -> None:
     from specx.cli.terminal.console import notice
+
+    if named is not None and draft.drafter == "none":
+        notice(f"--drafter none: the draft model {named.name} is not used")
+    elif named is not None and named.resolve() == target.resolve():
+        notice("the draft model is the model itself: asking it takes as long as a step")
 
     if draft.draft_max_old is not None:
         notice("--draft, --draft-n and --spec-draft-n-max are older names of --draft-max")

@@ -410,3 +410,34 @@ def test_ctrl_c_ends_a_chat_that_nobody_types(spawn, model):
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert out.endswith(b"\n") and out.count(b"\n") == 1 and b"Traceback" not in err
+
+
+def test_another_file_is_replaced_only_when_a_person_asks_twice(specx, tmp_path, capfd):
+    path, own = tmp_path / "talk.json", tmp_path / "own.json"
+    path.write_text("[]")
+    talk = Chat(specx.session, Request(SamplingSettings(), GenerationOptions()))
+    talk._command(f"/save {own}")
+    talk._command(f"/save {own}")  # which it wrote itself
+    talk._command(f"/save {path}")
+    assert path.read_text() == "[]" and "the same command once more replaces it" in capfd.readouterr().err
+    talk.conversation.add("user", "one")
+    talk._command(f"/save {path}")
+    assert json.loads(path.read_text()) == [{"role": "user", "content": "one"}]
+    path.write_text("[]")
+    talk.scripted = True
+    talk._replaceable.clear()
+    talk._command(f"/save {path}")  # nobody is there to be asked
+    assert json.loads(path.read_text()) == [{"role": "user", "content": "one"}]
+
+
+def test_a_quiet_chat_says_what_is_wrong_only(specx):
+    assert chat(specx, "one\n", "-q").err == ""
+    outcome = chat(specx, "one\n/nothing\n", "-q")
+    assert outcome.err.startswith("error: there is no command /nothing")
+    assert "tokens/s" in chat(specx, "one\n", "-q", "--stats").err
+
+
+def test_an_answer_that_the_limit_ended_is_told(specx):
+    assert "stopped after 2 tokens, the most that -n allows" in chat(specx, "one\n", "-n", "2").err
+    assert "2 tokens (the most that -n allows)" in chat(specx, "one\n", "-n", "2", "--stats").err
+    assert "stopped" not in chat(specx, "one\n").err

@@ -313,3 +313,45 @@ def test_a_pipe_that_stays_open_is_told_to_be_waited_for(spawn, model):
     assert process.stderr.readline().startswith(b"waiting for the end of standard input")
     out, _err = process.communicate(b"red\n", timeout=PATIENCE)
     assert (process.returncode, out) == (0, TEXT.encode())
+
+
+def test_a_limit_that_ended_the_text_is_told(specx):
+    assert "2 tokens (the most that -n allows), " in specx("complete", specx.model, "-p", "x", "-n", "2").err
+    assert "-n" not in specx("complete", specx.model, "-p", "x").err
+
+
+@pytest.mark.parametrize(("reason", "code"), [("stop", 0), ("context", 3), ("cancelled", 130)])
+def test_a_text_that_was_cut_off_before_it_matched_has_its_own_exit_code(specx, model, reason, code):
+    specx.session.finish_reason = reason
+    outcome = specx("complete", specx.model, "-p", "x", "--grammar", 'root ::= "x"', "-q")
+    assert (outcome.code, "cut off before it matched" in outcome.err) == (code, code == 3)
+    assert specx("complete", specx.model, "-p", "x", "-q").code == (0 if code == 3 else code)
+
+
+def test_a_limit_below_a_schema_is_told_in_json_too(specx):
+    outcome = specx("complete", specx.model, "-p", "x", "--json-schema", "{}", "-n", "2", "--json", "-q")
+    assert (outcome.code, json.loads(outcome.out)["finish_reason"]) == (3, "length")
+
+
+def test_escapes_reach_stop_strings(specx):
+    specx("complete", specx.model, "-p", "x", "-e", "-r", r"a\nb")
+    assert specx.session.requests[-1]["stop"] == ("a\nb",)
+    specx("complete", specx.model, "-p", "x", "-r", r"a\nb")
+    assert specx.session.requests[-1]["stop"] == (r"a\nb",)
+
+
+def test_draft_models_that_can_give_nothing_are_told(specx, tmp_path):
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    other = str(tmp_path / "small.gguf")
+    told = specx("complete", specx.model, "-p", "x", "-md", other, "--drafter", "none").err
+    assert "--drafter none: the draft model small.gguf is not used" in told
+    assert (
+        "the draft model is the model itself"
+        in specx("complete", specx.model, "-p", "x", "-md", specx.model).err
+    )
+    assert "draft model" not in specx("complete", specx.model, "-p", "x", "-md", other).err
+
+
+def test_an_option_that_was_taken_for_a_value_is_named(specx):
+    outcome = specx("complete", specx.model, "-fa", "-p", "hello")
+    assert outcome.code == 2 and "-p is the value of the option before it" in outcome.err
