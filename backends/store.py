@@ -49,6 +49,7 @@ KINDS = (
     "kernels",
     "lengths",
     "machine",
+    "model",
     "pairs",
     "record",
     "recycle",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 DAMAGED = "damaged"
+KEY = 32  # characters of a model's fingerprint, with which the keys of its entries begin
+NAME = 34  # characters of a model's name that fit beside the rest in 80 columns
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +29,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="cache")
 
 
-def show(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False) -> None:
+def show(
+    json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Write the earlier answers that are kept.")] = False,
+) -> None:
     """List what is kept: measurements, calibrations, the text of earlier answers (kind: history), added texts
     (kind: corpus)."""
     from specx.backends.places import NO_HOME
@@ -36,6 +41,9 @@ def show(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = Fal
 
     root = cache_dir()
     store = Store(root, notice)
+    if text:
+        _show_answers(store, json)
+        return
     texts = _texts(store)
     entries = store.entries()
     if json:
@@ -50,16 +58,42 @@ def show(json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = Fal
         write("nothing is kept" + (f": {NO_HOME}\n" if root is None else f" in {root}\n"))
         return
     write(f"{root}\n")
+    names = _names(store)
     rows = [
-        (e.kind, f"{e.size:,}", _when(e.modified), "damaged" if e.damaged else "", e.key) for e in entries
+        (e.kind, f"{e.size:,}", _when(e.modified), DAMAGED if e.damaged else "", names.get(e.key[:KEY], ""))
+        for e in entries
     ]
-    show_table(("kind", "bytes", "last written", "state", "key"), rows)
+    show_table(("kind", "bytes", "last written", "state", "model"), rows)
     if texts:
         lines = [(t.name, f"{t.size:,}", f"{t.tokens:,}", _when(t.added), t.model) for t in texts]
         write("\n")
         show_table(("text", "bytes", "tokens", "added", "model"), lines)
     if any(entry.damaged for entry in entries):
         notice(f"damaged entries are not used; `specx cache clear {DAMAGED}` removes them")
+
+
+def _names(store: Store) -> dict[str, str]:
+    """Names of models by how the keys of their entries begin, as short as fits beside the rest."""
+    from specx.engine.learned.answers import model_names
+
+    return {
+        key[:KEY]: name if len(name) <= NAME else name[: NAME - 1] + "…"
+        for key, name in model_names(store).items()
+    }
+
+
+def _show_answers(store: Store, json: bool) -> None:
+    from specx.cli.terminal.console import notice, write
+    from specx.engine.learned.answers import kept_answers
+
+    for answers in kept_answers(store):
+        if answers.problem:
+            notice(f"{answers.model}: {answers.problem}")
+        for text in answers.texts:
+            if json:
+                write(json_module.dumps({"model": answers.model, "text": text}, ensure_ascii=False) + "\n")
+            else:
+                write(f"--- {answers.model}\n{text.rstrip(chr(10))}\n")
 
 
 def _texts(store: Store) -> list[CorpusText]:

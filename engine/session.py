@@ -122,7 +122,12 @@ class Session:
         return cls(
             opened.model,
             asked,
-            Learned(here.store, model_key=setup.info.fingerprint, cost_key=setup.cost_key()),
+            Learned(
+                here.store,
+                model_key=setup.info.fingerprint,
+                cost_key=setup.cost_key(),
+                origin=(setup.name, setup.info.path),
+            ),
             name=setup.name,
             chat_template=setup.info.chat_template,
             notice=notice,

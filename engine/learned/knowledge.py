@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,11 +55,19 @@ class Learned:
         model_key: what calibrations and caches depend on.
         cost_key: what the time and the bits of a step depend on.
         corpora: texts that were added for the model; by default those of the store.
+        origin: the model's name and its file, to tell a person what entries are about.
     """
 
     def __init__(
-        self, store: Store, *, model_key: str, cost_key: str, corpora: Corpora | None = None
+        self,
+        store: Store,
+        *,
+        model_key: str,
+        cost_key: str,
+        corpora: Corpora | None = None,
+        origin: tuple[str, Path] | None = None,
     ) -> None:
+        self._origin = origin
         self._store = store
         self._model_key = model_key
         self._cost_key = cost_key
@@ -200,6 +209,7 @@ class Learned:
     def save(self) -> None:
         """Keep calibrations, earlier answers and recycled continuations."""
         self.records.save()
+        self._save_origin()
         if len(self._added):
             with self._store.locked():  # another process may have added answers meanwhile
                 self._history, self._added = _latest(self._load_history(), self._added), NO_TOKENS
@@ -210,6 +220,14 @@ class Learned:
         self._harvest()
         if self._rows is not None:
             self._store.save_arrays("recycle", self._model_key, self._rows)
+
+    def _save_origin(self) -> None:
+        if self._origin is None:
+            return
+        name, path = self._origin
+        about = {"name": name, "path": str(path.absolute())}
+        if self._store.load_json("model", self._model_key) != about:
+            self._store.save_json("model", self._model_key, about)
 
     def _harvest(self) -> None:
         """Take over the recycling table of the present drafter, which a new drafter starts from."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from specx.backends.gguf.file import read_gguf
+from specx.backends.llama.vocab import load_vocabulary
 from specx.backends.store import Store
 from specx.engine.learned.corpora import all_texts
+from specx.engine.learned.knowledge import Learned
 
 
 @pytest.fixture
@@ -73,3 +77,24 @@ def test_nothing_can_be_added_where_nothing_is_kept(specx, files, smollm2, monke
     monkeypatch.setattr("specx.backends.store.cache_dir", lambda: None)
     told = specx("cache", "add", *files, "-m", str(smollm2))
     assert told.code == 1 and "nothing is kept on this machine" in told.err
+
+
+def test_earlier_answers_are_shown_as_text(specx, smollm2, tmp_path):
+    store, key = Store(tmp_path / "cache"), read_gguf(smollm2).fingerprint
+    with load_vocabulary(smollm2) as vocab:
+        said = ("One\n", "Zwölf")
+        texts = [vocab.tokenize(t.encode(), add_special=False, parse_special=False) for t in said]
+    store.save_arrays("history", key, {"tokens": np.array([*texts[0], -1, *texts[1], -1, 10**6], np.int32)})
+    assert "where the file of the model is was not noted" in specx("cache", "show", "--text").err
+    learned = Learned(store, model_key=key, cost_key="", origin=("Small", smollm2))
+    learned.save()
+    shown = specx("cache", "show", "--text")
+    assert (shown.code, shown.out, shown.err) == (0, "--- Small\nOne\n--- Small\nZwölf\n", "")
+    rows = [json.loads(line) for line in specx("cache", "show", "--text", "--json").out.splitlines()]
+    assert rows == [{"model": "Small", "text": "One\n"}, {"model": "Small", "text": "Zwölf"}]
+    listed = specx("cache", "show").out
+    assert all(line.endswith("  Small") for line in listed.splitlines()[2:])
+    store.save_json("model", key, {"name": "x" * 99, "path": str(tmp_path / "gone.gguf")})
+    gone = specx("cache", "show", "--text")
+    assert (gone.code, gone.out) == (0, "") and "gone.gguf" in gone.err
+    assert max(map(len, specx("cache", "show").out.splitlines()[1:])) <= 80
