@@ -144,11 +144,11 @@ def make_plan(
     setup = decide(asked, here, timing=measure)
     learned = _learned(setup, here.store)
     staircase = learned.load_staircase(Staircase(MAX_WIDTH))
-    if refresh or (measure and not staircase.depths):
+    if refresh or (measure and (staircase.disturbed or not staircase.depths)):
         with Session.open(asked, progress=progress, notice=notice, setup=setup) as session:
             session.set_drafter(AUTO)  # without drafts there would be nothing to measure
             if refresh:
-                session.staircase.load_json({})
+                session.staircase.forget()
             session.measure_staircase()
         setup, learned, staircase = session.setup or setup, session.learned, session.staircase
         if asked.texts is None:  # that follows from the steps
