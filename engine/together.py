@@ -25,9 +25,7 @@ PIECE = 64  # tokens of a prompt that are read at once while nothing is known of
 LEAST = 8  # and at least: fewer take nearly as long
 STALL = 2.0  # times as long as the step of others, that a piece may take
 UNNOTICED_MS = 20.0  # that a piece may take in any case: a stream that waits so long still looks smooth
-ALONE_MS = (
-    250.0  # and where nobody is written: who comes meanwhile waits for it, and fewer at once are slower
-)
+ALONE_MS = 250.0  # and where nobody is written: who comes meanwhile waits for it, but fewer are slower
 OVERTAKEN = 3  # pieces of others that are read in a row although another prompt has been waiting longer
 
 Written = Iterator[tuple[Generation, Chunk]]
