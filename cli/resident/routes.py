@@ -293,9 +293,9 @@ class _Writing:
                 if not self._cancelled:
                     raise
                 break
-            for _generation, chunk in taken:
-                begun, ended = True, chunk.last
-                await _send(send, {"chunk": _chunk(chunk)})
+            if chunks := taken.get(generation):
+                begun, ended = True, chunks[-1].last
+                await _send(send, *({"chunk": _chunk(chunk)} for chunk in chunks))
             if not begun and self._read.done > shown:
                 shown = self._read.done
                 await _send(send, {"read": [shown, self._read.total]})
@@ -324,6 +324,6 @@ def _result(session: Session, generation: Generation) -> dict[str, Any]:
     }
 
 
-async def _send(send: Send, line: Mapping[str, Any], *, more: bool = True) -> None:
-    data = json.dumps(line).encode() + b"\n"
+async def _send(send: Send, *lines: Mapping[str, Any], more: bool = True) -> None:
+    data = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
     await send({"type": "http.response.body", "body": data, "more_body": more})

@@ -62,8 +62,8 @@ class Answer:
     async def _whole(self, mailbox: Mailbox, send: Send) -> None:
         exchange = self._exchange
         while not exchange.done:
-            for generation, chunk in await mailbox.take(PING_S):
-                exchange.feed(generation, chunk)
+            for generation, chunks in (await mailbox.take(PING_S)).items():
+                exchange.feed(generation, *chunks)
         body = _encoded(exchange.body())
         headers = [*JSON_HEADERS, (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -74,8 +74,8 @@ class Answer:
         while not exchange.done:
             taken = await mailbox.take(PING_S)
             events = b"" if taken else PING
-            for generation, chunk in taken:
-                new = exchange.feed(generation, chunk)
+            for generation, chunks in taken.items():
+                new = exchange.feed(generation, *chunks)
                 if not self._begun and any("error" in event for event in new):
                     exchange.body()  # raises it: this can still be a response of its own
                 events += b"".join(map(_event, new))

@@ -21,7 +21,7 @@ class Gone(Exception):  # noqa: N818 -- nothing is wrong
     """Who asked is no longer there."""
 
 
-EVERY_S = 0.02
+EVERY_S = 0.04
 """Least seconds between two looks at what has come, but for an end.
 
 An eye sees no difference, and a loop that is woken at each step of a small model takes time from the threads
@@ -72,8 +72,8 @@ class Mailbox:
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._event.set)
 
-    async def take(self, wait_s: float) -> list[tuple[Generation, Chunk]]:
-        """What has come, oldest first; nothing after so many seconds without anything.
+    async def take(self, wait_s: float) -> dict[Generation, list[Chunk]]:
+        """What has come of each, oldest first; nothing after so many seconds without anything.
 
         Raises:
             SpecxError: nothing more comes.
@@ -87,12 +87,18 @@ class Mailbox:
         self._looked = self._loop.time()
         if self._ended is not None and (isinstance(self._ended, Gone) or not self._items):
             raise self._ended
-        return [self._items.popleft() for _ in range(len(self._items))]
+        taken: dict[Generation, list[Chunk]] = {}
+        for _ in range(len(self._items)):  # more may be added meanwhile
+            generation, chunk = self._items.popleft()
+            taken.setdefault(generation, []).append(chunk)
+        return taken
 
     async def _wait(self, seconds: float) -> None:
         """Until it is woken, or for so long."""
         if seconds > 0:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._event.wait()
+            alarm = self._loop.call_later(seconds, self._event.set)
+            try:
+                await self._event.wait()
+            finally:
+                alarm.cancel()
         self._event.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from specx.backends.base import Vocab
@@ -46,17 +47,18 @@ class Choice(ABC):
         self._untold = 0  # of them, those that no event has told yet
         self._reason: str | None = None
 
-    def feed(self, chunk: Chunk) -> list[dict[str, Any]]:
-        """What a chunk adds to a stream: `choices` of an event each."""
-        result = self.generation.result
-        if chunk.last:
+    def feed(self, chunks: Sequence[Chunk]) -> list[dict[str, Any]]:
+        """What chunks add to a stream: `choices` of an event each."""
+        result, last = self.generation.result, chunks[-1].last
+        if last:
             self.failure = result.failure or (None if result.finish_reason in REASONS else cancelled())
             if self.failure is not None:
                 return []
-        self._length += len(chunk.text)
-        self._take_log(chunk)
-        events = [self._event(delta) for delta in self._deltas(chunk)]
-        if chunk.last:
+        text = "".join(chunk.text for chunk in chunks)
+        self._length += len(text)
+        self._take_log(chunks)
+        events = [self._event(delta) for delta in self._deltas(text, last=last)]
+        if last:
             self._reason = self._finish_reason(REASONS[result.finish_reason])
             events.append(self._event(self._nothing(), self._reason))
         return events
@@ -66,8 +68,8 @@ class Choice(ABC):
         """The whole answer, once it has ended."""
 
     @abstractmethod
-    def _deltas(self, chunk: Chunk) -> list[dict[str, Any]]:
-        """What a chunk adds, in the form of the API."""
+    def _deltas(self, text: str, *, last: bool) -> list[dict[str, Any]]:
+        """What more of the text adds, in the form of the API."""
 
     @abstractmethod
     def _nothing(self) -> dict[str, Any]:
@@ -80,12 +82,13 @@ class Choice(ABC):
     def _finish_reason(self, reason: str) -> str:
         return reason
 
-    def _take_log(self, chunk: Chunk) -> None:
+    def _take_log(self, chunks: Sequence[Chunk]) -> None:
         if self._log is None:
             return
-        if chunk.step is not None:
-            self._log.add(chunk.tokens, chunk.step.evidence[: len(chunk.tokens)])
-        self._entries += self._log.take(self._length, last=chunk.last)
+        for chunk in chunks:
+            if chunk.step is not None:
+                self._log.add(chunk.tokens, chunk.step.evidence[: len(chunk.tokens)])
+        self._entries += self._log.take(self._length, last=chunks[-1].last)
 
     def _event(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         new = [] if "role" in delta.get("delta", ()) else self._entries[self._untold :]
@@ -120,17 +123,18 @@ class CompletionChoice(Choice):
         """The choice of a `text_completion`."""
         return self._whole({"text": self._text})
 
-    def _take_log(self, chunk: Chunk) -> None:
+    def _take_log(self, chunks: Sequence[Chunk]) -> None:
         if self._echo is not None and self._log is not None:
             request, scored = self.generation.request, self.generation.result.prompt_evidence
             self._entries += prompt_entries(self.vocab, request.prompt, scored, self._added, len(self._echo))
-        super()._take_log(chunk)
+        super()._take_log(chunks)
 
-    def _deltas(self, chunk: Chunk) -> list[dict[str, Any]]:
+    def _deltas(self, text: str, *, last: bool) -> list[dict[str, Any]]:
+        del last
         echo, self._echo = self._echo or "", None
-        texts = [text for text in (echo, chunk.text) if text]
+        texts = [each for each in (echo, text) if each]
         self._text += "".join(texts)
-        return [{"text": text} for text in texts]
+        return [{"text": each} for each in texts]
 
     def _nothing(self) -> dict[str, Any]:
         return {"text": ""}
@@ -167,11 +171,11 @@ class ChatChoice(Choice):
             message["tool_calls"] = self._calls
         return self._whole({"message": message})
 
-    def _deltas(self, chunk: Chunk) -> list[dict[str, Any]]:
+    def _deltas(self, text: str, *, last: bool) -> list[dict[str, Any]]:
         deltas: list[dict[str, Any]] = [] if self._begun else [{"role": "assistant", "content": ""}]
         self._begun = True
-        parts = self._parser.feed(chunk.text)
-        if chunk.last:
+        parts = self._parser.feed(text)
+        if last:
             parts += self._parser.finish()
         for part in parts:
             deltas += self._part(part)

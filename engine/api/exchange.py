@@ -23,7 +23,7 @@ __all__ = ["Exchange"]
 class Exchange:
     """What a request is answered with, in the forms of OpenAI's API.
 
-    Its generations are written by whoever made it, who gives every chunk of them to `feed`.
+    Its generations are written by whoever made it, who gives every chunk of them to `feed`, in order.
 
     Args:
         session: the model.
@@ -53,15 +53,16 @@ class Exchange:
         self._by_generation = {_key(choice.generation): choice for choice in self._choices}
         self._left = len(self._choices)
 
-    def feed(self, generation: Generation, chunk: Chunk) -> list[dict[str, Any]]:
-        """The streaming events that a chunk of one of the generations adds.
+    def feed(self, generation: Generation, *chunks: Chunk) -> list[dict[str, Any]]:
+        """The streaming events that chunks of one of the generations add, at least one of them: what is told
+        of several at once is one event.
 
         The last one of all is the usage, if the request asks for it. If an answer cannot be written, an event
         with an `error` is the last one, and the other answers end as well.
         """
         choice = self._by_generation[_key(generation)]
-        events = [self._event([each], choice) for each in choice.feed(chunk)]
-        if chunk.last:
+        events = [self._event([each], choice) for each in choice.feed(chunks)]
+        if chunks[-1].last:
             self._left -= 1
             failure = choice.failure
             if failure is not None and self._failure is None:

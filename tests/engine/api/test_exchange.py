@@ -307,6 +307,29 @@ def test_an_answer_that_fails_ends_the_others_and_says_so(api):
     assert (failed.value.status, failed.value.body()["error"]["type"]) == (500, "server_error")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "the cat", "echo": True, "logprobs": 2, "max_tokens": 30},
+        {"messages": [USER], "logprobs": True, "top_logprobs": 1, "max_tokens": 30, "n": 2},
+    ],
+)
+def test_what_is_told_of_several_steps_at_once_is_the_same_in_fewer_events(api, body):
+    one_by_one, whole = api.ask(api.open(says="a bird in the hand"), body)
+    session = api.open(says="a bird in the hand")
+    exchange, taken, events = api.exchange(session, body), {}, []
+    for number, (generation, chunk) in enumerate(session.together(exchange.generations)):
+        taken.setdefault(generation, []).append(chunk)
+        if number % 7 == 6:
+            events += [event for each, chunks in taken.items() for event in exchange.feed(each, *chunks)]
+            taken = {}
+    events += [event for each, chunks in taken.items() for event in exchange.feed(each, *chunks)]
+    assert exchange.done
+    assert exchange.body()["choices"] == whole["choices"]
+    assert api.added_up(events) == api.added_up(one_by_one)
+    assert len(events) < len(one_by_one)
+
+
 def test_what_is_cancelled_has_no_body(api):
     session = api.open()
     exchange = api.exchange(session, {"prompt": "the cat", "n": 2})
