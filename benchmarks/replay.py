@@ -24,7 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.drafters.calibration.free import CELLS, SUFFIX_CELLS, Calibration
-from specx.kernels._native import RECYCLE_SHAPE, SUFFIX_SHAPE, Corpus, FreeTrie, RecycleTable, suffix_array
+from specx.drafters.free import SHARED_PROMPT
+from specx.kernels._native import (
+    RECYCLE_SHAPE,
+    SUFFIX_SHAPE,
+    Corpus,
+    FreeTrie,
+    RecycleTable,
+    SuffixAutomaton,
+    suffix_array,
+)
 
 WIDTHS = (2, 4, 8, 16)
 RIDGE = 1.0
@@ -45,15 +54,11 @@ class Trace:
 
 @dataclass(frozen=True)
 class Free:
-    """What proposes drafts: a trie, and the table of recycled rows that it looks into."""
+    """What proposes drafts: a trie, the recycled rows that it looks into, and what was written before."""
 
     table: RecycleTable
     trie: FreeTrie
-
-    def take_over(self, before: Free) -> None:
-        """Go on from what another one has seen."""
-        self.trie.preload(before.trie.automaton.text())
-        self.table.restore(*before.table.export())
+    written: SuffixAutomaton
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,19 @@ class Setup:
     prompt_rows: bool
     corpus: bool = False
 
-    def free(self, vocab_size: int, calibration: Calibration, corpus: Corpus | None = None) -> Free:
-        """A new, empty trie on a calibration."""
+    def free(
+        self,
+        vocab_size: int,
+        calibration: Calibration,
+        corpus: Corpus | None = None,
+        before: Free | None = None,
+    ) -> Free:
+        """A new trie on a calibration, which knows nothing, or goes on from what another one has seen."""
         suffix, recycle = ("suffix" in self.sources, "recycle" in self.sources)
-        table = RecycleTable(vocab_size)
-        trie = FreeTrie(table, calibration.counts, calibration.prior, suffix, recycle, corpus)
-        return Free(table, trie)
+        table = before.table if before else RecycleTable(vocab_size)
+        written = before.written if before else SuffixAutomaton(apart=True)
+        counts, prior = calibration.counts, calibration.prior
+        return Free(table, FreeTrie(table, counts, prior, suffix, recycle, written, corpus), written)
 
     def corpus_for(self, traces: list[Trace], i: int) -> Corpus | None:
         """What the prompt of a trace is searched in."""
@@ -130,7 +142,7 @@ def accepted_nodes(tokens: list[int], parents: list[int], output: list[int]) -> 
 def replay(free: Free, trace: Trace, width: int, leaves: int, prompt_rows: bool) -> Tally:
     """Decode one trace with a fixed width."""
     trie, prompt, output = free.trie, len(trace.prompt), trace.output.tolist()
-    trie.begin(trace.prompt)
+    trie.begin(trace.prompt, SHARED_PROMPT)
     learn(free.table, trace, 0 if prompt_rows else prompt - 1, prompt)
     trie.observe(output[:1])  # the prompt gives the first token
     tally, at = Tally(), 1
@@ -156,9 +168,8 @@ def replay_all(traces: list[Trace], setup: Setup, width: int, leaves: int) -> di
         if not setup.warm:
             calibration = Calibration()
         if not setup.warm or setup.corpus:
-            before, free = free, setup.free(vocab_size, calibration, setup.corpus_for(traces, i))
-            if setup.warm:
-                free.take_over(before)
+            before = free if setup.warm else None
+            free = setup.free(vocab_size, calibration, setup.corpus_for(traces, i), before)
         tally = replay(free, traces[i], width, leaves, setup.prompt_rows)
         tallies[traces[i].category].add(tally)
         tallies["all"].add(tally)
@@ -210,9 +221,7 @@ def fit(traces: list[Trace], sources: tuple[str, ...]) -> None:
         free = setup.free(vocab_size, Calibration())
         for i in np.random.default_rng(SHUFFLE_SEED).permutation(len(traces)):
             calibration = Calibration()  # of one trace: too short to forget much
-            fresh = setup.free(vocab_size, calibration, setup.corpus_for(traces, i))
-            if warm:
-                fresh.take_over(free)
+            fresh = setup.free(vocab_size, calibration, setup.corpus_for(traces, i), free if warm else None)
             replay(fresh, traces[i], 2, 1, prompt_rows=False)
             counts += calibration.counts
             free = fresh

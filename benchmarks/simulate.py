@@ -30,6 +30,7 @@ from replay import Free, Setup, Trace, accepted_nodes, learn, load
 from specx.backends.base import Facts
 from specx.drafters.base import Draft, Drafting, Room
 from specx.drafters.calibration.free import Calibration
+from specx.drafters.free import SHARED_PROMPT
 from specx.engine.budget import Budget, Decision, Part, Planned
 from specx.engine.cost.staircase import Staircase
 from specx.engine.learned.lengths import Outlook
@@ -116,7 +117,7 @@ def run(
 ) -> float:
     """Milliseconds to decode one trace, by `plan` or, without one, by the oracle."""
     trie, prompt, output = free.trie, len(trace.prompt), trace.output.tolist()
-    trie.begin(trace.prompt)
+    trie.begin(trace.prompt, SHARED_PROMPT)
     learn(free.table, trace, max(0, prompt - PROMPT_ROWS), prompt)
     trie.observe(output[:1])  # the prompt gives the first token
     facts = Facts(n_ctx=1 << 20, max_width=MAX_WIDTH, max_leaves=1 if chain else MAX_LEAVES)

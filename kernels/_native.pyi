@@ -51,24 +51,40 @@ SUFFIX_SHAPE: tuple[int, ...]
 RECYCLE_SHAPE: tuple[int, ...]
 
 class SuffixAutomaton:
-    """Online suffix automaton over a text of tokens; -1 stands for a separator."""
+    """Online suffix automaton over texts of tokens, all of which may grow.
 
-    def __init__(self) -> None: ...
-    def append(self, tokens: NDArray[np.int32]) -> None:
-        """Add tokens (n,) at the end. Raises ValueError for a negative one."""
+    With `apart` a text is told of occurrences in other texts only.
+    """
 
-    def separate(self) -> None:
-        """Add a break that no match spans; it takes one position of the text."""
+    def __init__(self, apart: bool = False) -> None: ...
+    def begin(self) -> int:
+        """A new text; returns its number, which is never given again."""
 
-    def match(self, count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Ends and lengths, (m,) each with m <= count, of the most recent earlier occurrences of suffixes of
-        the text, longest first, with pairwise different next tokens."""
+    def append(self, text: int, tokens: NDArray[np.int32]) -> None:
+        """Add tokens (n,) at the end of a text.
 
-    def text(self) -> NDArray[np.int32]:
-        """The whole text, (n,); a copy."""
+        Raises:
+            ValueError: one is negative, or there is no such text, or it has ended.
+        """
+
+    def end(self, text: int) -> None:
+        """Nothing is added to a text any more; its tokens stay."""
+
+    def match(self, text: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Ends (places in `tokens`) and lengths, (m,) each with m <= count, of the most recent occurrences of
+        suffixes of a text that a token followed, longest first, with pairwise different next tokens."""
+
+    def tokens(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The tokens of all texts as they came, (n,), and the number of the text of each, (n,)."""
+
+    def reserve(self, more: int) -> None:
+        """Memory for so many tokens more, at once."""
+
+    def forget(self, keep: int) -> None:
+        """Forget all but the latest `keep` tokens; texts go on with what is left of them."""
 
     def clear(self) -> None:
-        """Forget the text."""
+        """Forget everything; no text goes on."""
 
     def __len__(self) -> int: ...
 
@@ -129,8 +145,8 @@ class FreeTrie:
     """Best-first tree of suffix matches and recycled candidates, with calibrated probabilities.
 
     The tries of all texts share `table` and, not copied, `counts` (cells, 2) and `prior` (cells,) float32:
-    see drafters/calibration/free.py.
-    Sources are 0 suffix, 1 recycle, 2 suffix found in the history, 3 suffix found in the corpus.
+    see drafters/calibration/free.py. Those that share `written`, which is `apart`, search each other's texts.
+    Sources are 0 suffix, 1 recycle, 2 suffix found in `written`, 3 suffix found in the corpus.
     """
 
     def __init__(
@@ -140,23 +156,18 @@ class FreeTrie:
         prior: NDArray[np.float32],
         use_suffix: bool = True,
         use_recycle: bool = True,
+        written: SuffixAutomaton | None = None,
         corpus: Corpus | None = None,
     ) -> None: ...
-    @property
-    def automaton(self) -> SuffixAutomaton: ...
-    @property
-    def conversation_start(self) -> int:
-        """Where the present conversation begins in the text of the automaton."""
-
     @property
     def order_scores(self) -> tuple[float, float]:
         """Decayed mean of 1 / (1 + rank of the right token) without and with the noise of its position."""
 
-    def begin(self, context: NDArray[np.int32]) -> None:
-        """A generation starts after `context`; if it extends the present conversation, the rest is added."""
+    def begin(self, context: NDArray[np.int32], shared: int = 0) -> None:
+        """The text is now `context`, of which others search the last `shared` tokens, and whatever follows.
 
-    def preload(self, tokens: NDArray[np.int32]) -> None:
-        """Add history, -1 between texts."""
+        If it extends the text before, that goes on.
+        """
 
     def append(self, token: int) -> None:
         """Add a token without scoring."""
@@ -165,9 +176,6 @@ class FreeTrie:
         self, tokens: Sequence[int], seed: int = 0, position: int = 0, temperature: float = 0.0
     ) -> None:
         """Score the candidates before each of `tokens`, the first of which is at `position`; then add it."""
-
-    def clear_text(self) -> None:
-        """Forget conversation and history, but not the table."""
 
     def update_tree(
         self,

@@ -21,17 +21,23 @@ namespace {
 using IntRows = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-nb::tuple match(const SuffixAutomaton& automaton, int count) {
+nb::tuple match(const SuffixAutomaton& automaton, int32_t text, int count) {
     require(count >= 0, "count is negative");
     std::vector<int32_t> ends(static_cast<size_t>(count)), lengths(static_cast<size_t>(count));
-    const size_t n = static_cast<size_t>(automaton.match(count, ends.data(), lengths.data()));
+    const size_t n = static_cast<size_t>(automaton.match(text, count, ends.data(), lengths.data()));
     return nb::make_tuple(new_array<int32_t>({n}, [&](int32_t* p) { std::copy_n(ends.begin(), n, p); }),
                           new_array<int32_t>({n}, [&](int32_t* p) { std::copy_n(lengths.begin(), n, p); }));
 }
 
-nb::object text(const SuffixAutomaton& automaton) {
-    const std::vector<int32_t>& tokens = automaton.text();
-    return new_array<int32_t>({tokens.size()}, [&](int32_t* p) { std::copy(tokens.begin(), tokens.end(), p); });
+nb::tuple tokens_of(const SuffixAutomaton& automaton) {
+    const size_t n = static_cast<size_t>(automaton.size());
+    const auto column = [&](auto value) {
+        return new_array<int32_t>({n}, [&](int32_t* p) {
+            for (size_t i = 0; i < n; ++i) p[i] = value(static_cast<int64_t>(i));
+        });
+    };
+    return nb::make_tuple(column([&](int64_t i) { return automaton.token(i); }),
+                          column([&](int64_t i) { return automaton.text_of(i); }));
 }
 
 void update(RecycleTable& table, const Ints& previous, const Ints& tokens, const FloatRows& logits) {
@@ -137,10 +143,11 @@ struct BoundTrie {
     using Prior = nb::ndarray<const float, nb::shape<Calibration::kCells>, nb::c_contig, nb::device::cpu>;
 
     BoundTrie(RecycleTable& table, Counts counts_, Prior prior_, bool use_suffix, bool use_recycle,
-              const BoundCorpus* corpus)
+              SuffixAutomaton* written, const BoundCorpus* corpus)
         : counts(std::move(counts_)),
           prior(std::move(prior_)),
-          trie(table, {counts.data(), prior.data()}, use_suffix, use_recycle, corpus ? &corpus->corpus : nullptr) {}
+          trie(table, {counts.data(), prior.data()}, use_suffix, use_recycle, written,
+               corpus ? &corpus->corpus : nullptr) {}
 
     Counts counts;
     Prior prior;
@@ -192,13 +199,16 @@ nb::tuple as_tuple(const std::array<int, N>& values) {
 
 void bind_automaton(nb::module_& m) {
     nb::class_<SuffixAutomaton>(m, "SuffixAutomaton")
-        .def(nb::init<>())
-        .def("append", [](SuffixAutomaton& self, const Ints& tokens) {
-            for (size_t i = 0; i < tokens.shape(0); ++i) self.append(tokens.data()[i]);
-        }, "tokens"_a)
-        .def("separate", &SuffixAutomaton::separate)
-        .def("match", &match, "count"_a)
-        .def("text", &text)
+        .def(nb::init<bool>(), "apart"_a = false)
+        .def("begin", &SuffixAutomaton::begin)
+        .def("append", [](SuffixAutomaton& self, int32_t text, const Ints& tokens) {
+            for (size_t i = 0; i < tokens.shape(0); ++i) self.append(text, tokens.data()[i]);
+        }, "text"_a, "tokens"_a)
+        .def("end", &SuffixAutomaton::end, "text"_a)
+        .def("match", &match, "text"_a, "count"_a)
+        .def("tokens", &tokens_of)
+        .def("reserve", &SuffixAutomaton::reserve, "more"_a)
+        .def("forget", &SuffixAutomaton::forget, "keep"_a)
         .def("clear", &SuffixAutomaton::clear)
         .def("__len__", &SuffixAutomaton::size);
 }
@@ -226,25 +236,19 @@ void bind_corpus(nb::module_& m) {
 
 void bind_trie(nb::module_& m) {
     nb::class_<BoundTrie>(m, "FreeTrie")
-        .def(nb::init<RecycleTable&, BoundTrie::Counts, BoundTrie::Prior, bool, bool, const BoundCorpus*>(),
-             nb::keep_alive<1, 2>(), nb::keep_alive<1, 7>(), "table"_a, nb::arg("counts").noconvert(),
-             nb::arg("prior").noconvert(), "use_suffix"_a = true, "use_recycle"_a = true,
-             nb::arg("corpus").none() = nb::none())
-        .def("begin", [](BoundTrie& self, const Ints& context) {
-            self.trie.begin(context.data(), static_cast<int64_t>(context.shape(0)));
-        }, "context"_a)
-        .def("preload", [](BoundTrie& self, const Ints& tokens) {
-            self.trie.preload(tokens.data(), static_cast<int64_t>(tokens.shape(0)));
-        }, "tokens"_a)
+        .def(nb::init<RecycleTable&, BoundTrie::Counts, BoundTrie::Prior, bool, bool, SuffixAutomaton*,
+                      const BoundCorpus*>(),
+             nb::keep_alive<1, 2>(), nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>(), "table"_a,
+             nb::arg("counts").noconvert(), nb::arg("prior").noconvert(), "use_suffix"_a = true,
+             "use_recycle"_a = true, nb::arg("written").none() = nb::none(), nb::arg("corpus").none() = nb::none())
+        .def("begin", [](BoundTrie& self, const Ints& context, int64_t shared) {
+            self.trie.begin(context.data(), static_cast<int64_t>(context.shape(0)), shared);
+        }, "context"_a, "shared"_a = 0)
         .def("append", [](BoundTrie& self, int32_t token) { self.trie.append(token); }, "token"_a)
         .def("observe", &observe, "tokens"_a, "seed"_a = 0, "position"_a = 0, "temperature"_a = 0.0)
-        .def("clear_text", [](BoundTrie& self) { self.trie.clear_text(); })
         .def("update_tree", &update_tree, "previous"_a, "token"_a, "tokens"_a, "parents"_a, "logits"_a)
         .def("grow", &grow, "limit"_a, "leaves"_a, "seed"_a = 0, "position"_a = 0, "temperature"_a = 0.0,
              "coupled"_a = false, "path"_a = std::vector<int32_t>())
-        .def_prop_ro("automaton", [](BoundTrie& self) -> SuffixAutomaton& { return self.trie.automaton(); },
-                     nb::rv_policy::reference_internal)
-        .def_prop_ro("conversation_start", [](const BoundTrie& self) { return self.trie.conversation_start(); })
         .def_prop_ro("order_scores", [](const BoundTrie& self) {
             return nb::make_tuple(self.trie.plain_score(), self.trie.coupled_score());
         });

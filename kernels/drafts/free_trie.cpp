@@ -17,48 +17,42 @@ int agreement(int32_t token, const int32_t* ids, const double* scores, int n, in
 }  // namespace
 
 FreeTrie::FreeTrie(RecycleTable& table, Calibration calibration, bool use_suffix, bool use_recycle,
-                   const Corpus* corpus)
-    : table_(table),
+                   SuffixAutomaton* written, const Corpus* corpus)
+    : in_own_(own_.begin()),
+      table_(table),
       calibration_(calibration),
       use_suffix_(use_suffix),
       use_recycle_(use_recycle),
+      written_(use_suffix ? written : nullptr),
       corpus_(use_suffix ? corpus : nullptr) {
     if (table.k() != kRowWidth) throw std::invalid_argument("the rows of the table have another width");
 }
 
 void FreeTrie::append(int32_t token) {
-    if (token >= table_.vocab_size()) throw std::out_of_range("a token is outside the vocabulary");
-    automaton_.append(token);
+    if (token < 0 || token >= table_.vocab_size()) throw std::out_of_range("a token is outside the vocabulary");
+    text_.push_back(token);
+    if (use_suffix_) own_.append(in_own_, token);
+    if (in_written_ >= 0) written_->append(in_written_, token);
 }
 
-void FreeTrie::clear_text() {
-    automaton_.clear();
-    start_ = followed_ = 0;
-    in_corpus_ = {};
-}
-
-void FreeTrie::begin(const int32_t* context, int64_t n) {
-    const std::vector<int32_t>& text = automaton_.text();
-    const int64_t held = automaton_.size() - start_;
-    int64_t i = held <= n && std::equal(text.begin() + start_, text.end(), context) ? held : 0;
+void FreeTrie::begin(const int32_t* context, int64_t n, int64_t shared) {
+    const int64_t held = static_cast<int64_t>(text_.size());
+    int64_t i = held <= n && std::equal(text_.begin(), text_.end(), context) ? held : 0;
     if (i == 0) {
-        if (held > 0) automaton_.separate();
-        start_ = automaton_.size();
+        text_.clear();
+        own_.clear();
+        in_own_ = own_.begin();
+        followed_ = 0;
+        in_corpus_ = {};
+        if (in_written_ >= 0) written_->end(in_written_);
+        in_written_ = -1;
     }
-    for (; i < n; ++i) append(context[i]);
-}
-
-void FreeTrie::preload(const int32_t* tokens, int64_t n) {
-    automaton_.reserve(n);
-    if (automaton_.size() > start_) automaton_.separate();
-    for (int64_t i = 0; i < n; ++i) {
-        if (tokens[i] == SuffixAutomaton::kSeparator)
-            automaton_.separate();
-        else
-            append(tokens[i]);
+    if (use_suffix_) own_.reserve(n - i);
+    for (; i < n; ++i) {
+        if (written_ && in_written_ < 0 && i >= n - shared) in_written_ = written_->begin();
+        append(context[i]);
     }
-    if (n > 0 && tokens[n - 1] != SuffixAutomaton::kSeparator) automaton_.separate();
-    start_ = automaton_.size();
+    if (written_ && in_written_ < 0) in_written_ = written_->begin();
 }
 
 void FreeTrie::update_tree(int32_t previous, int32_t token, const int32_t* tokens, const int32_t* parents,
@@ -74,29 +68,32 @@ void FreeTrie::update_tree(int32_t previous, int32_t token, const int32_t* token
 
 // A text is followed token by token; of one that has become much longer, the last tokens are looked up.
 void FreeTrie::follow_corpus() {
-    const std::vector<int32_t>& text = automaton_.text();
-    const int64_t n = automaton_.size();
+    const int64_t n = static_cast<int64_t>(text_.size());
     if (n - followed_ > Corpus::kLongest) {
         followed_ = n - Corpus::kLongest;
         in_corpus_ = {};
     }
     for (; followed_ < n; ++followed_)
-        in_corpus_ = corpus_->advance(in_corpus_, text[static_cast<size_t>(followed_)]);
+        in_corpus_ = corpus_->advance(in_corpus_, text_[static_cast<size_t>(followed_)]);
 }
 
 FreeTrie::Context FreeTrie::end_of_text() {
     if (corpus_) follow_corpus();
-    const std::vector<int32_t>& text = automaton_.text();
-    const size_t n = text.size();
-    const int32_t state = automaton_.matched();
-    const int32_t token = n > 0 ? text[n - 1] : -1;
-    return {state, automaton_.state(state).length, n > 1 && token >= 0 ? text[n - 2] : -1, token,
-            in_corpus_};
+    const size_t n = text_.size();
+    Context at{{}, {}, n > 1 ? text_[n - 2] : -1, n > 0 ? text_[n - 1] : -1, in_corpus_};
+    const auto match = [](const SuffixAutomaton& in, int32_t text) {
+        const int32_t state = in.matched(text);
+        return Match{state, in.state(state).length};
+    };
+    if (use_suffix_) at.own = match(own_, in_own_);
+    if (in_written_ >= 0) at.written = match(*written_, in_written_);
+    return at;
 }
 
 FreeTrie::Context FreeTrie::child(const Context& parent, int32_t token) const {
-    Context at{parent.state, parent.length, parent.token, token, {}};
-    if (use_suffix_) at.state = automaton_.advance(parent.state, token, at.length);
+    Context at{parent.own, parent.written, parent.token, token, {}};
+    if (use_suffix_) at.own.state = own_.advance(at.own.state, token, at.own.length);
+    if (in_written_ >= 0) at.written.state = written_->advance(at.written.state, token, at.written.length);
     if (corpus_) at.corpus = corpus_->advance(parent.corpus, token);
     return at;
 }
@@ -127,32 +124,45 @@ bool FreeTrie::taken(const Candidate* found, int n, int32_t token) {
     return std::any_of(found, found + n, [&](const Candidate& other) { return other.token == token; });
 }
 
-// Longest match first: what followed a string last, then what followed it most often.
+// Longest match first, of two alike the one in the text itself.
 int FreeTrie::suffix_candidates(const Context& at, const Row& row, Order order, Candidate* out) const {
-    int n = 0;
+    Links links[2] = {{&own_, in_own_, at.own, false}, {nullptr, in_written_, at.written, true}};
+    if (in_written_ >= 0) links[1].in = written_;
     bool corpus_due = at.corpus.length > 0;
-    const auto add = [&](int32_t token, int32_t length, int evidence, bool history) {
-        if (n == kMaxSuffixes || token == SuffixAutomaton::kSeparator || taken(out, n, token)) return;
-        const int agrees = agreement(token, row.ids, row.scores, row.n, row.order);
-        out[n] = {token, Calibration::suffix_cell(order, n, length, agrees, evidence),
-                  history ? kHistory : kSuffix, length};
-        ++n;
-    };
-    int32_t s = at.state;
-    for (int hop = 0; s > SuffixAutomaton::kRoot && hop < kSuffixHops && n < kMaxSuffixes; ++hop) {
-        const SuffixAutomaton::State& state = automaton_.state(s);
-        const int32_t length = hop == 0 ? at.length : state.length;
-        if (corpus_due && length < at.corpus.length) {
+    int n = 0;
+    while (n < kMaxSuffixes) {
+        Links* longest = nullptr;
+        for (Links& each : links)
+            if (!each.ended() && (!longest || each.at.length > longest->at.length)) longest = &each;
+        if (corpus_due && (!longest || longest->at.length < at.corpus.length)) {
             n = corpus_candidates(at, row, order, n, out);
             corpus_due = false;
+        } else if (longest) {
+            n = link_candidates(*longest, row, order, n, out);
+            longest->next();
+        } else {
+            break;
         }
-        const bool history = state.recent < start_;
-        add(automaton_.next_token(state), length, Calibration::recent_evidence(state.streak, history), history);
-        const SuffixAutomaton::Follower common = automaton_.common_token(state);
-        add(common.token, length, Calibration::common_evidence(common.count, state.followed, history), history);
-        s = state.link;
     }
-    return corpus_due ? corpus_candidates(at, row, order, n, out) : n;
+    return n;
+}
+
+// What followed a string last, then what followed it most often.
+int FreeTrie::link_candidates(const Links& links, const Row& row, Order order, int n, Candidate* out) const {
+    const SuffixAutomaton::State& state = links.in->state(links.at.state);
+    const int32_t latest = links.in->next_token(state, links.text);
+    if (latest == SuffixAutomaton::kNoToken) return n;
+    const auto add = [&](int32_t token, int evidence) {
+        if (n == kMaxSuffixes || taken(out, n, token)) return;
+        const int agrees = agreement(token, row.ids, row.scores, row.n, row.order);
+        out[n] = {token, Calibration::suffix_cell(order, n, links.at.length, agrees, evidence),
+                  links.history ? kHistory : kSuffix, links.at.length};
+        ++n;
+    };
+    add(latest, Calibration::recent_evidence(state.streak, links.history));
+    const SuffixAutomaton::Follower common = links.in->common_token(state);
+    add(common.token, Calibration::common_evidence(common.count, state.followed, links.history));
+    return n;
 }
 
 int FreeTrie::corpus_candidates(const Context& at, const Row& row, Order order, int n, Candidate* out) const {

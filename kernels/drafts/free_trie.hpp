@@ -38,19 +38,18 @@ class FreeTrie {
         uint8_t source;
     };
 
-    // The table and the counts are those of a model: tries of several texts read and write the same ones.
-    // The corpus, if there is one, is searched as the text is, where suffixes are used.
+    // The table and the counts are those of a model: tries of several texts read and write the same ones. So is
+    // `written`, which tells texts apart: what is written in one is searched by the others at once. It and the corpus
+    // may be missing; they are searched as the text itself is, where suffixes are used.
     FreeTrie(RecycleTable& table, Calibration calibration, bool use_suffix, bool use_recycle,
-             const Corpus* corpus = nullptr);
+             SuffixAutomaton* written = nullptr, const Corpus* corpus = nullptr);
 
-    SuffixAutomaton& automaton() { return automaton_; }
     RecycleTable& table() { return table_; }
-    int64_t conversation_start() const { return start_; }
 
-    void begin(const int32_t* context, int64_t n);
-    void preload(const int32_t* tokens, int64_t n);
+    // The text is now `context`, of which others search the last `shared` tokens and what is appended from then on. A
+    // text that goes on from the one before stays the same one.
+    void begin(const int32_t* context, int64_t n, int64_t shared);
     void append(int32_t token);
-    void clear_text();  // forgets conversation and history, not the table
     // Scores the candidates of the present context against `token`, the token at `position`, and appends it.
     void observe(int32_t token, const Sampling& sampling, int64_t position);
     // logits: of the root, then of each of `nodes` nodes.
@@ -72,11 +71,29 @@ class FreeTrie {
         uint8_t source;
         int32_t match;  // length, 0 if recycled
     };
+    struct Match {  // of a suffix, in an automaton
+        int32_t state = SuffixAutomaton::kRoot, length = 0;
+    };
     // A place in the tree, or the end of the text.
     struct Context {
-        int32_t state, length;    // matched suffix in the automaton
+        Match own, written;
         int32_t previous, token;  // the last two tokens, -1 if there are none
         Corpus::Match corpus;
+    };
+    // What suffixes of a context tell, one after the other, longest first.
+    struct Links {
+        const SuffixAutomaton* in;  // none if there is nothing to be told
+        int32_t text;
+        Match at;
+        bool history;
+        int hops = 0;
+
+        bool ended() const { return !in || at.state <= SuffixAutomaton::kRoot || hops == kSuffixHops; }
+        void next() {
+            at.state = in->state(at.state).link;
+            at.length = in->state(at.state).length;
+            ++hops;
+        }
     };
     struct Row {
         int32_t ids[kRowWidth];
@@ -101,6 +118,7 @@ class FreeTrie {
     Row ranked_row(const Context& at, const Sampling& sampling, int64_t position) const;
     int candidates(const Context& at, const Sampling& sampling, int64_t position, Candidate* out) const;
     int suffix_candidates(const Context& at, const Row& row, Order order, Candidate* out) const;
+    int link_candidates(const Links& links, const Row& row, Order order, int n, Candidate* out) const;
     int corpus_candidates(const Context& at, const Row& row, Order order, int n, Candidate* out) const;
     static bool taken(const Candidate* found, int n, int32_t token);
     int recycled_candidates(const Row& row, Order order, int suffixes, Candidate* out) const;
@@ -109,14 +127,16 @@ class FreeTrie {
     static bool later(const Open& a, const Open& b);
     void expand(const Place& at, int32_t parent, const Sampling& sampling, int64_t position);
 
-    SuffixAutomaton automaton_;
+    SuffixAutomaton own_;
+    int32_t in_own_, in_written_ = -1;  // number of the text in both
+    std::vector<int32_t> text_;
     RecycleTable& table_;
     Calibration calibration_;
     bool use_suffix_, use_recycle_;
+    SuffixAutomaton* written_;
     const Corpus* corpus_;
     Corpus::Match in_corpus_;  // of the end of the text, when it had `followed_` tokens
     int64_t followed_ = 0;
-    int64_t start_ = 0;  // where the present conversation begins in the text
     double plain_score_ = 0, coupled_score_ = 0;
 
     // Of the last tree; kept to reuse their memory.

@@ -20,7 +20,7 @@ __all__ = [
     "CorpusReference",
     "FreeTrieReference",
     "RecycleTableReference",
-    "SuffixText",
+    "SuffixTexts",
     "graft",
     "merge_chain",
     "token_after",
@@ -49,64 +49,72 @@ Noise = Callable[[int, int, int], float]
 """Gumbel noise of (seed, position, token)."""
 
 
-class SuffixText:
-    """A text with separators, and questions about where its strings occur."""
+class SuffixTexts:
+    """Texts that grow, and questions about where their strings occur; with `apart`, in other texts only."""
 
-    def __init__(self) -> None:
-        self.text: list[int] = []
+    def __init__(self, *, apart: bool = False) -> None:
+        self.apart = apart
+        self.places: list[tuple[int, int]] = []  # token and text, as they came
+        self.of: dict[int, list[int]] = {}  # the places of each text
 
-    def append(self, tokens: Iterable[int]) -> None:
-        """Add tokens at the end."""
-        self.text += [int(token) for token in tokens]
+    def begin(self) -> int:
+        """A new text."""
+        self.of[len(self.of)] = []
+        return len(self.of) - 1
 
-    def separate(self) -> None:
-        """Add a break that no string spans."""
-        self.text.append(SEPARATOR)
+    def append(self, text: int, tokens: Iterable[int]) -> None:
+        """Add tokens at the end of a text."""
+        for token in tokens:
+            self.of[text].append(len(self.places))
+            self.places.append((int(token), text))
 
-    def segment(self) -> String:
-        """The text since the last separator."""
-        start = len(self.text)
-        while start > 0 and self.text[start - 1] != SEPARATOR:
-            start -= 1
-        return tuple(self.text[start:])
+    def tokens(self, text: int) -> String:
+        """All of a text."""
+        return tuple(self.places[place][0] for place in self.of[text])
 
-    def ends(self, string: String) -> tuple[int, ...]:
-        """Where `string` occurs: indices of its last token, increasing."""
-        n = len(string)
-        return tuple(e for e in range(n - 1, len(self.text)) if tuple(self.text[e - n + 1 : e + 1]) == string)
+    def ends(self, string: String) -> list[tuple[int, int]]:
+        """Where `string` occurs: the text, and the number in it of the token after it."""
+        n, found = len(string), []
+        for text in self.of:
+            tokens = self.tokens(text)
+            found += [(text, i) for i in range(n, len(tokens) + 1) if tokens[i - n : i] == string]
+        return found
 
-    def followed(self, string: String) -> list[int]:
-        """Those ends of `string` that a token follows."""
-        last = len(self.text) - 1
-        return [e for e in self.ends(string) if e < last and self.text[e + 1] != SEPARATOR]
+    def followed(self, string: String, told: int | None = None) -> list[tuple[int, int, int]]:
+        """Text, last place and next place of those occurrences that a token follows, as these tokens came; of
+        those that the text `told` is told of, if one is given."""
+        found = [
+            (text, self.of[text][i - 1], self.of[text][i])
+            for text, i in self.ends(string)
+            if i < len(self.of[text]) and not (self.apart and text == told)
+        ]
+        return sorted(found, key=lambda each: each[2])
 
     def streak(self, string: String) -> int:
-        """How many of the last occurrences, at most 3, were followed by the same token as the one before."""
-        tokens = [self.text[e + 1] for e in self.followed(string)]
-        if len(tokens) < 2:
-            return NEW
-        streak = 0
-        while streak < min(MAX_STREAK, len(tokens) - 1) and tokens[-1 - streak] == tokens[-2 - streak]:
-            streak += 1
+        """How many of the last occurrences, at most 3, were followed by what their text was told."""
+        streak, before = NEW, self.followed(string)
+        for n, (text, _, place) in enumerate(before):
+            told = [next_ for of, _, next_ in before[:n] if not (self.apart and of == text)]
+            if told:
+                right = self.places[told[-1]][0] == self.places[place][0]
+                streak = min(max(streak, 0) + 1, MAX_STREAK) if right else 0
         return streak
 
     def common(self, string: String) -> tuple[int, int, int]:
         """The token that followed `string` most often, the latest of several, its count, and that of all."""
-        tokens = [self.text[e + 1] for e in self.followed(string)]
-        if not tokens:
-            return SEPARATOR, 0, 0
+        tokens = [self.places[place][0] for _, _, place in self.followed(string)]
         best = max(tokens, key=lambda token: (tokens.count(token), len(tokens) - tokens[::-1].index(token)))
         return best, tokens.count(best), len(tokens)
 
-    def longest(self, path: Sequence[int] = ()) -> String:
-        """Longest suffix of text + path that occurs in the text, other than as the end of the text."""
-        whole = self.segment() + tuple(path)
-        last = len(self.text) - 1
-        for start in range(len(whole)):
-            ends = self.ends(whole[start:])
-            if ends and (path or ends[0] < last):
-                return whole[start:]
-        return ()
+    def longest(self, text: int, path: Sequence[int] = ()) -> String:
+        """Longest suffix of a text that it is told of; of that and `path`, the longest suffix that occurs."""
+        whole = self.tokens(text)
+        while whole and not self.followed(whole, text):
+            whole = whole[1:]
+        whole += tuple(path)
+        while whole and not self.ends(whole):
+            whole = whole[1:]
+        return whole
 
     def chain(self, string: String) -> list[String]:
         """`string`, then each longest shorter suffix of it that occurs in more places."""
@@ -118,18 +126,17 @@ class SuffixText:
                 string = string[1:]
         return strings
 
-    def match(self, count: int) -> tuple[list[int], list[int]]:
-        """Ends and lengths of the most recent earlier occurrences of suffixes of the text."""
-        ends: list[int] = []
-        lengths: list[int] = []
-        for string in self.chain(self.longest()):
-            followed = self.followed(string)
-            if not followed or len(ends) == count:
+    def match(self, text: int, count: int) -> tuple[list[int], list[int]]:
+        """Ends and lengths of the most recent occurrences of suffixes of a text."""
+        found: list[tuple[int, int, int]] = []  # end, length, next token
+        for string in self.chain(self.longest(text)):
+            followed = self.followed(string, text)
+            if not followed or len(found) == count:
                 continue
-            if self.text[followed[-1] + 1] not in [self.text[e + 1] for e in ends]:
-                ends.append(followed[-1])
-                lengths.append(len(string))
-        return ends, lengths
+            token = self.places[followed[-1][2]][0]
+            if token not in [each[2] for each in found]:
+                found.append((followed[-1][1], len(string), token))
+        return [end for end, _, _ in found], [length for _, length, _ in found]
 
 
 class CorpusReference:
@@ -236,27 +243,30 @@ class FreeTrieReference:
     use_suffix: bool = True
     use_recycle: bool = True
     corpus: CorpusReference | None = None
-    start: int = 0
-    suffix: SuffixText = field(default_factory=SuffixText)
+    written: SuffixTexts | None = None
     table: RecycleTableReference = field(default_factory=RecycleTableReference)
+    text: list[int] = field(default_factory=list)
+    own: SuffixTexts = field(default_factory=SuffixTexts)
+    in_written: int = -1
 
-    def begin(self, context: Sequence[int]) -> None:
-        """Continue the present conversation to `context`, or start another one."""
-        held = self.suffix.text[self.start :]
-        if list(context[: len(held)]) != held:
-            self.suffix.separate()
-            self.start = len(self.suffix.text)
-            held = []
-        self.suffix.append(context[len(held) :])
+    def begin(self, context: Sequence[int], shared: int = 0) -> None:
+        """Go on to `context`, or start another text, of which others search the last `shared` tokens."""
+        if not self.text or list(context[: len(self.text)]) != self.text:
+            self.text, self.own, self.in_written = [], SuffixTexts(), -1
+            self.own.begin()
+        for i in range(len(self.text), len(context)):
+            if self.written is not None and self.in_written < 0 and i >= len(context) - shared:
+                self.in_written = self.written.begin()
+            self.append(context[i])
+        if self.written is not None and self.in_written < 0:
+            self.in_written = self.written.begin()
 
-    def preload(self, tokens: Sequence[int]) -> None:
-        """Add history, -1 between texts."""
-        if len(self.suffix.text) > self.start:
-            self.suffix.separate()
-        self.suffix.append(tokens)
-        if tokens and tokens[-1] != SEPARATOR:
-            self.suffix.separate()
-        self.start = len(self.suffix.text)
+    def append(self, token: int) -> None:
+        """Add a token to the text, and to what the others are searched in."""
+        self.text.append(token)
+        self.own.append(0, [token])
+        if self.written is not None and self.in_written >= 0:
+            self.written.append(self.in_written, [token])
 
     def ranked_row(
         self, path: Sequence[int], order: int, seed: int, position: int, temperature: float
@@ -264,7 +274,7 @@ class FreeTrieReference:
         """Ids, scores and order of the recycled row after text + path, best first."""
         if not self.use_recycle:
             return [], [], 0
-        ends = [-1, -1, *self.suffix.segment()[-2:], *path][-2:]
+        ends = [-1, -1, *self.text[-2:], *path][-2:]
         ids, logits, row_order = self.table.lookup(*ends)
         scores = [logit * (1 / temperature if temperature > 0 else 1.0) for logit in logits]
         if order == COUPLED:
@@ -293,24 +303,30 @@ class FreeTrieReference:
 
     def followers(self, path: Sequence[int]) -> list[tuple[int, int, int, int]]:
         """(token, match length, evidence, source) of what followed suffixes of text + path, longest first."""
-        found: list[tuple[int, int, int, int]] = []
-        whole = self.suffix.segment() + tuple(path)
-        string = self.corpus.longest(whole) if self.corpus else ()
+        found = self.told(self.own, 0, path, SUFFIX)
+        if self.written is not None:
+            found += self.told(self.written, self.in_written, path, HISTORY)
+        string = self.corpus.longest((*self.text, *path)) if self.corpus else ()
         if self.corpus and string:
             occurrences = len(self.corpus.occurrences(string))
             for token, share in self.corpus.continuations(string):
                 found.append((token, len(string), corpus_evidence(share, occurrences), CORPUS))
-        for string in self.suffix.chain(self.suffix.longest(path)):
-            followed = self.suffix.followed(string)
-            if not followed:
-                continue
-            history = followed[-1] < self.start
-            first, source = TEXT_EVIDENCE * history, HISTORY if history else SUFFIX
-            recent, streak = self.suffix.text[followed[-1] + 1], self.suffix.streak(string)
-            found.append((recent, len(string), first + streak + 1, source))
-            common, count, all_of_them = self.suffix.common(string)
-            found.append((common, len(string), first + (5 if 2 * count < all_of_them else 6), source))
-        return sorted(found, key=lambda each: (-each[1], each[3] == CORPUS))
+        return sorted(found, key=lambda each: -each[1])
+
+    def told(
+        self, texts: SuffixTexts, text: int, path: Sequence[int], source: int
+    ) -> list[tuple[int, int, int, int]]:
+        """The same of one source, which tells what came last, then what came most often."""
+        found, first = [], TEXT_EVIDENCE * (source == HISTORY)
+        for string in texts.chain(texts.longest(text, path)):
+            followed = texts.followed(string, text)
+            if followed:
+                recent = texts.places[followed[-1][2]][0]
+                found.append((recent, len(string), first + texts.streak(string) + 1, source))
+                common, count, all_of_them = texts.common(string)
+                often = 5 if 2 * count < all_of_them else 6
+                found.append((common, len(string), first + often, source))
+        return found
 
     def hazard(self, cell: int) -> float:
         """P(a candidate of this cell is right | those before it are not)."""
@@ -328,7 +344,7 @@ class FreeTrieReference:
                     self.counts[cell] = KEEP * hits + (guess == token), KEEP * trials + 1
                     if guess == token:
                         break
-            self.suffix.append([token])
+            self.append(token)
 
     def grow(
         self,

@@ -8,7 +8,7 @@ import pytest
 from specx.backends.base import Output
 from specx.drafters.base import EMPTY_DRAFT, Room, Text, Verified
 from specx.drafters.calibration.free import CELLS, LAYOUT, Calibration
-from specx.drafters.free import FreeDrafter
+from specx.drafters.free import SHARED_PROMPT, FreeDrafter
 from specx.drafters.none import NoDrafter
 
 VOCAB = 64
@@ -185,13 +185,6 @@ def test_rows_survive_a_save():
         FreeDrafter(5).restore(drafter.to_arrays())
 
 
-def test_old_text_makes_room():
-    drafter = FreeDrafter(VOCAB, max_text=100)
-    for tokens in (list(range(60)), [7, 7, *range(60)]):
-        start(drafter, tokens)[1].close()
-    assert drafter.history().tolist() == [*range(10, 60), -1, 7, 7, *range(60)]
-
-
 def test_a_text_that_goes_on_from_the_one_before_is_searched_once():
     drafter = FreeDrafter(VOCAB)
     text, drafting = start(drafter, [1, 2, 3])
@@ -212,76 +205,57 @@ def write(drafting, text, tokens):
         emit(text, drafting, [token], EMPTY_DRAFT, np.zeros((1, VOCAB), np.float32))
 
 
-def test_what_one_text_has_finished_the_others_draft_from():
+def test_what_one_text_is_writing_the_others_draft_from():
     drafter = FreeDrafter(VOCAB, sources=("suffix",))
     first, one = start(drafter, [1, 2])
     second, other = start(drafter, [3, 4])
     write(one, first, PHRASE)
     write(other, second, PHRASE[:6])
-    assert other.propose(Room(6, 1)).tokens.tolist() == []  # the first is still being written
+    draft = other.propose(Room(6, 1))
+    assert draft.tokens.tolist() == PHRASE[6:]
+    assert [drafter.source_names[source] for source in draft.sources] == ["history"] * 6
+    assert one.propose(Room(6, 1)).tokens.tolist() == []  # nothing has gone on from where it is
     one.close()
-    other.close()
-    # Whichever place the next two take, what both wrote is history for them.
-    text_a, a = start(drafter, [5, *PHRASE[:6]])
-    text_b, b = start(drafter, [6, *PHRASE[:6]])
-    for drafting in (a, b):
-        draft = drafting.propose(Room(6, 1))
-        assert draft.tokens.tolist() == PHRASE[6:]
-        assert [drafter.source_names[source] for source in draft.sources] == ["history"] * 6
-    assert (text_a.tokens[0], text_b.tokens[0]) == (5, 6)
+    for i in (5, 6):  # nor does it matter that it is finished, whoever comes next
+        _, later = start(drafter, [i, *PHRASE[:6]])
+        assert later.propose(Room(6, 1)).tokens.tolist() == PHRASE[6:]
 
 
-def test_a_prompt_of_one_text_is_not_written_into_the_others():
+def test_what_a_text_itself_said_comes_before_what_others_said_last():
     drafter = FreeDrafter(VOCAB, sources=("suffix",))
-    _, one = start(drafter, PHRASE)  # only read, nothing is emitted
-    _, other = start(drafter, [3])
-    one.close()
-    other.close()
-    proposals = [start(drafter, [4 + i, *PHRASE[:6]])[1].propose(Room(6, 1)) for i in range(2)]
-    assert sorted(len(draft) for draft in proposals) == [0, 6]
+    text, drafting = start(drafter, [1, 2, 30, 31, 5])
+    other_text, other = start(drafter, [9])
+    write(other, other_text, [1, 2, 40, 41])
+    write(drafting, text, [1, 2])
+    draft = drafting.propose(Room(8, 8))
+    assert draft.tokens[draft.parents == -1].tolist() == [30, 40]
+    assert [drafter.source_names[source] for source in draft.sources[draft.parents == -1]] == [
+        "suffix",
+        "history",
+    ]
 
 
-def test_a_finished_text_is_history_once():
+def test_how_an_answer_begins_is_known_from_the_ends_of_other_prompts():
     drafter = FreeDrafter(VOCAB, sources=("suffix",))
-    for i in range(6):
-        first, one = start(drafter, [1, i])
-        second, other = start(drafter, [2, i])
-        write(one, first, [30 + i, 40])
-        write(other, second, [50 + i, 41])
-        one.close()
-        one.close()
-        other.close()
-    for tokens in ([1], [2]):
-        start(drafter, tokens)  # both places have seen everything now
-    searched = drafter.history().tolist()
-    assert [searched.count(token) for i in range(6) for token in (30 + i, 50 + i)] == [1] * 12
+    first, one = start(drafter, [*range(30), 50, 51])
+    write(one, first, PHRASE)
+    _, other = start(drafter, [45, 50, 51])
+    assert other.propose(Room(4, 1)).tokens.tolist() == PHRASE[:4]
 
 
-def test_what_was_written_one_text_at_a_time_is_history_for_several():
+def test_of_a_long_prompt_the_others_search_the_end_only():
     drafter = FreeDrafter(VOCAB, sources=("suffix",))
-    drafter.preload(np.array([50, 51, 52, 53], np.int32))
-    text, alone = start(drafter, [1, 2])
-    write(alone, text, PHRASE)
-    alone.close()
-    for prompt in ([3], [4], [5]):  # all at once, the last two in places that are new
-        _, drafting = start(drafter, [*prompt, *PHRASE[:4]])
-        assert drafting.propose(Room(4, 1)).tokens.tolist() == PHRASE[4:8]
-        _, drafting = start(drafter, [*prompt, 50, 51])
-        assert drafting.propose(Room(2, 1)).tokens.tolist() == [52, 53]
+    start(drafter, [40, 41, 42] + [1] * SHARED_PROMPT)
+    assert len(drafter.history()) == SHARED_PROMPT
+    assert len(start(drafter, [40, 41])[1].propose(Room(4, 1))) == 0
 
 
-def test_the_history_has_what_was_written_last_whoever_wrote_it():
-    drafter = FreeDrafter(VOCAB, sources=("suffix",))
-    pairs = [start(drafter, [1 + i]) for i in range(3)]
-    for i, (text, drafting) in enumerate(pairs):
-        write(drafting, text, [20 + i, 30 + i])
-        drafting.close()
-    searched = drafter.history().tolist()
-    for i in range(3):
-        assert searched.count(20 + i) == 1
-        at = searched.index(20 + i)
-        assert searched[at : at + 2] == [20 + i, 30 + i]
-        assert at + 2 == len(searched) or searched[at + 2] == -1
+@pytest.mark.parametrize("sources", [("recycle",), ("suffix",)])
+def test_nothing_is_written_for_others_where_nobody_searches(sources):
+    drafter = FreeDrafter(VOCAB, sources=sources)
+    drafter.preload(np.array([1, 2, -1, 3], np.int32))
+    write(*reversed(start(drafter, [4])), [5])
+    assert (len(drafter.history()) > 0) == ("suffix" in sources)
 
 
 def test_texts_share_the_recycled_rows_and_the_calibration():
@@ -324,6 +298,7 @@ def test_history_is_found_by_every_text():
     for i in range(3):
         _, drafting = start(drafter, [i, *PHRASE[:4]])
         assert drafting.propose(Room(3, 1)).tokens.tolist() == PHRASE[4:7]
+        assert len(start(drafter, [*PHRASE, 62 + i % 2])[1].propose(Room(3, 1))) == 0  # no match spans two
 
 
 def test_unknown_sources_are_refused():
@@ -343,10 +318,7 @@ def test_no_drafter_drafts_nothing():
 
 @pytest.mark.parametrize("at_once", [1, 3, 8])
 def test_however_many_texts_are_finished_what_is_searched_stays_bounded(at_once):
-    # Also where there was room for more texts than are written now: nobody needs what those did not see.
-    drafter = FreeDrafter(VOCAB, max_text=2000)
-    for drafting in [start(drafter, [i])[1] for i in range(8)]:
-        drafting.close()
+    drafter = FreeDrafter(VOCAB, max_written=2000)
     rng = np.random.default_rng(1)
     longest = 0
     for _ in range(150):
@@ -355,9 +327,20 @@ def test_however_many_texts_are_finished_what_is_searched_stays_bounded(at_once)
             emitted = rng.integers(1, VOCAB, 30).tolist()
             emit(text, drafting, emitted, EMPTY_DRAFT, one_hot_rows(emitted[:1]))
             drafting.close()
-        longest = max(longest, len(drafter.history()))
-    assert longest <= 2 * 2000
+        longest = max(longest, np.count_nonzero(drafter.history() >= 0))
+    assert longest <= 2000 + at_once * 40
     # And what was finished last is searched by whoever comes next.
-    start(drafter, [5])
     searched = drafter.history().tolist()
     assert any(searched[i : i + 30] == emitted for i in range(len(searched)))
+
+
+def test_texts_that_are_being_written_go_on_when_old_words_are_forgotten():
+    drafter = FreeDrafter(VOCAB, sources=("suffix",), max_written=100)
+    text, drafting = start(drafter, [1, 2])
+    write(drafting, text, [3] * 90)
+    write(drafting, text, PHRASE)
+    _, other = start(drafter, [7, *PHRASE[:4]])  # more than 100: now the older half goes
+    assert np.count_nonzero(drafter.history() >= 0) == 55
+    assert other.propose(Room(4, 1)).tokens.tolist() == PHRASE[4:8]
+    write(drafting, text, [40, 41])
+    assert start(drafter, [8, 40])[1].propose(Room(4, 1)).tokens.tolist() == [41]

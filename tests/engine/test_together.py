@@ -123,6 +123,27 @@ def test_more_texts_share_a_step_and_drafts_are_spread_over_them():
     assert steps < 93  # tokens of the longest one
 
 
+def test_a_text_drafts_from_what_another_one_is_writing():
+    # Neither repeats itself, and each is where the other has been a few steps before.
+    def accepted(texts):
+        session = session_of(texts=texts, drafter="suffix", even=True)
+        generations = [
+            session.generate(SCRIPT[start : start + 4], SAMPLING[0], n_predict=25, ignore_eos=True)
+            for start in (0, 10)
+        ]
+        seen = []
+        for generation, chunk in session.together(generations):
+            sources = chunk.sources if generation is generations[0] else []
+            seen += [source for source in sources if source != "target"]
+        return seen, [generation.result.tokens for generation in generations]
+
+    together, tokens = accepted(2)
+    assert together.count("history") == len(together) > 5
+    after_another, expected = accepted(1)
+    assert after_another == []  # the first is alone
+    assert tokens == expected == [SCRIPT[4:29], SCRIPT[14:39]]
+
+
 @pytest.mark.parametrize("even", [True, False])
 def test_together_they_take_less_time(even):
     def seconds(texts, drafter):

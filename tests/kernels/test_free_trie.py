@@ -16,10 +16,11 @@ from specx.kernels._native import (
     FreeTrie,
     LogitRows,
     RecycleTable,
+    SuffixAutomaton,
     gumbel,
     suffix_array,
 )
-from specx.kernels.reference.drafts import CorpusReference, FreeTrieReference
+from specx.kernels.reference.drafts import CorpusReference, FreeTrieReference, SuffixTexts
 
 CELLS = math.prod(SUFFIX_SHAPE) + math.prod(RECYCLE_SHAPE)
 VOCAB = 12
@@ -43,6 +44,7 @@ STEP = st.fixed_dictionaries(
         "coupled": st.booleans(),
         "path": st.lists(TOKEN, max_size=3),
         "emitted": st.lists(TOKEN, min_size=1, max_size=3),
+        "others": st.lists(st.tuples(st.integers(0, 2), TOKEN), max_size=3),
     }
 )
 
@@ -50,24 +52,26 @@ STEP = st.fixed_dictionaries(
 @settings(max_examples=100)
 @given(
     use=st.sampled_from([(True, True), (True, False), (False, True)]),
-    history=st.lists(st.integers(-1, 3), max_size=10),
+    shared=st.none() | st.integers(0, 12),
     context=st.lists(TOKEN, min_size=1, max_size=10),
     temperature=st.sampled_from([0.0, 0.8]),
     steps=st.lists(STEP, max_size=6),
     prior_seed=st.integers(0, 100),
     corpus=st.none() | st.lists(st.integers(-1, 3), max_size=60),
 )
-def test_native_equals_reference(use, history, context, temperature, steps, prior_seed, corpus):
+def test_native_equals_reference(use, shared, context, temperature, steps, prior_seed, corpus):
     prior = np.random.default_rng(prior_seed).uniform(0.05, 0.9, CELLS).astype(np.float32)
     counts, counts_reference = np.zeros((2, CELLS, 2), np.float32)
     table = RecycleTable(VOCAB)
     indexed = None if corpus is None else Corpus(ints(corpus), suffix_array(ints(corpus)))
-    native = FreeTrie(table, counts, prior, *use, indexed)
+    written = None if shared is None else SuffixAutomaton(apart=True)
+    native = FreeTrie(table, counts, prior, *use, written, indexed)
     known = None if corpus is None else CorpusReference(corpus)
-    reference = FreeTrieReference(counts_reference, prior, noise, *use, known)
-    for trie, kind in ((native, ints), (reference, list)):
-        trie.preload(kind(history))
-        trie.begin(kind(context))
+    brute = SuffixTexts(apart=True) if shared is not None and use[0] else None
+    reference = FreeTrieReference(counts_reference, prior, noise, *use, known, brute)
+    others = [(written.begin(), brute.begin()) for _ in range(3)] if written and brute else []
+    native.begin(ints(context), shared or 0)
+    reference.begin(context, shared or 0)
     position = len(context)
     for step in steps:
         rows = (
@@ -76,6 +80,9 @@ def test_native_equals_reference(use, history, context, temperature, steps, prio
         table.update(ints([p for p, _ in step["rows"]]), ints([t for _, t in step["rows"]]), rows)
         for (previous, token), row in zip(step["rows"], rows, strict=True):
             reference.table.update(previous, token, row)
+        for other, token in step["others"] if others else ():
+            written.append(others[other][0], ints([token]))
+            brute.append(others[other][1], [token])
         settings_ = 5, position, temperature, step["coupled"], step["path"]
         columns = native.grow(step["limit"], step["leaves"], *settings_)
         expected = reference.grow(step["limit"], step["leaves"], *settings_)
@@ -86,7 +93,9 @@ def test_native_equals_reference(use, history, context, temperature, steps, prio
         reference.observe(step["emitted"], 5, position, temperature)
         np.testing.assert_array_equal(counts, counts_reference)
         position += len(step["emitted"])
-    assert native.automaton.text().tolist() == reference.suffix.text
+    if brute:
+        tokens, texts = written.tokens()
+        assert list(zip(tokens.tolist(), texts.tolist(), strict=True)) == brute.places
 
 
 def new_trie(hazard=0.5, **options):
@@ -95,24 +104,30 @@ def new_trie(hazard=0.5, **options):
     return FreeTrie(table, counts, prior, **options), counts, table
 
 
-def test_context_that_extends_the_conversation_continues_it():
-    trie, *_ = new_trie()
-    trie.begin(ints([1, 2, 3]))
+def test_context_that_extends_the_text_before_continues_it():
+    written = SuffixAutomaton(apart=True)
+    trie, *_ = new_trie(hazard=0.9, written=written)
+    trie.begin(ints([1, 2, 3]), 2)
     trie.append(4)
-    trie.begin(ints([1, 2, 3, 4, 5]))
-    assert trie.automaton.text().tolist() == [1, 2, 3, 4, 5]
-    assert trie.conversation_start == 0
-    trie.begin(ints([1, 2, 9]))
-    assert trie.automaton.text().tolist() == [1, 2, 3, 4, 5, -1, 1, 2, 9]
-    assert trie.conversation_start == 6
+    trie.begin(ints([1, 2, 3, 4, 5, 1]), 1)
+    assert trie.grow(2, 1)[0].tolist() == [2, 3]
+    assert [column.tolist() for column in written.tokens()] == [[2, 3, 4, 5, 1], [0] * 5]
+    trie.begin(ints([1, 2, 9]), 1)
+    assert [column.tolist() for column in written.tokens()] == [[2, 3, 4, 5, 1, 9], [0, 0, 0, 0, 0, 1]]
 
 
-def test_history_is_a_source_of_its_own():
-    trie, *_ = new_trie(hazard=0.9)
-    trie.preload(ints([1, 2, 3, 4, -1, 7, 8]))
-    trie.begin(ints([9, 1, 2]))
+def test_what_others_have_written_is_a_source_of_its_own():
+    written = SuffixAutomaton(apart=True)
+    trie, counts, table = new_trie(hazard=0.9, written=written)
+    other = FreeTrie(table, counts, np.full(CELLS, 0.9, np.float32), written=written)
+    other.begin(ints([1, 2]), 2)
+    trie.begin(ints([9, 1, 2]), 2)
+    assert len(trie.grow(2, 1)[0]) == 0
+    other.append(3)
+    other.append(4)
     tokens, parents, _, sources = trie.grow(2, 1)
     assert (tokens.tolist(), parents.tolist(), sources.tolist()) == ([3, 4], [-1, 0], [2, 2])
+    assert len(other.grow(2, 1)[0]) == 0  # what it wrote itself is no other text
 
 
 def test_a_tree_grows_below_a_path():
@@ -169,8 +184,6 @@ def test_tries_share_a_table_and_counts_and_no_text():
     before = counts.sum()
     one.observe([2])
     assert counts.sum() > before
-    assert one.automaton.text().tolist() == [1, 2, 3, 1, 2]
-    assert other.automaton.text().tolist() == [7, 1, 4]
 
 
 def test_a_table_lives_as_long_as_the_tries_that_use_it():
