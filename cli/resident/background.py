@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from specx.backends.errors import SpecxError
+from specx.backends.errors import SpecxError, UsageError
 from specx.cli.resident.client import OK, Connection, LostError, ask
 from specx.cli.resident.place import Place, Record, records
 from specx.cli.terminal.console import notice, show_table
@@ -187,16 +187,28 @@ def _listens(place: Place) -> bool:
     return True
 
 
-def stop_servers(model: Path | None) -> None:
-    """End the servers of this user, or those that hold a model, and wait until they have ended.
+def stop_servers(model: Path | None, *, every: bool = False) -> None:
+    """End this user's servers of a model, or the only one that runs, and wait until they have ended.
+
+    Args:
+        model: what they hold; None if that is left open.
+        every: all of them, if no model is given.
 
     Raises:
+        UsageError: several run, and nothing says which is meant.
         SpecxError: one does not end.
     """
     wanted = None if model is None else os.path.realpath(model)
     found = [each for each in records() if wanted in (None, os.path.realpath(each.model))]
     if not found:
         notice("no model is in a server" if model is None else f"no server holds {model.name}")
+    running = [each for each in found if _listens(each.place)]
+    if model is None and not every and len(running) > 1:
+        for each in running:
+            notice(f"pid {each.pid}: specx {each.asked}")
+        raise UsageError(
+            f"{len(running)} servers are running", "name the model: specx serve --stop MODEL; or give --all"
+        )
     for record in found:
         _stop(record)
 

@@ -34,7 +34,8 @@ class ResidentOptions:
         ),
     ] = None
     status: Annotated[bool, _option("--status", text="List the servers that commands here can use.")] = False
-    stop: Annotated[bool, _option("--stop", text="End them, or the one that holds MODEL.")] = False
+    stop: Annotated[bool, _option("--stop", text="End the one that holds MODEL, or the only one.")] = False
+    every: Annotated[bool, _option("--all", text="With --stop: end all of them.")] = False
 
     @property
     def idle_s(self) -> float | None:

@@ -188,11 +188,15 @@ def _is_about_others(model: ModelOptions, resident: ResidentOptions) -> bool:
     asked = [f"--{name}" for name in ("background", "status", "stop") if getattr(resident, name)]
     if len(asked) > 1:
         raise UsageError(f"{' and '.join(asked)} are both given", "give one of them")
+    if resident.every and not resident.stop:
+        raise UsageError("--all is given without --stop", "specx serve --stop --all ends all servers")
     if resident.status:
         show_servers()
     elif resident.stop:
         named = model.model or model.model_flag or model.hf_repo
-        stop_servers(read_asked(model).model if named else None)
+        if named and resident.every:
+            raise UsageError("a model and --all are both given", "give one of them")
+        stop_servers(read_asked(model).model if named else None, every=resident.every)
     return resident.status or resident.stop
 
 

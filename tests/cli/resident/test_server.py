@@ -43,7 +43,7 @@ def background(runtime, model):
     begun = specx("serve", "--background", model, "--idle", "2m")
     assert (begun.returncode, begun.stdout) == (0, ""), begun.stderr
     yield begun
-    specx("serve", "--stop")
+    specx("serve", "--stop", "--all")
 
 
 def both(*arguments: str) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
@@ -82,6 +82,18 @@ def test_it_is_listed_and_ended(background, model):
     assert "no model is in a server" in specx("serve", "--status").stderr
     assert "no model is in a server" in specx("serve", "--stop").stderr
     assert specx("complete", model, "-p", "2", "-n", "3", "-q").returncode == 0
+
+
+def test_of_several_one_has_to_be_named(background, model):
+    other = model.with_name("other.gguf")
+    other.write_bytes(model.read_bytes())
+    assert specx("serve", "--background", other, "--idle", "2m").returncode == 0
+    unclear = specx("serve", "--stop")
+    assert unclear.returncode == 2 and "error: 2 servers are running" in unclear.stderr
+    assert all(f" {each} " in unclear.stderr for each in (model, other))
+    assert len(specx("serve", "--status").stdout.splitlines()) == 3
+    assert specx("serve", "--stop", "--all").stderr.count("ended the server of ") == 2
+    assert "no model is in a server" in specx("serve", "--status").stderr
 
 
 def test_it_has_left_its_shell(background, runtime):

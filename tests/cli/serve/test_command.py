@@ -41,6 +41,8 @@ def started(monkeypatch):
         (["--idle", "soon"], "--idle"),
         (["--stop", "--background"], "--background and --stop are both given"),
         (["--stop", "--status"], "--status and --stop are both given"),
+        (["--all"], "--all is given without --stop"),
+        (["--stop", "--all"], "a model and --all are both given"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(specx, started, arguments, said):
