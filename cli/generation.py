@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from specx.backends.errors import UsageError
+from specx.backends.errors import SpecxError, UsageError
 from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
@@ -133,7 +133,13 @@ def _in_server(asked: Asked, server: str, *, quiet: bool) -> Remote | None:
         return None
     from specx.cli.resident.remote import find
 
-    return find(asked, notice if asked.verbose and not quiet else _ignore)
+    explain = notice if asked.verbose and not quiet else _ignore
+
+    def load(problem: SpecxError) -> Session:
+        explain(f"{problem.message}: the model is loaded here")
+        return load_session(asked, quiet=quiet)
+
+    return find(asked, explain, load)
 
 
 def load_session(asked: Asked, *, quiet: bool = False) -> Session:

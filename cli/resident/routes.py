@@ -23,7 +23,7 @@ from specx.cli.serve.mailbox import Mailbox
 from specx.engine.api.asks import Defaults, read_ask
 from specx.engine.api.errors import RequestError
 from specx.engine.api.exchange import Exchange
-from specx.engine.service import StoppedError
+from specx.engine.service import BusyError, StoppedError
 from specx.engine.settings import SamplingSettings
 from specx.engine.text.prompt import Prompt, encode
 
@@ -207,9 +207,8 @@ def _sampling(given: Mapping[str, Any]) -> SamplingSettings:
 
 
 def _error(problem: SpecxError) -> dict[str, Any]:
-    return {
-        "error": {"message": problem.message, "hint": problem.hint, "exit_code": problem.exit_code},
-    }
+    told = {"message": problem.message, "hint": problem.hint, "exit_code": problem.exit_code}
+    return {"error": {**told, "unavailable": isinstance(problem, BusyError | StoppedError)}}
 
 
 @dataclass(slots=True)

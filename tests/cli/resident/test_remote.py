@@ -140,12 +140,13 @@ def test_a_socket_that_nobody_listens_at(specx, place):
     assert (outcome.code, outcome.err, len(specx.settings)) == (0, "", 1)
 
 
-@pytest.mark.parametrize("cut", [-1, -9, -200, 30, 0])
+@pytest.mark.parametrize("cut", [-1, -9, -200, -300])
 def test_a_server_that_dies_in_mid_answer(specx, answering, tmp_path, cut):
     answering.answers["generate"] = response(*ANSWER)[:cut]
     path = tmp_path / "out.txt"
     path.write_text("before")
     outcome = specx("complete", specx.model, "-p", "Once", "-o", str(path))
+    assert specx.settings == []
     if cut == -1:  # all of it has come
         assert outcome.code == 0
         return
@@ -156,6 +157,50 @@ def test_a_server_that_dies_in_mid_answer(specx, answering, tmp_path, cut):
     assert outcome.err.startswith("error: the server that holds the model ended before it had answered")
     assert "hint: run it again" in outcome.err and "Traceback" not in outcome.err
     assert [each.name for each in tmp_path.iterdir() if "tmp" in each.suffix] == []
+
+
+BUSY = {"message": "the server is busy", "hint": "try again in 1 s", "exit_code": 1, "unavailable": True}
+LOADING = response({"error": {"message": "the model is being loaded"}}, status=503)
+
+
+@pytest.mark.parametrize(
+    ("route", "answer"),
+    [
+        ("generate", response({"error": BUSY})),
+        ("generate", response({"read": [2, 3]}, {"error": BUSY})),
+        ("generate", LOADING),
+        ("generate", response(*ANSWER)[:30]),
+        ("generate", b""),
+        ("encode", response({"error": BUSY}, status=429)),
+        ("encode", LOADING),
+        ("encode", b""),
+    ],
+)
+def test_a_server_that_takes_no_more_is_done_without(specx, answering, route, answer):
+    answering.answers[route] = answer
+    outcome = specx("complete", specx.model, "-p", "Once", "-s", "5", "--grammar", 'root ::= "x"')
+    assert (outcome.code, outcome.out) == (0, "Hello wörld, how are you?")
+    assert outcome.err.startswith("seed: 5, ") and specx.session.closed
+    assert len(specx.settings) == 1 and len(specx.session.requests) == 1
+    assert specx.session.samplings[0].seed == 5
+    assert specx.session.requests[0]["constraint"] == 'root ::= "x"'
+    assert [asked for asked, _ in answering.asked][-1] == route  # it is not asked again
+
+
+def test_why_a_server_is_done_without_is_told(specx, answering):
+    answering.answers["generate"] = response({"error": BUSY})
+    outcome = specx("complete", specx.model, "-p", "Once", "--verbose", "--json")
+    assert "the server is busy: the model is loaded here" in outcome.err
+    assert json.loads(outcome.out)["setup"] == {}  # of what was loaded
+
+
+def test_a_chat_goes_on_without_a_server_that_has_ended(specx, answering):
+    answering.answers |= {"tokenize": response({"tokens": [1, 2]}), "specials": response({"tokens": None})}
+    answering.answers["generate"] = response({"error": BUSY})
+    outcome = specx("chat", specx.model, stdin=b"hi\n/drafter none\nho\n")
+    assert (outcome.code, outcome.out) == (0, "Hello wörld, how are you?\n" * 2)
+    assert [asked for asked, _ in answering.asked].count("generate") == 1
+    assert len(specx.settings) == 1 and specx.session.drafter_name == "none"
 
 
 def test_an_error_of_the_server_is_an_error_here(specx, answering):
