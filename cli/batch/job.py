@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from specx.backends.errors import DoesNotFitError, FileError
+from specx.backends.errors import DoesNotFitError, FileError, SpecxError
 from specx.cli.batch.options import OutputOptions
 from specx.cli.batch.progress import Reporter
 from specx.cli.batch.reading import Input
@@ -122,7 +122,7 @@ class Job:
                     what = "all of it is answered" if looked.items else "it is empty"
                     notice(f"{self.source.name}: {what}, nothing to do")
                 return SOME_FAILED if failed else 0
-            begin = self._on_cluster(looked) if self.ray else self._in_server(looked)
+            begin = self._on_cluster(looked) if self.ray else self._in_server(stack, looked)
             begin = begin or self._here(stack, looked)
             output = stack.enter_context(closing(self._output()))
             before = 0 if looked is None else looked.answered
@@ -160,7 +160,7 @@ class Job:
         n_ctx = context_for(looked.largest, asked.model, self.request.options.n_predict)
         return replace(asked, n_ctx=min(n_ctx, self.trained or n_ctx))
 
-    def _here(self, stack: ExitStack, looked: Survey | None) -> Begin:
+    def _here(self, stack: ExitStack, looked: Survey | None) -> Callable[[Iterable[Item], Written], Run]:
         """Answering on this machine: the model is loaded."""
         from specx.engine.batch.run import Run
 
@@ -181,7 +181,7 @@ class Job:
 
         return begin
 
-    def _in_server(self, looked: Survey | None) -> Begin | None:
+    def _in_server(self, stack: ExitStack, looked: Survey | None) -> Begin | None:
         """Answering in a running server of the same model and settings; None if there is none that can."""
         if self.server == "no":
             return None
@@ -194,6 +194,11 @@ class Job:
             return None
         check_tokens(remote, self.request.sampling)
 
+        def here(items: Iterable[Item], written: Written, lost: SpecxError) -> Run:
+            if not self.options.quiet and not self.options.json:
+                notice(f"{lost.message}: the model is loaded here")
+            return self._here(stack, looked)(items, written)
+
         def begin(items: Iterable[Item], written: Written) -> ServedRun:
             feed = Feed(items, slow=not self.source.regular)
             defaults, at_once = self._defaults(remote.model_name), self.asked.texts
@@ -205,6 +210,7 @@ class Job:
                 at_once=at_once,
                 ordered=self._ordered,
                 written=written,
+                here=here,
             )
 
         return begin

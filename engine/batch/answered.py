@@ -9,9 +9,10 @@ from typing import Any
 from specx.engine.api.errors import RequestError
 from specx.engine.api.exchange import Exchange
 from specx.engine.api.paths import CHAT
+from specx.engine.batch.feed import Feed
 from specx.engine.batch.items import Item
 
-__all__ = ["Answered", "Begun", "Pending", "response_id"]
+__all__ = ["Answered", "Begun", "ItemRun", "Pending", "response_id"]
 
 WINDOW = 1024
 """Items that are begun or answered and wait for one before them: what is held of an output in order."""
@@ -124,6 +125,34 @@ class Begun:
             given = [pending.answered for pending in self._pending if pending.answered is not None]
             self._pending = deque(pending for pending in self._pending if pending.answered is None)
         return given
+
+
+class ItemRun:
+    """What every run over items is: they are taken from a feed and begun, and it can be ended.
+
+    Args:
+        feed: the items.
+        ordered: as of `Begun`.
+    """
+
+    def __init__(self, feed: Feed, *, ordered: bool) -> None:
+        self._feed = feed
+        self._begun = Begun(ordered=ordered)
+        self._dropped = False
+
+    @property
+    def in_progress(self) -> int:
+        """How many items are begun and not answered."""
+        return len(self._begun.in_progress)
+
+    def stop(self) -> None:
+        """Begin no more items, and finish those that are begun. Safe to call from a signal handler."""
+        self._feed.stop()
+
+    def drop(self) -> None:
+        """Give up what is in progress as well. Safe to call from a signal handler."""
+        self._dropped = True
+        self.stop()
 
 
 def response_id(item: Item) -> str:

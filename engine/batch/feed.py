@@ -54,6 +54,13 @@ class Feed:
             self.ended = True
         return None
 
+    def rest(self) -> Iterator[Item]:
+        """The items that were not taken yet, as they come."""
+        while (item := self.take(wait=True)) is not None:
+            yield item
+        if self.failure is not None:
+            raise self.failure
+
     def stop(self) -> None:
         """Give no more. Safe to call from a signal handler."""
         self.ended = True

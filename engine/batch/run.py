@@ -9,7 +9,7 @@ from specx.backends.errors import SpecxError, unexpected
 from specx.engine.api.asks import Defaults, read_ask
 from specx.engine.api.errors import RequestError
 from specx.engine.api.exchange import Exchange
-from specx.engine.batch.answered import Answered, Begun, Pending, response_id
+from specx.engine.batch.answered import Answered, ItemRun, Pending, response_id
 from specx.engine.batch.feed import Feed
 from specx.engine.batch.items import Item
 from specx.engine.generation import Generation
@@ -39,7 +39,7 @@ def _nobody(_tokens: int) -> None:
     pass
 
 
-class Run:
+class Run(ItemRun):
     """One run over items. It is where their generations arrive from (`Arrivals`).
 
     Args:
@@ -59,25 +59,14 @@ class Run:
         ordered: bool = True,
         written: Callable[[int], None] = _nobody,
     ) -> None:
-        self._session, self._feed, self._written = session, feed, written
+        super().__init__(feed, ordered=ordered)
+        self._session, self._written = session, written
         self._defaults, self._seed = defaults, seed
-        self._begun = Begun(ordered=ordered)
         self._waiting: deque[Generation] = deque()
-        self._dropped = False
-
-    @property
-    def in_progress(self) -> int:
-        """How many items are begun and not answered."""
-        return len(self._begun.in_progress)
-
-    def stop(self) -> None:
-        """Begin no more items, and finish those that are begun. Safe to call from a signal handler."""
-        self._feed.stop()
 
     def drop(self) -> None:
         """Give up what is in progress as well. Safe to call from a signal handler."""
-        self._dropped = True
-        self.stop()
+        super().drop()
         for pending in self._begun.in_progress:
             if pending.exchange is not None:
                 pending.exchange.cancel()

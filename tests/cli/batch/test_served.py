@@ -97,14 +97,19 @@ def test_what_another_context_would_answer_is_not_asked_of_a_server(server, mode
         assert b"loading" in done.stderr, more
 
 
-def test_a_server_that_ends_is_an_error_and_the_rest_is_gone_on_with(runtime, model, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("more", "how"),
+    [([], signal.SIGKILL), (["--unordered"], signal.SIGKILL), ([], signal.SIGTERM)],
+)
+def test_a_server_that_ends_is_done_without(runtime, model, tmp_path, monkeypatch, more, how):
     monkeypatch.setenv("SCRIPTED_DELAY", "0.05")
     assert specx("serve", "--background", model, "--idle", "2m").returncode == 0
     monkeypatch.delenv("SCRIPTED_DELAY")
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"prompt": "a", "max_tokens": 12, "ignore_eos": true}\n' * 60)
+    asked = ["batch", model, source, "-s", "1", *more]
     process = subprocess.Popen(
-        [sys.executable, "-P", SCRIPT, "batch", model, source, "-o", output, "-s", "1"],
+        [sys.executable, "-P", SCRIPT, *asked, "-o", output],
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
     )
@@ -113,13 +118,14 @@ def test_a_server_that_ends_is_an_error_and_the_rest_is_gone_on_with(runtime, mo
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     told = next(Path(os.environ["XDG_RUNTIME_DIR"]).rglob("*.json")).read_text()
-    os.kill(json.loads(told)["pid"], signal.SIGKILL)
+    os.kill(json.loads(told)["pid"], how)
     err = process.communicate(timeout=PATIENCE)[1]
-    assert process.returncode == 1 and b"the server that holds the model ended" in err, err
-    assert len(seen(output.read_bytes())) < 60
-    done = specx("batch", model, source, "-o", output, "--resume", "-q")
-    assert done.returncode == 0, done.stderr
-    assert len(seen(output.read_bytes())) == 60
+    assert process.returncode == 0, err
+    assert b"the server that holds the model ended" in err and b": the model is loaded here" in err
+    alone = specx(*asked, "--server", "no")
+    records, expected = seen(output.read_bytes()), seen(alone.stdout)
+    assert len(records) == 60
+    assert records == expected if not more else sorted(map(str, records)) == sorted(map(str, expected))
 
 
 def test_what_nobody_has_foreseen_ends_the_run_and_nobody_waits(monkeypatch):
@@ -127,7 +133,14 @@ def test_what_nobody_has_foreseen_ends_the_run_and_nobody_waits(monkeypatch):
     items = list(Reader(Reading("jsonl"), read_lines(io.BytesIO(b'{"prompt": "a"}\n' * 3), "in")))
     monkeypatch.setattr(ServedRun, "_ask", lambda *_: {}["choices"])
     run = ServedRun(
-        remote, Feed(items), Defaults(), 1, at_once=None, ordered=True, written=lambda _tokens: None
+        remote,
+        Feed(items),
+        Defaults(),
+        1,
+        at_once=None,
+        ordered=True,
+        written=lambda _tokens: None,
+        here=None,
     )
     with pytest.raises(SpecxError, match="KeyError"):
         list(run.answers())

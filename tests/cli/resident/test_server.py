@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from specx.cli.resident.client import ask
+from specx.cli.resident.remote import Remote, UnavailableError
+from specx.engine.settings import SamplingSettings
+
 SCRIPT = Path(__file__).parents[1] / "serve" / "scripted_specx.py"
 BATCH = Path(__file__).parents[1] / "batch" / "scripted_specx.py"
 PATIENCE = 120
@@ -171,6 +175,21 @@ def test_a_batch_in_a_server(runtime, model, tmp_path, order):
     for record in (*records, *expected):
         drop_times(record)
     assert records == expected
+
+
+def test_that_there_is_no_room_is_said_so_that_a_command_knows_it(runtime, model):
+    assert specx("serve", "--background", model, "-np", "1", "--queue", "0", SCRIPTED_MS="20").returncode == 0
+    (socket,) = (runtime / "specx").glob("*.sock")
+    remote = Remote(socket, ask(socket, "/specx/hello", {}, PATIENCE))
+    options = {"ignore_eos": True, "n_predict": 4000}
+    writing = iter(remote.generate([2], SamplingSettings(seed=1), **options))
+    try:
+        next(writing)
+        with pytest.raises(UnavailableError, match="the server is busy"):
+            next(iter(remote.generate([2], SamplingSettings(seed=1), **options)))
+        assert ask(socket, "/specx/hello", {}, PATIENCE)["busy"]
+    finally:
+        assert specx("serve", "--stop").returncode == 0
 
 
 def drop_times(value):
