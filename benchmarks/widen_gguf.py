@@ -45,6 +45,7 @@ from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
 from specx.backends.errors import SpecxError
+from specx.backends.gguf.head_target import WIDENED_BY, WIDENED_FROM
 from specx.engine.session import Session
 from specx.engine.settings import Asked, SamplingSettings
 
@@ -255,6 +256,10 @@ def write_metadata(reader: GGUFReader, writer: GGUFWriter, widening: Widening, f
     for name in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
         if f"{architecture}.{name}" not in reader.fields:  # else they would be taken from the width
             writer.add_uint32(f"{architecture}.{name}", wide.head)
+    # A draft head of the narrow model reads the hidden states of this one, too.
+    writer.add_uint32(WIDENED_FROM, widening.own.width)
+    grown = math.sqrt(wide.width / widening.own.width)
+    writer.add_float32(WIDENED_BY, grown if widening.scaled else 1.0)
 
 
 def vector(tensor: ReaderTensor, widening: Widening) -> NDArray[np.float32]:

@@ -173,6 +173,16 @@ class Verified:
     draft: Draft
     output: Output
 
+    def rows(self) -> list[int]:
+        """Rows of the output that the text has kept, the root first: as many as tokens were emitted."""
+        tokens, parents = self.draft.tokens.tolist(), self.draft.parents.tolist()
+        nodes = {(parent, token): i for i, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
+        rows, node = [0], -1
+        for token in self.tokens[:-1]:
+            node = nodes[node, token]
+            rows.append(node + 1)
+        return rows
+
 
 class StepCosts(NamedTuple):
     """What a step of one text costs, in milliseconds.
@@ -255,6 +265,9 @@ class Drafting:
 
     def observe_prompt(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """Logits (n, V) that followed each of `tokens` (n,), consecutive tokens of the prompt. Borrowed."""
+
+    def observe_features(self, at: int, features: NDArray[np.float32]) -> None:
+        """Hidden states (n, k * d) of tokens of the prompt from the index `at` on. Borrowed."""
 
     def observe(self, seen: Verified) -> None:
         """A step was verified, and the text has grown."""

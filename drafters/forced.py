@@ -13,7 +13,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Vocab
+from specx.backends.base import Vocab, Want
 from specx.drafters.base import Draft, Drafter, Drafting, Forcing, Offer, Room, Text, Verified
 from specx.drafters.cascade import graft
 from specx.drafters.merge import best_after, merge
@@ -60,8 +60,12 @@ class ForcedDrafter(Drafter):
     def __init__(self, inner: Drafter, vocab: Vocab) -> None:
         self.inner, self.vocab = inner, vocab
         self.source_names = (*inner.source_names, SOURCE)
-        self.needs = inner.needs
         self.calibration = ForcedCalibration()
+
+    @property
+    def needs(self) -> Want:  # type: ignore[override]
+        """What the inner drafter wants of the target."""
+        return self.inner.needs
 
     def start(self, text: Text) -> Drafting:
         """Follow a text, which holds its prompt."""
@@ -100,6 +104,10 @@ class ForcedDrafting(Drafting):
     def observe_prompt(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """Logits (n, V) that followed each of `tokens` (n,), which are consecutive tokens of the prompt."""
         self._inner.observe_prompt(tokens, logits)
+
+    def observe_features(self, at: int, features: NDArray[np.float32]) -> None:
+        """Hidden states (n, k * d) of tokens of the prompt from the index `at` on."""
+        self._inner.observe_features(at, features)
 
     def observe(self, seen: Verified) -> None:
         """Learn how forced bytes were split, whether they were verified or not."""

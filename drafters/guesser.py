@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from specx.backends.base import Want
 from specx.drafters.base import Text, Verified
 from specx.drafters.calibration.collapse import Collapse
 from specx.drafters.calibration.model import ModelCalibration
@@ -131,6 +135,15 @@ class Guesser(Protocol):
         guess = self.guess(chain)
         return () if guess is None else (guess,)
 
+    def read(self, at: int, features: NDArray[np.float32]) -> None:
+        """The target has computed tokens of the prompt from the index `at` on.
+
+        Args:
+            at: index of the first one in the text.
+            features: (n, k * d) their hidden states; borrowed. What needs none is told of none.
+        """
+        return
+
     def observe(self, seen: Verified) -> None:
         """A step was verified, and the text has grown."""
 
@@ -146,8 +159,10 @@ class GuesserSource(Protocol):
         costs: of its work; corrected in place.
         calibration: how often it is right; learned further in place.
         collapse: the alarm for one that is right far too rarely.
+        needs: what it wants of the target's forward calls.
     """
 
+    needs: Want = Want.LOGITS
     name: str
     costs: GuessCosts
     calibration: ModelCalibration

@@ -1,14 +1,28 @@
-"""Draft heads: small networks that read the target's hidden states and say what comes next."""
+"""Draft heads: small networks that read the target's hidden states and say what comes next.
+
+A head costs a twentieth of a target's step, and is right more often than a model of its size. Its tokens are
+proposed, calibrated and paid for like those of a draft model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HeadRunner"]
+from specx.backends.base import Want
+from specx.backends.errors import SpecxError
+from specx.backends.settings import HEAD_HELD
+from specx.drafters.base import Text, Verified
+from specx.drafters.calibration.collapse import Collapse
+from specx.drafters.calibration.model import ModelCalibration
+from specx.drafters.guesser import AT_ONCE, Guess, GuessCosts, Guesser, GuesserSource
+from specx.drafters.ranking import ranked
+
+__all__ = ["DraftHead", "HeadGuesser", "HeadRunner", "LoadedHead"]
 
 
 class HeadRunner(Protocol):
@@ -27,7 +41,10 @@ class HeadRunner(Protocol):
     length: int
     columns: NDArray[np.int32] | None
 
-    def accept(self, at: int, tokens: NDArray[np.int32], features: NDArray[np.float32]) -> None:
+    def common(self, text: Sequence[int]) -> int:
+        """Up to which index `text` has the tokens that it holds; at least `first`."""
+
+    def accept(self, at: int, tokens: Sequence[int], features: NDArray[np.float32]) -> None:
         """The target has committed `tokens` (n,), the first one with the index `at`.
 
         Where that is not `length`, what it held before is forgotten and it begins there.
@@ -37,6 +54,9 @@ class HeadRunner(Protocol):
             tokens: (n,).
             features: (n, k * d) what entered the layers that the head reads.
         """
+
+    def unread(self, drafted: Sequence[int], more: int = 0) -> int:
+        """How many tokens `logits` would compute once `more` have been accepted, at least 1."""
 
     def logits(self, drafted: Sequence[int]) -> NDArray[np.float32]:
         """Logits (R,) float32 after what it holds and `drafted`, at least one token; borrowed.
@@ -53,5 +73,184 @@ class HeadRunner(Protocol):
     def rewind(self, length: int) -> None:
         """Forget the tokens from the index `length` on; everything if it is not above `first`."""
 
+
+class LoadedHead(Protocol):
+    """A head in memory, shared by the texts it follows."""
+
+    def open(self) -> HeadRunner | None:
+        """Follow one more text; None if there is no room for it."""
+
     def close(self) -> None:
-        """The text is finished. Safe to call twice."""
+        """Give the memory back. Safe to call twice."""
+
+
+class DraftHead(GuesserSource):
+    """A head that is loaded when it is first asked. Implements `GuesserSource`.
+
+    Args:
+        load: gives the head, None if it cannot be used.
+        costs: what a proposal is expected to cost; corrected in place.
+        calibration: how often it is right; learned further in place.
+        clock: seconds.
+
+    Attributes:
+        failure: why it cannot go on, if that turned out while it was asked.
+        failed: whether it turned out to be of no use to anybody.
+    """
+
+    name = "head"
+    needs = Want.LOGITS | Want.HIDDEN
+
+    def __init__(
+        self,
+        load: Callable[[], LoadedHead | None],
+        *,
+        costs: GuessCosts,
+        calibration: ModelCalibration | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.costs, self.clock = costs, clock
+        self.calibration = calibration or ModelCalibration()
+        self.collapse = Collapse()
+        self.failure = ""
+        self.failed = False
+        self._load = load
+        self._head: LoadedHead | None = None
+        self._idle: list[HeadRunner] = []  # of texts that are finished
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it takes memory."""
+        return self._head is not None
+
+    def follow(self, text: Text) -> HeadGuesser:
+        """A guesser for one text; it goes on from the finished one that has most in common with it."""
+        runner = max(self._idle, key=lambda runner: runner.common(text.tokens) - runner.first, default=None)
+        if runner is not None:
+            self._idle.remove(runner)
+        return HeadGuesser(self, text, runner)
+
+    def open(self) -> HeadRunner | None:
+        """Room for one text; None if it is of no use, or has no room left."""
+        if self._head is None and not self.failed:
+            start = self.clock()
+            self._head = self._load()
+            self.failed = self._head is None
+            self.costs.open_ms = (self.clock() - start) * 1e3
+        if self.failed or self._head is None:
+            return None
+        return self._idle.pop() if self._idle else self._head.open()
+
+    def finish(self, runner: HeadRunner) -> None:
+        """A text is finished."""
+        if not self.failed:
+            self._idle.append(runner)
+
+    def fail(self, reason: str = "") -> None:
+        """It cannot go on."""
+        self.failure = reason
+        self.failed = True
+
+    def close(self) -> None:
+        """Give the memory back; it is not asked any more."""
+        self.failed = True
+        self._idle.clear()
+        if self._head is not None:
+            self._head.close()
+            self._head = None
+
+
+class HeadGuesser(Guesser):
+    """Follows one text with a head and continues it.
+
+    What the target gives is kept until the head is asked, of the last tokens.
+    """
+
+    def __init__(self, source: DraftHead, text: Text, runner: HeadRunner | None = None) -> None:
+        self._source, self._text, self._runner = source, text, runner
+        self._waiting: list[NDArray[np.float32]] = []  # states that the head has not read yet
+        self._at = self._known = 0  # indices of the first of their tokens, and after the last
+        self._roomless = False
+        if runner is not None:
+            runner.rewind(min(runner.common(text.tokens), len(text.tokens) - 1))
+            self._at = self._known = runner.length
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be asked about the present text: the state of all tokens but the last is known."""
+        if self._source.failed or self._roomless or self._known != len(self._text.tokens) - 1:
+            return False
+        return bool(self._waiting) or (self._runner is not None and self._runner.length > self._runner.first)
+
+    def read(self, at: int, features: NDArray[np.float32]) -> None:
+        """The target has computed the tokens from the index `at` on, which have these states (n, k * d)."""
+        if at != self._known:
+            self._waiting, self._at = [], at
+        self._waiting.append(features.copy())
+        self._known = at + len(features)
+        while self._known - self._at - len(self._waiting[0]) >= HEAD_HELD:
+            self._at += len(self._waiting.pop(0))
+        if (older := self._known - self._at - HEAD_HELD) > 0:
+            self._waiting[0] = self._waiting[0][older:]
+            self._at += older
+
+    def observe(self, seen: Verified) -> None:
+        """The text has grown by what a step gave."""
+        if seen.output.hidden is not None:
+            at = len(self._text.tokens) - 1 - len(seen.tokens)
+            self.read(at, seen.output.hidden[seen.rows()])
+
+    def unread(self, chain: Sequence[int]) -> int:
+        """Tokens to read before the one after `chain` can be proposed, at least 1."""
+        drafted, waiting = [self._text.tokens[-1], *chain], self._known - self._at
+        if self._runner is None or self._at != self._runner.length:
+            return waiting + len(chain)
+        return self._runner.unread(drafted, waiting)
+
+    def guess(self, chain: Sequence[int]) -> Guess | None:
+        """The token after the text and `chain`; None if the head turns out to be of no use."""
+        source = self._source
+        if source.failed:
+            return None
+        self._runner = self._runner or source.open()
+        if self._runner is None:
+            self._roomless = True
+            return None
+        try:
+            return self._choice(self._logits(self._runner, chain), chain)
+        except (SpecxError, ValueError) as error:  # it cannot be computed, or has no logit above -inf
+            source.fail(str(error))
+            return None
+        except BaseException:  # interrupted: what it holds is not known
+            source.fail()
+            raise
+
+    def close(self) -> None:
+        """The text is finished."""
+        if self._runner is not None:
+            self._source.finish(self._runner)
+            self._runner = None
+
+    def _logits(self, runner: HeadRunner, chain: Sequence[int]) -> NDArray[np.float32]:
+        """Let it read what waits, and then what is drafted; borrowed."""
+        source, tokens, n = self._source, self._text.tokens, self.unread(chain)
+        start = source.clock()
+        if self._waiting:
+            features = np.concatenate(self._waiting)
+            runner.accept(self._at, tokens[self._at : self._known], features)
+            self._waiting, self._at = [], self._known
+        logits = runner.logits([tokens[-1], *chain])
+        ms = (source.clock() - start) * 1e3
+        if n <= AT_ONCE:
+            source.costs.observe_call(n, ms)
+        else:
+            source.costs.observe_reading(n, ms)
+        return logits
+
+    def _choice(self, row: NDArray[np.float32], chain: Sequence[int]) -> Guess:
+        """The best token, by the target's rule and noise, and how far ahead of the next it is."""
+        assert self._runner is not None
+        columns = self._runner.columns
+        rows, scores = ranked(row, self._text, self._text.position + len(chain), 2, columns)
+        best = int(rows[0]) if columns is None else int(columns[rows[0]])
+        return Guess(best, float(scores[0] - scores[1]) if len(rows) > 1 else float("inf"))

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from specx.backends.base import Want
 from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter, Drafting, Offer, Room, Text, Verified
 from specx.drafters.calibration.model import AGREES, OTHER, SILENT, Cell, Place
 from specx.drafters.cascade import Below, Claims, claims_after, graft
@@ -37,12 +38,19 @@ class MixtureDrafter(Drafter):
         below: how sure the free drafters are below tokens that they did not claim.
     """
 
-    def __init__(self, free: Drafter, names: Sequence[str] = ("model",)) -> None:
+    def __init__(self, free: Drafter, names: Sequence[str] = ("model", "head")) -> None:
         self.free = free
         self.guessers: list[GuesserSource] = []
         self.below = Below()
         self.source_names = (*free.source_names, *names)
-        self.needs = free.needs
+
+    @property
+    def needs(self) -> Want:  # type: ignore[override]
+        """What the free drafter and the sources that are asked now want of the target."""
+        needs = self.free.needs
+        for source in self.guessers:
+            needs |= source.needs
+        return needs
 
     def start(self, text: Text) -> MixtureDrafting:
         """Follow a text, which holds its prompt."""
@@ -126,6 +134,13 @@ class MixtureDrafting(Drafting):
     def observe_prompt(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """Logits (n, V) that followed each of `tokens` (n,), which are consecutive tokens of the prompt."""
         self._free.observe_prompt(tokens, logits)
+
+    def observe_features(self, at: int, features: NDArray[np.float32]) -> None:
+        """Hidden states (n, k * d) of tokens of the prompt from the index `at` on, for sources that read
+        them."""
+        for chain in self._present():
+            if Want.HIDDEN in chain.source.needs:
+                chain.guesser.read(at, features)
 
     def observe(self, seen: Verified) -> None:
         """Let every source learn from the emitted tokens."""

@@ -104,7 +104,7 @@ def decode(
     model: Model,
     jobs: Sequence[Job],
     plan: Plan,
-    want: Want = Want.LOGITS,
+    want: Callable[[], Want] = lambda: Want.LOGITS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[list[Step]]:
     """Emit tokens until no text is left or the caller stops asking.
@@ -113,7 +113,7 @@ def decode(
         model: computes all texts.
         jobs: the texts; the caller adds and removes some between two steps.
         plan: the objective.
-        want: what drafters need of forward calls.
+        want: what drafters need of the next forward call.
         clock: seconds.
 
     Yields:
@@ -128,7 +128,7 @@ def decode(
         lengths = [job.cache.length for job in jobs]
         trees = [_tree(job, part.draft) for job, part in zip(jobs, decision.parts, strict=True)]
         called = clock()
-        outputs = model.forward(trees, want)
+        outputs = model.forward(trees, want())
         inside = clock() - called
         verified: list[_Verdict] = []
         try:

@@ -12,9 +12,9 @@ decoding by what was measured since; otherwise it makes room for the next one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from specx.backends.settings import FLOAT_CACHES, Load
 from specx.drafters import registry
 from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.guesser import GuessCosts
+from specx.drafters.head import DraftHead, LoadedHead
 from specx.drafters.mixture import MixtureDrafter
 from specx.drafters.model import DraftModel
 from specx.engine.cost.rate import ACCEPTANCE, chain_rate
@@ -45,6 +46,7 @@ LOAD_BYTES_PER_MS = 0.4e6  # of a model file, before one was loaded; rearranging
 USUAL = 1 / 8  # weights of a draft model in those of its target, where none is known
 MOMENT_MS = 20.0  # to look into a file, before that was timed: a vocabulary is read and compared
 TIMED = 0.3  # weight of the last such moment
+LoadedT = TypeVar("LoadedT", Model, LoadedHead)
 SHORT, LONG = 0.1, 0.15  # cost of a further token in a short call, and in a long one, in calls of one token
 
 
@@ -64,9 +66,27 @@ class ModelSource(Protocol):
             SpecxError: it cannot be loaded.
         """
 
+    def load_head(self, candidate: Candidate) -> LoadedHead:
+        """The draft head, ready to be asked.
+
+        Raises:
+            SpecxError: it cannot be loaded.
+        """
+
+    def watch(self, layers: Sequence[int]) -> None:
+        """From now on the target gives what enters these layers; with none, no more.
+
+        Raises:
+            SpecxError: it cannot.
+        """
+
 
 class Served(Protocol):
     """A session, as far as draft models are concerned with it."""
+
+    @property
+    def model(self) -> Model:
+        """The target."""
 
     @property
     def learned(self) -> Learned:
@@ -146,7 +166,7 @@ class DraftModels:
     ) -> None:
         self.forced = forced
         self.candidate: Candidate | None = None
-        self.model: DraftModel | None = None
+        self.model: DraftModel | DraftHead | None = None
         self._source = source
         self._learned = learned
         self._staircase = staircase
@@ -175,6 +195,8 @@ class DraftModels:
         person if there is no model for one that is `required`."""
         self._required = required
         self._mixture = drafter
+        if drafter is not None and self.model is None and self.forced is not None and self.forced.is_head:
+            self._look_around(0, Outlook())  # for what the target has read before cannot be made up for
         self._use(self.model)
 
     def after(self, length: int, outlook: Outlook) -> None:
@@ -196,14 +218,19 @@ class DraftModels:
     def close(self) -> None:
         """Remember the present model and give its memory back."""
         if self.model is not None:
-            self._remember(self.model)
-            self._use(None)
-            self.model.close()
-            self.model = None
+            self._give_up(self.model)
 
-    def _use(self, model: DraftModel | None) -> None:
+    def _give_up(self, model: DraftModel | DraftHead) -> None:
+        self._remember(model)
+        self._use(None)
+        model.close()
+        self.model = None
+        if isinstance(model, DraftHead):
+            self._source.watch(())
+
+    def _use(self, model: DraftModel | DraftHead | None) -> None:
         if self._mixture is not None:
-            self._mixture.guessers[:] = [] if model is None else [model]
+            self._mixture.guessers[:] = [] if model is None or model.failed else [model]
 
     def _look_around(self, length: int, outlook: Outlook) -> None:
         """A moment of looking for candidates, where that pays; when all are known, the best is taken up."""
@@ -289,37 +316,54 @@ class DraftModels:
         self.candidate, self._hope = candidate, None
         self._alarmed = False
         self._tried += 1
-        self.model = DraftModel(
-            lambda: self._load(candidate),
-            n_ctx=self._n_ctx,
-            shared=candidate.shared,
-            target=self._vocab if candidate.translated else None,
+        if candidate.is_head:
+            self.model = self._made_head(candidate, calibration, costs)
+        else:
+            self.model = DraftModel(
+                lambda: self._load(candidate, self._source.load),
+                n_ctx=self._n_ctx,
+                shared=candidate.shared,
+                target=self._vocab if candidate.translated else None,
+                costs=costs,
+                calibration=calibration,
+                clock=self._clock,
+            )
+        self._begin_trial(self.model)
+        self._use(self.model)
+
+    def _made_head(self, candidate: Candidate, calibration: ModelCalibration, costs: GuessCosts) -> DraftHead:
+        """A head, whose hidden states the target gives from now on."""
+        head = DraftHead(
+            lambda: self._load(candidate, self._source.load_head),
             costs=costs,
             calibration=calibration,
             clock=self._clock,
         )
-        self._begin_trial(self.model)
-        self._use(self.model)
+        try:
+            self._source.watch(candidate.layers)
+        except SpecxError as error:
+            head.fail(error.message)
+        return head
 
-    def _begin_trial(self, model: DraftModel) -> None:
+    def _begin_trial(self, model: DraftModel | DraftHead) -> None:
         """It is judged by what is scored from now on."""
         self._before, self._judged = model.calibration.tokens.copy(), False
 
-    def _load(self, candidate: Candidate) -> Model | None:
+    def _load(self, candidate: Candidate, load: Callable[[Candidate], LoadedT]) -> LoadedT | None:
         if self.forced is None and (reason := self._source.obstacle(candidate)):
             self._explain(f"{candidate.name} is left out: {reason}")
             self._tried -= 1  # it has cost no loading
             return None
         start = self._clock()
         try:
-            model = self._source.load(candidate)
+            model = load(candidate)
         except SpecxError as error:
-            self._notice(f"the draft model {candidate.name} cannot be loaded: {error.message}")
+            self._notice(f"the {_kind(candidate)} {candidate.name} cannot be loaded: {error.message}")
             return None
-        self._explain(f"draft model {candidate.name} loaded in {self._clock() - start:.1f} s")
+        self._explain(f"{_kind(candidate)} {candidate.name} loaded in {self._clock() - start:.1f} s")
         return model
 
-    def _verdict(self, model: DraftModel, length: int) -> str | None:
+    def _verdict(self, model: DraftModel | DraftHead, length: int) -> str | None:
         """Why the model is to be dropped now, if it is."""
         if model.failed:
             return model.failure or "it cannot be loaded"
@@ -338,7 +382,7 @@ class DraftModels:
             return None
         return f"it does not pay: {told}"
 
-    def _tell_collapse(self, model: DraftModel) -> None:
+    def _tell_collapse(self, model: DraftModel | DraftHead) -> None:
         expected, seen = model.collapse.rates
         cause = "another kind of text"
         if self._quantized_cache:
@@ -355,17 +399,18 @@ class DraftModels:
 
     def _drop(self, reason: str) -> None:
         assert self.model is not None
-        self._remember(self.model)
         tell = self._notice if self.model.failure else self._explain  # that it cannot be loaded was told
-        self._use(None)
-        self.model.close()
-        self.model = None
-        name = self.candidate.name if self.candidate else ""
-        tell(f"the draft model {name} is dropped: {reason}")
+        self._give_up(self.model)
+        kind, name = (_kind(self.candidate), self.candidate.name) if self.candidate else ("draft model", "")
+        tell(f"the {kind} {name} is dropped: {reason}")
 
-    def _remember(self, model: DraftModel) -> None:
+    def _remember(self, model: DraftModel | DraftHead) -> None:
         if self.candidate is not None and model.loaded:
             self._learned.save_pair(self.candidate.fingerprint, model.calibration, model.costs)
+
+
+def _kind(candidate: Candidate) -> str:
+    return "draft head" if candidate.is_head else "draft model"
 
 
 def models_of(setup: Setup, here: Here) -> Callable[[Served], DraftModels] | None:
@@ -384,7 +429,7 @@ def models_of(setup: Setup, here: Here) -> Callable[[Served], DraftModels] | Non
             return load_chosen(setup.info, wanted, setup.kernels, replace(here, progress=None)).model
 
         return DraftModels(
-            DraftFiles(setup, here, load),
+            DraftFiles(setup, here, load, session.model),
             session.learned,
             session.staircase,
             step_bytes=step_bytes(setup.info),

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.base import Cache, Model, RowSink
+from specx.backends.base import Cache, Model, RowSink, Want
 from specx.backends.errors import SpecxError
 from specx.drafters.base import Drafter, Forcing, Text
 from specx.engine.decode import Job, Step, evidence_of
@@ -235,6 +235,11 @@ class Generation:
         rows: RowSink | None = self._score if scored else self.job.drafting.observe_prompt
         if not scored and len(self._unread) - len(tokens) >= self._writer.model.facts.prompt_rows:
             rows = None  # the logits of the last few are enough, and those of each piece take long
+
+        def computed(which: NDArray[np.int32], features: NDArray[np.float32]) -> None:
+            self.job.drafting.observe_features(cache.length - len(which), features)
+
+        read = computed if Want.HIDDEN in self._writer.drafter.needs else None
         for start in range(0, len(tokens), wide):
             before = cache.length - self.result.timings.cached_n
 
@@ -245,7 +250,7 @@ class Generation:
                     self.request.progress(before + done, total)
 
             try:
-                cache.prefill(tokens[start : start + wide], progress=told, rows=rows)
+                cache.prefill(tokens[start : start + wide], progress=told, rows=rows, features=read)
             except _CancelledError:
                 return
 

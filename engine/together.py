@@ -227,7 +227,9 @@ class _Together:
             return
         if self._steps is None:
             writer = self._writer
-            self._steps = decode(writer.model, self._jobs, writer.plan, writer.drafter.needs, writer.clock)
+            self._steps = decode(
+                writer.model, self._jobs, writer.plan, lambda: writer.drafter.needs, writer.clock
+            )
         steps = next(self._steps)
         taken = [(each, *each.take(step)) for each, step in zip(list(self._writing), steps, strict=True)]
         for generation, chunk, finished in taken:

@@ -17,7 +17,7 @@ from specx.backends.gguf.header import Scalar, download_again
 from specx.backends.gguf.reading import read_span
 from specx.kernels._native import distinct_tokens
 
-__all__ = ["check_runnable", "read_runnable"]
+__all__ = ["check_runnable", "check_values", "read_runnable"]
 
 MOST_LAYERS, MOST_EXPERTS = 512, 1024  # of llama.cpp: LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
 ALIGNMENT = 32  # bytes; its TENSOR_ALIGNMENT
@@ -54,6 +54,11 @@ def check_runnable(info: GGUFInfo, *, drafting: bool = False) -> None:
             f"{info.path.name} cannot continue a text: {info.obstacle}",
             "take a model that writes text; `specx show --list` names those found here",
         )
+    check_values(info)
+
+
+def check_values(info: GGUFInfo) -> None:
+    """Raise ModelError if values of a header contradict each other, or its tensors, whatever it is for."""
     for problem in _problems(info):
         raise ModelError(f"{info.path} is damaged: {problem}", download_again(info.path))
 

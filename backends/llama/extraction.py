@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.errors import ModelError
-from specx.backends.gguf.heads import LAYER_INPUTS, LAYER_OUTPUTS
+from specx.backends.gguf.layer_inputs import LAYER_INPUTS, LAYER_OUTPUTS
 from specx.backends.llama.libllama import floats_at, lib
 from specx.kernels._native import LayerTap
 
@@ -67,14 +67,15 @@ class Extraction(Protocol):
         """
 
 
-def extraction_of(architecture: str, n_layer: int, width: int) -> Extraction | None:
+def extraction_of(model: Any, architecture: str, *, on_gpu: bool) -> Extraction | None:
     """How inputs of layers are taken out of a model; None if they cannot be.
 
     Args:
+        model: the llama_model.
         architecture: by its name in the file.
-        n_layer: how many layers it has.
-        width: values of a hidden state.
+        on_gpu: whether a GPU computes layers, whose steps could not be recorded if a callback saw them.
     """
+    n_layer, width = lib().llama_model_n_layer(model), lib().llama_model_n_embd(model)
     if architecture in LAYER_INPUTS:
         switch = cxx_function(
             "_Z30llama_set_embeddings_layer_inpP13llama_contextjb",
@@ -85,7 +86,7 @@ def extraction_of(architecture: str, n_layer: int, width: int) -> Extraction | N
             ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32,
         )  # fmt: skip
         return _Noted(n_layer, width, switch, get) if switch and get else None
-    return _Tapped(n_layer, width) if architecture in LAYER_OUTPUTS else None
+    return _Tapped(n_layer, width) if architecture in LAYER_OUTPUTS and not on_gpu else None
 
 
 class _Extraction(Extraction):

@@ -14,9 +14,10 @@ from typing import Any
 
 from specx.backends.gguf.cache_size import cells, layer_cache_bytes, window_cells, windowed_layers
 from specx.backends.gguf.file import GGUFInfo, Tensor
+from specx.backends.gguf.heads import EAGLE3
 from specx.backends.llama.kernels import SPECX, STOCK, Kernels, library
 from specx.backends.llama.params import MAX_WIDTH, PROMPT_ROWS, check_cache_type
-from specx.backends.settings import DEFAULT_CTX, Load
+from specx.backends.settings import DEFAULT_CTX, HEAD_HELD, HEAD_ROWS, Load
 
 __all__ = ["NOTHING", "MemoryNeed", "cache_bytes", "predict_memory", "repacked_types", "wanted_context"]
 
@@ -173,6 +174,8 @@ def predict_memory(
         return need
     other, its = draft
     needed = predict_memory(other, its, kernels=kernels, repacked=repacked, gpus=gpus, drafting=False)
+    if other.architecture == EAGLE3:
+        needed = replace(needed, logits=_head_bytes(other, its, max(n_ubatch, MAX_WIDTH)))
     return _with_draft(need, needed, _process_bytes(gpus))
 
 
@@ -369,8 +372,16 @@ def _drafter_bytes(info: GGUFInfo, load: Load, *, history: bool) -> int:
     return info.vocabulary_size * ROW_BYTES + CONTEXT_BYTES + text * TEXT_BYTES
 
 
+def _head_bytes(head: GGUFInfo, load: Load, target_rows: int) -> int:
+    """What a draft head gives and is given: logits of all rows of a call, what enters the target's layers in
+    a call and of the tokens that wait, and the states of all tokens."""
+    read = 3 * head.integer("target_hidden_size")
+    states = load.texts * (HEAD_HELD * read + load.n_ctx * head.embedding_length)
+    return 4 * (HEAD_ROWS * head.vocabulary_size + target_rows * read + states)
+
+
 def _vocabulary_bytes(info: GGUFInfo) -> int:
-    if info.trim is not None:  # nobody asks what its tokens are called
+    if info.trim is not None or info.architecture == EAGLE3:  # nobody asks what its tokens are called
         return 0
     return info.vocabulary_size * (MERGED_TOKEN_BYTES if info.tokenizer == "gpt2" else TOKEN_BYTES)
 

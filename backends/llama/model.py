@@ -102,7 +102,8 @@ class LlamaModel:
         architecture = read_architecture(self._lib, self._model)
         try:
             leaves = min(leaves, sequences_per_text(self._lib, load.texts))
-            self._inputs = self._layer_inputs(load, architecture)
+            whole = trimmed is None
+            self._inputs = extraction_of(self._model, architecture, on_gpu=on_gpu(load)) if whole else None
             observer = self._inputs.observer if self._inputs is not None else None
             self._ctx = create_context(
                 self._lib, self._model, load, kernels, leaves=leaves, streams=streams, observer=observer
@@ -153,6 +154,11 @@ class LlamaModel:
         return self._ctx is not None
 
     @property
+    def context(self) -> Any:
+        """The llama_context, for draft heads that read the model's matrices."""
+        return self._ctx
+
+    @property
     def alone(self) -> bool:
         """Whether there is room for one text only: then every sequence is one of its own."""
         return len(self._caches) == 1
@@ -193,9 +199,10 @@ class LlamaModel:
         """
         if self._inputs is None:
             raise ModelError("this model gives no hidden states", "draft heads cannot be used with it")
-        if layers and self._inputs.layers not in ((), tuple(layers)):
-            raise ValueError(f"the inputs of layers {self._inputs.layers} are given already")
-        if self._inputs.layers != tuple(layers):
+        given = self._inputs.layers
+        if layers and given not in ((), tuple(layers)):
+            raise ValueError(f"the inputs of layers {given} are given already")
+        if given != tuple(layers):
             self._inputs.watch(self._ctx, layers)
 
     def forward(self, trees: Sequence[Tree], want: Want = Want.LOGITS) -> list[Output]:
@@ -395,13 +402,6 @@ class LlamaModel:
         width = self._batch.embeddings.shape[1]
         states = floats_at(self._lib.llama_get_embeddings(self._ctx), n, width) if hidden else None
         return self._rows.widen(logits, states)
-
-    def _layer_inputs(self, load: Load, architecture: str) -> Extraction | None:
-        """How hidden states are had; not of draft models, nor by a callback where a GPU computes, whose
-        steps could not be recorded then."""
-        n_layer, width = self._lib.llama_model_n_layer(self._model), self._lib.llama_model_n_embd(self._model)
-        found = extraction_of(architecture, n_layer, width) if self.trimmed is None else None
-        return None if found is not None and found.observer is not None and on_gpu(load) else found
 
     def _facts(
         self,

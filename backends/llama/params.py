@@ -44,6 +44,7 @@ def load_weights(
     *,
     repack: bool,
     trimmed: GGUFInfo | None = None,
+    head: bool = False,
 ) -> Any:
     """The llama_model of `load`.
 
@@ -52,7 +53,8 @@ def load_weights(
         load: how it is to be loaded.
         progress: called with the loaded fraction, 0 to 1.
         repack: let llama.cpp rearrange weights for this CPU.
-        trimmed: the header of a trimmed model.
+        trimmed: the header of a model that is loaded without its tokenizer.
+        head: whether it is a draft head, whose encoder reads the target's hidden states.
 
     Raises:
         ModelError: the file cannot be loaded.
@@ -90,7 +92,7 @@ def load_weights(
         raise raised[0]
     if not model:
         raise load_error(load.path)
-    if not module.llama_model_has_decoder(model) or module.llama_model_has_encoder(model):
+    if not module.llama_model_has_decoder(model) or module.llama_model_has_encoder(model) != head:
         module.llama_model_free(model)
         raise _not_a_decoder(load)
     return model
@@ -105,6 +107,7 @@ def create_context(
     leaves: int,
     streams: bool,
     observer: Observer | None = None,
+    other: Any = None,
 ) -> Any:
     """A llama_context for the texts of `load`.
 
@@ -117,6 +120,7 @@ def create_context(
         streams: whether each text has cells of its own, in a stream of the KV cache.
         observer: C callback that is told every value that is computed, and its user data; must outlive the
             context.
+        other: the context of a target whose matrices are read; must outlive the context.
 
     Raises:
         ModelError: it cannot be created.
@@ -144,6 +148,8 @@ def create_context(
     params.no_perf = True
     if observer is not None:
         params.cb_eval, params.cb_eval_user_data = observer
+    if other is not None:
+        params.ctx_other = other
     context = module.llama_init_from_model(model, params)
     if not context:
         reason = (recent_errors() or ["no reason given"])[-1]

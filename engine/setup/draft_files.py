@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,21 @@ from specx.backends.base import Model
 from specx.backends.errors import ModelError
 from specx.backends.gguf.checks import read_runnable
 from specx.backends.gguf.file import GGUFInfo, read_gguf
-from specx.backends.llama.kernels import KERNELS
+from specx.backends.gguf.head_target import widened_by
+from specx.backends.gguf.heads import check_head, read_head
+from specx.backends.llama.kernels import KERNELS, STOCK
 from specx.backends.llama.memory import predict_memory
 from specx.backends.machine.machine import available_memory
 from specx.backends.settings import Load
+from specx.drafters.head import LoadedHead
 from specx.engine.settings import Asked
 from specx.engine.setup.choice import Setup
 from specx.engine.setup.explain import gibibytes
 from specx.engine.setup.finder import Candidate, Finder, Unfit, check_candidate
 from specx.engine.setup.here import Here
+from specx.engine.setup.load import repack_works
 from specx.engine.setup.offloading import place_draft
-from specx.engine.setup.wanted import draft_load
+from specx.engine.setup.wanted import draft_load, head_load
 
 __all__ = ["DraftFiles", "NamedDraft", "named_draft"]
 
@@ -44,10 +48,12 @@ class DraftFiles:
         setup: of the target, which is loaded.
         here: where it is kept what files are.
         load: loads a model on the kernels of the target.
+        target: the target itself, whose hidden states heads read.
     """
 
-    def __init__(self, setup: Setup, here: Here, load: Callable[[Load], Model]) -> None:
+    def __init__(self, setup: Setup, here: Here, load: Callable[[Load], Model], target: Model) -> None:
         self._setup = setup
+        self._target = target
         self._here = here
         self._load = load
         self._finder = Finder(setup.info, here.store)
@@ -59,7 +65,11 @@ class DraftFiles:
     def obstacle(self, candidate: Candidate) -> str | None:
         """Why it cannot be loaded now (one clause): it would take more memory than is free."""
         try:
-            info = read_runnable(candidate.path, drafting=True)
+            info = (
+                read_head(candidate.path).info
+                if candidate.is_head
+                else read_runnable(candidate.path, drafting=True)
+            )
         except ModelError as error:
             return error.message
         kernels = KERNELS.get(self._setup.kernels.value or "")
@@ -81,8 +91,40 @@ class DraftFiles:
             wanted = place_draft(read_gguf(candidate.path), wanted, self._here.store, setup.devices_key)
         return self._load(wanted)
 
+    def watch(self, layers: Sequence[int]) -> None:
+        """From now on the target gives what enters these layers; with none, no more.
+
+        Raises:
+            SpecxError: it cannot.
+        """
+        self._target.extract(layers)
+
+    def load_head(self, candidate: Candidate) -> LoadedHead:
+        """A draft head, ready to be asked.
+
+        Raises:
+            ModelError: it cannot be loaded, or does not go with the target any more.
+        """
+        from specx.backends.llama.head import LlamaHead
+        from specx.drafters.pairs import PairHead
+
+        setup, head = self._setup, read_head(candidate.path)
+        if reason := check_head(head, setup.info):
+            raise ModelError(f"{candidate.name} cannot draft: {reason}")
+        wanted = self._wanted(candidate)
+        model = LlamaHead(
+            head,
+            wanted,
+            target_context=getattr(self._target, "context", None),
+            scale=widened_by(setup.info),
+            kernels=KERNELS[setup.kernels.value or STOCK.name],
+            repack=repack_works(wanted, self._here),
+        )
+        return PairHead(model)
+
     def _wanted(self, candidate: Candidate) -> Load:
-        return draft_load(self._setup.asked, candidate.path, self._setup.load)
+        wanted = draft_load(self._setup.asked, candidate.path, self._setup.load)
+        return head_load(wanted) if candidate.is_head else wanted
 
 
 def named_draft(target: GGUFInfo, asked: Asked) -> NamedDraft | Unfit | None:

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.errors import ModelError, unexpected
-from specx.backends.gguf.checks import read_runnable
-from specx.backends.gguf.file import GGUFInfo
+from specx.backends.gguf.checks import check_runnable
+from specx.backends.gguf.file import GGUFInfo, read_gguf
+from specx.backends.gguf.heads import EAGLE3, check_head, head_of
 from specx.backends.gguf.vocab_match import match_vocabularies
 from specx.backends.hub.models import FoundModel, list_models, models_in, real_path
 from specx.backends.store import Store
@@ -28,7 +29,7 @@ __all__ = ["Candidate", "Finder", "Forecast", "Unfit", "check_candidate"]
 EXACT = frozenset({"llama", "gpt2", "gemma4"})  # tokenizers whose tokens are the bytes of the text
 LOSSY = {"bert": "WPM", "t5": "UGM"}
 RANKS = 4  # pooling type of GGUF
-RULES = 2  # by which a file can draft or not; what was found by others is looked at again
+RULES = 3  # by which a file can draft or not; what was found by others is looked at again
 EXAMINED = 64  # files that are opened in one session; the others' turn comes in later ones
 
 
@@ -43,6 +44,7 @@ class Candidate:
         shared: how many tokens, from id 0 on, it shares with the target; 0 if its vocabulary is another one.
         step_bytes: bytes of weights that it reads for a token.
         size: bytes of the file.
+        layers: of the target, whose inputs it reads, if it is a draft head.
     """
 
     path: Path
@@ -51,6 +53,12 @@ class Candidate:
     shared: int
     step_bytes: int
     size: int
+    layers: tuple[int, ...] = ()
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it reads the target's hidden states."""
+        return bool(self.layers)
 
     @property
     def translated(self) -> bool:
@@ -116,6 +124,7 @@ class Forecast:
         """The numbers, in words."""
         known = f"counted on {self.remembered} tokens" if self.remembered else "assumed"
         another = " (another vocabulary)" if self.candidate.translated else ""
+        another = " (a draft head)" if self.candidate.is_head else another
         return (
             f"{self.candidate.name}{another}: {self.token_ms:.1f} ms a token, {self.acceptance:.0%} right "
             f"({known}), {self.rate / self.plain_rate:.2f}x the speed of plain decoding expected"
@@ -126,7 +135,10 @@ def check_candidate(target: GGUFInfo, path: Path, name: str | None = None) -> Ca
     """Whether the GGUF file `path` can draft for `target`, whatever that may bring."""
     name = name or path.stem
     try:
-        info = read_runnable(path, drafting=True)
+        info = read_gguf(path)
+        if info.architecture == EAGLE3:
+            return _check_head(target, info, name)
+        check_runnable(info, drafting=True)
         if reason := info.plain_reason:
             return Unfit(path, name, reason)
         for reason in _unsuitable(target, info):
@@ -137,6 +149,19 @@ def check_candidate(target: GGUFInfo, path: Path, name: str | None = None) -> Ca
     except Exception as error:  # noqa: BLE001 - whatever lies beside a model, it does not end an answer
         return Unfit(path, name, unexpected(error, "").message)
     return Candidate(info.path, name, info.fingerprint, match.shared, step_bytes(info), info.size)
+
+
+def _check_head(target: GGUFInfo, info: GGUFInfo, name: str) -> Candidate | Unfit:
+    """Whether a draft head goes with the target.
+
+    Raises:
+        ModelError, OSError: it is damaged, or a file cannot be read any more.
+    """
+    head = head_of(info)
+    if reason := target.plain_reason or check_head(head, target):
+        return Unfit(info.path, name, reason)
+    shared = target.vocabulary_size
+    return Candidate(info.path, name, info.fingerprint, shared, head.step_bytes, info.size, head.layers)
 
 
 def _unsuitable(target: GGUFInfo, draft: GGUFInfo) -> Iterator[str]:
@@ -226,7 +251,9 @@ def _finding(model: FoundModel, data: dict[str, Any]) -> Candidate | Unfit | Non
     try:
         if "reason" in data:
             return Unfit(model.path, model.name, str(data["reason"]))
-        numbers = (int(data[key]) for key in ("shared", "step_bytes", "size"))
-        return Candidate(Path(data["path"]), model.name, str(data["fingerprint"]), *numbers)
+        shared, step_bytes, size = (int(data[key]) for key in ("shared", "step_bytes", "size"))
+        layers = tuple(int(layer) for layer in data["layers"])
+        path, fingerprint = Path(data["path"]), str(data["fingerprint"])
+        return Candidate(path, model.name, fingerprint, shared, step_bytes, size, layers)
     except (KeyError, TypeError, ValueError):
         return None

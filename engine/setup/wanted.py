@@ -8,10 +8,10 @@ from pathlib import Path
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama.memory import wanted_context
 from specx.backends.machine.machine import this_cpu
-from specx.backends.settings import ALL_LAYERS, Load
+from specx.backends.settings import ALL_LAYERS, HEAD_ROWS, Load
 from specx.engine.settings import Asked
 
-__all__ = ["CACHE_TYPE", "FLASH_ATTN", "draft_load", "wanted_load"]
+__all__ = ["CACHE_TYPE", "FLASH_ATTN", "draft_load", "head_load", "wanted_load"]
 
 CACHE_TYPE = "f16"
 FLASH_ATTN = "on"
@@ -54,3 +54,9 @@ def draft_load(asked: Asked, path: Path, target: Load) -> Load:
         type_k=own.type_k or CACHE_TYPE,
         type_v=own.type_v or CACHE_TYPE,
     )
+
+
+def head_load(draft: Load) -> Load:
+    """How a draft head is loaded where a draft model would be loaded as `draft` says: it scores its whole
+    vocabulary for each row of a call, so that there are few."""
+    return replace(draft, n_batch=HEAD_ROWS, n_ubatch=HEAD_ROWS)

@@ -12,7 +12,7 @@ import pytest
 
 from specx.backends.base import Tree, Want, chain_parents
 from specx.backends.errors import ModelError
-from specx.backends.gguf import heads
+from specx.backends.gguf.layer_inputs import LAYER_INPUTS, LAYER_OUTPUTS
 from specx.backends.llama import extraction, libllama
 from specx.backends.llama.kernels import SPECX, STOCK, unavailable
 from specx.backends.llama.model import LlamaModel
@@ -212,9 +212,9 @@ def test_they_go_on_after_the_context_was_shifted(architecture, files, load):
 def test_both_ways_to_get_them_give_the_same_bits(smollm2, load, monkeypatch):
     """On a real model, whose sums are rounded: a callback sees what the graph notes as well."""
     found = []
-    for architectures in (heads.LAYER_INPUTS, frozenset()):
+    for architectures in (LAYER_INPUTS, frozenset()):
         monkeypatch.setattr(extraction, "LAYER_INPUTS", architectures)
-        monkeypatch.setattr(extraction, "LAYER_OUTPUTS", heads.LAYER_OUTPUTS | {"llama"})
+        monkeypatch.setattr(extraction, "LAYER_OUTPUTS", LAYER_OUTPUTS | {"llama"})
         model = load(smollm2, n_ubatch=32)
         model.extract([2, 15, 27])
         cache = model.open()

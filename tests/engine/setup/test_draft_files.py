@@ -27,7 +27,7 @@ def target(tmp_path, write_model):
 def drafts_of(target, load=lambda _load: None, **options):
     asked = Asked(target.path, threads=3, n_ctx=512, kernels="stock", store=False, **options)
     here = Here.of(asked)
-    return DraftFiles(decide(asked, here), here, load)
+    return DraftFiles(decide(asked, here), here, load, None)
 
 
 def test_a_named_model(target, tmp_path, write_model):

@@ -160,7 +160,7 @@ def test_a_neighbour_that_surprises_everybody_does_not_end_the_search(
     def surprise(*_, **__):
         raise RecursionError("deep")
 
-    monkeypatch.setattr(candidates, "read_runnable", surprise)
+    monkeypatch.setattr(candidates, "read_gguf", surprise)
     (found,) = search(target)
     assert isinstance(found, Unfit) and "RecursionError" in found.reason
 
