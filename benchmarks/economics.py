@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 
 from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.backends.store import Store
+from specx.drafters.head import LoadedHead
 from specx.engine.bench.intervals import median_interval
 from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import DraftModels
@@ -133,6 +134,13 @@ class Files:
         )
         model.acceptance = self.disk.acceptance
         return model
+
+    def load_head(self, _candidate: Candidate) -> LoadedHead:
+        """There is none."""
+        raise NotImplementedError
+
+    def watch(self, _layers: Sequence[int]) -> None:
+        """Nobody reads hidden states."""
 
 
 class Machine:
