@@ -41,7 +41,7 @@ from specx.engine.settings import Asked, SamplingSettings
 
 ARMS = ("none", "apart", "shared")
 SIMILAR = 4  # tokens of a context at most, by which the row of another one is found
-LOW = -30.0  # logit of what is not among a position's best
+LOW = -30.0  # logit of what is not among a position's best, and less
 MAX_ROWS = 64
 
 
@@ -86,6 +86,7 @@ class Recorded(ScriptedModel):
             cache_class=_TimedCache,
         )
         self.inside_s = 0.0
+        self._others = (LOW - np.random.default_rng(0).random(size)).astype(np.float32)
         self._company, self._clock = CompanyCosts(costs), clock
         self._known: dict[tuple[int, ...], tuple[Trace, int]] = {}
         for trace, text in zip(traces, whole, strict=True):
@@ -97,7 +98,7 @@ class Recorded(ScriptedModel):
 
     def logits(self, context: Sequence[int]) -> NDArray[np.float32]:
         """Logits (V,) float32 of the token after `context`."""
-        row = np.full(self.vocab.size, LOW, np.float32)
+        row = self._others.copy()
         whole = tuple(context)
         for key in (whole, *(whole[-n:] for n in range(SIMILAR, 0, -1))):
             if key in self._known:

@@ -93,10 +93,11 @@ class CompanyCosts:
         return 1.0 if nearest is None else self._ratios[nearest][0]
 
     def _computed(self, widths: Sequence[int], lengths: Sequence[int]) -> float:
-        cost = float(self._alone(np.array([sum(widths)]))[0])
-        by_width: dict[int, list[int]] = {}
+        rows, by_width = sum(widths), dict[int, list[int]]()
         for width, length in zip(widths, lengths, strict=True):
             by_width.setdefault(width, []).append(length)
+        most = self._staircase.max_width
+        cost = self._staircase.cost(min(rows, most), 0) * max(rows / most, 1.0)
         return max(cost + sum(float(self._deeper(of)[n]) for n, of in by_width.items()), LEAST_MS)
 
     def _alone(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -107,10 +108,7 @@ class CompanyCosts:
 
     def _deeper(self, lengths: Sequence[int]) -> NDArray[np.float64]:
         """(max_width + 1,) what attention adds for all texts, by the width of each."""
-        costs = self._staircase.all_costs(0) * -len(lengths)
-        for length in lengths:
-            costs += self._staircase.all_costs(length)
-        return costs
+        return self._staircase.total_costs(lengths) - self._staircase.all_costs(0) * len(lengths)
 
 
 def fill_width(

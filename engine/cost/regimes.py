@@ -13,6 +13,8 @@ while: something else contends for what they lived on.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -77,6 +79,18 @@ class Regimes:
         costs = self.present[low] * (below * self.speed)
         if above:
             costs += self.present[high] * (above * self.speed)
+        costs *= self.contention
+        return costs
+
+    def total_costs(self, weights: Iterable[Weights]) -> NDArray[np.float64]:
+        """`costs` of several contexts, added up."""
+        shares: dict[int, float] = {}
+        for both in weights:
+            for depth, share in both:
+                shares[depth] = shares.get(depth, 0.0) + share
+        costs = np.zeros(self.max_width + 1)
+        for depth, share in shares.items():
+            costs += self.present[depth] * (share * self.speed)
         costs *= self.contention
         return costs
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,12 @@ class Staircase:
         if not self._depths:
             return np.arange(self.max_width + 1, dtype=np.float64)
         return self._regimes.costs(self._weights(length))
+
+    def total_costs(self, lengths: Sequence[int]) -> NDArray[np.float64]:
+        """`all_costs` of several lengths, added up."""
+        if not self._depths:
+            return self.all_costs(0) * len(lengths)
+        return self._regimes.total_costs(map(self._weigh, lengths))
 
     def noise(self, n: int, length: int) -> float:
         """Milliseconds by which `cost` is easily off: the standard deviation of its measurement.

@@ -123,6 +123,16 @@ def test_rows_of_rejected_nodes_are_learned_too():
     assert drafting.propose(Room(1, 1)).tokens.tolist() == [33]
 
 
+def test_what_fills_a_step_up_is_not_learned():
+    text, drafting = start(FreeDrafter(VOCAB, sources=("recycle",)), [1, 2])
+    drafting.observe_prompt(np.array([1, 2], np.int32), one_hot_rows([2, 7]))
+    emit(text, drafting, [9], drafting.propose(Room(1, 1)).padded(3), one_hot_rows([9, 33, 34, 35]))
+    emit(text, drafting, [7], EMPTY_DRAFT, one_hot_rows([7]))
+    assert drafting.propose(Room(1, 1)).tokens.tolist() == [33]
+    emit(text, drafting, [0], EMPTY_DRAFT, one_hot_rows([0]))
+    assert drafting.propose(Room(1, 1)).tokens.tolist() == []  # 0 was never guessed, nor said before
+
+
 def test_the_noise_of_the_position_is_used_when_it_helps():
     from specx.kernels._native import gumbel
 

@@ -33,6 +33,18 @@ def test_a_step_costs_its_rows_and_what_attention_adds_for_each_text(lengths):
     assert np.isinf(company.costs_by_rows(lengths, 64)[:n]).all()
 
 
+@pytest.mark.parametrize("lengths", [[0], [0, 250, 999, 1000, 1001, 4000], [700] * 16])
+def test_costs_of_several_lengths_are_the_sum_of_theirs(lengths):
+    staircase = Staircase(64)
+    assert staircase.total_costs(lengths) == pytest.approx(sum(map(staircase.all_costs, lengths)))
+    staircase.load_json(
+        {str(d): {str(n): 10.0 + n / 4 + n * d / 1000 for n in WIDTHS} for d in (0, 300, 1000)}
+    )
+    for n, length in ((1, 100), (8, 800), (8, 900)):
+        staircase.observe(n, length, 1.3 * staircase.cost(n, length))
+    assert staircase.total_costs(lengths) == pytest.approx(sum(map(staircase.all_costs, lengths)))
+
+
 def test_more_rows_than_one_text_can_have_cost_in_proportion():
     assert costs_of().cost([4] * 32, [0] * 32) == pytest.approx(2 * (10.0 + 64 / 4))
 
