@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from replay import Trace, load
 from simulate import STAIRCASES, staircase
 
-from specx.backends.base import Output, Progress, RowSink, Tree, Want
+from specx.backends.base import FeatureSink, Output, Progress, RowSink, Tree, Want
 from specx.backends.scripted import ScriptedCache, ScriptedModel, SimulatedClock
 from specx.backends.store import Store
 from specx.engine.cost.company import CompanyCosts
@@ -49,11 +49,16 @@ class _TimedCache(ScriptedCache):
     """Prompts are read in the time of the model."""
 
     def prefill(
-        self, tokens: Sequence[int], *, progress: Progress | None = None, rows: RowSink | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        progress: Progress | None = None,
+        rows: RowSink | None = None,
+        features: FeatureSink | None = None,
     ) -> None:
         """Commit `tokens` after the present ones."""
         model, start = self.model, time.process_time()
-        super().prefill(tokens, progress=progress, rows=rows)
+        super().prefill(tokens, progress=progress, rows=rows, features=features)
         assert isinstance(model, Recorded)
         model.inside_s += time.process_time() - start
 
