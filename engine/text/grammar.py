@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import tempfile
-import threading
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,6 @@ from specx.engine.text.grammar_check import check_grammar
 __all__ = ["GrammarConstraint"]
 
 MOST_FORCED = 64  # bytes that are looked for at once
-_capturing = threading.Lock()  # stderr is one for the whole process
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -48,13 +44,11 @@ class GrammarConstraint:
         self._lib = lib()
         if not grammar.strip():
             raise GrammarError("the grammar is empty", 'the smallest one is: root ::= "text"')
-        check_grammar(grammar, root)
-        self._sampler, printed = _capturing_stderr(
-            lambda: self._lib.llama_sampler_init_grammar(vocab, grammar.encode(), root.encode())
-        )
+        check_grammar(grammar, root, partial(_is_token, self._lib, vocab))
+        self._sampler = self._lib.llama_sampler_init_grammar(vocab, grammar.encode(), root.encode())
         if not self._sampler:
             raise GrammarError(
-                f"the grammar cannot be used: {_reason(printed)}",
+                f"the grammar cannot be used: {_reason()}",
                 f"it needs a rule `{root} ::= ...`; the syntax is GBNF, as for llama.cpp",
             )
 
@@ -133,24 +127,13 @@ class GrammarConstraint:
         self.close()
 
 
-def _capturing_stderr(call: Callable[[], Any]) -> tuple[Any, str]:
-    """The result of `call` and what it wrote to the process's stderr: where llama.cpp's grammar parser
-    reports errors, past its own log."""
-    with _capturing, tempfile.TemporaryFile() as file:
-        saved = os.dup(2)
-        try:
-            os.dup2(file.fileno(), 2)
-            result = call()
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-        file.seek(0)
-        return result, file.read().decode("utf-8", "replace")
+def _is_token(library: Any, vocab: Any, text: str) -> bool:
+    """Whether a text is one token, as llama.cpp's grammar parser finds out."""
+    data, tokens = text.encode(), (library.llama_token * 2)()
+    return bool(library.llama_tokenize(vocab, data, len(data), tokens, 2, False, True) == 1)
 
 
-def _reason(printed: str) -> str:
-    """What is wrong, in llama.cpp's words: the parser's if it spoke, else the last line of the log."""
-    _, marker, rest = printed.partition("error parsing grammar: ")
-    text = rest if marker else "".join(recent_log("grammar")[-1:])
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "it does not parse")
-    return f"{line} its end" if line.endswith(" at") else line
+def _reason() -> str:
+    """What is wrong, in llama.cpp's words: the last line of its log."""
+    lines = [line.strip() for line in "".join(recent_log("grammar")[-1:]).splitlines() if line.strip()]
+    return lines[0] if lines else "it does not parse"

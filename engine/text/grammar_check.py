@@ -2,16 +2,17 @@
 
 It ends the process where parentheses or rules are nested too deep, eats memory on a repetition that ends
 before it begins, and takes a repetition of more than 2000 for one without end. What is merely no grammar is
-left to it.
+found by `grammar_syntax.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from specx.backends.errors import GrammarError
+from specx.engine.text.grammar_syntax import check_syntax
 
 __all__ = ["check_grammar"]
 
@@ -50,10 +51,17 @@ class _Rule:
     alternatives: list[list[_Item]] = field(default_factory=lambda: [[]])
 
 
-def check_grammar(text: str, root: str = "root") -> None:
-    """Raises GrammarError if a grammar would do harm, or no text completes it.
+def _any(_text: str) -> bool:
+    return True
 
-    A text that is no GBNF passes: llama.cpp says what is wrong with it.
+
+def check_grammar(text: str, root: str = "root", is_token: Callable[[str], bool] = _any) -> None:
+    """Raises GrammarError if a text is no grammar, would do harm, or no text completes it.
+
+    Args:
+        text: of the grammar.
+        root: the rule that the whole text must match. That there is one is not checked.
+        is_token: as of `check_syntax`; without it, every text may be one.
     """
     try:
         text.encode()
@@ -67,6 +75,7 @@ def check_grammar(text: str, root: str = "root") -> None:
     if "\0" in text:
         raise GrammarError("the grammar has a NUL character", r"write it as \x00 within a literal or a class")
     rules = _read(text)
+    check_syntax(text, is_token)
     if rules is None or root not in rules:
         return
     for name, rule in rules.items():
@@ -77,7 +86,7 @@ def check_grammar(text: str, root: str = "root") -> None:
 
 
 class _Broken(Exception):  # noqa: N818
-    """This is no grammar; llama.cpp's parser stops here as well."""
+    """This is no grammar; `check_syntax` says why."""
 
 
 def _read(text: str) -> dict[str, _Rule] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import random
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from specx.engine.sampling import Sampler, Unending
 from specx.engine.settings import SamplingSettings
 from specx.engine.text.alphabet import Alphabet
 from specx.engine.text.grammar import GrammarConstraint
+from specx.engine.text.grammar_syntax import check_syntax
 from specx.engine.text.json_schema import grammar_of_schema
 
 
@@ -95,6 +98,53 @@ def test_what_is_wrong_with_a_grammar_is_said(vocab, text, reason, capfd):
         GrammarConstraint(vocab, text)
     assert refused.value.hint
     assert capfd.readouterr().err == ""
+
+
+PIECES = [
+    *('"a"', '""', '"\\n"', '"\\q"', '"\\x4"', '"é', "[a-z]", "[^]", "[]", "[a-]", "[-a]"),
+    *("[a-\\]]", "[\\", '[^"]', "a", "root", "b-2", "_", ".", "!", "<", "@", "\f", "\xa0"),
+    *("<[5]>", "<[5>", "<[99999999999]>", "<|im_end|>", "<no>", "!<[7]>", "(", ")", "|", "*", "+", "?"),
+    *("{2}", "{0}", "{0,0}", "{1,}", "{ 1 , 3 }", "{,3}", "{x}", "{2000}", "{2001,}", "::=", "\n", "\r\n"),
+    *("\r", " ", "\t", "# it is\n", "#", "\na ::= ", "\nroot ::= "),
+]
+
+
+def test_what_the_parser_of_llama_cpp_accepts_is_what_is_accepted(vocab, llama_vocab, capfd):
+    """Its parser tells what is wrong on the standard error of the process, so it must never be asked."""
+    dice, library, counts = random.Random(7), lib(), [0, 0]
+
+    def is_token(text):
+        return len(llama_vocab.tokenize(text.encode(), add_special=False, parse_special=True)) == 1
+
+    for _ in range(3000):
+        length = dice.choice((1, 2, 3, 5, 8))
+        text = "root ::= " + "".join(dice.choices(PIECES, k=length)) + dice.choice(("", '\na ::= "x"'))
+        try:
+            check_syntax(text, is_token)
+            accepted = True
+        except GrammarError as refused:
+            accepted = False
+            assert refused.message.startswith("the grammar cannot be used: ")
+        sampler = library.llama_sampler_init_grammar(vocab, text.encode(), b"root")
+        if sampler:
+            library.llama_sampler_free(sampler)
+        said = capfd.readouterr().err
+        parsed = "error parsing grammar" not in said or "Undefined rule" in said
+        assert accepted == parsed, (text, said)
+        counts[accepted] += 1
+    assert min(counts) > 500, counts
+
+
+def test_standard_error_is_left_alone(vocab, monkeypatch):
+    def forbidden(*_arguments):
+        raise AssertionError("others write there meanwhile")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup2", forbidden)
+        GrammarConstraint(vocab, 'root ::= "a"').close()
+        for wrong in ('root ::= "a', "root := x", 'a ::= "x"'):
+            with pytest.raises(GrammarError, match="cannot be used"):
+                GrammarConstraint(vocab, wrong)
 
 
 @pytest.mark.parametrize(
