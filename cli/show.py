@@ -139,6 +139,7 @@ def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
         ("context", f"{info.context_length:,} tokens" if info.context_length else ""),
         ("vocabulary", f"{info.vocabulary_size:,} tokens ({tokenizer})" if info.vocabulary_size else "none"),
         ("trimmed", f"scores {info.head_rows:,} of them: it drafts only" if info.trim else ""),
+        ("draft head", _head(info)),
         ("made", _made(info)),
         ("chat template", f"{len(info.chat_template):,} characters" if info.chat_template else "none"),
         (
@@ -151,6 +152,18 @@ def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
         ("fingerprint", info.fingerprint),
     ]
     return [(label, text) for label, text in rows if text]
+
+
+def _head(info: GGUFInfo) -> str:
+    """What a draft head reads and scores; empty for other files."""
+    from specx.backends.gguf.heads import EAGLE3, head_of
+
+    if info.architecture != EAGLE3:
+        return ""
+    try:
+        return head_of(info).told()
+    except ModelError as error:
+        return error.message
 
 
 def _made(info: GGUFInfo) -> str:

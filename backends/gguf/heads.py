@@ -58,6 +58,12 @@ class HeadFile:
         """Bytes of its weights that are read for a token: all but those of the embedding."""
         return sum(tensor.nbytes for tensor in self.info.tensors if tensor.name not in (EMBEDDING, IDS))
 
+    def told(self) -> str:
+        """What it reads and scores, in words."""
+        layers = ", ".join(map(str, self.layers))
+        rows, size = f"{self.rows:,}", f"{self.info.vocabulary_size:,}"
+        return f"reads what enters layers {layers} of a target, scores {rows} of {size} tokens"
+
     def ids(self) -> NDArray[np.int64]:
         """(R,) the tokens that the columns of its output stand for, as they lie in the file.
 

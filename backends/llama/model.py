@@ -198,7 +198,9 @@ class LlamaModel:
             ModelError: this model gives no hidden states.
         """
         if self._inputs is None:
-            raise ModelError("this model gives no hidden states", "draft heads cannot be used with it")
+            if layers:
+                raise ModelError("this model gives no hidden states", "draft heads cannot be used with it")
+            return
         given = self._inputs.layers
         if layers and given not in ((), tuple(layers)):
             raise ValueError(f"the inputs of layers {given} are given already")

@@ -52,18 +52,23 @@ def inspect(
 
 
 def _show(found: Inspection) -> None:
+    for label, value in (*_files(found), *_prospects(found)):
+        stdout().print(f"{label:<14} {value}")
+
+
+def _files(found: Inspection) -> list[tuple[str, str]]:
+    """What the two files are, and have in common."""
     overlap = found.overlap
-    rows = [
+    if overlap is None:
+        return [("target", found.target.name), ("draft head", f"{found.draft.name}: {found.head}")]
+    return [
         ("target", f"{found.target.name}, {overlap.target_size:,} tokens"),
         ("draft", f"{found.draft.name}, {overlap.draft_size:,} tokens"),
         ("common tokens", f"{percent(overlap.common)} of the target's, by their bytes"),
         ("one to one", f"{overlap.one_to_one:.1%} of {overlap.sample_tokens:,} tokens of the sample"),
         ("draft tokens", f"{overlap.draft_per_target:.2f} for each token of the target"),
         ("lost", f"{overlap.lost:.1%} of the tokens, there and back"),
-        *_prospects(found),
     ]
-    for label, value in rows:
-        stdout().print(f"{label:<14} {value}")
 
 
 def _prospects(found: Inspection) -> list[tuple[str, str]]:

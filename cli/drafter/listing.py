@@ -65,8 +65,10 @@ def _show(found: DrafterReport) -> None:
 
 def _notes(usable: Usable) -> str:
     """What else there is to know of a drafter."""
-    translated = "of another vocabulary" if usable.forecast.candidate.translated else ""
-    return ", ".join(filter(None, (translated, usable.made)))
+    candidate = usable.forecast.candidate
+    kind = "a draft head" if candidate.is_head else ""
+    translated = "of another vocabulary" if candidate.translated else ""
+    return ", ".join(filter(None, (kind, translated, usable.made)))
 
 
 def _row(usable: Usable, *, known: bool) -> tuple[str, ...]:

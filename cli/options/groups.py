@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 DRAFTERS = ("auto", "none", "free", "suffix", "recycle", "model")
+GGUF = ".gguf"  # what names a file ends with, where they stand for a drafter
 KERNELS = ("auto", "specx", "attention", "stock")
 
 ASKED = Asked(Path())
@@ -206,7 +207,8 @@ class DraftOptions:
     ALTERNATIVES: ClassVar = (("draft_max", "draft_max_old"), ("draft_model", "hf_repo_draft"))
 
     drafter: Annotated[
-        str, _drafting("--drafter", text="Where drafts come from.", metavar="|".join(DRAFTERS))
+        str,
+        _drafting("--drafter", text="Where drafts come from.", metavar="|".join((*DRAFTERS, f"FILE{GGUF}"))),
     ] = ASKED.drafter
     draft_max: Annotated[
         int | None,

@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -29,6 +29,7 @@ from specx.backends.places import expanded
 from specx.backends.settings import ALL_LAYERS, CACHE_TYPES, MAX_THREADS
 from specx.cli.options.groups import (
     DRAFTERS,
+    GGUF,
     KERNELS,
     DraftOptions,
     GenerationOptions,
@@ -178,7 +179,7 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         UsageError: no model or more than one is named, or a value is not allowed.
         DownloadError: a model of Hugging Face could not be fetched.
     """
-    draft = draft or DraftOptions()
+    draft = _file_as_drafter(draft or DraftOptions())
     most = draft.draft_max if draft.draft_max is not None else draft.draft_max_old
     target = _locate(model)
     named = _locate_draft(draft)
@@ -219,6 +220,19 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         asked.flash_attn, asked.type_v, asked.draft.type_v if draft.drafter != "none" else None
     )
     return asked
+
+
+def _file_as_drafter(draft: DraftOptions) -> DraftOptions:
+    """`--drafter FILE.gguf` is that file, asked beside the drafts that cost nothing.
+
+    Raises:
+        UsageError: another one is named as well.
+    """
+    if not draft.drafter.lower().endswith(GGUF):
+        return draft
+    if draft.draft_model is not None or draft.hf_repo_draft is not None:
+        raise UsageError("more than one draft model is named", "give either --drafter FILE or -md FILE")
+    return replace(draft, drafter=DraftOptions().drafter, draft_model=draft.drafter)
 
 
 def allowed_drafters(asked: str) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ class Usable:
             "size": candidate.size,
             "memory": self.memory,
             "translated": candidate.translated,
+            "head": candidate.is_head,
             "made": self.made or None,
             "acceptance": self.forecast.acceptance,
             "counted_on": self.forecast.remembered,
@@ -145,7 +146,7 @@ class Target:
             ModelError: its file cannot be read any more.
         """
         info = read_gguf(candidate.path)
-        load = draft_load(self.setup.asked, candidate.path, self.setup.load)
+        load = draft_load(self.setup.asked, candidate.path, self.setup.load, head=candidate.is_head)
         memory = predict_memory(self.info, self.setup.load, draft=(info, load)).draft
         promised = forecast(candidate, self._learned, self._staircase.costs(0), step_bytes(self.info))
         measured = self._learned.load_pair(candidate.fingerprint)[1] is not None

@@ -17,6 +17,7 @@ from typing import Any
 from specx.backends.base import Vocab
 from specx.backends.errors import ModelError
 from specx.backends.gguf.file import read_gguf
+from specx.backends.gguf.heads import EAGLE3, head_of
 from specx.backends.llama.vocab import load_vocabulary
 from specx.drafters.byte_map import Tokens
 from specx.engine.bench.suites import load_suite
@@ -58,7 +59,8 @@ class Inspection:
 
     Attributes:
         target, draft: their files.
-        overlap: of their vocabularies.
+        overlap: of their vocabularies; None for a draft head, which has the target's or cannot draft.
+        head: what a draft head reads and scores, in words; empty for a model.
         usable: what is known of it; None if it cannot draft.
         reason: why it cannot.
         known: whether the times of the target's steps were measured.
@@ -66,17 +68,19 @@ class Inspection:
 
     target: Path
     draft: Path
-    overlap: Overlap
+    overlap: Overlap | None
     usable: Usable | None
     reason: str | None
     known: bool
+    head: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
         return {
             "target": str(self.target),
             "draft": str(self.draft),
-            "overlap": asdict(self.overlap),
+            "overlap": self.overlap and asdict(self.overlap),
+            "head": self.head or None,
             "drafter": self.usable and self.usable.to_json(known=self.known),
             "reason": self.reason,
         }
@@ -101,12 +105,16 @@ def inspect_drafter(
     other = read_gguf(draft)
     if not other.vocabulary_size:
         raise ModelError(f"{other.path.name} cannot draft: it has no vocabulary", "take a language model")
-    with load_vocabulary(target.info.path) as ours, load_vocabulary(other.path) as theirs:
-        overlap = measure_overlap(ours, theirs, sample)
+    overlap, head = None, ""
+    if other.architecture == EAGLE3:
+        head = head_of(other).told()
+    else:
+        with load_vocabulary(target.info.path) as ours, load_vocabulary(other.path) as theirs:
+            overlap = measure_overlap(ours, theirs, sample)
     found = target.check(other.path)
     reason = target.info.plain_reason or (found.reason if isinstance(found, Unfit) else None)
     usable = target.usable(found) if isinstance(found, Candidate) and reason is None else None
-    return Inspection(target.info.path, other.path, overlap, usable, reason, target.known)
+    return Inspection(target.info.path, other.path, overlap, usable, reason, target.known, head)
 
 
 def sample_text() -> str:

@@ -26,7 +26,7 @@ from specx.engine.setup.finder import Candidate, Finder, Unfit, check_candidate
 from specx.engine.setup.here import Here
 from specx.engine.setup.load import repack_works
 from specx.engine.setup.offloading import place_draft
-from specx.engine.setup.wanted import draft_load, head_load
+from specx.engine.setup.wanted import draft_load
 
 __all__ = ["DraftFiles", "NamedDraft", "named_draft"]
 
@@ -123,8 +123,7 @@ class DraftFiles:
         return PairHead(model)
 
     def _wanted(self, candidate: Candidate) -> Load:
-        wanted = draft_load(self._setup.asked, candidate.path, self._setup.load)
-        return head_load(wanted) if candidate.is_head else wanted
+        return draft_load(self._setup.asked, candidate.path, self._setup.load, head=candidate.is_head)
 
 
 def named_draft(target: GGUFInfo, asked: Asked) -> NamedDraft | Unfit | None:

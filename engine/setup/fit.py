@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from specx.backends.errors import DoesNotFitError
 from specx.backends.gguf.cache_size import CELLS
 from specx.backends.gguf.file import GGUFInfo
+from specx.backends.gguf.heads import EAGLE3
 from specx.backends.llama.devices import list_devices
 from specx.backends.llama.kernels import KERNELS, SPECX, STOCK, library
 from specx.backends.llama.libllama import system_info
@@ -233,11 +234,16 @@ class _Search:
                 gpus=self._gpus,
                 drafting=self.asked.drafter != "none",
                 history=self.asked.store,
-                draft=None if draft is None else (draft, draft_load(self.asked, draft.path, load)),
+                draft=self._beside(draft, load),
             )
             for kernels in self._kernels
         )
         return max(needs, key=lambda need: (need.required, need.working))
+
+    def _beside(self, draft: GGUFInfo | None, load: Load) -> tuple[GGUFInfo, Load] | None:
+        if draft is None:
+            return None
+        return draft, draft_load(self.asked, draft.path, load, head=draft.architecture == EAGLE3)
 
     def ways(self, load: Load, room: Room, enough: Enough) -> Iterator[tuple[Load, GGUFInfo | None]]:
         """How it could be loaded, and the draft model if it is kept, in the stated order."""

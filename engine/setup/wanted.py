@@ -11,7 +11,7 @@ from specx.backends.machine.machine import this_cpu
 from specx.backends.settings import ALL_LAYERS, HEAD_ROWS, Load
 from specx.engine.settings import Asked
 
-__all__ = ["CACHE_TYPE", "FLASH_ATTN", "draft_load", "head_load", "wanted_load"]
+__all__ = ["CACHE_TYPE", "FLASH_ATTN", "draft_load", "wanted_load"]
 
 CACHE_TYPE = "f16"
 FLASH_ATTN = "on"
@@ -40,12 +40,15 @@ def wanted_load(info: GGUFInfo, asked: Asked) -> Load:
     )
 
 
-def draft_load(asked: Asked, path: Path, target: Load) -> Load:
+def draft_load(asked: Asked, path: Path, target: Load, *, head: bool = False) -> Load:
     """How the draft model `path` is loaded beside a model that is loaded as `target` says: the same way, but
-    for what was asked of it."""
+    for what was asked of it. A draft head scores its whole vocabulary for each row of a call, so there are
+    few."""
     own = asked.draft
     return replace(
         target,
+        n_batch=HEAD_ROWS if head else target.n_batch,
+        n_ubatch=HEAD_ROWS if head else target.n_ubatch,
         path=path,
         threads=own.threads or target.threads,
         threads_batch=own.threads_batch or own.threads or target.threads_batch,
@@ -54,9 +57,3 @@ def draft_load(asked: Asked, path: Path, target: Load) -> Load:
         type_k=own.type_k or CACHE_TYPE,
         type_v=own.type_v or CACHE_TYPE,
     )
-
-
-def head_load(draft: Load) -> Load:
-    """How a draft head is loaded where a draft model would be loaded as `draft` says: it scores its whole
-    vocabulary for each row of a call, so that there are few."""
-    return replace(draft, n_batch=HEAD_ROWS, n_ubatch=HEAD_ROWS)
