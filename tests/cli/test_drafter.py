@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,19 @@ def test_another_vocabulary_is_told(specx, found):
     assert drafter["translated"]
 
 
+def test_a_head_is_called_one(specx, found):
+    head = usable("head")
+    candidate = replace(head.forecast.candidate, layers=(1, 2, 3))
+    found(
+        drafters,
+        "list_drafters",
+        listing(replace(head, forecast=replace(head.forecast, candidate=candidate))),
+    )
+    assert "head: a draft head" in specx("drafter", "list", specx.model).out
+    (told,) = json.loads(specx("drafter", "list", specx.model, "--json").out)["drafters"]
+    assert told["head"] and not told["translated"]
+
+
 def test_nothing_is_promised_before_anything_was_timed(specx, found):
     found(drafters, "list_drafters", listing(usable(), known=False))
     out = specx("drafter", "list", specx.model).out
@@ -120,6 +134,14 @@ def test_what_is_inspected(specx, found):
     assert max(map(len, out.splitlines())) <= 80
     for part in ("94% of the target's", "89.4% of 10,144", "0.95 for each", "120 MiB", "1.80x"):
         assert part in out
+
+
+def test_a_head_has_no_vocabulary_of_its_own(specx, found):
+    found(overlap, "inspect_drafter", inspection(overlap=None, head="reads what enters layers 1, 2, 3"))
+    out = specx("drafter", "inspect", specx.model, specx.model).out
+    assert "reads what enters layers 1, 2, 3" in out and "common tokens" not in out
+    told = json.loads(specx("drafter", "inspect", specx.model, specx.model, "--json").out)
+    assert told["overlap"] is None and told["head"] == "reads what enters layers 1, 2, 3"
 
 
 def test_why_it_cannot_draft(specx, found):

@@ -137,6 +137,14 @@ def test_a_draft_model_and_how_it_is_loaded(settings, name, model, tmp_path):
     )
 
 
+def test_a_file_may_stand_for_a_drafter(settings, specx, model, tmp_path):
+    head = tmp_path / "head.GGUF"
+    head.touch()
+    assert settings("--drafter", str(head))[0] == Asked(model, draft=AskedModel(head))
+    both = specx("complete", specx.model, "-p", "x", "--drafter", str(head), "-md", str(head))
+    assert both.code == 2 and "give either --drafter FILE or -md FILE" in both.err
+
+
 def test_a_draft_model_that_is_not_there(specx):
     outcome = specx("complete", specx.model, "-p", "x", "-md", "small.gguf")
     assert (outcome.code, outcome.out) == (1, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ from specx.engine.settings import Asked
 from specx.engine.setup.decide import decide
 from specx.engine.setup.here import Here
 from specx.kernels._native import Pieces
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tiny_heads import write_eagle3
 
 STEPS = {1: 20.0, 2: 21.0, 3: 22.0, 4: 23.0, 6: 24.5, 8: 26.0, 12: 29.0, 16: 32.0, 32: 44.0}
 
@@ -189,3 +193,20 @@ def test_why_one_cannot(asked, monkeypatch):
 def test_a_file_that_is_none(asked):
     with pytest.raises(ModelError):
         inspect_drafter(asked, Path(asked.model.with_name("broken.gguf")), "text\n")
+
+
+def test_a_head_is_listed_and_inspected(asked, tmp_path):
+    head, other = tmp_path / "head.gguf", tmp_path / "other.gguf"
+    for path, width in ((head, 64), (other, 32)):
+        write_eagle3(
+            path, d_target=width, n_vocab=304, layers=(1, 3, 4), n_draft=96, tokens=asked.model, seed=width
+        )
+    found = list_drafters(asked)
+    (usable,) = (each for each in found.usable if each.forecast.candidate.is_head)
+    assert usable.forecast.candidate.name == "head" and usable.memory > 0
+    (unfit,) = (each for each in found.unfit if each.name == "other")
+    assert "hidden states of 32 values" in unfit.reason
+    inspected = inspect_drafter(asked, head, "nothing of this matters")
+    assert inspected.overlap is None and inspected.reason is None
+    assert inspected.head == "reads what enters layers 1, 3, 4 of a target, scores 96 of 304 tokens"
+    assert "32 values" in inspect_drafter(asked, other, "").reason
