@@ -103,7 +103,7 @@ class Recorded(ScriptedModel):
 
     def logits(self, context: Sequence[int]) -> NDArray[np.float32]:
         """Logits (V,) float32 of the token after `context`."""
-        row = self._others.copy()
+        row: NDArray[np.float32] = self._others.copy()
         whole = tuple(context)
         for key in (whole, *(whole[-n:] for n in range(SIMILAR, 0, -1))):
             if key in self._known:
