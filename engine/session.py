@@ -147,8 +147,10 @@ class Session:
 
     @property
     def at_once(self) -> int:
-        """How many texts can be written together: one, where only some batch widths are allowed."""
-        return self.model.facts.max_texts if self.plan.widths is None else 1
+        """How many texts can be written together: one, where only some batch shapes are allowed, and with
+        `exact` where texts share a cache, in which company changes last bits."""
+        alone = self.plan.widths is not None or (self.asked.exact and not self.model.facts.even)
+        return 1 if alone else self.model.facts.max_texts
 
     @property
     def worthwhile(self) -> int:
@@ -420,6 +422,8 @@ class Session:
         if not (self.asked.exact and self.asked.measure) or self.plain_reason:
             return None
         identity = self.measure_identity()
+        if self.model.facts.max_texts > 1 and not self.model.facts.even:
+            self.notice("exact: one text at a time, for they share a cache, and company changes last bits")
         if identity.exact_trees:
             return None
         widths = ", ".join(map(str, sorted(identity.widths)))

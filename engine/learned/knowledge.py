@@ -29,7 +29,7 @@ from specx.engine.learned.corpora import Corpora
 from specx.engine.learned.lengths import Lengths
 from specx.engine.learned.records import TrackRecords
 
-__all__ = ["Learned", "StartingPoint", "kept_staircase"]
+__all__ = ["Learned", "StartingPoint", "kept_identity", "kept_staircase"]
 
 HISTORY_TOKENS = 1 << 16  # of earlier answers; an automaton over them is built in some 20 ms
 SEPARATOR = -1  # no match spans it
@@ -45,6 +45,16 @@ def kept_staircase(store: Store, key: str, staircase: Staircase) -> Staircase:
         except (ValueError, TypeError, AttributeError, KeyError):
             store.set_aside("staircase", key)
     return staircase
+
+
+def kept_identity(store: Store, key: str) -> Identity | None:
+    """Which batch shapes are bit-identical, if that is kept under `key`."""
+    data = store.load_json("identity", key)
+    try:
+        return None if data is None else Identity.from_json(data)
+    except (ValueError, TypeError, KeyError):
+        store.set_aside("identity", key)
+        return None
 
 
 class Learned:
@@ -118,14 +128,7 @@ class Learned:
 
     def load_identity(self) -> Identity | None:
         """Which batch shapes are bit-identical, if that was measured before."""
-        if self._identity is not None:
-            return self._identity
-        data = self._store.load_json("identity", self._cost_key)
-        try:
-            return None if data is None else Identity.from_json(data)
-        except (ValueError, TypeError, KeyError):
-            self._store.set_aside("identity", self._cost_key)
-            return None
+        return self._identity or kept_identity(self._store, self._cost_key)
 
     def save_identity(self, identity: Identity) -> None:
         """Keep which batch shapes are bit-identical."""

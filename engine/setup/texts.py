@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from specx.backends.gguf.file import GGUFInfo
+from specx.backends.llama.kernels import KERNELS
 from specx.backends.llama.libllama import system_info
 from specx.backends.llama.memory import repacked_types
 from specx.backends.llama.params import MAX_WIDTH
 from specx.backends.settings import Load
 from specx.engine.cost.company import CompanyCosts
 from specx.engine.cost.staircase import Staircase
-from specx.engine.learned.knowledge import kept_staircase
+from specx.engine.learned.knowledge import kept_identity, kept_staircase
 from specx.engine.settings import Asked
 from specx.engine.setup import keys
 from specx.engine.setup.choice import ASKED, Choice
@@ -54,9 +55,10 @@ def choose_texts(
     """
     if asked.texts is not None:
         return Choice(asked.texts, ASKED if asked.texts > 1 else DEFAULT)
-    if asked.exact:
-        return Choice(1, "for --exact may allow only some batch widths")
-    wanted, why = _worth_it(info, asked, load, here)
+    load, kernels = _as_timed(info, asked, load, here)
+    if asked.exact and (reason := _alone(info, load, kernels, here)):
+        return Choice(1, reason)
+    wanted, why = _worth_it(info, load, kernels, here)
     if asked.answers is not None and asked.answers < wanted:
         wanted, why = max(asked.answers, 1), "there are no more"
     room = room or read_room()
@@ -67,12 +69,32 @@ def choose_texts(
     return Choice(most, why)
 
 
-def _worth_it(info: GGUFInfo, asked: Asked, load: Load, here: Here) -> tuple[int, str]:
-    """How many texts are written at the highest rate, and why it is this number."""
+def _as_timed(info: GGUFInfo, asked: Asked, load: Load, here: Here) -> tuple[Load, str]:
+    """How the model is loaded on the threads that were chosen, and the name of its kernels, if known."""
     threads, batch = choose_threads(asked, here.store, keys.threads_key(info, load, asked.kernels))
     load = replace(load, threads=threads.value, threads_batch=batch.value)
     key = keys.kernels_key(info, load)
-    kernels = choose_kernels(asked.kernels, here.store, key, silent, measure=False).value or ""
+    return load, choose_kernels(asked.kernels, here.store, key, silent, measure=False).value or ""
+
+
+def _alone(info: GGUFInfo, load: Load, kernels: str, here: Here) -> str:
+    """Why no text may have company with --exact; nothing if it may.
+
+    Where each text has a stream of its own, rows are computed as in a wider step of one text.
+    """
+    if kernels and not KERNELS[kernels].attention:
+        return "for --exact: with llama.cpp's attention texts share a cache, which changes last bits"
+    identity = kept_identity(here.store, keys.cost_key(info, load, kernels))
+    if identity is None:
+        return "for --exact, until it was measured which batch widths are bit-identical: from the next run on"
+    if not identity.exact_trees:
+        widths = ", ".join(map(str, sorted(identity.widths)))
+        return f"for --exact: only the batch widths {widths} are bit-identical here"
+    return ""
+
+
+def _worth_it(info: GGUFInfo, load: Load, kernels: str, here: Here) -> tuple[int, str]:
+    """How many texts are written at the highest rate, and why it is this number."""
     staircase = kept_staircase(here.store, keys.cost_key(info, load, kernels), Staircase(MAX_WIDTH))
     if not staircase.depths:
         return UNTIMED, "until steps have been timed here"

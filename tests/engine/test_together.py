@@ -27,14 +27,14 @@ SAMPLING = (
 )
 
 
-def session_of(*, texts=8, drafter="auto", settings=None, **options):
+def session_of(*, texts=8, drafter="auto", settings=None, notice=lambda _text: None, **options):
     """A session on a scripted model whose steps cost little more for many tokens than for one."""
     clock = SimulatedClock()
     options = {"vocab_size": V, "script": SCRIPT, "peak": 0.9, "order": 3, "max_texts": texts, **options}
     model = ScriptedModel(clock=clock, step_costs={1: 10.0, 8: 12.0, 64: 26.0}, **options)
     asked = Asked(Path("scripted.gguf"), drafter=drafter, store=False, **(settings or {}))
     learned = Learned(Store(None), model_key="model", cost_key="cost")
-    session = Session(model, asked, learned, name="scripted", clock=clock)
+    session = Session(model, asked, learned, name="scripted", clock=clock, notice=notice)
     session.staircase.load_json(STEPS)
     return session
 
@@ -121,6 +121,14 @@ def test_more_texts_share_a_step_and_drafts_are_spread_over_them():
     steps = max(generation.result.timings.steps for generation in generations)
     assert accepted > 100
     assert steps < 93  # tokens of the longest one
+
+
+@pytest.mark.parametrize(("even", "texts"), [(True, 8), (False, 1)])
+def test_exact_texts_have_company_in_streams_of_their_own(even, texts):
+    notices = []
+    session = session_of(even=even, settings={"exact": True}, notice=notices.append, vocab_size=300)
+    assert session.at_once == texts
+    assert any("one text at a time" in notice for notice in notices) == (texts == 1)
 
 
 def test_a_text_drafts_from_what_another_one_is_writing():

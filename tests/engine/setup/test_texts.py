@@ -27,16 +27,16 @@ def info(tmp_path, write_model):
 
 
 def chosen(info, here, room=PLENTY, **options):
-    asked = Asked(info.path, texts=None, threads=2, kernels="stock", n_ctx=512, **options)
+    asked = Asked(info.path, **{"texts": None, "threads": 2, "kernels": "stock", "n_ctx": 512, **options})
     return choose_texts(info, asked, wanted_load(info, asked), here, room)
 
 
-def timed(info, tmp_path, cost):
+def timed(info, tmp_path, cost, kernels="stock"):
     """Where steps of n tokens took `cost(n)` milliseconds."""
     here = Here(Store(tmp_path / "store"))
     load = wanted_load(info, Asked(info.path, threads=2, n_ctx=512))
     steps = {str(n): cost(n) for n in WIDTHS}
-    key = keys.cost_key(info, load, "stock")
+    key = keys.cost_key(info, load, kernels)
     here.store.save_json("staircase", key, {"steps": {"0": steps, "288": steps}})
     return here
 
@@ -93,10 +93,31 @@ def test_a_draft_model_that_was_named_is_not_crowded_out(info, tmp_path):
     )
 
 
-def test_no_more_than_there_are_and_one_where_widths_are_held(info, tmp_path):
+def test_no_more_than_there_are(info, tmp_path):
     here = timed(info, tmp_path, lambda n: 10.0)
     assert chosen(info, here, answers=3).value == 3
-    assert chosen(info, here, exact=True).value == 1
+
+
+@pytest.mark.parametrize(
+    ("kernels", "classes", "texts", "why"),
+    [
+        ("stock", [list(WIDTHS)], 1, "share a cache"),
+        ("specx", None, 1, "until it was measured"),
+        ("specx", [[1, 2, 4], [8, 16]], 1, "only the batch widths 1, 2, 4"),
+        ("specx", [list(WIDTHS)], 64, "as measured"),
+    ],
+)
+def test_exact_texts_have_company_where_every_width_is_bit_identical(
+    info, tmp_path, kernels, classes, texts, why
+):
+    here = timed(info, tmp_path, lambda n: 10.0, kernels)
+    if classes is not None:
+        load = wanted_load(info, Asked(info.path, threads=2, n_ctx=512))
+        known = {"classes": classes, "branches": True, "difference": 0.0, "depths": [64, 640]}
+        here.store.save_json("identity", keys.cost_key(info, load, kernels), known)
+    choice = chosen(info, here, exact=True, kernels=kernels)
+    assert choice.value == texts
+    assert why in choice.why
 
 
 def test_what_is_decided_is_loaded(info):
