@@ -61,6 +61,7 @@ class Facts:
         max_texts: most texts at once.
         max_rows: most tokens of one call, over all its trees.
         even: whether all trees of a call must have the same width.
+        shared: whether texts lie in one cache, so that a step of one goes through the cells of all.
         prompt_rows: most rows of a `prefill` that its `rows` receives the logits of: the last ones.
         copy_tokens: reading so many tokens takes about as long as copying what another text has read.
         plain_reason: why this model decodes plainly (one clause), or None if it can speculate.
@@ -78,6 +79,7 @@ class Facts:
     max_texts: int = 1
     max_rows: int = 64
     even: bool = False
+    shared: bool = False
     prompt_rows: int = 64
     copy_tokens: int = 0
     plain_reason: str | None = None
@@ -302,6 +304,16 @@ class Cache(Protocol):
         Raises:
             RollbackError: the cache cannot go back that far.
         """
+
+    def mark(self) -> bool:
+        """Make sure that `rewind` can come back to the present length, until it goes back further.
+
+        Only the last mark counts. Of layers that keep a recurrent state it takes a copy, which costs time.
+
+        Returns:
+            Whether it can.
+        """
+        return True
 
     def copyable(self, length: int) -> int:
         """Largest length not above `length` of which another text of the model can take over a copy.

@@ -92,6 +92,7 @@ class ScriptedModel:
             max_texts=max_texts,
             max_rows=max(max_rows, max_texts),
             even=even,
+            shared=not even,
             copy_tokens=copy_tokens,
             plain_reason=None if can_rewind else "this scripted model cannot take tokens back",
             extractable=Want.LOGITS | Want.HIDDEN,

@@ -12,6 +12,7 @@ __all__ = [
     "FLOAT_CACHES",
     "HEAD_HELD",
     "HEAD_ROWS",
+    "MAX_ROWS",
     "MAX_THREADS",
     "Load",
 ]
@@ -22,6 +23,7 @@ FLOAT_CACHES = frozenset({"f32", "f16", "bf16"})
 DEFAULT_CTX = 4096  # tokens of context where nobody asks for a number, if the model was trained for as many
 HEAD_ROWS = 32  # most rows of a call of a draft head: more take memory, and are no faster
 HEAD_HELD = 256  # tokens that a draft head begins with: older ones tell it little
+MAX_ROWS = 64  # of a call that verifies drafts, over all its texts
 MAX_THREADS = 512  # of llama.cpp: its GGML_MAX_N_THREADS
 
 
@@ -42,6 +44,7 @@ class Load:
         type_k, type_v: KV cache types by ggml name ("f16", "q8_0", ...).
         mmap, mlock: as in llama.cpp.
         swa_full: keep the whole history of sliding-window layers.
+        snapshots: most earlier states of the recurrent layers that are kept of a text, to go back to.
         verbose: show llama.cpp's own messages.
     """
 
@@ -60,4 +63,12 @@ class Load:
     mmap: bool = True
     mlock: bool = False
     swa_full: bool = False
+    snapshots: int = 0
     verbose: bool = False
+
+    @property
+    def kept_states(self) -> int:
+        """Earlier states that are kept of each text: a call of many texts has fewer rows for each."""
+        # llama.cpp ends the process where a graph's tokens are not more than the states and one.
+        graph = min(self.n_ctx, self.n_batch, self.n_ubatch)
+        return max(0, min(self.snapshots, MAX_ROWS // self.texts - 1, graph - 2))

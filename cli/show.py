@@ -88,12 +88,15 @@ def _memory(info: GGUFInfo, ctx_size: int | None, type_k: str, type_v: str) -> M
     from specx.backends.llama.memory import predict_memory, wanted_context
     from specx.backends.machine.machine import this_cpu
     from specx.backends.settings import Load
+    from specx.engine.setup.snapshots import best_snapshots
 
     for name in (type_k, type_v):
         if name not in CACHE_TYPES:
             raise UsageError(f"unknown KV cache type {name!r}", f"use one of {', '.join(CACHE_TYPES)}")
     threads, n_ctx = this_cpu().default_threads, wanted_context(ctx_size, info.context_length)
-    return predict_memory(info, Load(info.path, threads, threads, n_ctx=n_ctx, type_k=type_k, type_v=type_v))
+    kept = best_snapshots(info)
+    load = Load(info.path, threads, threads, n_ctx=n_ctx, type_k=type_k, type_v=type_v, snapshots=kept)
+    return predict_memory(info, load)
 
 
 def _record(info: GGUFInfo, memory: MemoryNeed, *, tensors: bool) -> dict[str, Any]:
@@ -180,6 +183,11 @@ def _made(info: GGUFInfo) -> str:
 def _speculation(info: GGUFInfo) -> str:
     if info.plain_reason:
         return f"no: {info.plain_reason}"
+    if info.can_go_back:
+        from specx.engine.setup.snapshots import best_snapshots
+
+        kept = best_snapshots(info)
+        return f"yes, in chains of at most {kept}: so many earlier states of its recurrent layers are kept"
     if info.sliding_window:
         return "yes, in chains; in trees with --swa-full, which keeps what its windowed layers would forget"
     return "yes, in trees and chains"

@@ -360,7 +360,7 @@ class Session:
         if not staircase.needs_measuring(cache.length):
             return
         others = (slot.cache for slot in self.slots if slot.cache is not cache)
-        if not self.model.facts.even and any(other.length for other in others):
+        if self.model.facts.shared and any(other.length for other in others):
             return  # where texts share one cache, a step of one goes through the cells of all
         measure_steps(staircase, cache, self.learned, self.notice, clock=self.clock, stopped=stopped)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -116,11 +117,30 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def write_tiny() -> Callable[..., Path]:
     """Writes a model of a millisecond a step: `write` of tiny_gguf.py."""
+    return _tiny_gguf().write  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def write_hybrid() -> Callable[..., Path]:
+    """Writes a tiny model with recurrent states: `write_hybrid` of tiny_gguf.py."""
+    return _tiny_gguf().write_hybrid  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def tiny_hybrids(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Architecture -> file of a tiny model with recurrent states, weights in Q8_0: all that can go back."""
+    folder, module = tmp_path_factory.mktemp("hybrids"), _tiny_gguf()
+    return {
+        name: module.write_hybrid(folder / f"{name}.gguf", name, quantized=True) for name in module.HYBRIDS
+    }
+
+
+def _tiny_gguf() -> Any:
     spec = spec_from_file_location("tiny_gguf", Path(__file__).with_name("tiny_gguf.py"))
     assert spec and spec.loader
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.write  # type: ignore[no-any-return]
+    return module
 
 
 def _packaged_smollm2() -> Path:

@@ -10,7 +10,15 @@ import re
 
 from specx.backends.gguf.file import GGUFInfo, type_bytes
 
-__all__ = ["CELLS", "cells", "layer_cache_bytes", "window_cells", "windowed_layers"]
+__all__ = [
+    "CELLS",
+    "cells",
+    "layer_cache_bytes",
+    "layer_state_bytes",
+    "state_bytes",
+    "window_cells",
+    "windowed_layers",
+]
 
 CELLS = 256  # llama.cpp rounds the number of cells up to a multiple of this
 FLOAT_BYTES = 4  # of recurrent states
@@ -77,6 +85,7 @@ def layer_cache_bytes(
     n_ubatch: int = 512,
     swa_full: bool = False,
     flash_attn: bool = True,
+    states: int = 1,
 ) -> tuple[int, ...]:
     """Bytes (layers,) that llama.cpp sets aside for one sequence of `n_ctx` tokens.
 
@@ -87,12 +96,13 @@ def layer_cache_bytes(
         n_ubatch: most tokens that are computed at once; windowed layers have room for them besides.
         swa_full: windowed layers keep everything.
         flash_attn: without it, values are as wide in every layer as in the widest.
+        states: states of recurrent layers that are kept, the present one included.
 
     Raises:
         ValueError: a type ggml does not have.
     """
     windowed, recurrent = windowed_layers(info), _recurrent_layers(info)
-    state = _state_bytes(info)
+    state = layer_state_bytes(info)
     widths = [_widths(info, layer, layer in windowed) for layer in range(info.blocks)]
     widest = max((values for _, values in widths), default=0)
     found = []
@@ -100,7 +110,7 @@ def layer_cache_bytes(
         narrow = layer in windowed and not swa_full
         room = window_cells(info, n_ctx, n_ubatch) if narrow else cells(n_ctx)
         row = type_bytes(type_k, keys) + type_bytes(type_v, values if flash_attn or not values else widest)
-        found.append(room * row + (state if layer in recurrent else 0))
+        found.append(room * row + (states * state if layer in recurrent else 0))
     return tuple(found)
 
 
@@ -117,7 +127,12 @@ def _widths(info: GGUFInfo, layer: int, windowed: bool) -> tuple[int, int]:
     return keys, values
 
 
-def _state_bytes(info: GGUFInfo) -> int:
+def state_bytes(info: GGUFInfo) -> int:
+    """Bytes of the state of all recurrent layers after one token of a text."""
+    return len(_recurrent_layers(info)) * layer_state_bytes(info)
+
+
+def layer_state_bytes(info: GGUFInfo) -> int:
     """Bytes of the state of a recurrent layer: its convolutions and its memory, in 32-bit floats."""
     width, heads = info.embedding_length, info.heads
     convolved = info.integer("ssm.conv_kernel")

@@ -15,6 +15,7 @@ from specx.backends.errors import ModelError
 from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.gguf.header import Scalar, download_again
 from specx.backends.gguf.reading import read_span
+from specx.backends.gguf.state_checks import wrong_states
 from specx.kernels._native import distinct_tokens
 
 __all__ = ["check_runnable", "check_values", "read_runnable"]
@@ -76,6 +77,7 @@ def _problems(info: GGUFInfo) -> Iterator[str]:
     yield from _wrong_attention(info)
     yield from _wrong_rotation(info)
     yield from _wrong_numbers(info)
+    yield from wrong_states(info)
     yield from _wrong_tokens(info)
     if info.trim is not None:
         head = next((t.shape[-1] for t in info.tensors if t.name == "token_embd.weight"), 0)

@@ -16,13 +16,18 @@ from specx.backends.gguf.header import Metadata, Part, Tensor, download_again, t
 from specx.backends.gguf.shards import SHARD, shard_paths
 from specx.backends.gguf.trim import Trim, trim_of
 
-__all__ = ["GGUFInfo", "Tensor", "read_gguf", "shard_paths", "type_bytes"]
+__all__ = ["HYBRID", "RECURRENT", "ROLLBACK", "GGUFInfo", "Tensor", "read_gguf", "shard_paths", "type_bytes"]
 
 _MOST_BLOCKS = 10_000
 """Above this a layer count is damage and not a model."""
 _TOKENS = "tokenizer.ggml.tokens"
 _HEADS = frozenset({"eagle3", "dflash", "dspark", "gemma4-assistant"})
 _DIFFUSION = frozenset({"dream", "llada", "llada-moe", "rnd1"})
+RECURRENT = "its recurrent state cannot be taken back"
+HYBRID = "part of its state is recurrent and cannot be taken back"
+ROLLBACK = {"lfm2": 7, "lfm2moe": 7, "nemotron_h": 7, "nemotron_h_moe": 7, "qwen35": 31, "qwen35moe": 31}
+"""Architectures of whose recurrent states libllama can keep earlier ones, and the most for which its graph
+has room whatever the layers are: beyond it ends the process."""
 _FOREIGN_TYPES = {
     "mmproj": "a multimodal projector",
     "adapter": "a LoRA adapter",
@@ -116,11 +121,17 @@ class GGUFInfo:
     @property
     def plain_reason(self) -> str | None:
         """Why specx decodes this model without drafting (one clause), or None if drafts can be verified."""
-        reasons = {
-            "recurrent": "its recurrent state cannot be taken back",
-            "hybrid": "part of its state is recurrent and cannot be taken back",
-        }
-        return self.obstacle or reasons.get(self.state)
+        return self.obstacle or (None if self.can_go_back else self.state_reason)
+
+    @property
+    def state_reason(self) -> str | None:
+        """Why tokens cannot be taken back one by one (one clause), or None if they can."""
+        return {"recurrent": RECURRENT, "hybrid": HYBRID}.get(self.state)
+
+    @property
+    def can_go_back(self) -> bool:
+        """Whether it has recurrent states of which earlier ones can be kept."""
+        return self.state != "attention" and self.architecture in ROLLBACK
 
     @property
     def obstacle(self) -> str | None:

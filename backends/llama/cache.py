@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from specx.backends.base import Cache, FeatureSink, Model, Progress, RowSink, Tree
 from specx.backends.errors import ContextFullError, RollbackError
 from specx.backends.llama.batch import TreeShape
+from specx.backends.llama.states import States
 
 __all__ = ["LlamaCache", "Reader"]
 
@@ -48,6 +49,9 @@ class Reader(Model, Protocol):
     @property
     def alone(self) -> bool:
         """Whether there is room for one text only: then every sequence is one of its own."""
+
+    def states(self) -> States | None:
+        """The recurrent states of one more text; None where layers keep none."""
 
     def closed(self, cache: LlamaCache) -> None:
         """`cache` holds a text no longer."""
@@ -85,6 +89,7 @@ class LlamaCache(Cache):
         self._length = 0
         self._held = dict.fromkeys(own, 0)  # committed tokens of each sequence
         self._pending: TreeShape | None = None
+        self._states = model.states()
 
     @property
     def model(self) -> Reader:
@@ -155,10 +160,11 @@ class LlamaCache(Cache):
         self._pending = shape
         return shape
 
-    def abandon(self) -> None:
-        """The tree could not be computed."""
+    def abandon(self, *, begun: bool) -> None:
+        """The tree could not be computed; `begun` says whether libllama was asked to."""
         self._pending = None
-        self.drop_uncommitted()
+        if begun:
+            self.drop_uncommitted()
 
     def keep(self, rows: Sequence[int]) -> None:
         """Commit a path of the last forward call, root first, and forget the rest of the tree.
@@ -174,6 +180,8 @@ class LlamaCache(Cache):
         shape.check_path(rows)
         self._pending = None
         length = self._length + len(rows)
+        if self._states is not None:
+            self._states.computed(shape.height, len(rows))
         if shape.height > len(rows):
             self._remove_all(length)
         if shape.sequences:
@@ -193,8 +201,8 @@ class LlamaCache(Cache):
         length = min(length, self._length)
         if length == self._length:
             return length
-        if self._model.facts.plain_reason:
-            return 0
+        if self._states is not None:
+            length = self._states.reusable(length, self._length)
         ring = self._model.ring
         if ring and length // ring != (self._length - 1) // ring:
             return 0  # tokens after it would lie in other cells than if it were read anew
@@ -220,9 +228,17 @@ class LlamaCache(Cache):
         if length == 0:
             self._clear()
         elif length < self._length:
+            if self._states is not None and not self._states.go_back(self.main, length, self._length):
+                self._clear()
+                raise RollbackError("llama.cpp refused the copy of a state", "--drafter none avoids it")
             self._remove_all(length)
             self._length = length
             self._held = {seq: min(held, length) for seq, held in self._held.items()}
+
+    def mark(self) -> bool:
+        """Make sure that `rewind` can come back to the present length; whether it can."""
+        self.check_idle()
+        return self._states is None or self._states.take_copy(self.main, self._length)
 
     def copyable(self, length: int) -> int:
         """Largest length not above `length` of which another text can take over a copy."""
@@ -292,8 +308,9 @@ class LlamaCache(Cache):
             raise RuntimeError("the last forward call was not followed by keep")
 
     def drop_uncommitted(self) -> None:
-        """Remove what lies beyond the committed tokens; all tokens, if that is refused."""
-        if not all(self._cut(seq, self._length) for seq in self._sequences):
+        """Remove what lies beyond the committed tokens; all tokens, if that cannot be done."""
+        # libllama would go back to a recurrent state that the call has not kept, or not reached.
+        if self._states is not None or not all(self._cut(seq, self._length) for seq in self._sequences):
             self._clear()
 
     def drop_filler(self) -> None:
@@ -309,6 +326,8 @@ class LlamaCache(Cache):
             raise
         self._length += len(piece)
         self._held[self.main] = self._length
+        if self._states is not None:
+            self._states.computed(len(piece), len(piece))
         if features is not None and hidden is not None:
             features(piece, hidden)
         if rows is not None and logits is not None:
@@ -316,8 +335,8 @@ class LlamaCache(Cache):
 
     @property
     def _sequences(self) -> tuple[int, ...]:
-        """What names all sequences of the text; -1 is all there are."""
-        return (-1,) if self._model.alone else self._own
+        """What names all sequences of the text; -1 is all there are, which recurrent states do not know."""
+        return (-1,) if self._model.alone and self._states is None else self._own
 
     def _clear(self) -> None:
         if self._model.alone:
@@ -327,6 +346,8 @@ class LlamaCache(Cache):
                 self._cut(seq, -1)
         self._length, self.main = 0, self._own[0]
         self._held = dict.fromkeys(self._own, 0)
+        if self._states is not None:
+            self._states.forget()
 
     def _remove_all(self, start: int) -> None:
         for seq in self._sequences:

@@ -17,6 +17,7 @@ from specx.backends.gguf.file import GGUFInfo, Tensor
 from specx.backends.gguf.heads import EAGLE3
 from specx.backends.llama.kernels import SPECX, STOCK, Kernels, library
 from specx.backends.llama.params import MAX_WIDTH, PROMPT_ROWS, check_cache_type
+from specx.backends.llama.state_memory import kept_states, state_compute_bytes, state_copies
 from specx.backends.settings import DEFAULT_CTX, HEAD_HELD, HEAD_ROWS, Load
 
 __all__ = ["NOTHING", "MemoryNeed", "cache_bytes", "predict_memory", "repacked_types", "wanted_context"]
@@ -156,7 +157,7 @@ def predict_memory(
     need = MemoryNeed(
         n_ctx=load.n_ctx,
         weights=weights.working,
-        kv=sum(cache[:first]),
+        kv=sum(cache[:first]) + state_copies(info, load),
         compute=compute if first > 0 else 0,
         logits=rows * info.head_rows * 4,
         drafter=_drafter_bytes(info, load, history=history) if drafting else 0,
@@ -338,6 +339,7 @@ def cache_bytes(info: GGUFInfo, load: Load) -> tuple[int, ...]:
         n_ubatch=_ubatch(load),
         swa_full=load.swa_full,
         flash_attn=load.flash_attn != "off",
+        states=1 + kept_states(info, load),
     )
     return tuple(load.texts * nbytes for nbytes in layers)
 
@@ -362,7 +364,8 @@ def _compute_bytes(info: GGUFInfo, load: Load, n_ubatch: int) -> int:
         hidden + 2 * outputs + 3 * width,
         0 if flash else everything * info.heads + 3 * width + 2 * queries + 2 * keys,
     )
-    layers = n_ubatch * (4 * row + masked * (2 if flash else 4))
+    mask = n_ubatch * masked * (2 if flash else 4)
+    layers = mask + max(n_ubatch * 4 * row, state_compute_bytes(info, load, n_ubatch))
     rows = min(n_ubatch, max(MAX_WIDTH, PROMPT_ROWS))
     return max(layers, rows * 4 * (info.head_rows + 2 * width))
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from specx.backends.base import Facts, Output, Progress, Tree, Want
 from specx.backends.errors import ContextFullError, ModelError
 from specx.backends.gguf.cache_size import cells
+from specx.backends.gguf.file import HYBRID, RECURRENT
 from specx.backends.llama.batch import Batch
 from specx.backends.llama.cache import LlamaCache
 from specx.backends.llama.callbacks import interruptible
@@ -32,8 +33,10 @@ from specx.backends.llama.params import (
     PROMPT_ROWS,
     create_context,
     load_weights,
+    read_architecture,
     sequences_per_text,
 )
+from specx.backends.llama.states import States
 from specx.backends.llama.trimmed import EmbeddingTable, trimmed_file
 from specx.backends.llama.vocab import LlamaVocab, load_vocabulary
 from specx.backends.settings import Load
@@ -92,12 +95,13 @@ class LlamaModel:
         tokens = LlamaVocab(self._model)  # unnamed ones, if it is trimmed
         self._vocab = tokens if trimmed is None else None
         self._path, self._columns = load.path, tokens.size
-        plain_reason = self._why_plain()
+        self._recurrent = self._lib.llama_model_is_recurrent(self._model)
+        self._stateful = self._recurrent or self._lib.llama_model_is_hybrid(self._model)
         self.n_swa: int = 0 if load.swa_full else self._lib.llama_model_n_swa(self._model)
         # A sequence that lags behind would keep cells of the sliding window from being reused. And where all
         # widths give the same bits, chains keep the text the same to the last bit; an accepted branch would
         # leave the cells in another order, and sums of floats depend on it.
-        leaves = 1 if plain_reason or self.n_swa or kernels.attention else MAX_LEAVES
+        leaves = 1 if self._stateful or self.n_swa or kernels.attention else MAX_LEAVES
         streams = load.texts > 1 and kernels.attention
         architecture = read_architecture(self._lib, self._model)
         try:
@@ -116,7 +120,7 @@ class LlamaModel:
         self._rows = context_rows(trimmed, table) if trimmed is not None and table is not None else None
         head = table.ids if table is not None else None
         self.piece: int = min(self._lib.llama_n_batch(self._ctx), self._lib.llama_n_ubatch(self._ctx))
-        self.facts = self._facts(load, plain_reason, leaves, even=streams, head=head)
+        self.facts = self._facts(load, leaves, streams=streams, head=head)
         window = cells(self.n_swa + int(self._lib.llama_n_ubatch(self._ctx))) if self.n_swa else 0
         self.ring: int = window if kernels.attention and window < self.facts.n_ctx else 0
         self._batch = Batch(self._lib, max(self.piece, self.facts.max_rows), leaves, table)
@@ -146,7 +150,7 @@ class LlamaModel:
     @property
     def can_shift(self) -> bool:
         """Whether old tokens can be dropped from the front of a cache."""
-        return bool(self._lib.llama_memory_can_shift(self.memory)) and not self.facts.plain_reason
+        return bool(self._lib.llama_memory_can_shift(self.memory)) and not self._stateful
 
     @property
     def loaded(self) -> bool:
@@ -182,9 +186,16 @@ class LlamaModel:
 
         Cells of a sliding window that two texts hold are not used again, so windows must not share theirs.
         """
-        if self.facts.plain_reason or self._whole_only:
+        if self._stateful or self._whole_only:
             return False
         return self.facts.even or not self.n_swa
+
+    def states(self) -> States | None:
+        """The recurrent states of one more text; None where layers keep none."""
+        if not self._stateful:
+            return None
+        kept = int(self._lib.llama_n_rs_seq(self._ctx))
+        return States(self._lib, self._ctx, kept, marking=not self.n_swa and not self._whole_only)
 
     def closed(self, cache: LlamaCache) -> None:
         """`cache` holds a text no longer."""
@@ -222,14 +233,16 @@ class LlamaModel:
         if len(trees) > 1:
             self._check_together(trees, caches, computed)
         fillers: list[LlamaCache] = []
+        begun = False
         try:
             rows, starts, places = self._fill(trees, caches, fillers)
             self._extract(hidden := self._rows is not None and not fillers)
+            begun = True
             inputs = self._decode(rows, extraction)
             logits = self._logits(computed, hidden=hidden)
         except BaseException:
             for cache in caches:
-                cache.abandon()
+                cache.abandon(begun=begun)
             for filler in fillers:
                 filler.drop_filler()
             raise
@@ -341,7 +354,7 @@ class LlamaModel:
                 tree, cache = trees[i], caches[i]
                 self._batch.fill_tree(tree.tokens, cache.length, cache.expect(tree), at)
                 starts[i], places[i], at, wanted = wanted, at, at + len(tree), wanted + len(tree)
-            elif self.facts.even and not self.facts.plain_reason:
+            elif self.facts.even and not self._stateful:  # a state cannot go back to before the call
                 width = len(trees[0])
                 filler = self._caches[slot] or self._cache(slot)
                 if width <= min(spare, filler.room):
@@ -408,25 +421,27 @@ class LlamaModel:
     def _facts(
         self,
         load: Load,
-        plain_reason: str | None,
         leaves: int,
         *,
-        even: bool,
+        streams: bool,
         head: NDArray[np.int32] | None,
     ) -> Facts:
         widest = MAX_WIDTH if self._columns <= LARGE_VOCAB else MAX_WIDTH_LARGE_VOCAB
         texts = load.texts
         # llama.cpp ends the process when a call is wider than its n_batch.
         widest = min(widest, int(self._lib.llama_n_batch(self._ctx)))
+        plain_reason = self._why_plain()
+        kept = int(self._lib.llama_n_rs_seq(self._ctx)) if self._stateful else widest
         return Facts(
             n_ctx=int(self._lib.llama_n_ctx(self._ctx)) // texts,
-            max_width=1 if plain_reason else widest,
+            max_width=min(widest, kept + 1),
             max_leaves=leaves,
             max_texts=texts,
             max_rows=max(widest, texts),
-            even=even,
+            even=streams or (texts > 1 and self._stateful),
+            shared=texts > 1 and not streams,
             prompt_rows=min(PROMPT_ROWS, self.piece),
-            copy_tokens=int(self._lib.llama_n_ctx(self._ctx)) // texts // COPIES if even else 0,
+            copy_tokens=int(self._lib.llama_n_ctx(self._ctx)) // texts // COPIES if streams else 0,
             plain_reason=plain_reason,
             n_ctx_train=int(self._lib.llama_model_n_ctx_train(self._model)),
             head=head,
@@ -435,15 +450,6 @@ class LlamaModel:
         )
 
     def _why_plain(self) -> str | None:
-        if self._lib.llama_model_is_recurrent(self._model):
-            return "its recurrent state cannot be taken back"
-        if self._lib.llama_model_is_hybrid(self._model):
-            return "part of its state is recurrent and cannot be taken back"
-        return None
-
-
-def read_architecture(module: Any, model: Any) -> str:
-    """Name of a loaded model's architecture, as llama.cpp has it."""
-    name = ctypes.create_string_buffer(64)
-    module.llama_model_meta_val_str(model, b"general.architecture", name, len(name))
-    return name.value.decode(errors="replace")
+        if not self._stateful or self._lib.llama_n_rs_seq(self._ctx):
+            return None
+        return RECURRENT if self._recurrent else HYBRID

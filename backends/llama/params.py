@@ -11,7 +11,7 @@ from typing import Any
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.cache_size import CELLS
-from specx.backends.gguf.file import GGUFInfo
+from specx.backends.gguf.file import ROLLBACK, GGUFInfo
 from specx.backends.llama.callbacks import called_by_c
 from specx.backends.llama.devices import device_pointer
 from specx.backends.llama.extraction import Observer
@@ -19,7 +19,7 @@ from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.last_words import working_on
 from specx.backends.llama.libllama import forget_log, recent_errors, recent_log
 from specx.backends.llama.trimmed import overrides
-from specx.backends.settings import CACHE_TYPES, Load
+from specx.backends.settings import CACHE_TYPES, MAX_ROWS, Load
 
 __all__ = [
     "MAX_WIDTH",
@@ -28,10 +28,11 @@ __all__ = [
     "create_context",
     "load_error",
     "load_weights",
+    "read_architecture",
     "sequences_per_text",
 ]
 
-MAX_WIDTH = 64  # from here on llama.cpp's attention works in tiles: a step can cost less than one of 16
+MAX_WIDTH = MAX_ROWS  # from here on llama.cpp's attention works in tiles: a step can cost less than one of 16
 PROMPT_ROWS = 64  # at most this many prompt rows have their logits computed
 FAILED = re.compile(r"^(?:error loading model(?: hyperparameters| vocabulary| architecture)?: )+")
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
@@ -145,6 +146,7 @@ def create_context(
     params.type_k = _cache_type(module, load.type_k)
     params.type_v = _cache_type(module, load.type_v)
     params.swa_full = load.swa_full
+    params.n_rs_seq = min(load.kept_states, ROLLBACK.get(read_architecture(module, model), 0))
     params.no_perf = True
     if observer is not None:
         params.cb_eval, params.cb_eval_user_data = observer
@@ -161,6 +163,13 @@ def create_context(
         module.llama_free(context)
         raise _not_a_decoder(load)
     return context
+
+
+def read_architecture(module: Any, model: Any) -> str:
+    """Name of a loaded model's architecture, as llama.cpp has it."""
+    name = ctypes.create_string_buffer(64)
+    module.llama_model_meta_val_str(model, b"general.architecture", name, len(name))
+    return name.value.decode(errors="replace")
 
 
 def sequences_per_text(module: Any, texts: int) -> int:

@@ -102,6 +102,7 @@ def measure_identity(
     for depth in tried:
         cache.rewind(0)
         cache.prefill(tokens[:depth])
+        cache.mark()
         firsts: list[NDArray[np.float32]] = []
         for n in widths:
             rows = _rows(cache, tokens, depth, n)

@@ -208,7 +208,7 @@ class Staircase:
         first = self._depths.keys() <= self._wrong
         budget = (BUDGET_S if first else DEEPER_BUDGET_S) if budget_s is None else budget_s
         widths = [n for n in (WIDTHS if first else DEEPER_WIDTHS) if n <= self.max_width]
-        if max(widths) > cache.room:
+        if max(widths) > cache.room or not cache.mark():
             return 0.0
         expected = self.costs(length)
         measurement: Measurement[None] = Measurement(

@@ -24,6 +24,7 @@ from specx.engine.setup.here import Here
 from specx.engine.setup.kernels import Chosen, choose_kernels
 from specx.engine.setup.load import load_chosen, load_library
 from specx.engine.setup.offloading import LayersPlaced, place_layers
+from specx.engine.setup.snapshots import plain_reason, told_snapshots
 from specx.engine.setup.texts import choose_texts
 from specx.engine.setup.threads import choose_threads, warn_of_threads
 from specx.engine.setup.wanted import wanted_load
@@ -67,6 +68,7 @@ def decide(asked: Asked, here: Here, *, timing: bool = True) -> Setup:
     threads, batch = choose_threads(asked, here.store, keys.threads_key(info, fitted.load, asked.kernels))
     load = replace(fitted.load, threads=threads.value, threads_batch=batch.value)
     draft = named.candidate if isinstance(named, NamedDraft) and fitted.draft else None
+    plain = plain_reason(info, load)
     return Setup(
         asked,
         info,
@@ -77,11 +79,12 @@ def decide(asked: Asked, here: Here, *, timing: bool = True) -> Setup:
         threads_batch=batch,
         kernels=_kernels(info, asked, load, placed, here),
         placement=_placement(placed, load),
+        snapshots=told_snapshots(info, wanted, load),
         flash_attn=Choice(load.flash_attn, DEFAULT if asked.flash_attn is None else ASKED),
         cache_type_k=Choice(load.type_k, DEFAULT if asked.type_k is None else ASKED),
         cache_type_v=Choice(load.type_v, DEFAULT if asked.type_v is None else ASKED),
-        drafter=_drafter(info, asked, named, draft),
-        draft_model=_draft_model(info, asked, named, draft),
+        drafter=_drafter(plain, asked, named, draft),
+        draft_model=_draft_model(plain, asked, named, draft),
         draft=draft,
         need=fitted.need,
         changes=fitted.changes,
@@ -129,10 +132,10 @@ def _placement(placed: LayersPlaced, load: Load) -> Choice[str]:
 
 
 def _drafter(
-    info: GGUFInfo, asked: Asked, named: NamedDraft | Unfit | None, draft: Candidate | None
+    plain: str | None, asked: Asked, named: NamedDraft | Unfit | None, draft: Candidate | None
 ) -> Choice[str]:
-    if info.plain_reason:
-        return Choice("none", info.plain_reason)
+    if plain:
+        return Choice("none", plain)
     if asked.drafter == "model" and isinstance(named, Unfit):
         return Choice("auto", "for the draft model that was named cannot draft")
     if asked.drafter == "model" and named is not None and draft is None:
@@ -141,9 +144,9 @@ def _drafter(
 
 
 def _draft_model(
-    info: GGUFInfo, asked: Asked, named: NamedDraft | Unfit | None, draft: Candidate | None
+    plain: str | None, asked: Asked, named: NamedDraft | Unfit | None, draft: Candidate | None
 ) -> Choice[str | None]:
-    if info.plain_reason or asked.drafter not in WITH_MODEL:
+    if plain or asked.drafter not in WITH_MODEL:
         return Choice(None, "nothing asks one")
     if draft is not None:
         return Choice(draft.name, ASKED)

@@ -139,7 +139,7 @@ def check_candidate(target: GGUFInfo, path: Path, name: str | None = None) -> Ca
         if info.architecture == EAGLE3:
             return _check_head(target, info, name)
         check_runnable(info, drafting=True)
-        if reason := info.plain_reason:
+        if reason := info.obstacle or info.state_reason:  # drafts are written, and taken back, one by one
             return Unfit(path, name, reason)
         for reason in _unsuitable(target, info):
             return Unfit(path, name, reason)

@@ -1,9 +1,10 @@
 """Making a model fit into memory before it is loaded, and saying no to one that cannot.
 
 What a run takes is predicted (backends/llama/memory.py). When it is too much, in this order: the draft model
-is left out, the context is made smaller if nobody asked for one, fewer layers go to the GPU. Each is told.
-The order is a constraint beside the objective, which knows of speed alone. What a run can do comes before
-how fast it is: a draft model, which is nothing but speed, goes before the room for a conversation. And what
+is left out, fewer earlier states of recurrent layers are kept, the context is made smaller if nobody asked
+for one, fewer layers go to the GPU. Each is told. The order is a constraint beside the objective, which knows
+of speed alone. What a run can do comes before how fast it is: a draft model and states to go back to, which
+are nothing but speed, go before the room for a conversation. And what
 was left open changes before what was asked for: the context goes before the layers, which are changed here
 only where a number of them was asked for (`place` has looked after the memory where it was not).
 
@@ -250,11 +251,18 @@ class _Search:
         if self.draft is not None and enough == room.is_enough:
             yield load, self.draft
         yield load, None
+        load = self.with_states(load, enough)
+        yield load, None
         yield self.with_context(load, enough), None
         if room.gpus:
             fewer = self.with_layers(load, room)
             yield fewer, None
             yield self.with_context(fewer, enough), None
+
+    def with_states(self, load: Load, enough: Enough) -> Load:
+        """With as many earlier states of its recurrent layers as there is enough for, possibly none."""
+        kept = _most(0, load.snapshots, lambda n: enough(self.need(replace(load, snapshots=n))))
+        return replace(load, snapshots=kept)
 
     def with_context(self, load: Load, enough: Enough) -> Load:
         """With the largest context for which there is enough, if there is one, and none was asked for."""
@@ -290,6 +298,14 @@ class _Search:
                 f"the draft model {_name(self.draft)} is left out: {_excess(both, room)}, and it is the one "
                 "thing that brings nothing but speed"
             )
+        if changed.snapshots != wanted.snapshots:
+            excess = _excess(self.need(replace(changed, snapshots=wanted.snapshots)), room)
+            steps = (
+                f"{changed.snapshots} earlier states of its recurrent layers are"
+                if changed.snapshots
+                else ("nothing is drafted, as no earlier states of its recurrent layers are")
+            )
+            yield f"{steps} kept: with {wanted.snapshots}, {excess}"
         if changed.n_ctx != wanted.n_ctx:
             more = f"with {wanted.n_ctx}, {_excess(self.need(replace(changed, n_ctx=wanted.n_ctx)), room)}"
             yield f"the context is {changed.n_ctx} tokens: {more} (-c sets it)"

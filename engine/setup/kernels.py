@@ -305,6 +305,8 @@ class _Timing:
         self.cache.rewind(0)
         if not measurement.prefill(self.cache, depth):
             self.cache.rewind(0)
+        if not self.cache.mark():
+            self.cache.rewind(0)
         by_name = {kernels.name: kernels for kernels in self.arms}
 
         def step(name: str, n: int) -> float:

@@ -59,5 +59,6 @@ def _step_key(info: GGUFInfo, load: Load, layers: str) -> str:
         f"{load.type_k}{load.type_v}",
         f"fa{load.flash_attn}",
         "swa" if load.swa_full else "",
+        *((f"rs{load.snapshots}",) if load.snapshots else ()),
     )
     return "-".join(parts)

@@ -10,6 +10,7 @@ from specx.backends.llama.memory import wanted_context
 from specx.backends.machine.machine import this_cpu
 from specx.backends.settings import ALL_LAYERS, HEAD_ROWS, Load
 from specx.engine.settings import Asked
+from specx.engine.setup.snapshots import best_snapshots
 
 __all__ = ["CACHE_TYPE", "FLASH_ATTN", "draft_load", "wanted_load"]
 
@@ -36,6 +37,7 @@ def wanted_load(info: GGUFInfo, asked: Asked) -> Load:
         mmap=asked.mmap,
         mlock=asked.mlock,
         swa_full=asked.swa_full,
+        snapshots=best_snapshots(info),
         verbose=asked.verbose,
     )
 
@@ -54,6 +56,7 @@ def draft_load(asked: Asked, path: Path, target: Load, *, head: bool = False) ->
         threads_batch=own.threads_batch or own.threads or target.threads_batch,
         n_gpu_layers=ALL_LAYERS if own.n_gpu_layers is None else own.n_gpu_layers,
         offload=None,
+        snapshots=0,
         type_k=own.type_k or CACHE_TYPE,
         type_v=own.type_v or CACHE_TYPE,
     )
