@@ -24,6 +24,8 @@ MOST_LAYERS, MOST_EXPERTS = 512, 1024  # of llama.cpp: LLAMA_MAX_LAYERS, LLAMA_M
 ALIGNMENT = 32  # bytes; its TENSOR_ALIGNMENT
 NO_WEIGHTS = frozenset({"I8", "I16", "I32", "I64", "F64"})  # ggml multiplies nothing by these
 ROPE_SCALINGS = frozenset({"none", "linear", "yarn", "longrope"})
+ROTATING = frozenset({"lfm2", "lfm2moe", "qwen35", "qwen35moe"})  # hybrids; others may do without
+GATES = range(1, 5)  # what llama.cpp has to choose experts by
 EPSILONS = ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon")
 
 
@@ -72,6 +74,8 @@ def _problems(info: GGUFInfo) -> Iterator[str]:
     for tensor in info.tensors:
         if tensor.name.endswith(".weight") and tensor.type in NO_WEIGHTS:
             yield f"tensor {tensor.name} is of type {tensor.type}, in which there are no weights"
+        if tensor.name.endswith(".bias") and tensor.type != "F32":
+            yield f"tensor {tensor.name} is of type {tensor.type}, and llama.cpp adds F32 only"
     yield from _wrong_layers(info)
     yield from _wrong_experts(info)
     yield from _wrong_attention(info)
@@ -115,6 +119,9 @@ def _wrong_experts(info: GGUFInfo) -> Iterator[str]:
         yield f"expert_used_count is {used} of {experts} experts"
     if groups and not (0 < groups < experts and experts % groups == 0):
         yield f"expert_group_count is {groups} for {experts} experts"
+    gates = _integers(info, "expert_gating_func")
+    if any(gate not in GATES for gate in gates if gate or info.architecture == "lfm2moe"):
+        yield f"expert_gating_func is {gates[0]}"
     if groups > 1 and not 0 < groups_used < groups:
         yield f"expert_group_used_count is {groups_used} of {groups} groups"
 
@@ -136,7 +143,7 @@ def _wrong_rotation(info: GGUFInfo) -> Iterator[str]:
     """A rotation of an even number of dimensions, no more than a head has."""
     heads = _integers(info, "attention.head_count")
     most = info.key_length if len(heads) == 1 and heads[0] else 1 << 16
-    least = 2 if info.state == "attention" else 0  # layers of hybrid models may do without
+    least = 2 if info.state == "attention" or info.architecture in ROTATING else 0
     for rotated in _integers(info, "rope.dimension_count"):
         if rotated % 2 or not least <= rotated <= most:
             yield f"rope.dimension_count is {rotated}, and a head has {info.key_length} dimensions"

@@ -44,8 +44,15 @@ def wrong_states(info: GGUFInfo) -> Iterator[str]:
         yield from _wrong_scan(info)
     if architecture in SECTIONED:
         yield from _wrong_sections(info)
-    if architecture in ("lfm2", "lfm2moe") and info.integer("shortconv.l_cache") < 2:
+    if architecture in ("lfm2", "lfm2moe"):
+        yield from _wrong_convolution(info)
+
+
+def _wrong_convolution(info: GGUFInfo) -> Iterator[str]:
+    if info.integer("shortconv.l_cache") < 2:
         yield f"shortconv.l_cache is {info.integer('shortconv.l_cache')}"
+    if info.heads * info.key_length != info.embedding_length:
+        yield f"attention.head_count is {info.heads} for {info.embedding_length} values"
 
 
 def _missing_tensors(info: GGUFInfo) -> Iterator[str]:

@@ -7,7 +7,6 @@ branch and texts may take steps of different widths.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -430,7 +429,6 @@ class LlamaModel:
         texts = load.texts
         # llama.cpp ends the process when a call is wider than its n_batch.
         widest = min(widest, int(self._lib.llama_n_batch(self._ctx)))
-        plain_reason = self._why_plain()
         kept = int(self._lib.llama_n_rs_seq(self._ctx)) if self._stateful else widest
         return Facts(
             n_ctx=int(self._lib.llama_n_ctx(self._ctx)) // texts,
@@ -442,14 +440,9 @@ class LlamaModel:
             shared=texts > 1 and not streams,
             prompt_rows=min(PROMPT_ROWS, self.piece),
             copy_tokens=int(self._lib.llama_n_ctx(self._ctx)) // texts // COPIES if streams else 0,
-            plain_reason=plain_reason,
+            plain_reason=None if kept else RECURRENT if self._recurrent else HYBRID,
             n_ctx_train=int(self._lib.llama_model_n_ctx_train(self._model)),
             head=head,
             extractable=Want.LOGITS if self._inputs is None else Want.LOGITS | Want.HIDDEN,
             settles=SETTLES_ON_GPU if on_gpu(load) else 1,
         )
-
-    def _why_plain(self) -> str | None:
-        if not self._stateful or self._lib.llama_n_rs_seq(self._ctx):
-            return None
-        return RECURRENT if self._recurrent else HYBRID

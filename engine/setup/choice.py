@@ -53,13 +53,13 @@ class Setup:
         threads, threads_batch: CPU threads for one token, and for more than one.
         kernels: name of the kernels; None while they are still to be compared on the loaded model.
         placement: where the layers are, in words.
-        snapshots: earlier states of recurrent layers that are kept of a text; None without such layers.
         flash_attn, cache_type_k, cache_type_v: see `Load`.
         drafter: where drafts come from.
         draft_model: name of the draft model, if there is one from the start.
         draft: that model.
         need: memory that all this takes.
         changes: one sentence for each thing that is not as it was wanted, or that is to be expected.
+        snapshots: earlier states of recurrent layers that are kept of a text; None without such layers.
     """
 
     asked: Asked
@@ -71,7 +71,6 @@ class Setup:
     threads_batch: Choice[int]
     kernels: Choice[str | None]
     placement: Choice[str]
-    snapshots: Choice[int] | None
     flash_attn: Choice[str]
     cache_type_k: Choice[str]
     cache_type_v: Choice[str]
@@ -80,6 +79,7 @@ class Setup:
     draft: Candidate | None
     need: MemoryNeed
     changes: tuple[str, ...]
+    snapshots: Choice[int] | None = None
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from specx.backends.llama import kernels as ggml_device
-from specx.drafters.base import Room
+from specx.drafters.base import Draft, Room
 from specx.engine.offers import Asking, Reason
 from specx.engine.plan import Plan
 from specx.engine.report.certificate import PROMPTS, compare_drafters
@@ -43,10 +43,20 @@ class Eager(Steady):
 
     def choose(self, jobs, facts):
         [job], [part] = jobs, (decision := super().choose(jobs, facts)).parts
-        room = Room(min(7, facts.n_ctx - job.cache.length - 1), facts.max_leaves)
+        room = Room(min(7, facts.max_width - 1, facts.n_ctx - job.cache.length - 1), facts.max_leaves)
         draft = job.drafting.propose(room)
         draft = draft.head(int(self.rng.integers(len(draft) + 1)))
         return replace(decision, parts=(replace(part, draft=draft),))
+
+
+class Reckless(Eager):
+    """Has tokens verified that nobody proposed, behind those that somebody did."""
+
+    def choose(self, jobs, facts):
+        [part] = (decision := super().choose(jobs, facts)).parts
+        more = facts.max_width - 1 - len(part.draft)
+        ids = [*part.draft.tokens, *self.rng.integers(3, 300, int(self.rng.integers(more + 1)))]
+        return replace(decision, parts=(replace(part, draft=Draft.of_chain(ids, [0.5] * len(ids))),))
 
 
 class Curious(Asking):
@@ -120,6 +130,64 @@ def test_our_kernels_are_exact_with_a_sliding_window(gemma3):
         assert session.measure_identity().exact_trees
         comparisons = compare(session, PROMPTS[3:5], drafters=("auto",), temperatures=(0.0, 0.7))
         assert [c for c in comparisons if c.first_difference is not None] == []
+
+
+@pytest.mark.usefixtures("ours")
+@pytest.mark.parametrize("name", ["qwen35", "qwen35moe", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe"])
+def test_our_kernels_are_exact_with_recurrent_states(tiny_hybrids, name):
+    """Most drafts are wrong, and some are right."""
+    taken = [0, 0]
+    with opened(tiny_hybrids[name], kernels="specx", plan=Reckless) as session:
+        reckless, plain = session.plan, Steady(session.staircase, clock=session.clock)
+        identity = session.measure_identity()
+        assert identity.exact_trees and identity.difference == 0.0 and max(identity.widths) > 4
+        prompt = session.tokenize("w1 w2 w3 and w1 w2", add_special=True, parse_special=False)
+        for temperature in (0.0, 1.0):
+            settings, texts = SamplingSettings(seed=8, temperature=temperature), {}
+            for drafter in ("none", "auto"):
+                session.set_drafter(drafter)
+                session.plan = plain if drafter == "none" else reckless
+                session.forget_conversation()
+                generation = session.generate(prompt, settings, n_predict=250, ignore_eos=True)
+                list(generation)
+                texts[drafter], timings = generation.result.tokens, generation.result.timings
+                taken[0] += timings.draft_n
+                taken[1] += timings.draft_n_accepted
+            assert texts["auto"] == texts["none"] and len(texts["auto"]) == 250
+    assert taken[1] > 0 and taken[0] - taken[1] > 100
+
+
+@pytest.mark.usefixtures("ours")
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h"])
+def test_recurrent_states_of_several_texts(tiny_hybrids, name):
+    with opened(tiny_hybrids[name], kernels="specx", texts=6) as session:
+        settings = [SamplingSettings(seed=i, temperature=0.8) for i in range(6)]
+        prompts = [
+            session.tokenize(f"w{i} w{i + 1} w{i}" * i, add_special=True, parse_special=False)
+            for i in range(1, 7)
+        ]
+        alone = []
+        for prompt, setting in zip(prompts, settings, strict=True):
+            session.forget_conversation()
+            generation = session.generate(prompt, setting, n_predict=60)
+            list(generation)
+            alone.append(generation.result.tokens)
+        session.forget_conversation()
+        together = [session.generate(p, s, n_predict=60) for p, s in zip(prompts, settings, strict=True)]
+        list(session.together(together))
+        assert [generation.result.tokens for generation in together] == alone
+
+
+def test_what_was_said_is_gone_on_with(tiny_hybrids):
+    """A recurrent state cannot be cut; what is read on needs nothing to be read again."""
+    with opened(tiny_hybrids["lfm2"], kernels="stock") as session:
+        prompt = session.tokenize("w1 w2 w3", add_special=True, parse_special=False)
+        first = session.generate(prompt, SamplingSettings(temperature=0), n_predict=30)
+        list(first)
+        longer = [*prompt, *first.result.tokens, *prompt]
+        second = session.generate(longer, SamplingSettings(temperature=0), n_predict=4)
+        list(second)
+        assert second.result.timings.cached_n >= len(prompt) + 28
 
 
 def test_random_trees(smollm2):

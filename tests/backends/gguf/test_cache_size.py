@@ -45,8 +45,9 @@ def predicted(load: Load) -> float:
         n_ubatch=load.n_ubatch,
         swa_full=load.swa_full,
         flash_attn=load.flash_attn != "off",
+        states=1 + load.kept_states,
     )
-    return sum(layers) / MIB
+    return load.texts * sum(layers) / MIB
 
 
 @pytest.mark.parametrize("name", ["full", "sliding", "recurrent"])
@@ -64,6 +65,13 @@ def predicted(load: Load) -> float:
 def test_it_is_what_llama_cpp_sets_aside(tiny_models, capsys, name, options):
     load = Load(tiny_models[name], 1, 1, **({"n_ctx": 4096} | options))
     assert predicted(load) == pytest.approx(llamas_own_figures(load, capsys), abs=0.011)
+
+
+@pytest.mark.parametrize("name", ["qwen35", "lfm2moe", "nemotron_h"])
+def test_so_are_the_states_that_are_kept(tiny_hybrids, capsys, name):
+    for options in ({}, {"snapshots": 7}, {"snapshots": 7, "texts": 8}):
+        load = Load(tiny_hybrids[name], 1, 1, n_ctx=512, **options)
+        assert predicted(load) == pytest.approx(llamas_own_figures(load, capsys), abs=0.011)
 
 
 def test_quantized_caches_are_what_llama_cpp_sets_aside(smollm2, capsys):

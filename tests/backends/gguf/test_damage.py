@@ -14,7 +14,16 @@ SCRIPT = Path(__file__).with_name("damage.py")
 
 @pytest.mark.parametrize(("model", "part", "of"), [("full", 0, 24), ("sliding", 7, 40), ("recurrent", 5, 45)])
 def test_every_damage_ends_in_a_text_or_a_sentence(tiny_models, model, part, of):
-    command = [sys.executable, "-P", str(SCRIPT), str(tiny_models[model]), str(part), str(of)]
+    every_damage(tiny_models[model], part, of)
+
+
+@pytest.mark.parametrize(("model", "part"), [("qwen35", 3), ("lfm2moe", 20), ("nemotron_h_moe", 40)])
+def test_every_damage_of_a_model_with_recurrent_states(tiny_hybrids, model, part):
+    every_damage(tiny_hybrids[model], part, 50)
+
+
+def every_damage(model, part, of):
+    command = [sys.executable, "-P", str(SCRIPT), str(model), str(part), str(of)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seen = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(seen) > 20

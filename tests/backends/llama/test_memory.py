@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from specx.backends.errors import ModelError
+from specx.backends.gguf.cache_size import state_bytes
 from specx.backends.gguf.file import read_gguf
 from specx.backends.llama.kernels import ATTENTION, KERNELS, SPECX, STOCK, unavailable
 from specx.backends.llama.libllama import set_verbose, system_info
@@ -253,6 +254,27 @@ def test_the_compute_buffer_is_what_llama_cpp_reports(request, capsys, model, op
     info = read_gguf(request.getfixturevalue(model))
     loaded = settings(info, **options)
     assert predict_memory(info, loaded).compute == pytest.approx(reported(loaded, capsys), rel=0.06)
+
+
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h"])
+def test_so_is_that_of_states_that_are_kept(tiny_hybrids, capsys, name):
+    info = read_gguf(tiny_hybrids[name])
+    for options in ({"texts": 8}, {"texts": 8, "n_ubatch": 64}, {"n_ctx": 2048}):
+        one, kept = (settings(info, **{"n_ctx": 512, **options}, snapshots=n) for n in (0, 7))
+        grown = reported(kept, capsys) - reported(one, capsys)
+        predicted = predict_memory(info, kept).compute - predict_memory(info, one).compute
+        assert predicted == pytest.approx(grown, abs=0.1 * reported(kept, capsys))
+
+
+def test_states_are_counted_for_each_text_and_copied_once(tiny_hybrids):
+    info = read_gguf(tiny_hybrids["qwen35"])
+    bare, kept, many = (
+        predict_memory(info, settings(info, n_ctx=512, snapshots=n, texts=texts))
+        for n, texts in ((0, 1), (7, 1), (7, 16))
+    )
+    assert kept.kv - bare.kv == 7 * state_bytes(info)
+    keys = bare.kv - 2 * state_bytes(info)
+    assert many.kv == 16 * (keys + (1 + 3 + 1) * state_bytes(info))  # 64 rows of a call are 4 for each
 
 
 def peak(model: Path, n_ctx: int, cache: str, kernels: str) -> tuple[int, int]:

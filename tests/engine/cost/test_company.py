@@ -87,6 +87,9 @@ def test_what_was_measured_beside_other_work_decides_no_number():
 
         rewind = keep
 
+        def mark(self):
+            return True
+
     times = []
     ticks = iter(np.cumsum(np.full(10_000, 0.01)).tolist())
     staircase.measure(Odd(), clock=lambda: next(ticks))

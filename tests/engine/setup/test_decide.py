@@ -20,6 +20,7 @@ from specx.engine.setup.devices import DeviceCost
 from specx.engine.setup.fit import Room
 from specx.engine.setup.here import Here
 from specx.engine.setup.layers import model_layers, step_bytes
+from specx.engine.setup.snapshots import best_snapshots
 
 
 @pytest.fixture
@@ -105,6 +106,28 @@ def test_a_model_that_decodes_plainly(tmp_path, write_model):
     setup = decided(Asked(path, kernels="stock"))
     assert (setup.drafter.value, setup.drafter.why) == ("none", setup.info.plain_reason)
     assert setup.draft_model.value is None
+
+
+def test_a_model_of_which_earlier_states_can_be_kept(tiny_hybrids):
+    for name, path in tiny_hybrids.items():
+        setup = decided(Asked(path, kernels="stock", n_ctx=512))
+        assert setup.drafter.value == "auto"
+        assert setup.load.snapshots == setup.snapshots.value == best_snapshots(setup.info) > 3
+        assert "the most that pay" in setup.told()["snapshots"]
+        assert setup.load.snapshots == decided(Asked(path, kernels="stock", drafter="none")).load.snapshots
+        many = decided(Asked(path, kernels="stock", n_ctx=512, texts=16))
+        assert (many.snapshots.value, many.drafter.value) == (3, "auto"), name
+    crowd = decided(Asked(path, kernels="stock", n_ctx=512, texts=40))
+    assert (crowd.snapshots.value, crowd.drafter.value) == (0, "none")
+    assert crowd.drafter.why == "no earlier states of its recurrent layers are kept of 40 texts at once"
+
+
+def test_large_states_are_kept_of_fewer_tokens(tiny_hybrids):
+    info = read_gguf(tiny_hybrids["qwen35"])
+    weights = tuple(replace(t, nbytes=50 * t.nbytes) for t in info.tensors)
+    large = replace(info, metadata={**info.metadata, "qwen35.ssm.inner_size": 1 << 16})
+    assert best_snapshots(large) < best_snapshots(info) < best_snapshots(replace(info, tensors=weights))
+    assert best_snapshots(replace(info, architecture="mamba")) == 0
 
 
 def test_of_experts_a_token_reads_those_it_uses(path):

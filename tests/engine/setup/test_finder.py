@@ -79,6 +79,14 @@ def test_what_lies_beside_the_target_and_in_the_places_known(target, tmp_path, w
     assert "recurrent" in reasons["recurrent"]
 
 
+def test_of_drafts_each_token_is_taken_back(target, tmp_path, tiny_hybrids):
+    """States that are kept serve a target, which computes a draft in one call; a draft takes one a token."""
+    small = tmp_path / "hybrid.gguf"
+    small.write_bytes(tiny_hybrids["lfm2"].read_bytes())
+    found = check_candidate(target, small)
+    assert isinstance(found, Unfit) and "recurrent" in found.reason
+
+
 def odd_things(folder):
     """Whatever can lie beside a model under the name of one."""
     (folder / "dangling.gguf").symlink_to(folder / "gone")

@@ -306,3 +306,39 @@ def test_a_real_limit_ends_no_process(smollm2):
     assert (done.returncode, done.stdout) == (1, "")
     assert "MiB are available" in done.stderr
     assert "hint: take a smaller quantization" in done.stderr
+
+
+def stateful(info: GGUFInfo) -> GGUFInfo:
+    """The same model where half of the layers keep a state of 64 MiB."""
+    tensors = tuple(
+        Tensor(f"blk.{i}.ssm_conv1d.weight", (4, 1024), "F32", 16384) for i in range(0, LAYERS, 2)
+    )
+    sizes = {"inner_size": 1 << 17, "state_size": 128, "group_count": 1, "conv_kernel": 4}
+    return replace(
+        info,
+        architecture="qwen35",
+        state="hybrid",
+        tensors=info.tensors + tensors,
+        metadata={f"qwen35.ssm.{key}": value for key, value in sizes.items()},
+    )
+
+
+def test_states_to_go_back_to_go_before_the_context():
+    info = stateful(INFO)
+    wanted = wanted_load(info, ASKED)
+    assert wanted.snapshots > 2
+
+    def needs(**options):
+        return predict_memory(info, replace(wanted, **options), kernels=STOCK)
+
+    def found(nbytes):
+        return fit(info, ASKED, wanted, room(nbytes))
+
+    assert found(just(needs())).load == wanted
+    fewer = found(just(needs(snapshots=2)))
+    assert (fewer.load.snapshots, fewer.load.n_ctx) == (2, wanted.n_ctx)
+    assert fewer.changes[0].startswith("2 earlier states of its recurrent layers are kept: with ")
+    none = found(just(needs(snapshots=0, n_ctx=1024)))
+    assert (none.load.snapshots, none.load.n_ctx) == (0, 1024)
+    assert none.changes[0].startswith("nothing is drafted")
+    assert none.changes[1].startswith("the context is 1024 tokens")
