@@ -5,3 +5,6 @@ CUT = 3
 
 INTERRUPTED = 130
 """As shells report a program that SIGINT ended. It stands here for `app`, which may import nothing else."""
+
+process_ends = False
+"""Whether the process ends with the command: what the kernel takes back need not be given back before."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from specx import cli
 from specx.backends.errors import SpecxError, UsageError
 from specx.cli.options.read import (
     DraftOptions,
@@ -46,6 +47,10 @@ __all__ = [
     "statistics",
     "summary",
 ]
+
+
+_left: list[Session] = []
+"""Sessions of models that nobody frees any more, not even when they are out of sight."""
 
 
 class _ReadingStoppedError(Exception):
@@ -93,7 +98,7 @@ def open_session(
         SpecxError: the model cannot be found or loaded, or does not have the tokens of the request.
     """
     asked = _asked(model, draft, request, answers)
-    with load_session(asked, quiet=quiet) as session:
+    with _held(load_session(asked, quiet=quiet)) as session:
         if request is not None:
             check_tokens(session, request.sampling)
         yield session
@@ -116,9 +121,20 @@ def opened(
         server: "auto", or "no" for never in a server.
     """
     asked = _asked(model, draft, request, answers)
-    with _in_server(asked, server, quiet=quiet) or load_session(asked, quiet=quiet) as session:
+    with _in_server(asked, server, quiet=quiet) or _held(load_session(asked, quiet=quiet)) as session:
         check_tokens(session, request.sampling)
         yield session
+
+
+@contextmanager
+def _held(session: Session) -> Iterator[Session]:
+    """Closed in the end. The memory of the model is left to the kernel where the process ends then."""
+    try:
+        yield session
+    finally:
+        session.close(free=not cli.process_ends)
+        if cli.process_ends:
+            _left.append(session)
 
 
 def _asked(model: ModelOptions, draft: DraftOptions, request: Request | None, answers: int | None) -> Asked:
@@ -162,10 +178,8 @@ def encoded(session: Session | Remote, prompt: Prompt, *, quiet: bool = False) -
     Raises:
         TemplateError: the template cannot be used.
     """
-    from specx.cli.resident.remote import Remote
-
     told = _ignore if quiet else notice
-    if isinstance(session, Remote):
+    if hasattr(session, "encode"):  # in a server
         return session.encode(prompt, told)
     from specx.engine.text.prompt import encode
 

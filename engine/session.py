@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -279,7 +279,7 @@ class Session:
         if len(prompt) >= self.n_ctx:
             raise ContextFullError.of_prompt(len(prompt), self.n_ctx, self.model.facts.n_ctx_train)
         if sampling.seed is None:
-            sampling = replace(sampling, seed=secrets.randbits(32))
+            sampling = replace(sampling, seed=int.from_bytes(os.urandom(4)))
         limit = n_predict if n_predict >= 0 else None
         request = Request(
             list(prompt), sampling, limit, stop, ignore_eos, constraint, keep, progress, evidence,
@@ -389,8 +389,8 @@ class Session:
             ended = left or result.finish_reason == "stop"
             self.learned.lengths.add(len(result.tokens), ended=ended)
 
-    def close(self) -> None:
-        """Keep what was learned, and give the memory back."""
+    def close(self, *, free: bool = True) -> None:
+        """Keep what was learned, and give the memory back unless the process ends at once."""
         try:
             if self.draft_models is not None:
                 self.draft_models.close()
@@ -398,7 +398,8 @@ class Session:
             self.learned.lengths.save(whole=self.asked.answers is None)
             self.learned.save()
         finally:
-            self.model.close()
+            if free:
+                self.model.close()
 
     def __enter__(self) -> Session:
         return self

@@ -432,6 +432,33 @@ def distinct_tokens(section: bytes, count: int) -> int:
         ValueError: a text ends beyond `section`.
     """
 
+def end_of_texts(data: bytes, start: int, count: int) -> tuple[int, int]:
+    """Where the `count` texts of an array of strings of a GGUF file end, which begins at `start` of `data`.
+
+    Returns:
+        The end and 0; or -1, if they go on beyond `data`, and the bytes of the text that does, 0 if not even
+        its length is there.
+    """
+
+def ending_tokens(function: int, vocabulary: int, count: int) -> list[int]:
+    """Tokens below `count` that end a text.
+
+    Args:
+        function: address of llama_vocab_is_eog.
+        vocabulary: address of the llama_vocab.
+        count: number of tokens.
+    """
+
+def tokens_of_kind(function: int, vocabulary: int, count: int, kinds: int) -> list[int]:
+    """Tokens below `count` that have one of the attributes `kinds` (bits of llama_token_attr).
+
+    Args:
+        function: address of llama_vocab_get_attr.
+        vocabulary: address of the llama_vocab.
+        count: number of tokens.
+        kinds: attributes, one bit each.
+    """
+
 class Pieces:
     """The tokens of a vocabulary as bytes. Those without any, as control tokens, are never found.
 

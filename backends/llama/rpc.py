@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import socket
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +69,8 @@ def add_servers(endpoints: Sequence[str]) -> None:
 
 def _greet(endpoint: str) -> None:
     """Raises ModelError unless an RPC server answers there."""
+    import socket
+
     host, _, port = endpoint.partition(":")
     start = f"start one there: rpc-server -H 0.0.0.0 -p {port} (in a network that can be trusted)"
     try:

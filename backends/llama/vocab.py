@@ -16,7 +16,7 @@ from specx.backends.llama.deep_stack import on_deep_stack
 from specx.backends.llama.last_words import working_on
 from specx.backends.llama.libllama import forget_log, lib
 from specx.backends.llama.params import load_error
-from specx.kernels._native import Pieces
+from specx.kernels._native import Pieces, ending_tokens, tokens_of_kind
 
 __all__ = ["LlamaVocab", "load_vocabulary"]
 
@@ -59,8 +59,7 @@ class LlamaVocab:
     def eog(self) -> frozenset[int]:
         """Every token that ends a generation (end of sequence, of turn, of message, ...)."""
         if self._eog is None:
-            is_eog = self._lib.llama_vocab_is_eog
-            self._eog = frozenset(i for i in range(self._size) if is_eog(self.pointer, i))
+            self._eog = frozenset(ending_tokens(self._address("vocab_is_eog"), int(self.pointer), self._size))
         return self._eog
 
     @property
@@ -87,9 +86,7 @@ class LlamaVocab:
     def pieces(self) -> Pieces:
         """All tokens as bytes; control tokens are empty."""
         if self._all is None:
-            look_up = ctypes.cast(self._lib.llama_cpp._lib.llama_token_to_piece, ctypes.c_void_p).value
-            assert look_up is not None
-            self._all = Pieces(look_up, int(self.pointer), self._size)
+            self._all = Pieces(self._address("token_to_piece"), int(self.pointer), self._size)
         return self._all
 
     @property
@@ -105,11 +102,12 @@ class LlamaVocab:
         """The tokens that are taken out of a text before it is split into words.
 
         Args:
-            typed: tokens that the model file says are not ordinary; None looks at all of them, which takes
-                a tenth of a second for 262,144.
+            typed: tokens that the model file says are not ordinary; None looks at all of them.
         """
+        ids: Iterable[int]
         if typed is None:
-            ids: Iterable[int] = range(self._size)
+            kinds = self._address("vocab_get_attr")
+            ids = tokens_of_kind(kinds, int(self.pointer), self._size, _UNKNOWN | _CONTROL | _USER_DEFINED)
         else:  # llama.cpp itself makes control tokens of those that it knows by their texts
             known = (getattr(self._lib, f"llama_vocab_{name}")(self.pointer) for name in _KNOWN)
             ids = sorted({i for i in (*typed, *self.eog, *known) if 0 <= i < self._size})
@@ -168,6 +166,11 @@ class LlamaVocab:
         buffer = ctypes.create_string_buffer(room)  # not shared: several threads may ask
         size: int = self._lib.llama_token_to_piece(self.pointer, token, buffer, room, 0, special)
         return self._look_up(token, special, -size) if size < 0 else buffer.raw[:size]
+
+    def _address(self, name: str) -> int:
+        """Of a function of libllama's, for native code that calls it for every token."""
+        function = getattr(self._lib.llama_cpp._lib, f"llama_{name}")
+        return ctypes.cast(function, ctypes.c_void_p).value or 0
 
     @staticmethod
     def _token_or_none(token: int) -> int | None:

@@ -10,7 +10,6 @@ from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama import libllama
 from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.model import LlamaModel
-from specx.backends.llama.rpc import add_servers
 from specx.backends.settings import Load
 from specx.engine.setup import keys
 from specx.engine.setup.choice import Choice
@@ -69,6 +68,8 @@ def load_library(rpc: Sequence[str] = ()) -> None:
             else "install it again: pip install --force-reinstall --no-deps llama-cpp-python==0.3.36",
         ) from error
     if rpc:
+        from specx.backends.llama.rpc import add_servers
+
         add_servers(rpc)
 
 

@@ -10,6 +10,7 @@ void bind_objective(nb::module_& m);
 void bind_bandwidth(nb::module_& m);
 void bind_distinct(nb::module_& m);
 void bind_pieces(nb::module_& m);
+void bind_vocabulary(nb::module_& m);
 void bind_dot_rows(nb::module_& m);
 void bind_layer_tap(nb::module_& m);
 
@@ -21,6 +22,7 @@ NB_MODULE(_native, m) {
     bind_bandwidth(m);
     bind_distinct(m);
     bind_pieces(m);
+    bind_vocabulary(m);
     bind_dot_rows(m);
     bind_layer_tap(m);
 }

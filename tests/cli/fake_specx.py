@@ -152,7 +152,7 @@ class Session:
     def summary(self):
         return f"fake, drafter {self.drafter_name}"
 
-    def close(self):
+    def close(self, *, free=True):
         self.closed = True
 
     def __enter__(self):

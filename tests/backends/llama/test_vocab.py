@@ -170,3 +170,17 @@ def test_a_file_without_a_vocabulary_is_refused_by_name(tmp_path):
     path.write_bytes(b"GGUF" + bytes(20))
     with pytest.raises(ModelError, match=r"could not load no-model\.gguf"), load_vocabulary(path):
         pass
+
+
+def test_all_tokens_are_asked_for_at_once(vocab, monkeypatch):
+    llama = lib()
+    ends = frozenset(t for t in range(vocab.size) if llama.llama_vocab_is_eog(vocab.pointer, t))
+    kinds = [llama.llama_vocab_get_attr(vocab.pointer, t) for t in range(vocab.size)]
+
+    def each(*_arguments):
+        raise AssertionError("a call of a token through ctypes")
+
+    monkeypatch.setattr(llama, "llama_vocab_is_eog", each)
+    monkeypatch.setattr(vocab, "_eog", None)
+    assert vocab.eog == ends
+    assert [token.id for token in vocab.special_tokens()] == [t for t, kind in enumerate(kinds) if kind & 25]
