@@ -387,12 +387,12 @@ class DraftModels:
         cause = "another kind of text"
         if self._quantized_cache:
             cause = "its quantized KV cache (-ctkd f16 -ctvd f16 avoids that)"
-        name = self.candidate.name if self.candidate else ""
+        kind, name = (_kind(self.candidate), self.candidate.name) if self.candidate else ("draft model", "")
         unexpected = self.forced is not None or self._judged
         tell = self._notice if unexpected and not self._alarmed else self._explain
         self._alarmed = True
         tell(
-            f"the draft model {name} is right far less often than expected ({seen:.0%} of its last tokens, "
+            f"the {kind} {name} is right far less often than expected ({seen:.0%} of its last tokens, "
             f"not {expected:.0%}): probably because of {cause}"
         )
         model.collapse.restart()
