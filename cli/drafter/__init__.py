@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from specx.cli.drafter import inspect, listing, shrink, trim
+from specx.cli.drafter import inspect, listing, shrink, train, trim
 
 __all__ = ["register"]
 
@@ -12,6 +12,6 @@ __all__ = ["register"]
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     group = typer.Typer(help="Show what can draft for a model here, and make drafters.", no_args_is_help=True)
-    for module in (listing, inspect, trim, shrink):
+    for module in (listing, inspect, trim, shrink, train):
         module.register(group)
     app.add_typer(group, name="drafter")

@@ -381,6 +381,18 @@ def duration(name: str, text: str) -> float:
     return float(match[1]) * UNITS[match[2]]
 
 
+def byte_count(name: str, text: str) -> int:
+    """Bytes of a size as people write it: 500M, 4G, 4GiB.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None:
+        raise UsageError(f"{name} is {text!r}", "give a size such as 500M or 4G")
+    return int(float(match[1]) * 1024 ** (" kmgt".index(match[2] or " ")))
+
+
 def sampling_settings(options: SamplingOptions) -> SamplingSettings:
     """How to sample.
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from specx.drafters.train.states import StatesFile
 
-__all__ = ["Batch", "Batches", "Rows", "Window"]
+__all__ = ["Batch", "Batches", "Rows", "Window", "token_scores"]
 
 WINDOW = 256  # tokens: further back a head of one layer hardly looks, and attention costs their square
-BATCH = 2048  # tokens, padding included
+BATCH = 512  # tokens, padding included: more batches of fewer tokens learn faster, and need fewer rows each
 GIVEN = 0.3  # weight of what the target would have said in a text that it was given
 SORTED = 16  # batches whose windows are sorted by length together, so that little is padding
 
@@ -68,6 +68,19 @@ class Batch:
     chosen: NDArray[np.bool_]
 
 
+def token_scores(states: StatesFile, vocabulary: int) -> NDArray[np.float64]:
+    """(V,) how much a row for each token is worth: how often the target chose it, and the sum of the
+    probabilities that it gave it (as in `drafters.make.trim`)."""
+    scores = np.zeros(vocabulary)
+    for index in range(len(states)):
+        text = states[index]
+        scores += np.bincount(text.tokens[text.start :], minlength=vocabulary)
+        likely = np.exp(text.scores.astype(np.float64))
+        likely /= likely.sum(1, keepdims=True)
+        scores += np.bincount(text.best.ravel(), likely.ravel(), minlength=vocabulary)
+    return scores
+
+
 class Batches:
     """Batches of some texts.
 
@@ -76,10 +89,13 @@ class Batches:
         texts: indices of those to use.
         rows: which tokens the head scores.
         seed: of the order.
+        size: tokens of a batch, padding included.
     """
 
-    def __init__(self, states: StatesFile, texts: Sequence[int], rows: Rows, seed: int) -> None:
-        self._states, self._rows, self._seed = states, rows, seed
+    def __init__(
+        self, states: StatesFile, texts: Sequence[int], rows: Rows, seed: int, size: int = BATCH
+    ) -> None:
+        self._states, self._rows, self._seed, self._size = states, rows, seed, size
         self.windows = [window for text in texts for window in _windows(states, text)]
 
     def epoch(self, number: int) -> list[list[Window]]:
@@ -88,10 +104,10 @@ class Batches:
         order = list(self.windows)
         chance.shuffle(order)
         batches: list[list[Window]] = []
-        size = SORTED * BATCH // WINDOW
+        size = max(SORTED * self._size // WINDOW, 1)
         for at in range(0, len(order), size):
-            near = sorted(order[at : at + size], key=lambda window: window.begin - window.end)
-            batches += _filled(near)
+            near = sorted(order[at : at + size], key=_longest_first)
+            batches += _filled(near, self._size)
         chance.shuffle(batches)
         return batches
 
@@ -120,7 +136,7 @@ class Batches:
 
     def each(self, windows: Sequence[Window]) -> Iterator[Batch]:
         """All `windows`, in batches of about the same length."""
-        for batch in _filled(sorted(windows, key=lambda window: window.begin - window.end)):
+        for batch in _filled(sorted(windows, key=_longest_first), self._size):
             yield self.load(batch)
 
 
@@ -140,13 +156,17 @@ def _windows(states: StatesFile, text: int) -> list[Window]:
     return [Window(text, begin, end) for begin, end in parts if end > start and end - begin > 1]
 
 
-def _filled(windows: Sequence[Window]) -> list[list[Window]]:
+def _longest_first(window: Window) -> int:
+    return window.begin - window.end
+
+
+def _filled(windows: Sequence[Window], size: int) -> list[list[Window]]:
     """Batches of `windows`, which are sorted, the longest first."""
     batches: list[list[Window]] = []
     for window in windows:
         if batches:
             longest = batches[-1][0].end - batches[-1][0].begin
-            if longest * (len(batches[-1]) + 1) <= BATCH:
+            if longest * (len(batches[-1]) + 1) <= size:
                 batches[-1].append(window)
                 continue
         batches.append([window])

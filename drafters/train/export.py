@@ -27,7 +27,7 @@ from specx.drafters.make.gguf_writing import (
 )
 from specx.drafters.train.shape import HeadShape
 
-__all__ = ["MATRICES", "NAMES", "head_tensors", "target_matrix", "write_head"]
+__all__ = ["MATRICES", "NAMES", "head_bytes", "head_tensors", "target_matrix", "write_head"]
 
 Array = NDArray[np.float32]
 
@@ -66,7 +66,20 @@ def target_matrix(info: GGUFInfo, name: str) -> Array:
     """
     tensor = Source(info).tensors[name]
     values: Array = quants.dequantize(np.asarray(tensor.data), gguf.GGMLQuantizationType(tensor.kind))
-    return values.reshape(tensor.shape[::-1])
+    return values.reshape(tensor.shape[::-1]).astype(np.float32)
+
+
+def head_bytes(shape: HeadShape, matrices: str = MATRICES, output: str = OUTPUT) -> int:
+    """Bytes that a step of a head reads, about."""
+    d, attended = shape.width, shape.heads * shape.head_width
+    joined = 2 * d * (attended + 2 * shape.kv_heads * shape.head_width) + attended * d
+    values = shape.features * d + joined + 3 * d * shape.ffn
+    return _bytes(values, matrices) + _bytes(d * shape.rows, output)
+
+
+def _bytes(values: int, kind: str) -> int:
+    block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    return -(-values // block) * nbytes
 
 
 def head_tensors(

@@ -8,7 +8,10 @@ tokens of the whole batch are all in it, others are drawn and weighed by how man
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from torch import Tensor
 from specx.drafters.train.batches import Batch, Batches, Window
 from specx.drafters.train.head import Head, Keys
 
-__all__ = ["Learning", "Trainer", "batch_loss"]
+__all__ = ["Learning", "Trainer", "batch_loss", "has_bf16"]
 
 DECAY = 0.8
 SHARE = 3  # one chain in so many goes on beyond its first token
@@ -95,7 +98,7 @@ class Trainer:
         torch.manual_seed(learning.seed * 1_000_003 + self.step)
         for group in self._optimizer.param_groups:
             group["lr"] = learning.rate_at(done)
-        with torch.autocast("cpu", torch.bfloat16, enabled=learning.bf16):
+        with self.precision():
             loss = batch_loss(self.head, batch, learning.steps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, learning.clip)
@@ -105,30 +108,34 @@ class Trainer:
         self.tokens += int((batch.weights > 0).sum())
         return float(loss.detach())
 
-    def state(self) -> dict[str, object]:
+    def precision(self) -> AbstractContextManager[object]:
+        """What it is computed in."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self._learning.bf16)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is trained."""
+        return {name: p.detach() for name, p in self.head.named_parameters() if p.requires_grad}
+
+    def state(self) -> dict[str, Any]:
         """What `load` takes."""
-        trained = {name: p.detach() for name, p in self.head.named_parameters() if p.requires_grad}
         return {
             "step": self.step,
             "tokens": self.tokens,
-            "head": trained,
+            "head": self.weights(),
             "optimizer": self._optimizer.state_dict(),
         }
 
-    def load(self, state: dict[str, object]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state.
 
         Raises:
             KeyError, ValueError, RuntimeError, TypeError: it is one of another head.
         """
-        trained = {name: p for name, p in self.head.named_parameters() if p.requires_grad}
-        saved = state["head"]
-        assert isinstance(saved, dict) and isinstance(state["optimizer"], dict)
         with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(saved[name])
+            for name, weight in self.weights().items():
+                weight.copy_(state["head"][name])
         self._optimizer.load_state_dict(state["optimizer"])
-        self.step, self.tokens = int(str(state["step"])), int(str(state["tokens"]))
+        self.step, self.tokens = state["step"], state["tokens"]
 
     def _next(self) -> list[Window]:
         """The windows of the next batch."""
@@ -137,6 +144,11 @@ class Trainer:
         if wanted != number:
             self._epoch = wanted, self._batches.epoch(wanted)
         return self._epoch[1][at % len(self._epoch[1])]
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def batch_loss(head: Head, batch: Batch, steps: int) -> Tensor:

@@ -9,7 +9,6 @@ dimension of the target, and 6 for each of the best scores.
 from __future__ import annotations
 
 import json
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -91,6 +90,9 @@ class StatesWriter:
         path: the file; what it already has stays, but for a record that was cut off.
         layout: of its arrays.
 
+    Attributes:
+        bytes: of the file.
+
     Raises:
         FileError: it cannot be written, or its arrays are others.
     """
@@ -99,16 +101,13 @@ class StatesWriter:
         self._path, self._layout = path, layout
         try:
             end = _whole_end(path, layout)
-            self._file = path.open("r+b" if end else "wb")
-            if end:
-                self._file.truncate(end)
-                self._file.seek(end)
-            else:
-                self._file.write(layout.header())
-            self._file.flush()
+            self._file = path.open("r+b" if end else "wb", buffering=0)
+            self.bytes = end
+            self._cut()
+            if not end:
+                self._write(layout.header())
         except OSError as error:
             raise _unwritable(path, error) from error
-        self.bytes = self._file.tell()
 
     def __enter__(self) -> Self:
         return self
@@ -132,20 +131,21 @@ class StatesWriter:
         fields = len(states.tokens), states.start, len(data)
         crc = zlib.crc32(data, zlib.crc32(struct.pack("<III", *fields)))
         try:
-            self._file.write(HEAD.pack(MARK, *fields, crc) + data)
-            self._file.flush()
+            self._write(HEAD.pack(MARK, *fields, crc) + data)
         except OSError as error:
             self._cut()
             raise _unwritable(self._path, error) from error
-        self.bytes += HEAD.size + len(data)
+
+    def _write(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
+        self.bytes += len(data)
 
     def _cut(self) -> None:
         """Leave nothing of a record that did not fit."""
-        fd = os.open(self._path, os.O_WRONLY)
-        try:
-            os.ftruncate(fd, self.bytes)
-        finally:
-            os.close(fd)
+        self._file.truncate(self.bytes)
+        self._file.seek(self.bytes)
 
 
 class StatesFile:

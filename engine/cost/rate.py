@@ -9,7 +9,7 @@ go, which draft model to try, what would be worth having.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,10 @@ class Chain:
 
 
 def chain_rate(
-    steps: Mapping[int, float] | NDArray[np.float64], *, draft_ms: float = 0.0, acceptance: float = ACCEPTANCE
+    steps: Mapping[int, float] | NDArray[np.float64],
+    *,
+    draft_ms: float = 0.0,
+    acceptance: float | Sequence[float] = ACCEPTANCE,
 ) -> Chain:
     """The step of the highest rate, plain decoding included.
 
@@ -51,7 +54,8 @@ def chain_rate(
         steps: milliseconds of a step by its tokens: a mapping, or (W + 1,) by index. What is not known is not
             there, or infinite; single tokens must be known.
         draft_ms: milliseconds to draft one token.
-        acceptance: probability that each further token comes true.
+        acceptance: probability that each further token comes true: of all, or of each; beyond the last one
+            none does.
     """
     known = steps.items() if isinstance(steps, Mapping) else enumerate(steps.tolist())
     options = (
@@ -62,6 +66,12 @@ def chain_rate(
     return max(options, key=lambda chain: chain.rate)
 
 
-def _expected(n: int, acceptance: float) -> float:
+def _expected(n: int, acceptance: float | Sequence[float]) -> float:
     """Emitted tokens of a step of `n` tokens."""
+    if not isinstance(acceptance, float | int):
+        reached = total = 1.0
+        for share in acceptance[: n - 1]:
+            reached *= share
+            total += reached
+        return total
     return float(n) if acceptance == 1 else (1 - acceptance**n) / (1 - acceptance)

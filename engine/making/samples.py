@@ -13,7 +13,7 @@ from specx.backends.errors import TemplateError
 from specx.engine.session import Session
 from specx.engine.settings import SamplingSettings
 
-__all__ = ["AT_ONCE", "Sample", "prompts", "write_samples"]
+__all__ = ["AT_ONCE", "Sample", "prompt_tokens", "prompts", "write_samples"]
 
 AT_ONCE = 8  # answers that are written together: four times as fast as one after the other
 LEAST = 16  # tokens of an answer
@@ -59,7 +59,7 @@ def write_samples(
     asked = prompts() if asked is None else asked
     each = max(LEAST, -(-tokens // len(asked)))
     settings = (SamplingSettings(temperature=0.0, seed=1), SamplingSettings(seed=1))
-    read = [(text, _prompt(session, text)) for text in asked]
+    read = [(text, prompt_tokens(session, text)) for text in asked]
     read = [(text, prompt) for text, prompt in read if len(prompt) + each <= session.n_ctx]
     answers = [
         session.generate(prompt, settings[i % 2], n_predict=each) for i, (_, prompt) in enumerate(read)
@@ -76,7 +76,7 @@ def write_samples(
     ]
 
 
-def _prompt(session: Session, text: str) -> list[int]:
+def prompt_tokens(session: Session, text: str) -> list[int]:
     """A user's message; a text to continue for a model whose chat template cannot be used."""
     if session.chat_template is not None:
         try:

@@ -35,3 +35,10 @@ def test_of_widths_that_are_not_known_nothing_is_expected():
 
 def test_drafts_that_cost_too_much_are_not_made():
     assert chain_rate({1: 10.0, 8: 11.0}, draft_ms=50.0).drafted == 0
+
+
+def test_the_acceptance_of_each_token_may_be_another():
+    costs = {1: 10.0, 2: 11.0, 3: 11.5, 4: 12.0}
+    found = chain_rate(costs, acceptance=[0.5, 0.25])
+    assert (found.drafted, found.tokens, found.ms) == (2, 1 + 0.5 + 0.125, 11.5)
+    assert chain_rate(costs, acceptance=[0.5, 0.5, 0.5]).tokens == chain_rate(costs, acceptance=0.5).tokens

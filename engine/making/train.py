@@ -1,0 +1,195 @@
+"""Training a draft head for a model: it writes text, and a head learns from what it computes of that."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specx.backends.errors import SpecxError
+from specx.backends.gguf.checks import read_runnable
+from specx.backends.gguf.file import read_gguf
+from specx.drafters.make.trim import kept_rows
+from specx.drafters.train.batches import Rows, token_scores
+from specx.drafters.train.states import StatesFile
+from specx.engine.cost.rate import chain_rate
+from specx.engine.making.collecting import CHECKPOINT, STATES, TrainTold, Wanted, Work, begin, collect
+from specx.engine.making.output import check_output
+from specx.engine.settings import Asked
+from specx.engine.setup.layers import step_bytes
+
+if TYPE_CHECKING:
+    from specx.drafters.train.run import Measured, Training
+
+__all__ = ["TrainReport", "TrainTold", "Wanted", "default_output", "train"]
+
+LEAST_TOKENS = 2000  # of captured text
+HELD = 16  # one text in so many is not learned from
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What was made.
+
+    Attributes:
+        path: the file.
+        rows: tokens that it scores.
+        captured: tokens that were captured.
+        learned: tokens that were learned from, repetitions counted.
+        length: mean tokens of a step on held-out text, drafted `chain` at a time.
+        chain: tokens of a draft.
+        speedup: predicted, in times of plain decoding; None where nothing is known of the model's steps.
+        no_longer_paid: whether it ended early because nothing was gained.
+        curve: every measurement.
+    """
+
+    path: Path
+    rows: int
+    captured: int
+    learned: int
+    length: float
+    chain: int
+    speedup: float | None
+    no_longer_paid: bool
+    curve: Sequence[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def default_output(model: Path) -> Path:
+    """Where a head goes if nobody says: beside the model, where `auto` finds it."""
+    return model.with_name(f"{model.stem}-head.gguf")
+
+
+def train(asked: Asked, wanted: Wanted, told: TrainTold) -> TrainReport:
+    """Train a head for a model.
+
+    Args:
+        asked: the model, and how it is run.
+        wanted: what is to become of it.
+        told: who is told meanwhile.
+
+    Raises:
+        UsageError: what is wanted makes no sense.
+        FileError: a file is there already, or cannot be written.
+        ModelError: the model cannot be loaded, or gives no states.
+        SpecxError: torch is not installed, memory does not suffice, or there is too little text.
+        KeyboardInterrupt: it was interrupted; it can be gone on with.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise SpecxError("training needs torch, which is not installed", 'pip install "specx[train]"')
+    info = read_runnable(asked.model)
+    if wanted.rows >= info.vocabulary_size:
+        wanted = replace(wanted, rows=info.vocabulary_size)
+    output = wanted.output or default_output(info.path)
+    check_output(output, info, force=wanted.force)
+    work = begin(info, asked, wanted, told, output)
+    if not work.collected:
+        collect(work, asked)
+    report = _learn(work)
+    shutil.rmtree(work.folder, ignore_errors=True)
+    return report
+
+
+def _learn(work: Work) -> TrainReport:
+    """Train the head on what was captured, and write it."""
+    from specx.drafters.train.export import head_bytes, write_head
+    from specx.drafters.train.run import best_weights
+
+    states = StatesFile(work.folder / STATES, work.layout)
+    if states.lost:
+        work.told.notice(f"{states.lost:,} damaged bytes of captured states were left out")
+    if states.tokens < LEAST_TOKENS:
+        raise SpecxError(
+            f"only {states.tokens:,} tokens were captured, and {LEAST_TOKENS:,} are the least to learn from",
+            "give it more --time, or text with --data",
+        )
+    training = _training(work, states)
+    cost = head_bytes(work.shape) / step_bytes(work.info)
+    label = ""
+
+    def progress(done: float, measured: Measured | None) -> None:
+        nonlocal label
+        if measured is not None:
+            label = _said(measured.to_json(), _speedup(work.costs, cost, measured.to_json()))
+        work.told.progress("training", min(done, 1.0), label)
+
+    training.run(progress, work.told.interrupted)
+    best = max(training.measured, key=lambda each: float(each["length"]))
+    told = {
+        "tokens": training.trainer.tokens,
+        "captured": states.tokens,
+        "seed": work.wanted.seed,
+        "seconds": round(training.seconds),
+        "length": best["length"],
+        "by_step": best["by_step"],
+    }
+    weights = best_weights(training)
+    write_head(work.output, weights, work.shape, training.rows.ids, work.info, trained=told)
+    return TrainReport(
+        path=work.output,
+        rows=len(training.rows.ids),
+        captured=states.tokens,
+        learned=training.trainer.tokens,
+        length=best["length"],
+        chain=len(best["by_step"]),
+        speedup=_speedup(work.costs, step_bytes(read_gguf(work.output)) / step_bytes(work.info), best),
+        no_longer_paid=training.no_longer_pays,
+        curve=training.measured,
+    )
+
+
+def _training(work: Work, states: StatesFile) -> Training:
+    """The training, gone on with if there is a checkpoint."""
+    from specx.drafters.train.checkpoint import load_checkpoint
+    from specx.drafters.train.loop import Learning, has_bf16
+    from specx.drafters.train.run import Limits, Training, new_trainer, restored_rows
+
+    wanted, told = work.wanted, work.told
+    saved = load_checkpoint(work.folder / CHECKPOINT, told.notice)
+    if saved is not None:
+        rows = restored_rows(saved, work.info.vocabulary_size)
+    else:
+        told.progress("ranking tokens", 0.0, "")
+        scores = token_scores(states, work.info.vocabulary_size)
+        rows = Rows(kept_rows(work.info, scores, wanted.rows), work.info.vocabulary_size)
+    held = [text for text in range(len(states)) if text % HELD == HELD - 1]
+    others = [text for text in range(len(states)) if text % HELD != HELD - 1]
+    learning = Learning(seed=wanted.seed, bf16=has_bf16())
+    trainer, measured = new_trainer(
+        work.info, work.shape, states, (others, held), rows, learning, wanted.memory, work.threads
+    )
+    seconds = None if wanted.steps is not None else max(wanted.seconds * (1 - work.share()), 1.0)
+    limits = Limits(seconds, wanted.steps)
+    training = Training(trainer, measured, rows, limits, work.folder / CHECKPOINT, told.clock)
+    if saved is not None:
+        training.restore(saved)
+    return training
+
+
+def _speedup(costs: NDArray[np.float64] | None, cost: float, measured: dict[str, Any]) -> float | None:
+    """Predicted, in times of plain decoding.
+
+    Args:
+        costs: (W + 1,) milliseconds of the target's steps.
+        cost: of a drafted token, in steps of the target.
+        measured: how often drafts were right.
+    """
+    if costs is None:
+        return None
+    plain_ms = float(costs[1])
+    return chain_rate(costs, draft_ms=cost * plain_ms, acceptance=measured["by_step"]).rate * plain_ms
+
+
+def _said(measured: dict[str, Any], speedup: float | None) -> str:
+    """What is shown of a measurement."""
+    speed = "" if speedup is None else f", {speedup:.2f}x"
+    return f"{measured['length']:.2f} tokens a step{speed}"

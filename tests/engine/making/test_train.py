@@ -1,0 +1,166 @@
+"""Training from end to end: text, states, a head; and whatever happens on the way."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specx.backends.errors import FileError, SpecxError, UsageError
+from specx.backends.gguf.file import read_gguf
+from specx.drafters.make.gguf_writing import Source
+from specx.engine.making.collecting import CHECKPOINT, STATES, TEXTS
+from specx.engine.making.train import TrainTold, Wanted, default_output, train
+from specx.engine.settings import Asked
+
+torch = pytest.importorskip("torch")
+
+TESTS = Path(__file__).parents[2]
+WANTED = {"self_tokens": 2500, "steps": 12, "rows": 288, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def target(write_tiny, tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("train") / "tiny.gguf", "llama")
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr("specx.engine.making.written.ANSWER", 24)
+    monkeypatch.setattr("specx.drafters.train.run.EVERY_STEPS", 5)
+
+
+def asked(target):
+    return Asked(target, threads=1, store=False, measure=False)
+
+
+def tensors(path):
+    return {name: tensor.data.copy() for name, tensor in Source(read_gguf(path)).tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(target, tmp_path_factory):
+    """A head that was trained at once, and what was told."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("specx.engine.making.written.ANSWER", 24)
+        patch.setattr("specx.drafters.train.run.EVERY_STEPS", 5)
+        path, told = tmp_path_factory.mktemp("whole") / "head.gguf", []
+        progress = TrainTold(lambda what, done, detail: told.append((what, done, detail)))
+        return train(asked(target), Wanted(output=path, **WANTED), progress), told
+
+
+def test_a_head_and_a_report(whole, target):
+    report, told = whole
+    assert list(dict.fromkeys(what for what, _, _ in told)) == [
+        "loading tiny.gguf", "writing text", "capturing states", "ranking tokens", "training",
+    ]  # fmt: skip
+    assert (report.rows, report.captured >= 2500) == (288, True)
+    assert [each["tokens"] for each in report.curve][-1] == report.learned
+    info = read_gguf(report.path)
+    assert info.architecture == "eagle3" and info.metadata["eagle3.target_layers"] == (1, 3, 5)
+    assert not list(report.path.parent.glob("*.training"))
+    assert default_output(target) == target.with_name("tiny-head.gguf")
+
+
+@pytest.mark.parametrize(
+    ("what", "fraction"),
+    [("writing text", 0.5), ("capturing states", 0.5), ("training", 0.01), ("training", 0.6)],
+)
+def test_interrupted_and_gone_on_with_is_the_same_head(whole, target, tmp_path, what, fraction):
+    seen = []
+
+    def progress(step, done, _detail):
+        seen.append(step == what and done >= fraction)
+
+    wanted = Wanted(output=tmp_path / "head.gguf", **WANTED)
+    with pytest.raises(KeyboardInterrupt):
+        train(asked(target), wanted, TrainTold(progress, interrupted=lambda: any(seen)))
+    with pytest.raises(FileError, match="unfinished training") as caught:
+        train(asked(target), wanted, TrainTold())
+    assert "--resume" in caught.value.hint
+    train(asked(target), Wanted(output=tmp_path / "head.gguf", resume=True, **WANTED), TrainTold())
+    ours, theirs = tensors(tmp_path / "head.gguf"), tensors(whole[0].path)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_killed_while_it_learns(whole, target, tmp_path, monkeypatch):
+    """Nothing is written when it dies, and the last checkpoint and the states have lost their ends."""
+    monkeypatch.setattr("specx.drafters.train.run.SAVED_S", 0.0)
+
+    class Killed(BaseException):
+        pass
+
+    def progress(step, done, _detail):
+        if step == "training" and done > 0.5:
+            raise Killed
+
+    wanted = {"output": tmp_path / "head.gguf", **WANTED}
+    with pytest.raises(Killed):
+        train(asked(target), Wanted(**wanted), TrainTold(progress))
+    folder = tmp_path / "head.training"
+    data = (folder / CHECKPOINT).read_bytes()
+    (folder / CHECKPOINT).write_bytes(data[: len(data) // 2])
+    told = []
+    train(asked(target), Wanted(resume=True, **wanted), TrainTold(notice=told.append))
+    assert any("checkpoint is damaged" in text for text in told)
+    ours, theirs = tensors(tmp_path / "head.gguf"), tensors(whole[0].path)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_damaged_states_are_told_and_left_out(target, tmp_path):
+    wanted = {"output": tmp_path / "head.gguf", **WANTED}
+    with pytest.raises(KeyboardInterrupt):
+        seen = []
+        told = TrainTold(lambda what, *_: seen.append(what == "training"), interrupted=lambda: any(seen))
+        train(asked(target), Wanted(**wanted), told)
+    folder = tmp_path / "head.training"
+    for name in (CHECKPOINT, STATES):
+        data = bytearray((folder / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / name).write_bytes(data)
+    (folder / "settings.json").write_text("{")
+    said = []
+    report = train(asked(target), Wanted(resume=True, **wanted), TrainTold(notice=said.append))
+    assert report.path.exists()
+    assert {text.split(" ")[0] for text in said} >= {"settings.json", "the"}
+    assert any("damaged bytes of captured states" in text for text in said)
+
+
+def test_text_of_a_person_alone(target, tmp_path):
+    report = train(
+        asked(target),
+        Wanted(texts=["w1 w2 w3 " * 2000], self_tokens=0, steps=2, rows=288, output=tmp_path / "head.gguf"),
+        TrainTold(),
+    )
+    assert report.captured > 4000
+
+
+def test_what_is_refused(target, tmp_path, monkeypatch):
+    output = tmp_path / "head.gguf"
+    with pytest.raises(SpecxError, match="tokens were captured"):
+        train(
+            asked(target),
+            Wanted(texts=["w1 w2 " * 50], self_tokens=0, steps=2, rows=288, output=output),
+            TrainTold(),
+        )
+    with pytest.raises(UsageError, match="begun otherwise: seed"):
+        train(asked(target), Wanted(seed=9, rows=288, steps=2, resume=True, output=output), TrainTold())
+    output.write_text("mine")
+    with pytest.raises(FileError, match="there is a file"):
+        train(asked(target), Wanted(output=output), TrainTold())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(SpecxError, match="torch") as caught:
+        train(asked(target), Wanted(output=output), TrainTold())
+    assert 'pip install "specx[train]"' in caught.value.hint
+
+
+def test_disk_that_may_be_used_is_kept_to(target, tmp_path):
+    said, output = [], tmp_path / "head.gguf"
+    wanted = Wanted(output=output, disk=1_600_000, **WANTED)
+    seen = []
+    told = TrainTold(lambda what, *_: seen.append(what == "training"), said.append, lambda: any(seen))
+    with pytest.raises(KeyboardInterrupt):
+        train(asked(target), wanted, told)
+    assert any("--disk has no room" in text for text in said)
+    assert (tmp_path / "head.training" / STATES).stat().st_size <= 1_600_000
+    assert (tmp_path / "head.training" / TEXTS).exists()
