@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.base import Output, Want
+from specx.kernels._native import path_to
 
 __all__ = [
     "EMPTY_DRAFT",
@@ -114,13 +115,7 @@ class Draft:
 
     def chain(self, leaf: int) -> Draft:
         """The path from the root to the node `leaf`, as a draft."""
-        parents = self.parents.tolist()
-        path = [leaf]
-        while (above := parents[path[-1]]) >= 0:
-            path.append(above)
-        nodes = np.array(path[::-1])
-        row = np.arange(-1, len(path) - 1, dtype=np.int32)
-        return Draft(self.tokens[nodes], row, self.probs[nodes], self.sources[nodes])
+        return Draft(*path_to(*self.arrays, leaf))
 
     def likeliest_chain(self) -> Draft:
         """The chain with the most expected tokens; the draft itself if it is one."""
@@ -204,12 +199,14 @@ class StepCosts(NamedTuple):
     one_leaf: bool
 
 
-Expected = Callable[
-    [Sequence[int], Sequence[float], NDArray[np.float64], float, float, float, float, bool],
-    Sequence[tuple[float, float]],
-]
-"""Tokens and milliseconds that are expected of the step for each number of times that a source is asked, by
-which so many milliseconds are spent. The other arguments are the fields of a `StepCosts`."""
+Gain = Callable[[Sequence[int], int, float, float, float, float, StepCosts], tuple[float, float]]
+"""What a source is expected to gain if it is asked as often as is best, and the tokens of the step then.
+
+Arguments: numbers of times, in increasing order, which are looked at until less is gained; the most of them;
+milliseconds that are spent before the first time; that each time takes; that may be spent in all; expected
+tokens per millisecond without; what a step costs. Returns milliseconds at that rate, and tokens; 0 and 0 if
+nothing is gained.
+"""
 
 
 @dataclass(slots=True)  # several a step: a frozen one takes three times as long to make
@@ -232,8 +229,8 @@ class Offer:
         upkeep_ms: expected milliseconds of what is to be read again in each later step.
         explorable: whether it may be asked only to learn how good it is.
         first_ms: expected milliseconds that the first time takes longer, as where several tokens are checked.
-        expected: what the best step of one text with these forecasts gives and takes, all at once; None where
-            nothing tells it faster than looking at each forecast.
+        gain: the best of these forecasts, all at once, for a step of one text; None where nothing tells it
+            faster than looking at each.
     """
 
     source: str
@@ -246,7 +243,7 @@ class Offer:
     open_ms: float = 0.0
     upkeep_ms: float = 0.0
     first_ms: float = 0.0
-    expected: Expected | None = None
+    gain: Gain | None = None
 
 
 class Drafting:

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Vocab, Want
 from specx.drafters.base import Draft, Drafter, Drafting, Forcing, Offer, Room, Text, Verified
-from specx.drafters.cascade import graft
-from specx.drafters.merge import best_after, merge
+from specx.drafters.merge import best_after, graft, merge
 
 __all__ = ["ForcedCalibration", "ForcedDrafter", "ForcedDrafting", "tokens_of"]
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specx.drafters.base import Draft
+from specx.kernels._native import graft as native_graft
 from specx.kernels._native import merge_chain, token_after
 
-__all__ = ["best_after", "merge"]
+__all__ = ["best_after", "graft", "merge"]
 
 
 def merge(draft: Draft, tokens: Sequence[int], hazards: Sequence[float], source: int) -> Draft:
@@ -33,3 +34,16 @@ def best_after(draft: Draft, path: Sequence[int]) -> int | None:
     """The most promising token of `draft` after the tokens of `path`, None if it has none there."""
     token = token_after(draft.tokens, draft.parents, path)
     return None if token < 0 else token
+
+
+def graft(draft: Draft, path: Sequence[int], below: Draft) -> Draft:
+    """`draft` with the tree `below` under the node that the tokens of `path` lead to, which has no children.
+
+    Args:
+        draft: a tree that has the path.
+        path: tokens from below the root.
+        below: its probabilities are given that the path is right.
+    """
+    if not len(below):
+        return draft
+    return Draft(*native_graft(*draft.arrays, path, *below.arrays))

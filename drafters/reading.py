@@ -78,27 +78,30 @@ class Reader:
     def logits(self, text: Sequence[int], chain: Sequence[int], rows: int = 1) -> NDArray[np.float32]:
         """Logits (rows, V) after the last `rows` of the tokens of `text` and `chain`, oldest first; borrowed
         until the next call. The text must have as many tokens, and `open` have given room."""
-        read = self._read
+        read, rooms = self._read, self._rooms
         assert read is not None
-        cache, clock = read.cache, self._rooms.clock
+        cache, held, clock = read.cache, read.held, rooms.clock
         if len(text) + len(chain) - self._start >= cache.n_ctx:
             self._start = max(len(text) + len(chain) - cache.n_ctx // 2, 0)
             self._agreed = 0
         end = len(text) - self._start
-        kept = cache.reusable(min(self._common(text, chain), end + len(chain) - rows))
-        cache.rewind(kept)
-        del read.held[kept:]
-        self._agreed = min(self._agreed, kept)
+        kept = min(self._common(text, chain), end + len(chain) - rows)
+        if kept < len(held):
+            kept = cache.reusable(kept)
+            cache.rewind(kept)
+            del held[kept:]
+            self._agreed = min(self._agreed, kept)
         unread = [*text[self._start + kept :], *chain[max(kept - end, 0) :]]
         if len(unread) > max(min(AT_ONCE + rows - 1, cache.max_width), rows):
             self._prefill(read, unread[:-rows])
             unread = unread[-rows:]
-        started = clock()
         n = len(unread)
-        output = cache.forward(np.array(unread, np.int32), chain_parents(n))
+        tokens, parents = np.array(unread, np.int32), chain_parents(n)
+        started = clock()
+        output = cache.forward(tokens, parents)
         cache.keep(range(n))
-        read.held += unread
-        self._rooms.calls.observe_call(n, (clock() - started) * 1e3)
+        rooms.calls.observe_call(n, (clock() - started) * 1e3)
+        held += unread
         logits: NDArray[np.float32] = output.logits[n - rows :]
         return logits
 
@@ -120,18 +123,20 @@ class Reader:
     def _common(self, text: Sequence[int], chain: Sequence[int]) -> int:
         """How many of the held tokens are those of the text and `chain`, as far as they go."""
         held = self._read.held if self._read is not None else []
-        start = self._start
-        common, end = self._agreed, min(len(held), len(text) - start)
+        start, common = self._start, self._agreed
+        whole = len(text) - start
+        end = min(len(held), whole)
         while common < end and held[common] == text[start + common]:
             common += 1
         self._agreed = common
-        if common == len(text) - start:
+        if common == whole and common < len(held):
             common += in_common(held[common:], chain)
         return common
 
 
 def in_common(held: Sequence[int], text: Sequence[int]) -> int:
     """How many tokens both begin with."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(held, text, strict=False)) if a != b), min(len(held), len(text))
-    )
+    common, end = 0, min(len(held), len(text))
+    while common < end and held[common] == text[common]:
+        common += 1
+    return common

@@ -86,7 +86,11 @@ class Terms:
 
     def covers(self, i: int, spent_ms: float) -> bool:
         """Whether the budget of text `i` covers so much time in a step."""
-        return self.jobs[i].budget.covers(spent_ms / self.plain_ms)
+        return spent_ms <= self.covered_ms(i)
+
+    def covered_ms(self, i: int) -> float:
+        """Most milliseconds of a step that the budget of text `i` covers."""
+        return self.jobs[i].budget.steps * self.plain_ms
 
     def affordable_ms(self, spent_ms: float = 0.0) -> float:
         """Milliseconds of the dearest step whose loss, if nothing drafted comes true, the budget of the only
@@ -168,7 +172,8 @@ class Decision:
     @property
     def expected(self) -> float:
         """Expected number of emitted tokens of all texts."""
-        return sum(part.expected for part in self.parts)
+        parts = self.parts
+        return parts[0].expected if len(parts) == 1 else sum(part.expected for part in parts)
 
     @property
     def rate(self) -> float:

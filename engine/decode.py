@@ -188,12 +188,12 @@ _ALONE = np.array([-1], np.int32)  # parents of a root without a draft
 
 
 def _tree(job: Job, draft: Draft) -> Tree:
+    last = job.text.tokens[-1]
     if not len(draft):
-        return Tree(job.cache, np.array(job.text.tokens[-1:], np.int32), _ALONE)
-    tokens = np.empty(len(draft) + 1, np.int32)
-    tokens[0], tokens[1:] = job.text.tokens[-1], draft.tokens
-    parents = np.empty(len(draft) + 1, np.int32)
-    parents[0], parents[1:] = -1, draft.parents + 1
+        return Tree(job.cache, np.array((last,), np.int32), _ALONE)
+    tokens = np.array((last, *draft.tokens.tolist()), np.int32)
+    parents = np.array((-2, *draft.parents.tolist()), np.int32)
+    parents += 1
     return Tree(job.cache, tokens, parents)
 
 

@@ -14,12 +14,11 @@ objective over more than one step.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from specx.drafters.base import EMPTY_DRAFT, Draft, Offer
+from specx.drafters.base import EMPTY_DRAFT, Draft, Drafting, Offer
 from specx.engine.budget import INTEREST, Asked, Decision, Terms
 
 __all__ = ["Asking", "Reason"]
@@ -104,8 +103,8 @@ class Asking:
     def __init__(self, best: Best, expected: Expected, clock: Callable[[], float]) -> None:
         self._best, self._expected, self._clock = best, expected, clock
         self._promises: dict[str, _Promise] = {}  # by source
-        self._asked: set[tuple[int, str]] = set()  # which drafting asked which source in this step
-        self._asked_before: set[tuple[int, str]] = set()  # and in the one before
+        self._asked: set[tuple[Drafting, str]] = set()  # which drafting asked which source in this step
+        self._asked_before: set[tuple[Drafting, str]] = set()  # and in the one before
         self._weighed: set[str] = set()  # sources of which an offer to the present text was
         self._exploring_ms = 0.0  # that may be spent without being expected to pay
 
@@ -132,7 +131,7 @@ class Asking:
             start = self._clock()
             drafts[i] = offer.take()
             took_ms = (self._clock() - start) * 1e3
-            self._asked.add((id(terms.jobs[i].drafting), offer.source))
+            self._asked.add((terms.jobs[i].drafting, offer.source))
             if found.reason is Reason.INVESTMENT or not offer.explorable:  # whatever loads it is invested
                 invested = max(took_ms - offer.token_ms - offer.first_ms, 0.0)
                 invested_ms, took_ms = invested_ms + invested, took_ms - invested
@@ -154,14 +153,11 @@ class Asking:
         self, terms: Terms, drafts: Sequence[Draft], i: int, offer: Offer, best: Decision
     ) -> tuple[float, Reason | None]:
         """What an offer is expected to gain, and why it is worth its time, if it is."""
-        if offer.source not in self._weighed:
+        if self._asked_before and offer.source not in self._weighed:
             self._keep_up(terms, i, offer)
-        most, tokens, spent_ms = 0.0, best.parts[i].expected, terms.spent_ms[i]
+        spent_ms = terms.spent_ms[i]
         first_ms = spent_ms + offer.invest_ms + offer.first_ms + offer.token_ms
-        others = best.expected - tokens  # of the other texts
-        for gain, expected in self._gains(terms, drafts, i, offer, best):
-            if gain > most:
-                most, tokens = gain, expected - others
+        most, tokens = self._gain(terms, drafts, i, offer, best)
         if most > offer.invest_ms and terms.covers(i, first_ms):
             return most - offer.invest_ms, Reason.GAIN
         if offer.invest_ms > 0 and self._is_worth(terms, i, offer, most, tokens):
@@ -175,7 +171,7 @@ class Asking:
 
     def _keep_up(self, terms: Terms, i: int, offer: Offer) -> None:
         """Learn what a source that was asked in the step before has to read again."""
-        who = id(terms.jobs[i].drafting), offer.source
+        who = terms.jobs[i].drafting, offer.source
         if who in self._asked_before and who not in self._asked:
             promise = self._promise(offer)
             promise.upkeep_ms += LEARNED * (offer.invest_ms - promise.upkeep_ms)
@@ -205,57 +201,50 @@ class Asking:
                 found = _Weighed(offer, gain_ms, reason)
         return found
 
-    def _gains(
+    def _gain(
         self, terms: Terms, drafts: Sequence[Draft], i: int, offer: Offer, best: Decision
-    ) -> list[tuple[float, float]]:
-        """Milliseconds that asking so many times is expected to save, at least 0: the time that what that
-        gives takes at the rate of `best`, less the time it takes then; and what it gives, in tokens. It ends
-        where these fall."""
-        found: list[tuple[float, float]] = []
-        times, spent_ms = _affordable(terms, i, offer)
-        rate, before_ms = best.rate, 0.0
-        for tokens, cost_ms in self._foreseen(terms, drafts, i, offer, times, spent_ms):
-            gain_ms = tokens / rate - cost_ms
-            if gain_ms < 0:
-                gain_ms = 0.0
-            found.append((gain_ms, tokens))
-            if gain_ms < before_ms:
+    ) -> tuple[float, float]:
+        """Milliseconds that asking as often as is best is expected to save, and tokens of text `i` then.
+
+        Saved, at least 0, is the time that what it gives takes at the rate of `best`, less what it takes.
+        """
+        before_ms, most_ms = terms.spent_ms[i] + offer.first_ms, terms.covered_ms(i)
+        if offer.gain is not None and terms.step is not None:
+            found = offer.gain(AHEAD, offer.most, before_ms, offer.token_ms, most_ms, best.rate, terms.step)
+            return found if found[0] > 0 else (0.0, best.parts[i].expected)
+        gain_ms, tokens, last_ms = 0.0, best.parts[i].expected, 0.0
+        others = best.expected - tokens  # of the other texts
+        for n in AHEAD:
+            spent_ms = before_ms + n * offer.token_ms
+            if n > offer.most or spent_ms > most_ms:
                 break
-            before_ms = gain_ms
-        return found
+            expected, cost_ms = self._forecast(terms, drafts, i, offer.forecast(n), spent_ms)
+            now_ms = max(expected / best.rate - cost_ms, 0.0)
+            if now_ms > gain_ms:
+                gain_ms, tokens = now_ms, expected - others
+            if now_ms < last_ms:
+                break
+            last_ms = now_ms
+        return gain_ms, tokens
 
-    def _foreseen(
+    def _forecast(
         self,
         terms: Terms,
         drafts: Sequence[Draft],
         i: int,
-        offer: Offer,
-        times: Sequence[int],
-        spent_ms: Sequence[float],
-    ) -> Iterable[tuple[float, float]]:
-        """Tokens and milliseconds that are expected of the step if the source is asked so many times, by each
-        of which so much is spent for text `i`."""
-        if offer.expected is not None and terms.step is not None:
-            return offer.expected(times, spent_ms, *terms.step)
-        return self._looked_at(terms, drafts, i, offer, times, spent_ms)
+        coming: Sequence[tuple[float, Draft]],
+        spent_ms: float,
+    ) -> tuple[float, float]:
+        """Expected tokens and milliseconds of the step where text `i` has one of the drafts `coming`.
 
-    def _looked_at(
-        self,
-        terms: Terms,
-        drafts: Sequence[Draft],
-        i: int,
-        offer: Offer,
-        times: Sequence[int],
-        spent_ms: Sequence[float],
-    ) -> Iterator[tuple[float, float]]:
-        """The same, forecast by forecast."""
-        for n, ms in zip(times, spent_ms, strict=True):
-            tokens = cost_ms = 0.0
-            for probability, draft in offer.forecast(n):
-                expected, took_ms = self._expected(terms, drafts, i, draft, ms)
-                tokens += probability * expected
-                cost_ms += probability * took_ms
-            yield tokens, cost_ms
+        Each has its probability; so much is spent for it by then.
+        """
+        tokens = cost_ms = 0.0
+        for probability, draft in coming:
+            expected, took_ms = self._expected(terms, drafts, i, draft, spent_ms)
+            tokens += probability * expected
+            cost_ms += probability * took_ms
+        return tokens, cost_ms
 
     def _may_explore(self, terms: Terms, i: int, offer: Offer, best: Decision) -> bool:
         """Whether a token may be asked for that is not expected to pay: rarely, and where it might."""
@@ -272,12 +261,3 @@ class Asking:
             if expected / cost_ms > best.rate:
                 return True
         return False
-
-
-def _affordable(terms: Terms, i: int, offer: Offer) -> tuple[Sequence[int], list[float]]:
-    """Numbers of times that a source can be asked, and what would have been spent for text `i` by then."""
-    before_ms, token_ms = terms.spent_ms[i] + offer.first_ms, offer.token_ms
-    times = AHEAD[: bisect_right(AHEAD, offer.most)]
-    while times and not terms.covers(i, before_ms + times[-1] * token_ms):
-        times = times[:-1]
-    return times, [before_ms + n * token_ms for n in times]

@@ -144,8 +144,10 @@ class Plan:
             costs = self._costs(jobs[0].cache.length)[: widest + 1]
             if self._forbidden is not None and left[0] >= self.narrowest:
                 costs = costs + self._forbidden[: len(costs)]
-            wider_ms = costs[2:].min().item() if widest > 1 else wider_ms
-            plain_ms = min(costs.item(1), wider_ms)
+            _, plain_ms, *wider = costs.tolist()
+            if wider:
+                wider_ms = min(wider)
+                plain_ms = min(plain_ms, wider_ms)
         elif facts.even:
             widest = max(1, min(facts.max_width, facts.max_rows // n, *left))
             costs = self.company.costs_by_width([job.cache.length for job in jobs], widest)
@@ -280,11 +282,13 @@ class Plan:
         therefore costs the way back as well, which the step that leaves is charged with, and the step that
         comes back is not.
         """
-        costs = self.staircase.costs(length)
-        if self._before == 1:
-            costs[2:] += self._switch_ms
-        elif self._before < len(costs):
-            costs[self._before] = max(costs[self._before] - self._switch_ms, costs[1])
+        costs, before, switch_ms = self.staircase.costs(length), self._before, self._switch_ms
+        if switch_ms == 0:
+            return costs
+        if before == 1:
+            costs[2:] += switch_ms
+        elif before < len(costs):
+            costs[before] = max(costs.item(before) - switch_ms, costs.item(1))
         return costs
 
 

@@ -225,48 +225,136 @@ def best_prefix(
 
 _DraftArrays = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]
 
-def claims_after(
-    tokens: NDArray[np.int32], parents: NDArray[np.int32], probs: NDArray[np.float32], path: Sequence[int]
-) -> tuple[list[int], list[float]]:
-    """The most promising way on in a draft below the tokens of `path`: tokens, and how likely each of them is
-    right if those before it are.
+MODEL_SHAPE: tuple[int, ...]
+PLACE_SHAPE: tuple[int, ...]
+BESIDE_SHAPE: tuple[int, ...]
+
+_Cell = tuple[int, int, int, int]
+_Place = tuple[int, int]
+
+class ModelCounts:
+    """How often a source that costs time is right: hits and trials, which are borrowed and learned further.
+
+    Arrays are those of `specx.drafters.calibration.model.ModelCalibration`.
 
     Raises:
-        ValueError: the arrays are no draft.
-    """
-
-class BesideCounts:
-    """How often a source was right where the free drafters proposed a token, and said that token.
-
-    The arrays are borrowed, and read whenever something is expected.
-
-    Args:
-        right: (cells, 2, 2) hits and trials, by how sure the free drafters were and whether they were right.
-        agreed: (cells, 2) hits and trials of saying their token.
-        edges: (cells - 1,) hazards from which on the next cell applies.
-        priors: (5,) of being right where they are not and where they are, of saying their token likewise, and
-            the weight of these.
-
-    Raises:
-        ValueError: the shapes do not go together.
+        ValueError: a shape is wrong.
     """
 
     def __init__(
         self,
-        right: NDArray[np.float64],
+        cells: NDArray[np.float64],
+        margins: NDArray[np.float64],
+        forecasts: NDArray[np.float64],
+        all: NDArray[np.float64],
+        beside: NDArray[np.float64],
         agreed: NDArray[np.float64],
-        edges: NDArray[np.float64],
-        priors: NDArray[np.float64],
+        tokens: NDArray[np.float64],
     ) -> None: ...
-    def expected(self, hazards: Sequence[float]) -> list[tuple[float, float, float]]:
+    @staticmethod
+    def cell(noisy: bool, margin: float, depth: int, agreement: int) -> _Cell:
+        """Index of the cell of a proposed token; the first of a draft has depth 1. What the free drafters say
+        there: 0 nothing, 1 another token, 2 the same one."""
+
+    @staticmethod
+    def first(noisy: bool, free: float) -> _Place:
+        """Index of the forecast of the first token, where the free drafters' best has probability `free`."""
+
+    @staticmethod
+    def following(noisy: bool, margin: float) -> _Place:
+        """Index of the forecast of the token after one of `margin`."""
+
+    def hazard(self, cell: _Cell) -> float:
+        """Probability that a token of the cell is right if those before it are."""
+
+    def forecast(self, place: _Place) -> float:
+        """Probability that the next token will be right, before it is known."""
+
+    def later(self, noisy: bool) -> float:
+        """Probability that a token further on will be right if those before it are."""
+
+    def expected_beside(self, noisy: bool, hazards: Sequence[float]) -> list[tuple[float, float, float]]:
         """For tokens of the free drafters with these hazards: how likely the source says it, is right, and
         both."""
 
-class Foresight:
-    """What is expected of a source before it is asked.
+    def score(self, cell: _Cell, place: _Place, right: bool) -> None:
+        """A token of `cell`, forecast from `place`, was `right` or not."""
+
+    def score_beside(self, noisy: bool, free: float, free_right: bool, right: bool) -> None:
+        """A token was `right` or not where the free drafters' was, which was thought right with `free`."""
+
+    def score_said(self, noisy: bool, free: float, said: bool) -> None:
+        """It `said` what the free drafters did, which was thought right with `free`, or something else."""
+
+class Below:
+    """How sure the free drafters are, on average, below tokens of a source that they did not claim."""
+
+    def __init__(self) -> None: ...
+    def observe(self, hazards: Sequence[float]) -> None:
+        """They were so sure of their claims there, each given that those before it are right."""
+
+    def hazards(self) -> list[float]:
+        """Of the next tokens, each given that those before it are right; none where nothing is ever said."""
+
+class AskedChain:
+    """What a source that costs time has given in the present step, beside the free draft.
 
     Args:
-        beside: what to expect where the free drafters claim something.
+        below: what the free drafters say below the chain is counted there.
+        source: its index.
+    """
+
+    def __init__(self, below: Below, source: int) -> None: ...
+    def begin(self, counts: ModelCounts, noisy: bool, free: _DraftArrays, one_leaf: bool) -> None:
+        """A step begins with the free draft; with `one_leaf` only chains are possible.
+
+        Raises:
+            ValueError: the arrays are no draft.
+        """
+
+    @property
+    def tokens(self) -> list[int]:
+        """What it has given."""
+
+    def __len__(self) -> int: ...
+    def foresee(self, others: Sequence[AskedChain] = ()) -> Foresight:
+        """What is expected of the next calls, beside the chains of other sources.
+
+        Raises:
+            ValueError: no step has begun.
+        """
+
+    def add(self, tokens: Sequence[int], margins: Sequence[float]) -> bool:
+        """It has given these tokens, each so far ahead of the runner-up.
+
+        Returns:
+            Whether there is a chain now, and the free draft has nothing below it.
+
+        Raises:
+            ValueError: there is not one margin for each, or no step has begun.
+        """
+
+    def draft(self, below: _DraftArrays | None = None, others: Sequence[AskedChain] = ()) -> _DraftArrays:
+        """Arrays of the free draft, the chain, and the chains of other sources.
+
+        `below` is what the free drafters say below the chain, given that it is right; it is counted, and part
+        of the draft until tokens are added.
+        """
+
+    def score(self, emitted: Sequence[int]) -> list[tuple[float, bool]]:
+        """Learn from what was emitted, up to the first token that was wrong, and forget the step.
+
+        Returns:
+            How likely each of them was thought right, and whether it was.
+        """
+
+_StepCosts = tuple[NDArray[np.float64], float, float, float, float, bool]  # specx.drafters.base.StepCosts
+
+class Foresight:
+    """What is expected of a source before it is asked; `AskedChain.foresee` gives one.
+
+    Args:
+        counts, noisy: what to expect where the free drafters claim something.
         claiming, path: arrays of the draft that says what comes next, and where in it that is.
         first, later: hazards of the source's next token, and of one further on, where nothing is claimed.
         below: the same of what the free drafters say after a token of the source that they did not.
@@ -280,7 +368,8 @@ class Foresight:
 
     def __init__(
         self,
-        beside: BesideCounts,
+        counts: ModelCounts,
+        noisy: bool,
         claiming: _DraftArrays,
         path: Sequence[int],
         first: float,
@@ -293,7 +382,8 @@ class Foresight:
     ) -> None: ...
     @property
     def claims(self) -> tuple[list[int], list[float]]:
-        """What is claimed, as `claims_after` gives it."""
+        """What the free drafters claim comes next: tokens, and how likely each is right if those before it
+        are."""
 
     def worth_checking(self, most: int, further_ms: float, token_ms: float) -> int:
         """How many of the first `most` claims are worth checking in one call.
@@ -310,23 +400,30 @@ class Foresight:
             ValueError: nothing is asked, or more is checked than is claimed.
         """
 
-    def expected(
-        self,
-        checked: int,
-        asked: Sequence[int],
-        spent_ms: Sequence[float],
-        costs: NDArray[np.float64],
-        host_ms: float,
-        leaf_ms: float,
-        plain_ms: float,
-        most_ms: float,
-        one_leaf: bool,
-    ) -> list[tuple[float, float]]:
-        """Tokens and milliseconds that are expected of the step for each number of calls, by which `spent_ms`
-        is spent. Costs are as in `specx.drafters.base.StepCosts`.
+    def expected(self, checked: int, asked: int, spent_ms: float, costs: _StepCosts) -> tuple[float, float]:
+        """Tokens and milliseconds that are expected of the step after so many calls, by which `spent_ms` is
+        spent.
 
         Raises:
             ValueError: as `drafts` and `best_prefix`.
+        """
+
+    def gain(
+        self,
+        checked: int,
+        times: Sequence[int],
+        most: int,
+        before_ms: float,
+        each_ms: float,
+        affordable_ms: float,
+        rate: float,
+        costs: _StepCosts,
+    ) -> tuple[float, float]:
+        """The most milliseconds that any of so many `times` gains, and tokens then: a
+        `specx.drafters.base.Gain`.
+
+        Raises:
+            ValueError: as `expected`.
         """
 
 def merge_chain(
@@ -355,10 +452,23 @@ def graft(
     below_probs: NDArray[np.float32],
     below_sources: NDArray[np.uint8],
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
-    """A draft with a tree under the node that the tokens of `path` lead to, as `specx.drafters.cascade` says.
+    """A draft with a tree under the node that the tokens of `path` lead to, as `specx.drafters.merge` says.
 
     Raises:
         ValueError: the arrays are no drafts, or the draft does not have the path.
+    """
+
+def path_to(
+    tokens: NDArray[np.int32],
+    parents: NDArray[np.int32],
+    probs: NDArray[np.float32],
+    sources: NDArray[np.uint8],
+    leaf: int,
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
+    """The path from the root of a draft to the node `leaf`.
+
+    Raises:
+        ValueError: the arrays are no draft, or there is no such node.
     """
 
 def token_after(tokens: NDArray[np.int32], parents: NDArray[np.int32], path: Sequence[int]) -> int:

@@ -190,6 +190,11 @@ int32_t after(const Ints& tokens, const Ints& parents, const std::vector<int32_t
     return token_after(nodes_of(tokens, parents, nullptr, nullptr), path);
 }
 
+nb::tuple bound_path(const Ints& tokens, const Ints& parents, const Floats& probs, const Bytes& sources, size_t leaf) {
+    require(leaf < tokens.shape(0), "the draft has no such node");
+    return draft_arrays(path_to(nodes_of(tokens, parents, &probs, &sources), leaf));
+}
+
 template <size_t N>
 nb::tuple as_tuple(const std::array<int, N>& values) {
     nb::list items;
@@ -293,5 +298,6 @@ void bind_drafts(nb::module_& m) {
           "source"_a);
     m.def("graft", &grafted, "tokens"_a, "parents"_a, "probs"_a, "sources"_a, "path"_a, "below_tokens"_a,
           "below_parents"_a, "below_probs"_a, "below_sources"_a);
+    m.def("path_to", &bound_path, "tokens"_a, "parents"_a, "probs"_a, "sources"_a, "leaf"_a);
     m.def("token_after", &after, "tokens"_a, "parents"_a, "path"_a);
 }

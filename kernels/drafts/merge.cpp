@@ -128,3 +128,12 @@ int32_t token_after(const DraftNodes& draft, const std::vector<int32_t>& path) {
         if (draft[i].parent == *at) return draft[i].token;
     return -1;
 }
+
+DraftNodes path_to(const DraftNodes& draft, size_t leaf) {
+    DraftNodes path;
+    for (int at = static_cast<int>(leaf); at >= 0; at = draft[static_cast<size_t>(at)].parent)
+        path.push_back(draft[static_cast<size_t>(at)]);
+    std::reverse(path.begin(), path.end());
+    for (size_t i = 0; i < path.size(); ++i) path[i].parent = static_cast<int32_t>(i) - 1;
+    return path;
+}

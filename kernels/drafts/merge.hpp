@@ -20,3 +20,6 @@ DraftNodes graft(const DraftNodes& draft, const std::vector<int32_t>& path, cons
 // The first child of the node that the tokens `path` lead to, which is its most promising one: its token, -1 if
 // there is none.
 int32_t token_after(const DraftNodes& draft, const std::vector<int32_t>& path);
+
+// The path from the root to the node `leaf`.
+DraftNodes path_to(const DraftNodes& draft, size_t leaf);

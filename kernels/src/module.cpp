@@ -6,6 +6,7 @@ namespace nb = nanobind;
 void bind_sampling(nb::module_& m);
 void bind_drafts(nb::module_& m);
 void bind_foresight(nb::module_& m);
+void bind_chain(nb::module_& m);
 void bind_objective(nb::module_& m);
 void bind_bandwidth(nb::module_& m);
 void bind_distinct(nb::module_& m);
@@ -18,6 +19,7 @@ NB_MODULE(_native, m) {
     bind_sampling(m);
     bind_drafts(m);
     bind_foresight(m);
+    bind_chain(m);
     bind_objective(m);
     bind_bandwidth(m);
     bind_distinct(m);

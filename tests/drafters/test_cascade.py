@@ -8,14 +8,15 @@ import pytest
 from specx.backends.base import Output
 from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter, Drafting, Room, Text, Verified
-from specx.drafters.calibration.model import AGREES, OTHER, SILENT, ModelCalibration
-from specx.drafters.cascade import Below, Claims, claims_after, graft
+from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.free import FreeDrafter
 from specx.drafters.guesser import GuessCosts
-from specx.drafters.merge import merge
+from specx.drafters.merge import graft, merge
 from specx.drafters.mixture import MixtureDrafter
 from specx.drafters.model import DraftModel
+from specx.kernels._native import AskedChain, Below
 from specx.kernels.reference.foresight import Beside
+from specx.kernels.reference.model_counts import AGREES, OTHER, SILENT
 
 V = 64
 CHAIN = Room(8, 1)
@@ -100,12 +101,18 @@ def other_than(token):
 
 
 def test_what_is_claimed_is_the_most_promising_way_on():
+    def claims_after(draft, path):
+        chain = AskedChain(Below(), 1)
+        chain.begin(ModelCalibration().counts, False, draft.arrays, True)
+        chain.add(path, [1.0] * len(path))
+        return chain.foresee().claims
+
     draft = merge(chain_of([5, 6, 7], [0.5, 0.8, 0.5]), [5, 8], [0.5, 0.1], 1)
-    assert claims_after(draft, []).tokens == [5, 6, 7]
-    claims = claims_after(draft, [5])
-    assert claims.tokens == [6, 7] and claims.hazards[1] == pytest.approx(0.5, abs=1e-6)
-    assert claims_after(draft, [5, 8]).tokens == claims_after(draft, [9]).tokens == []
-    assert claims_after(EMPTY_DRAFT, []).tokens == []
+    assert claims_after(draft, [])[0] == [5, 6, 7]
+    tokens, hazards = claims_after(draft, [5])
+    assert tokens == [6, 7] and hazards[1] == pytest.approx(0.5, abs=1e-6)
+    assert claims_after(draft, [5, 8])[0] == claims_after(draft, [9])[0] == []
+    assert claims_after(EMPTY_DRAFT, [])[0] == []
 
 
 def test_a_tree_is_grafted_below_a_path():
@@ -130,25 +137,25 @@ def test_what_the_free_drafters_say_below_other_tokens_is_averaged():
     below = Below()
     assert below.hazards() == []
     for _ in range(200):
-        below.observe(Claims([1, 2], [0.8, 0.5]))
-        below.observe(Claims([], []))
+        below.observe([0.8, 0.5])
+        below.observe([])
     first, second = below.hazards()
     assert first == pytest.approx(0.4, rel=0.05) and second == pytest.approx(0.5, rel=0.01)
     once = Below()
-    once.observe(Claims([1, 2], [0.8, 0.5]))
+    once.observe([0.8, 0.5])
     assert once.hazards() == pytest.approx([0.8, 0.5])
 
 
 def test_how_often_the_model_says_what_the_free_drafters_do_is_learned():
     def of(calibration, noisy, hazard):
-        return Beside(*calibration.beside_free(noisy).expected([hazard])[0])
+        return Beside(*calibration.counts.expected_beside(noisy, [hazard])[0])
 
     calibration = ModelCalibration()
     prior = of(calibration, False, 0.8)
     assert 0 < prior.both <= prior.said < 1 and prior.both <= prior.right <= 1
     for i in range(200):
-        calibration.score_said(False, 0.8, i % 4 > 0)
-        calibration.score_beside(False, 0.8, i % 4 > 0, i % 4 > 0)
+        calibration.counts.score_said(False, 0.8, i % 4 > 0)
+        calibration.counts.score_beside(False, 0.8, i % 4 > 0, i % 4 > 0)
     learned = of(calibration, False, 0.75)  # of the same kind
     assert learned.said == pytest.approx(0.75, abs=0.03)
     assert learned.both == pytest.approx(0.75, abs=0.03) and learned.if_said > 0.95 > 0.2 > learned.if_other
@@ -232,7 +239,7 @@ def test_a_check_is_another_offer_of_the_same_source():
     assert model.calls == [[1, 2, 3, one, two, other_than(three)]]
     # What agrees goes to the target, and its own token instead of the first that does not.
     hazards = [
-        calibration.hazard(calibration.cell(False, margin, depth, agreement))
+        calibration.counts.hazard(calibration.counts.cell(False, margin, depth, agreement))
         for depth, (margin, agreement) in enumerate(
             zip(margins(model, text, [one, two, three]), (AGREES, AGREES, OTHER), strict=True), 1
         )
@@ -282,8 +289,11 @@ def test_the_free_drafters_go_on_below_the_chain_and_that_is_checked_next():
     check.take()
     assert model.calls[-1] == [one, two, three]
     assert free.asked_after[-1] == [one, two, three, *greedy(model, [*text.tokens, one, two, three], 1)]
-    cells = drafting._chains[drafter.guessers[0]].cells
-    assert [cell[3] for cell, _ in cells] == [OTHER, AGREES, AGREES, SILENT]
+    emitted = [one, two, three, *greedy(model, [*text.tokens, one, two, three], 1)]
+    text.append(emitted)
+    drafting.observe(Verified(emitted, draft, NOTHING))
+    seen = drafter.guessers[0].calibration.cells[0, :, :, :, 1].sum(axis=(0, 1))
+    assert seen[[SILENT, OTHER, AGREES]] == pytest.approx([1, 1, 2], abs=0.05)
 
 
 def test_free_drafts_of_the_text_go_on_below_a_chain():

@@ -178,8 +178,8 @@ def test_what_a_source_is_expected_to_give():
     [(probability, forecast)] = offer.forecast(3)
     assert probability == 1
     assert paths(forecast) == {(-1,): 1, (-1, -1): 1, (-1, -1, -1): 1, (50,): 0}
-    expected = Beside(*source.calibration.beside_free(False).expected([np.float32(0.2).item()])[0])
-    later = source.calibration.later(False)
+    expected = Beside(*source.calibration.counts.expected_beside(False, [np.float32(0.2).item()])[0])
+    later = source.calibration.counts.later(False)
     chain = [prob for prob, token in zip(forecast.probs, forecast.tokens, strict=True) if token < 0]
     assert chain == pytest.approx([expected.right, expected.right * later, expected.right * later**2])
     # One token: what the free drafters say, or another.

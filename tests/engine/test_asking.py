@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -313,6 +314,15 @@ def test_what_is_read_again_and_again_is_taken_off_what_an_investment_gains():
         source.upkeep_ms = upkeep_ms
         step(plan_of(clock), source, 0, text)
         assert source.invested == made
+
+
+def test_nobody_takes_the_place_in_memory_of_who_was_asked():
+    # Who was asked in the step before is told by what it is, which must be there as long.
+    plan, text = plan_of(SimulatedClock()), Writing()
+    source = Source(SimulatedClock(), [0.9] * 8, 1.0)
+    assert part_of(step(plan, source, 0, text)[0]).asked is not None
+    asked, text.drafting, source = weakref.ref(source), None, None
+    assert asked() is not None
 
 
 def test_loading_is_no_loss_of_the_text_whatever_the_reason():

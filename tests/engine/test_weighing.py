@@ -40,8 +40,8 @@ class RecordedDrafting(Drafting):
 
     def offers(self, room):
         for offer in self.inner.offers(room):
-            told = offer.expected if self.drafter.at_once else None
-            yield replace(offer, take=partial(self.take, offer), expected=told)
+            told = offer.gain if self.drafter.at_once else None
+            yield replace(offer, take=partial(self.take, offer), gain=told)
 
     def take(self, offer):
         self.drafter.taken.append((offer.first_ms, offer.most, len(self.drafter.taken)))

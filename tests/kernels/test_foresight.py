@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.kernels._native import BesideCounts, Foresight, best_prefix, claims_after, graft
+from specx.kernels._native import Foresight, ModelCounts, best_prefix, graft, path_to
 from specx.kernels.reference import drafts as drafts_reference
 from specx.kernels.reference import foresight as reference
 from specx.kernels.reference.foresight import FORESEEN, Beside
+from specx.kernels.reference.model_counts import BESIDE_PRIORS, SURE
 
-EDGES = np.array([0.4, 0.7, 0.9])
-PRIORS = np.array([0.4, 0.85, 0.2, 0.85, 8.0])
+EDGES, PRIORS = np.array(SURE), BESIDE_PRIORS
 HAZARD = st.floats(0.01, 0.99)
 
 
@@ -53,6 +53,23 @@ def counts(draw):
     return some(4, 2), some(4)
 
 
+def native_counts(right, agreed):
+    """Counts beside the free drafters, natively; nothing is known otherwise."""
+    beside, said = np.zeros((2, 4, 2, 2)), np.zeros((2, 4, 2))
+    beside[0], said[0] = right, agreed
+    shapes = (2, 10, 3, 3, 2), (2, 10, 2), (2, 14, 2), (2, 2)
+    return ModelCounts(*map(np.zeros, shapes), beside, said, np.zeros(2)), said
+
+
+NOTHING = native_counts(0, 0)[0]
+
+
+def claims_after(tokens, parents, probs, path):
+    """As something that is foreseen has them."""
+    claiming = tokens, parents, probs, np.zeros(len(tokens), np.uint8)
+    return Foresight(NOTHING, False, claiming, path, 0.5, 0.5, [], arrays([]), [], [], 1).claims
+
+
 @settings(max_examples=50)
 @given(drafts(), st.lists(st.integers(0, 12), max_size=4), st.data())
 def test_claims(nodes, path, data):
@@ -89,21 +106,34 @@ def test_a_tree_below_a_leaf(nodes, below, data):
 @given(counts(), st.lists(st.floats(0, 1), max_size=20))
 def test_what_is_expected_beside_the_free_drafters(tables, hazards):
     right, agreed = tables
-    found = BesideCounts(right, agreed, EDGES, PRIORS).expected(hazards)
+    found = native_counts(right, agreed)[0].expected_beside(False, hazards)
     expected = [reference.beside(right, agreed, EDGES, PRIORS, hazard) for hazard in hazards]
     assert [Beside(*each) for each in found] == expected
     assert all(0 <= each.both <= each.said and each.both <= each.right <= 1 for each in expected)
 
 
 def test_counts_are_read_when_something_is_expected():
-    right, agreed = np.zeros((4, 2, 2)), np.zeros((4, 2))
-    beside = BesideCounts(right, agreed, EDGES, PRIORS)
-    [before] = beside.expected([0.8])
-    agreed[2] = 0, 50
-    [after] = beside.expected([0.8])
+    beside, agreed = native_counts(0, 0)
+    [before] = beside.expected_beside(False, [0.8])
+    agreed[0, 2] = 0, 50
+    [after] = beside.expected_beside(False, [0.8])
     assert after[0] < before[0]
-    with pytest.raises(ValueError, match="go together"):
-        BesideCounts(right, agreed[:3].copy(), EDGES, PRIORS)
+
+
+@settings(max_examples=50)
+@given(drafts(), st.data())
+def test_the_path_to_a_node(nodes, data):
+    if not nodes:
+        with pytest.raises(ValueError, match="node"):
+            path_to(*arrays(nodes), 0)
+        return
+    leaf = data.draw(st.integers(0, len(nodes) - 1))
+    tokens, parents, probs, sources = path_to(*arrays(nodes), leaf)
+    at = leaf
+    for i in reversed(range(len(tokens))):
+        assert (tokens[i], probs[i], sources[i], parents[i]) == (*nodes[at][::2], nodes[at][3], i - 1)
+        at = nodes[at][1]
+    assert at == -1
 
 
 def chain_of(hazards):
@@ -125,7 +155,7 @@ def situations(draw):
     hazards = draw(st.lists(HAZARD, max_size=4))
     chain = draw(st.lists(st.integers(0, 11), min_size=len(hazards), max_size=len(hazards)))
     native = Foresight(
-        BesideCounts(right, agreed, EDGES, PRIORS),
+        native_counts(right, agreed)[0], False,
         arrays(claiming), path, first, later, below, arrays(nodes), chain, hazards, 3,
     )  # fmt: skip
     expected = [reference.beside(right, agreed, EDGES, PRIORS, hazard) for hazard in sure[:FORESEEN]]
@@ -180,26 +210,42 @@ def test_all_at_once_is_what_each_draft_gives(situation, costs, host_ms, leaf_ms
     asked, spent_ms = [1, 2, 4, 8, 16], [0.5, 1.0, 2.0, 4.0, 8.0]
     plain_ms, widths = costs[0], np.array([np.inf, *costs])
     most_ms = plain_ms + more_ms
-    found = native.expected(checked, asked, spent_ms, widths, host_ms, leaf_ms, plain_ms, most_ms, one_leaf)
-    for n, ms, step in zip(asked, spent_ms, found, strict=True):
+    step = widths, host_ms, leaf_ms, plain_ms, most_ms, one_leaf
+    found = []
+    for n, ms in zip(asked, spent_ms, strict=True):
         expected = np.zeros(2)
         for probability, (_, parents, probs, _) in native.drafts(checked, n):
             allowed_ms = max(most_ms - ms, plain_ms)
             *_, gain, took = best_prefix(probs, parents, widths, host_ms + ms, leaf_ms, allowed_ms, one_leaf)
             expected += probability * gain, probability * took
-        assert step == pytest.approx(tuple(expected), rel=1e-12)
+        found.append(native.expected(checked, n, ms, step))
+        assert found[-1] == pytest.approx(tuple(expected), rel=1e-12)
+    # The best number of times, looked for as long as more is gained.
+    rate, gains = 1 / plain_ms, [0.0]
+    for most, affordable_ms in ((16, 100.0), (4, 100.0), (16, 3.0), (0, 100.0)):
+        gain_ms, tokens = native.gain(checked, asked, most, 0.0, 0.5, affordable_ms, rate, step)
+        gains, best = [0.0], (0.0, 0.0)
+        for n, ms, (all_tokens, took) in zip(asked, spent_ms, found, strict=True):
+            if n > most or ms > affordable_ms:
+                break
+            gains.append(max(all_tokens / rate - took, 0.0))
+            if gains[-1] > best[0]:
+                best = gains[-1], all_tokens
+            if gains[-1] < gains[-2]:
+                break
+        assert (gain_ms, tokens) == pytest.approx(best, rel=1e-9, abs=1e-12)
 
 
 def test_what_cannot_be_asked():
     native = Foresight(
-        BesideCounts(np.zeros((4, 2, 2)), np.zeros((4, 2)), EDGES, PRIORS),
+        NOTHING, False,
         arrays([(1, -1, 0.5, 0)]), [], 0.5, 0.5, [], arrays([]), [], [], 1,
     )  # fmt: skip
     for checked, asked in ((0, 0), (2, 1), (-1, 1)):
         with pytest.raises(ValueError, match="asked"):
             native.drafts(checked, asked)
     with pytest.raises(ValueError, match="width"):
-        native.expected(0, [1], [0.0], np.array([np.inf]), 0.0, 0.0, 1.0, 1.0, True)
+        native.expected(0, 1, 0.0, (np.array([np.inf]), 0.0, 0.0, 1.0, 1.0, True))
 
 
 # --- what the reference means ------------------------------------------------------------------------------
