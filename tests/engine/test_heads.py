@@ -49,9 +49,14 @@ def pairs(tmp_path_factory, write_tiny):
 def believed(monkeypatch):
     """Every token of a head is thought to be right in most cases, and counted when it is asked for."""
     asked = []
-    monkeypatch.setattr(ModelCalibration, "hazard", lambda *_: 0.9)
-    monkeypatch.setattr(ModelCalibration, "forecast", lambda *_: 0.9)
-    monkeypatch.setattr(ModelCalibration, "later", lambda *_: 0.9)
+    begin = ModelCalibration.__init__
+
+    def sure(calibration):
+        begin(calibration)
+        for counts in (calibration.cells, calibration.margins, calibration.forecasts, calibration.all):
+            counts[...] = 0.9e12, 1e12
+
+    monkeypatch.setattr(ModelCalibration, "__init__", sure)
     monkeypatch.setattr(drafting, "REMEMBERED", 1 << 30)
     step = head_module.LlamaHead.step
 
