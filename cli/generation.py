@@ -3,6 +3,7 @@ progress, Ctrl-C and statistics."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -164,12 +165,24 @@ def load_session(asked: Asked, *, quiet: bool = False) -> Session:
     Raises:
         SpecxError: it cannot be loaded.
     """
-    from specx.engine.session import Session
-
+    Session = _session_class()  # noqa: N806
     with Progress(f"loading {asked.model.name}") as progress:
         session = Session.open(asked, progress=progress.update, notice=_ignore if quiet else notice)
     session.warn = notice  # what is probably wrong is told however quiet
     return session
+
+
+def _session_class() -> type[Session]:
+    """`Session`, imported so that OpenBLAS starts no threads with NumPy: nothing is multiplied by them."""
+    name = "OPENBLAS_NUM_THREADS"
+    given = os.environ.get(name)
+    os.environ.setdefault(name, "1")
+    try:
+        from specx.engine.session import Session
+    finally:
+        if given is None:
+            del os.environ[name]
+    return Session
 
 
 def encoded(session: Session | Remote, prompt: Prompt, *, quiet: bool = False) -> Encoded:

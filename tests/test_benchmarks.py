@@ -21,7 +21,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 def modules():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
-        names = ("widen_gguf", "replay", "simulate", "kernel_quality", "kernel_memory", "mapping")
+        names = ("widen_gguf", "replay", "simulate", "kernel_quality", "kernel_memory", "mapping", "startup")
         yield {name: importlib.import_module(name) for name in names}
 
 
@@ -254,3 +254,16 @@ def test_tokens_kept_by_a_mapping_are_counted_by_category(modules, capsys):
         "mapped_first": 4,
         "kept": 8 / 9,
     }
+
+
+def test_starts_are_compared_pair_by_pair(modules):
+    startup = modules["startup"]
+    taken = startup.Taken
+    pairs = [(taken(0.5 + i, 0.4), taken(0.3 + i, 0.1)) for i in range(9)]
+    row = startup.summary("a model", pairs)
+    assert row.own.wall == 4.5 and row.peer.wall == 4.3
+    assert row.paired == pytest.approx((0.2, 0.3)) and row.interval == pytest.approx((0.2, 0.2))
+    assert startup.summary("files", [(taken(3, 2), taken(2, 1))], ratio=True).paired == (1.5, 2)
+    alone = startup.summary("--help", [(taken(1, 1), None)])
+    assert alone.peer is None and alone.paired is None
+    assert "a model" in startup._table([row, alone]) and "+0.200 +0.300" in startup._table([row, alone])

@@ -153,7 +153,7 @@ class Session:
         return f"fake, drafter {self.drafter_name}"
 
     def close(self, *, free=True):
-        self.closed = True
+        self.closed, self.freed = True, free
 
     def __enter__(self):
         return self

@@ -409,3 +409,16 @@ def test_a_part_beyond_the_last_is_none(tmp_path):
     for name in ("m-00001-of-00000", "m-00003-of-00002", "m-00000-of-00002", "m-0000\u0661-of-0000\u0662"):
         path = tmp_path / f"{name}.gguf"
         assert shard_paths(path) == [path]
+
+
+def test_texts_of_a_header_are_passed_over_once(smollm2, monkeypatch):
+    arrays, native = [], header.end_of_texts
+
+    def counted(data, start, count):
+        arrays.append((start, count))
+        return native(data, start, count)
+
+    monkeypatch.setattr(header, "end_of_texts", counted)
+    info = read_gguf(smollm2)
+    assert info.vocabulary_size in [count for _, count in arrays]
+    assert len(set(arrays)) == len(arrays)
