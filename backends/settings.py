@@ -45,6 +45,7 @@ class Load:
         mmap, mlock: as in llama.cpp.
         swa_full: keep the whole history of sliding-window layers.
         snapshots: most earlier states of the recurrent layers that are kept of a text, to go back to.
+        mtp: load the layers that only draft as well.
         verbose: show llama.cpp's own messages.
     """
 
@@ -64,6 +65,7 @@ class Load:
     mlock: bool = False
     swa_full: bool = False
     snapshots: int = 0
+    mtp: bool = False
     verbose: bool = False
 
     @property

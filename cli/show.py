@@ -120,6 +120,8 @@ def _record(info: GGUFInfo, memory: MemoryNeed, *, tensors: bool) -> dict[str, A
 
 def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
     """The lines of the summary as (label, text), those without content left out."""
+    from specx.backends.gguf.mtp import has_mtp
+
     split = f" in {len(info.parts)} parts" if len(info.parts) > 1 else ""
     rest = memory.working - memory.weights - memory.kv
     mix = ", ".join(f"{kind} {size / info.weight_bytes:.1%}" for kind, size in info.bytes_by_type.items())
@@ -152,6 +154,7 @@ def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
         ),
         ("several texts", f"{_size(memory.kv)} more for each that is written at the same time"),
         ("speculation", _speculation(info)),
+        ("drafts itself", "with MTP layers" if has_mtp(info) else ""),
         ("fingerprint", info.fingerprint),
     ]
     return [(label, text) for label, text in rows if text]

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.layer_inputs import LAYER_INPUTS, LAYER_OUTPUTS
+from specx.backends.gguf.mtp import MTP
 from specx.backends.llama.libllama import floats_at, lib
 from specx.kernels._native import LayerTap
 
-__all__ = ["Extraction", "Observer", "cxx_function", "extraction_of"]
+__all__ = ["Extraction", "Observer", "cxx_function", "extraction_of", "nextn_functions"]
 
 Observer = tuple[Any, Any]
 """A `cb_eval` of C, and its user data."""
@@ -36,6 +37,16 @@ def cxx_function(name: str, returns: Any, *takes: Any) -> Callable[..., Any] | N
     function.restype, function.argtypes = returns, list(takes)
     found: Callable[..., Any] = function
     return found
+
+
+def nextn_functions() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """What lets a context give what its last layer hands on, and what gets it; None in builds without."""
+    switch = cxx_function(
+        "_Z26llama_set_embeddings_nextnP13llama_contextbb",
+        None, ctypes.c_void_p, ctypes.c_bool, ctypes.c_bool,
+    )  # fmt: skip
+    get = cxx_function("_Z26llama_get_embeddings_nextnP13llama_context", ctypes.c_void_p, ctypes.c_void_p)
+    return (switch, get) if switch and get else None
 
 
 class Extraction(Protocol):
@@ -85,7 +96,8 @@ def extraction_of(model: Any, architecture: str, *, on_gpu: bool) -> Extraction 
             "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
             ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32,
         )  # fmt: skip
-        return _Noted(n_layer, width, switch, get) if switch and get else None
+        last = nextn_functions() if architecture in MTP else None
+        return _Noted(n_layer, width, switch, get, last) if switch and get else None
     return _Tapped(n_layer, width) if architecture in LAYER_OUTPUTS and not on_gpu else None
 
 
@@ -120,11 +132,24 @@ class _Extraction(Extraction):
 class _Noted(_Extraction):
     """By libllama, in architectures whose graphs note what enters a layer.
 
-    The input of the layer after the last one is not noted, and that of the last one always is, of all rows.
+    The input of the last layer always is, of all rows. What the last one hands on, normalized, is noted in
+    architectures with layers that go on from there.
+
+    Args:
+        switch, get: of the input of a layer.
+        last: the same of what the last layer hands on, if it is noted.
     """
 
-    def __init__(self, n_layer: int, width: int, switch: Callable[..., Any], get: Callable[..., Any]) -> None:
-        super().__init__(range(n_layer), width)
+    def __init__(
+        self,
+        n_layer: int,
+        width: int,
+        switch: Callable[..., Any],
+        get: Callable[..., Any],
+        last: tuple[Callable[..., Any], Callable[..., Any]] | None,
+    ) -> None:
+        super().__init__(range(n_layer + (last is not None)), width)
+        self._n_layer, self._last = n_layer, last
         self._switch, self._get = switch, get
 
     def watch(self, context: Any, layers: Sequence[int]) -> None:
@@ -132,13 +157,20 @@ class _Noted(_Extraction):
         before = set(self.layers)
         super().watch(context, layers)
         for layer in before ^ set(layers):
-            self._switch(context, layer, layer in layers)
+            if layer == self._n_layer and self._last is not None:
+                self._last[0](context, layer in layers, False)
+            else:
+                self._switch(context, layer, layer in layers)
 
     def take(self, context: Any, rows: int) -> NDArray[np.float32]:
         """Put them side by side."""
         for i, layer in enumerate(self.layers):
             columns = slice(i * self._width, (i + 1) * self._width)
-            self._rows[:rows, columns] = floats_at(self._get(context, layer), rows, self._width)
+            if layer == self._n_layer and self._last is not None:
+                pointer = self._last[1](context)
+            else:
+                pointer = self._get(context, layer)
+            self._rows[:rows, columns] = floats_at(pointer, rows, self._width)
         return self._rows[:rows]
 
 

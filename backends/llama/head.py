@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from specx.backends.errors import ContextFullError, ModelError
 from specx.backends.gguf.heads import HeadFile
-from specx.backends.llama.extraction import cxx_function
+from specx.backends.llama.extraction import nextn_functions
 from specx.backends.llama.kernels import STOCK, Kernels, enable
 from specx.backends.llama.libllama import floats_at, lib, set_verbose
 from specx.backends.llama.params import create_context, load_weights
 from specx.backends.settings import HEAD_ROWS as ROWS
 from specx.backends.settings import Load
 
-__all__ = ["LlamaHead"]
+__all__ = ["LlamaHead", "Rows"]
 
 
 class LlamaHead:
@@ -55,7 +55,13 @@ class LlamaHead:
         kernels: Kernels = STOCK,
         repack: bool = True,
     ) -> None:
-        switch, get = _nextn_functions()
+        functions = nextn_functions()
+        if functions is None:
+            raise ModelError(
+                "draft heads are not available in this build of llama.cpp",
+                "install the llama-cpp-python that specx asks for: pip install -U specx",
+            )
+        switch, get = functions
         set_verbose(load.verbose)
         self._lib, self._get, self._kernels = lib(), get, kernels
         self._ctx: Any = None
@@ -76,8 +82,8 @@ class LlamaHead:
             raise
         self._memory = self._lib.llama_get_memory(self._ctx)
         switch(self._ctx, True, True)
-        self._states = _Rows(self._lib, 3 * head.target_width, tokens=False)
-        self._pairs = _Rows(self._lib, self._width, tokens=True)
+        self._states = Rows(self._lib, 3 * head.target_width, tokens=False)
+        self._pairs = Rows(self._lib, self._width, tokens=True)
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Hidden states (n, d) of what entered the target's layers (n, 3 d_t).
@@ -156,26 +162,7 @@ class LlamaHead:
             raise ModelError(f"llama.cpp could not compute a draft head (code {code})")
 
 
-def _nextn_functions() -> tuple[Any, Any]:
-    """What lets a context give hidden states, and what gets them.
-
-    Raises:
-        ModelError: this build of llama.cpp has them not.
-    """
-    switch = cxx_function(
-        "_Z26llama_set_embeddings_nextnP13llama_contextbb",
-        None, ctypes.c_void_p, ctypes.c_bool, ctypes.c_bool,
-    )  # fmt: skip
-    get = cxx_function("_Z26llama_get_embeddings_nextnP13llama_context", ctypes.c_void_p, ctypes.c_void_p)
-    if switch is None or get is None:
-        raise ModelError(
-            "draft heads are not available in this build of llama.cpp",
-            "install the llama-cpp-python that specx asks for: pip install -U specx",
-        )
-    return switch, get
-
-
-class _Rows:
+class Rows:
     """A llama_batch of states, with tokens or without, over buffers that live as long as it does.
 
     All rows or none may be wanted of a head: with some, llama.cpp gives the wrong ones.

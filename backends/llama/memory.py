@@ -13,8 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 from specx.backends.gguf.cache_size import cells, layer_cache_bytes, window_cells, windowed_layers
-from specx.backends.gguf.file import GGUFInfo, Tensor
+from specx.backends.gguf.file import GGUFInfo, Tensor, type_bytes
 from specx.backends.gguf.heads import EAGLE3
+from specx.backends.gguf.mtp import mtp_layer
 from specx.backends.llama.kernels import SPECX, STOCK, Kernels, library
 from specx.backends.llama.params import MAX_WIDTH, PROMPT_ROWS, check_cache_type
 from specx.backends.llama.state_memory import kept_states, state_compute_bytes, state_copies
@@ -161,7 +162,7 @@ def predict_memory(
         compute=compute if first > 0 else 0,
         logits=rows * info.head_rows * 4,
         drafter=_drafter_bytes(info, load, history=history) if drafting else 0,
-        draft=0,
+        draft=_mtp_bytes(info, load, n_ubatch) if load.mtp else 0,
         base=_process_bytes(gpus) + _vocabulary_bytes(info),
         repack=0,
         mapped=weights.mapped,
@@ -231,8 +232,11 @@ class _Weights:
         self.in_file = load.mmap or load.mlock
         self.working = self.mapped = self.gpu = self.cold = self.largest = self.appended = 0
         tied = not any(tensor.name == HEAD for tensor in info.tensors)
+        left_out = -1 if load.mtp else mtp_layer(info)
         for tensor in info.tensors:
             in_place = False
+            if 0 <= left_out <= _layer(tensor, info) < info.blocks:
+                continue
             if tensor.name not in LOOKED_UP:
                 self._add_multiplied(tensor, offloaded=_layer(tensor, info) >= first)
                 continue
@@ -383,6 +387,18 @@ def _head_bytes(head: GGUFInfo, load: Load, target_rows: int) -> int:
     return 4 * (HEAD_ROWS * head.vocabulary_size + target_rows * read + states)
 
 
+def _mtp_bytes(info: GGUFInfo, load: Load, n_ubatch: int) -> int:
+    """What layers that only draft take beside their weights: keys and values, a buffer in which every row of
+    a call is scored, and a row of what the last layer hands on for each of a call of the target."""
+    heads = max(info.kv_heads, default=0)
+    keys, values = heads * info.key_length, heads * info.value_length
+    row = type_bytes(load.type_k, keys) + type_bytes(load.type_v, values)
+    scores = HEAD_ROWS * info.vocabulary_size * 4
+    graph = _compute_bytes(info, replace(load, snapshots=0, texts=1), HEAD_ROWS)
+    handed = max(n_ubatch, MAX_WIDTH) * info.embedding_length * 4
+    return load.texts * cells(load.n_ctx) * row + scores + graph + handed
+
+
 def _vocabulary_bytes(info: GGUFInfo) -> int:
     if info.trim is not None or info.architecture == EAGLE3:  # nobody asks what its tokens are called
         return 0
@@ -397,7 +413,7 @@ def _with_draft(need: MemoryNeed, draft: MemoryNeed, process: int) -> MemoryNeed
     """Both models in one process, which takes `process` bytes itself."""
     return replace(
         need,
-        draft=draft.working - process,
+        draft=need.draft + draft.working - process,
         repack=need.repack + draft.repack,
         mapped=need.mapped + draft.mapped,
         gpu_weights=need.gpu_weights + draft.gpu_weights,

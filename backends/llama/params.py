@@ -75,6 +75,7 @@ def load_weights(
     params = module.llama_model_default_params()
     kept = _divide(module, params, load)
     params.load_mode = _load_mode(module, load)
+    params.load_mtp = load.mtp
     params.use_extra_bufts = repack
     if trimmed is not None:
         params.kv_overrides = overrides(module, trimmed)
@@ -109,6 +110,7 @@ def create_context(
     streams: bool,
     observer: Observer | None = None,
     other: Any = None,
+    mtp: bool = False,
 ) -> Any:
     """A llama_context for the texts of `load`.
 
@@ -122,6 +124,7 @@ def create_context(
         observer: C callback that is told every value that is computed, and its user data; must outlive the
             context.
         other: the context of a target whose matrices are read; must outlive the context.
+        mtp: whether it computes the layers that only draft.
 
     Raises:
         ModelError: it cannot be created.
@@ -152,6 +155,8 @@ def create_context(
         params.cb_eval, params.cb_eval_user_data = observer
     if other is not None:
         params.ctx_other = other
+    if mtp:
+        params.ctx_type, params.n_rs_seq = module.LLAMA_CONTEXT_TYPE_MTP, 0
     context = module.llama_init_from_model(model, params)
     if not context:
         reason = (recent_errors() or ["no reason given"])[-1]

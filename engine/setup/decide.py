@@ -18,7 +18,7 @@ from specx.engine.settings import WITH_MODEL, Asked
 from specx.engine.setup import keys
 from specx.engine.setup.choice import ASKED, Choice, Setup
 from specx.engine.setup.draft_files import NamedDraft, named_draft
-from specx.engine.setup.finder import Candidate, Unfit
+from specx.engine.setup.finder import MTP_NAME, Candidate, Unfit
 from specx.engine.setup.fit import fit_here
 from specx.engine.setup.here import Here
 from specx.engine.setup.kernels import Chosen, choose_kernels
@@ -84,7 +84,7 @@ def decide(asked: Asked, here: Here, *, timing: bool = True) -> Setup:
         cache_type_k=Choice(load.type_k, DEFAULT if asked.type_k is None else ASKED),
         cache_type_v=Choice(load.type_v, DEFAULT if asked.type_v is None else ASKED),
         drafter=_drafter(plain, asked, named, draft),
-        draft_model=_draft_model(plain, asked, named, draft),
+        draft_model=_draft_model(plain, asked, named, draft, mtp=load.mtp),
         draft=draft,
         need=fitted.need,
         changes=fitted.changes,
@@ -144,12 +144,19 @@ def _drafter(
 
 
 def _draft_model(
-    plain: str | None, asked: Asked, named: NamedDraft | Unfit | None, draft: Candidate | None
+    plain: str | None,
+    asked: Asked,
+    named: NamedDraft | Unfit | None,
+    draft: Candidate | None,
+    *,
+    mtp: bool,
 ) -> Choice[str | None]:
     if plain or asked.drafter not in WITH_MODEL:
         return Choice(None, "nothing asks one")
     if draft is not None:
         return Choice(draft.name, ASKED)
+    if mtp:
+        return Choice(MTP_NAME, "the model's own, asked where that pays")
     if isinstance(named, Unfit):
         return Choice(None, f"{named.name} cannot draft: {named.reason}")
     if named is not None:

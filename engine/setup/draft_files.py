@@ -22,7 +22,7 @@ from specx.drafters.head import LoadedHead
 from specx.engine.settings import Asked
 from specx.engine.setup.choice import Setup
 from specx.engine.setup.explain import gibibytes
-from specx.engine.setup.finder import Candidate, Finder, Unfit, check_candidate
+from specx.engine.setup.finder import Candidate, Finder, Unfit, check_candidate, own_candidate
 from specx.engine.setup.here import Here
 from specx.engine.setup.load import repack_works
 from specx.engine.setup.offloading import place_draft
@@ -59,11 +59,15 @@ class DraftFiles:
         self._finder = Finder(setup.info, here.store)
 
     def search(self) -> Iterator[Candidate | Unfit | None]:
-        """Every model of this machine, and those beside the target."""
-        return self._finder.search()
+        """The target's own layers, every model of this machine, and those beside the target."""
+        if self._setup.load.mtp and (own := own_candidate(self._setup.info)) is not None:
+            yield own
+        yield from self._finder.search()
 
     def obstacle(self, candidate: Candidate) -> str | None:
         """Why it cannot be loaded now (one clause): it would take more memory than is free."""
+        if self._is_own(candidate):
+            return None  # it was planned for when the target was loaded
         try:
             info = (
                 read_head(candidate.path).info
@@ -106,21 +110,30 @@ class DraftFiles:
             ModelError: it cannot be loaded, or does not go with the target any more.
         """
         from specx.backends.llama.head import LlamaHead
+        from specx.backends.llama.mtp import LlamaMtp
         from specx.drafters.pairs import PairHead
 
-        setup, head = self._setup, read_head(candidate.path)
+        setup, kernels = self._setup, KERNELS[self._setup.kernels.value or STOCK.name]
+        target = getattr(self._target, "context", None)
+        if self._is_own(candidate):
+            return PairHead(LlamaMtp(target, self._wanted(candidate), kernels=kernels))
+        head = read_head(candidate.path)
         if reason := check_head(head, setup.info):
             raise ModelError(f"{candidate.name} cannot draft: {reason}")
         wanted = self._wanted(candidate)
         model = LlamaHead(
             head,
             wanted,
-            target_context=getattr(self._target, "context", None),
+            target_context=target,
             scale=widened_by(setup.info),
-            kernels=KERNELS[setup.kernels.value or STOCK.name],
+            kernels=kernels,
             repack=repack_works(wanted, self._here),
         )
         return PairHead(model)
+
+    def _is_own(self, candidate: Candidate) -> bool:
+        """Whether it is a part of the target."""
+        return candidate.path == self._setup.info.path
 
     def _wanted(self, candidate: Candidate) -> Load:
         return draft_load(self._setup.asked, candidate.path, self._setup.load, head=candidate.is_head)

@@ -18,18 +18,20 @@ from specx.backends.errors import ModelError, unexpected
 from specx.backends.gguf.checks import check_runnable
 from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.gguf.heads import EAGLE3, check_head, head_of
+from specx.backends.gguf.mtp import has_mtp, mtp_bytes, mtp_layer
 from specx.backends.gguf.vocab_match import match_vocabularies
 from specx.backends.hub.models import FoundModel, list_models, models_in, real_path
 from specx.backends.store import Store
 from specx.engine.cost.rate import chain_rate
 from specx.engine.setup.layers import step_bytes
 
-__all__ = ["Candidate", "Finder", "Forecast", "Unfit", "check_candidate"]
+__all__ = ["MTP_NAME", "Candidate", "Finder", "Forecast", "Unfit", "check_candidate", "own_candidate"]
 
 EXACT = frozenset({"llama", "gpt2", "gemma4"})  # tokenizers whose tokens are the bytes of the text
 LOSSY = {"bert": "WPM", "t5": "UGM"}
 RANKS = 4  # pooling type of GGUF
-RULES = 3  # by which a file can draft or not; what was found by others is looked at again
+MTP_NAME = "MTP layers"
+RULES = 4  # by which a file can draft or not; what was found by others is looked at again
 EXAMINED = 64  # files that are opened in one session; the others' turn comes in later ones
 
 
@@ -173,6 +175,15 @@ def _unsuitable(target: GGUFInfo, draft: GGUFInfo) -> Iterator[str]:
         if info.tokenizer not in EXACT:
             name = LOSSY.get(info.tokenizer, info.tokenizer or "none")
             yield f"{whose} tokenizer ({name}) does not keep a text byte by byte"
+
+
+def own_candidate(target: GGUFInfo) -> Candidate | None:
+    """The target's own layers that only draft, if it has some that can be run."""
+    if target.plain_reason or not has_mtp(target):
+        return None
+    fingerprint = f"{target.fingerprint}-mtp"
+    shared, nbytes = target.vocabulary_size, mtp_bytes(target)
+    return Candidate(target.path, MTP_NAME, fingerprint, shared, nbytes, 0, (mtp_layer(target),))
 
 
 class Finder:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from specx.backends.gguf.file import GGUFInfo
+from specx.backends.gguf.mtp import has_mtp
 from specx.backends.llama.memory import wanted_context
 from specx.backends.machine.machine import this_cpu
 from specx.backends.settings import ALL_LAYERS, HEAD_ROWS, Load
@@ -38,6 +39,7 @@ def wanted_load(info: GGUFInfo, asked: Asked) -> Load:
         mlock=asked.mlock,
         swa_full=asked.swa_full,
         snapshots=best_snapshots(info),
+        mtp=asked.drafter == "auto" and asked.draft.model is None and has_mtp(info),
         verbose=asked.verbose,
     )
 
@@ -57,6 +59,7 @@ def draft_load(asked: Asked, path: Path, target: Load, *, head: bool = False) ->
         n_gpu_layers=ALL_LAYERS if own.n_gpu_layers is None else own.n_gpu_layers,
         offload=None,
         snapshots=0,
+        mtp=False,
         type_k=own.type_k or CACHE_TYPE,
         type_v=own.type_v or CACHE_TYPE,
     )

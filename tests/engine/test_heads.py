@@ -178,8 +178,10 @@ def test_a_build_without_heads_says_so_once_and_decodes(missing, pairs, monkeypa
     target, head = pairs("llama")
     with opened(target) as session:
         plain = texts(session, 0.0)
-    module = head_module if missing == "head" else extraction
-    monkeypatch.setattr(module, "cxx_function", lambda *_: None)
+    if missing == "head":
+        monkeypatch.setattr(head_module, "nextn_functions", lambda: None)
+    else:
+        monkeypatch.setattr(extraction, "cxx_function", lambda *_: None)
     notices = []
     with opened(target, head, notices) as session:
         assert texts(session, 0.0) == plain

@@ -142,7 +142,7 @@ def test_widened_states_are_read_as_far_as_they_are_the_model_s(made, tmp_path, 
 
 
 def test_a_build_without_the_functions_says_so(made, monkeypatch):
-    monkeypatch.setattr(head_module, "cxx_function", lambda *_: None)
+    monkeypatch.setattr(head_module, "nextn_functions", lambda: None)
     with pytest.raises(ModelError, match="not available in this build"):
         made()
 
