@@ -1,10 +1,11 @@
 """Layers of the target's own file that draft: found and asked by themselves, and the text is the same.
 
-Those of random weights are never right for long, so the calibration is made to believe in them.
+Those of random weights are never right for long, so they are asked whatever that costs, and never dropped.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,6 @@ from specx.backends.llama import head as head_module
 from specx.backends.llama import mtp as mtp_module
 from specx.backends.llama.kernels import unavailable
 from specx.backends.llama.memory import predict_memory
-from specx.drafters.calibration.model import ModelCalibration
 from specx.engine import drafting
 from specx.engine.cost.timing import unwatched
 from specx.engine.offers import Asking, Reason
@@ -40,10 +40,8 @@ def models(tmp_path_factory, write_hybrid):
 
 @pytest.fixture
 def asked_for(monkeypatch):
-    """Every token is thought to be right in most cases; how many pairs were asked for, by call."""
+    """How many pairs were asked for, by call; nothing is looked for on this machine."""
     asked = []
-    for name in ("hazard", "forecast", "later"):
-        monkeypatch.setattr(ModelCalibration, name, lambda *_: 0.9)
     monkeypatch.setattr(drafting, "REMEMBERED", 1 << 30)
     monkeypatch.setattr(drafting.DraftModels, "_pays", lambda *_: True)
     monkeypatch.setattr(Finder, "search", lambda _self: iter(()))
@@ -55,6 +53,14 @@ def asked_for(monkeypatch):
 
     monkeypatch.setattr(head_module.LlamaHead, "step", counted)
     return asked
+
+
+class Steady(Plan):
+    """Steps take what they are expected to take, whatever they do."""
+
+    def observe(self, decision, jobs, lengths, accepted, forward_ms, host_ms):
+        expected_ms = decision.cost_ms - decision.asked_ms
+        super().observe(decision, jobs, lengths, accepted, expected_ms, 0.0)
 
 
 class Willing(Asking):
@@ -72,6 +78,9 @@ def opened(path, notices=None, **options):
     session = Session.open(asked, notice=(notices if notices is not None else []).append)
     session.staircase.watch = unwatched
     session.staircase.load_json({"0": STEPS, "288": STEPS})
+    ticks = itertools.count()
+    session.clock = lambda: next(ticks) * 1e-3
+    session.plan = Steady(session.staircase, clock=session.clock, asking=Willing)
     return session
 
 
@@ -99,8 +108,8 @@ def test_texts_are_the_same(models, asked_for, name, temperature):
         found, drafted = written(session, temperature)
         assert session.draft_models.name == "MTP layers"
         calibration = session.draft_models.model.calibration
-        assert calibration.trials > 30  # of its tokens that were verified
-    assert found == plain and drafted > 100
+        assert calibration.trials > 10  # of its tokens that were verified
+    assert found == plain and drafted > 40
     assert len(asked_for) > 40
 
 
@@ -109,7 +118,6 @@ def test_several_texts(models, asked_for):
     found = []
     for drafter in ("none", "auto"):
         with opened(models["qwen35"], drafter=drafter, texts=3) as session:
-            session.plan = Plan(session.staircase, clock=session.clock, asking=Willing)
             sampling = SamplingSettings(temperature=0.8, seed=2)
             generations = [session.generate(p, sampling, n_predict=60, ignore_eos=True) for p in prompts]
             for _ in session.together(generations):
