@@ -8,3 +8,6 @@ INTERRUPTED = 130
 
 process_ends = False
 """Whether the process ends with the command: what the kernel takes back need not be given back before."""
+
+SIGNALLED = 128
+"""With the number of a signal, the exit code of what it ended, as shells have it."""

@@ -151,10 +151,6 @@ def _unexpected(problem: Exception, *, verbose: bool) -> int:
 
 
 def _abandon_stdout() -> None:
-    """Nobody takes what is left in stdout: make the flush at exit silent."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-    except (OSError, ValueError):
-        return
+    from specx.cli.terminal.console import abandon
+
+    abandon(sys.stdout)

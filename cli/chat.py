@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,7 @@ import typer
 
 from specx.backends.errors import ContextFullError, SpecxError, UsageError, unexpected
 from specx.backends.places import expanded
+from specx.cli import SIGNALLED
 from specx.cli.conversation import Conversation
 from specx.cli.generation import Request, generate, is_cut, opened, requested, statistics, summary
 from specx.cli.options.read import (
@@ -24,9 +27,9 @@ from specx.cli.options.read import (
     with_options,
 )
 from specx.cli.resident.options import ServerOptions
-from specx.cli.terminal.console import StatusLine, end_line, error, notice, write
+from specx.cli.terminal.console import StatusLine, end_line, error, notice, settle, write
 from specx.cli.terminal.files import read_text
-from specx.cli.terminal.interrupts import on_interrupt, stopping
+from specx.cli.terminal.interrupts import on_end, on_interrupt, stopping
 from specx.cli.terminal.lines import Editor, PlainLines, Reader, history_file
 
 if TYPE_CHECKING:
@@ -102,7 +105,16 @@ def chat(
         talk.scripted, talk.quiet = not sys.stdin.isatty(), shown.quiet
         history = history_file() if interactive and not model.no_cache else None
         reader = Editor(history, list(talk.commands)) if interactive else PlainLines()
-        talk.run(reader, first)
+        with on_end(partial(talk.end, reader)):
+            try:
+                talk.run(reader, first)
+            except (KeyboardInterrupt, OSError):  # a terminal that was closed takes nothing any more
+                if not talk.ended_by:
+                    raise
+    if talk.ended_by:
+        for stream in (sys.stdout, sys.stderr):
+            settle(stream)
+        raise typer.Exit(SIGNALLED + talk.ended_by)
     if talk.scripted and talk.failed:
         raise typer.Exit(1)
 
@@ -140,7 +152,8 @@ class Chat:
         self.scripted = self.failed = self.quiet = False
         self.last: Result | None = None
         self._replaceable: set[Path] = set()  # files that /save may write, as they exist
-        self._ended = False
+        self._ended = self._waiting = False
+        self.ended_by = 0  # the number of a signal
         self.commands: dict[str, tuple[Callable[[str], None], str]] = {
             "/help": (self._help, "this list"),
             "/reset": (self._reset, "begin a new conversation with the same system message"),
@@ -164,9 +177,9 @@ class Chat:
             self._take(first)
         while not self._ended:
             try:
-                text = reader.read()
+                text = self._read(reader)
             except KeyboardInterrupt:
-                if interrupted or isinstance(reader, PlainLines):
+                if self.ended_by or interrupted or isinstance(reader, PlainLines):
                     raise
                 interrupted = True
                 notice("Ctrl-C again leaves, and so does /bye")
@@ -178,6 +191,21 @@ class Chat:
             if text is None:
                 return
             self._take(text)
+
+    def _read(self, reader: Reader) -> str | None:
+        self._waiting = True
+        try:
+            return reader.read()
+        finally:
+            self._waiting = False
+
+    def end(self, reader: Reader, number: int) -> None:
+        """A signal has come: an answer ends after the present step, and then the conversation."""
+        self.ended_by, self._ended = number, True
+        if self._waiting:
+            reader.interrupt()
+        else:
+            signal.raise_signal(signal.SIGINT)
 
     def _take(self, text: str) -> None:
         if self.scripted:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from specx.backends.errors import DoesNotFitError, FileError, SpecxError
+from specx.cli import SIGNALLED
 from specx.cli.batch.options import OutputOptions
 from specx.cli.batch.progress import Reporter
 from specx.cli.batch.reading import Input
@@ -40,9 +41,6 @@ SOME_FAILED = 3
 
 TOO_MANY_FAILED = 4
 """Exit code: more failed than --max-errors allows, and the rest was not begun."""
-
-SIGNALLED = 128
-"""With the number of a signal, the exit code of what it ended, as shells have it."""
 
 
 def _ignore(_text: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TextIO
 
 from specx.backends.errors import SpecxError
 from specx.backends.printable import one_line, printable
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Progress",
     "StatusLine",
+    "abandon",
     "end_line",
     "error",
     "notice",
+    "settle",
     "show_table",
     "stderr",
     "stdout",
@@ -135,10 +137,23 @@ def _tell(text: str, label: tuple[str, str] = ("", ""), style: str = "") -> None
             sys.stderr.write(f"{label[0]}{text}\n")
             sys.stderr.flush()
     except OSError:
-        with suppress(OSError, ValueError):  # or the flush at exit would fail once more
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, sys.stderr.fileno())
-            os.close(null)
+        abandon(sys.stderr)
+
+
+def settle(stream: TextIO) -> None:
+    """Write what is left in a stream, if anybody takes it."""
+    try:
+        stream.flush()
+    except OSError:
+        abandon(stream)
+
+
+def abandon(stream: TextIO) -> None:
+    """Nobody takes what is left in a stream: make the flush at exit silent."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def _coloured() -> bool:

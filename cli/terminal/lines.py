@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,6 +39,9 @@ class Reader(Protocol):
     def read(self) -> str | None:
         """The next message, None at the end. Raises KeyboardInterrupt for Ctrl-C on an empty line."""
 
+    def interrupt(self) -> None:
+        """Have `read` raise KeyboardInterrupt. From a signal handler, while it reads."""
+
 
 class PlainLines:
     """Messages from standard input, one a line. A prompt appears on stderr if a person is typing."""
@@ -66,6 +70,10 @@ class PlainLines:
             if not text.strip():
                 return None
             return unwrap(decode(data, f"standard input (after {begun} bytes)").replace("\r\n", "\n"))
+
+    def interrupt(self) -> None:
+        """Have `read` raise KeyboardInterrupt."""
+        raise KeyboardInterrupt
 
 
 class Editor:
@@ -120,6 +128,18 @@ class Editor:
                 )
             if text.strip():
                 return self._message
+
+    def interrupt(self) -> None:
+        """Have `read` raise KeyboardInterrupt."""
+        app = self._session.app
+
+        def end() -> None:
+            with suppress(Exception):  # it has ended meanwhile
+                app.exit(exception=KeyboardInterrupt())
+
+        if app.loop is None:
+            raise KeyboardInterrupt
+        app.loop.call_soon_threadsafe(end)
 
     def _sending(self, accept: Callable[[Buffer], bool] | None) -> Callable[[Buffer], bool]:
         def send(buffer: Buffer) -> bool:

@@ -3,8 +3,7 @@
 Whoever changes the terminal (a scrolling region, a hidden cursor, a line editor's modes) says what undoes the
 change and wraps the time of it in `changed`. What ends in order or with an exception undoes its own change.
 Signals do not unwind anything, so that handlers undo what is open; at other times signals do what they always
-do. Python runs handlers between two of its instructions only, and libllama may compute for minutes, so that a
-thread waits for the same signals.
+do. libllama may compute for minutes, so that a thread hears the same signals (`heard.py`).
 """
 
 from __future__ import annotations
@@ -16,9 +15,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-__all__ = ["changed", "restore"]
+from specx.cli.terminal.heard import hearing
+
+__all__ = ["changed", "end_by", "restore"]
 
 ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGALRM", "SIGUSR1", "SIGUSR2")
 WAIT_S = 1.0  # for a terminal that takes nothing, as after Ctrl-S
@@ -113,40 +114,23 @@ def _listening() -> Iterator[None]:
     before = [number for number in handlers if signal.getsignal(number) is signal.SIG_DFL]
     for number in before:
         signal.signal(number, handlers[number])
-    woken = signal.set_wakeup_fd(_watched(), warn_on_full_buffer=False)
+    import ctypes  # noqa: F401 -- not for the first time when the process ends
+
+    ours = {int(number): end_by for number in before if number != signal.SIGTSTP}
     try:
-        yield
+        with hearing(ours):
+            yield
     finally:
-        signal.set_wakeup_fd(woken)
         for number in before:
             signal.signal(number, signal.SIG_DFL)
 
 
-_pipe: list[int] = []
-
-
-def _watched() -> int:
-    """The end of a pipe, whose other end a thread waits at for the number of a signal."""
-    if not _pipe:
-        import ctypes  # noqa: F401 -- not for the first time when the process ends
-
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
-        _pipe.append(writer)
-    return _pipe[0]
-
-
-def _watch(reader: int) -> None:
-    ending = {int(getattr(signal, name)) for name in ENDING if hasattr(signal, name)}
-    while True:
-        for number in os.read(reader, 64):
-            if number in ending and _open:
-                _end(number, None)
-
-
 def _end(number: int, _frame: FrameType | None) -> None:
-    """End as the signal ends every other program, with the terminal as it was found."""
+    end_by(number)
+
+
+def end_by(number: int) -> NoReturn:
+    """End as the signal ends every other program, with the terminal as it was found. From any thread."""
     import ctypes
 
     with _ending:

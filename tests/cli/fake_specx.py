@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 from specx.backends.errors import ContextFullError, GrammarError, UsageError
@@ -154,6 +155,8 @@ class Session:
 
     def close(self, *, free=True):
         self.closed, self.freed = True, free
+        if "FAKE_CLOSED" in os.environ:
+            Path(os.environ["FAKE_CLOSED"]).touch()
 
     def __enter__(self):
         return self

@@ -55,6 +55,62 @@ def test_outside_of_one():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+WHILE_C_IS_AT_WORK = """
+import ctypes, os, signal, threading, time
+from specx.cli.terminal.heard import hearing, times
+from specx.cli.terminal.interrupts import interruptible, on_end, on_interrupt, on_stop
+
+libc, lock = ctypes.CDLL(None), (ctypes.c_long * 16)()
+libc.pthread_mutex_lock(lock)
+main = f"/proc/self/task/{threading.get_native_id()}/syscall"
+waits = hex(ctypes.addressof(lock))
+
+def come(*numbers):
+    \"\"\"Let signals come while the main thread waits in C, which no signal interrupts.\"\"\"
+    def send():
+        while open(main).read().split()[1:2] != [waits]:
+            time.sleep(0.001)
+        for number in numbers:
+            before = times(number)
+            os.kill(os.getpid(), number)
+            while times(number) == before:
+                time.sleep(0.001)
+        libc.pthread_mutex_unlock(lock)
+    threading.Thread(target=send, daemon=True).start()
+    libc.pthread_mutex_lock(lock)
+
+INT, TERM = signal.SIGINT, signal.SIGTERM
+told = lambda number=None: print("told", number and int(number), flush=True)
+with interruptible(), INNER:
+    come(NUMBERS)
+    print("went on", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a lock is made of differs")
+@pytest.mark.parametrize(
+    ("inner", "numbers", "code", "out"),
+    [
+        ("on_interrupt(told)", "INT", 0, "told None\nwent on\n"),
+        ("on_interrupt(told)", "INT, INT", 130, "told None\n"),
+        ("on_stop(told)", "TERM", 0, "told 15\nwent on\n"),
+        ("on_stop(told)", "TERM, TERM", 0, "told 15\ntold 15\nwent on\n"),
+        ("on_stop(told)", "TERM, INT", 0, "told 2\ntold 15\nwent on\n"),
+        ("on_stop(told)", "TERM, TERM, TERM", -15, "told 15\ntold 15\n"),
+        ("on_stop(told)", "INT, INT, INT", 130, "told 2\ntold 2\n"),
+        ("on_end(told)", "TERM", 0, "told 15\nwent on\n"),
+        ("on_end(told)", "TERM, TERM", -15, None),  # told or not, as a thread hears them as well
+    ],
+)
+def test_signals_that_come_while_c_is_at_work_all_count(inner, numbers, code, out):
+    program = WHILE_C_IS_AT_WORK.replace("INNER", inner).replace("NUMBERS", numbers)
+    program = f"try:\n    exec({program!r})\nexcept KeyboardInterrupt:\n    raise SystemExit(130)"
+    command = [sys.executable, "-P", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout == out or (out is None and "went on" not in done.stdout)
+
+
 def test_what_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 
@@ -17,6 +19,7 @@ from specx.cli.terminal.console import show_table
 
 PATIENCE = 240  # seconds that a process may take on a busy machine
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+CODES = {signal.SIGTERM: 143, signal.SIGHUP: 129}  # of a chat, which ends in order
 REGION, WHOLE = "\x1b[1;23r", "\x1b[r"  # the scrolling region during an answer, and the usual one
 PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"
@@ -50,8 +53,8 @@ def rest(shell):
         shell.shown += data.decode(errors="replace")
 
 
-def ended(shell, number: int) -> None:
-    assert shell.process.wait(PATIENCE) == -number
+def ended(shell, number: int, code: int | None = None) -> None:
+    assert shell.process.wait(PATIENCE) == (-number if code is None else code)
     attributes = termios.tcgetattr(shell.master)
     rest(shell)
     assert attributes == shell.attributes
@@ -60,28 +63,69 @@ def ended(shell, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_signal_during_an_answer(terminal, number):
-    shell = terminal("-p", "hello", FAKE_ENDLESS="1", FAKE_DELAY="0.02")
+def test_a_signal_during_an_answer(terminal, number, tmp_path):
+    closed = tmp_path / "closed"
+    shell = terminal("-p", "hello", FAKE_ENDLESS="1", FAKE_DELAY="0.02", FAKE_CLOSED=str(closed))
     shell.until(REGION)
     shell.until("tokens/step", 2)
     shell.process.send_signal(number)
-    ended(shell, number)
+    ended(shell, number, CODES.get(number))
+    assert closed.exists() == (number in CODES)
 
 
-@pytest.mark.parametrize("number", SIGNALS[1:3], ids=lambda number: number.name)
-def test_a_signal_at_the_prompt(terminal, number):
-    shell = terminal()
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_at_the_prompt(terminal, number, tmp_path):
+    closed = tmp_path / "closed"
+    shell = terminal(FAKE_CLOSED=str(closed))
     shell.type("half a message", after=1)
     shell.until("half a message"[-1])
     shell.process.send_signal(number)
-    ended(shell, number)
+    ended(shell, number, CODES.get(number))
+    assert closed.exists() == (number in CODES)
+
+
+def test_what_was_said_before_a_signal_is_kept(terminal, tmp_path):
+    shell = terminal("--no-stats", SPECX_CACHE=str(tmp_path / "kept"))
+    shell.type("a message\r", after=1)
+    shell.until(PASTE_ON, 2)
+    shell.process.send_signal(signal.SIGTERM)
+    ended(shell, signal.SIGTERM, 143)
+    assert "a message" in (tmp_path / "kept" / "history" / "chat.txt").read_text()
+
+
+def test_a_terminal_that_is_closed(spawn, model, open_terminal, tmp_path):
+    """What was learned is kept, although nobody takes what is left to say."""
+
+    def start(*arguments, **options):  # a process that the terminal controls
+        return spawn(*arguments, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), **options)
+
+    closed = tmp_path / "closed"
+    shell = open_terminal(
+        *(start, "chat", model, "-p", "hello"),
+        **{"FAKE_ENDLESS": "1", "FAKE_DELAY": "0.02", "FAKE_CLOSED": str(closed)},
+    )
+    shell.until("tokens/step", 2)
+    os.close(shell.master)
+    shell.master = os.open(os.devnull, os.O_RDONLY)
+    assert shell.process.wait(PATIENCE) == 129
+    assert closed.exists()
+
+
+def test_a_second_signal_ends_at_once(terminal):
+    shell = terminal("-p", "hello", FAKE_ENDLESS="1", FAKE_DELAY="3600")
+    shell.until(REGION)
+    shell.until("Hello")
+    for _ in range(2):
+        shell.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)  # two that come at once are one to the system
+    ended(shell, signal.SIGTERM)
 
 
 def test_a_signal_while_markdown_is_drawn(terminal):
     shell = terminal("-p", "hello", "--markdown", FAKE_ENDLESS="1", FAKE_DELAY="0.02")
     shell.until(HIDDEN)
     shell.process.send_signal(signal.SIGTERM)
-    ended(shell, signal.SIGTERM)
+    ended(shell, signal.SIGTERM, 143)
 
 
 def stopped(shell) -> None:
