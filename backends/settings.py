@@ -22,7 +22,7 @@ CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq
 FLOAT_CACHES = frozenset({"f32", "f16", "bf16"})
 DEFAULT_CTX = 4096  # tokens of context where nobody asks for a number, if the model was trained for as many
 HEAD_ROWS = 32  # most rows of a call of a draft head: more take memory, and are no faster
-HEAD_HELD = 256  # tokens that a draft head begins with: older ones tell it little
+HEAD_HELD = 64  # tokens that a draft head begins with: older ones tell it little, and each takes time
 MAX_ROWS = 64  # of a call that verifies drafts, over all its texts
 MAX_THREADS = 512  # of llama.cpp: its GGML_MAX_N_THREADS
 
