@@ -10,7 +10,7 @@ import re
 from typing import Literal
 
 from specx.engine.api.call_readers import WrongError, read_arguments
-from specx.engine.api.parsing import Part, overlap
+from specx.engine.api.parsing import Part, StagedParser, overlap
 
 __all__ = ["HARMONY", "HarmonyParser"]
 
@@ -24,38 +24,21 @@ _RECIPIENT = re.compile(r"to=(?:functions\.)?([^\s<]+)")
 _Kind = Literal["content", "reasoning"]
 
 
-class HarmonyParser:
-    """Takes such an answer in arbitrary pieces. A `Parser`.
+class HarmonyParser(StagedParser):
+    """Takes such an answer in arbitrary pieces.
 
     Args:
         calls: whether there are functions to be called; else what is said to one is content.
     """
 
     def __init__(self, *, calls: bool) -> None:
+        super().__init__()
         self._calls = calls
-        self._held = ""
         self._stage = self._beginning
         self._kind: _Kind = "content"
         self._header, self._name = "", ""  # of a call
         self._said: set[str] = set()  # kinds of text that there were so far
         self._fresh = False  # whether nothing of this message was told yet
-        self._ended = False
-        self._parts: list[Part] = []
-
-    def feed(self, text: str) -> list[Part]:
-        """The parts that `text` completes."""
-        self._held += text
-        while self._stage():
-            pass
-        parts, self._parts = self._parts, []
-        return parts
-
-    def finish(self) -> list[Part]:
-        """What is left at the end."""
-        self._ended = True
-        return self.feed("")
-
-    # Each stage takes from what is held, and says whether there is more to do.
 
     def _beginning(self) -> bool:
         text = self._held.lstrip()

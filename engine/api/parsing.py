@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-__all__ = ["AnswerParser", "Call", "CallReader", "Parser", "Part", "Tags", "overlap"]
+__all__ = ["AnswerParser", "Call", "CallReader", "Parser", "Part", "StagedParser", "Tags", "overlap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,33 @@ class Parser(Protocol):
 
     def finish(self) -> list[Part]:
         """What is left at the end."""
+
+
+class StagedParser:
+    """A `Parser` that goes from stage to stage.
+
+    A stage takes from what is held, adds to the parts, and says whether there is more to do; it may set the
+    next stage. After the end of the answer, nothing more is waited for.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._ended = False
+        self._parts: list[Part] = []
+        self._stage: Callable[[], bool]
+
+    def feed(self, text: str) -> list[Part]:
+        """The parts that `text` completes."""
+        self._held += text
+        while self._stage():
+            pass
+        parts, self._parts = self._parts, []
+        return parts
+
+    def finish(self) -> list[Part]:
+        """What is left at the end."""
+        self._ended = True
+        return self.feed("")
 
 
 class BlockStream(Protocol):
@@ -84,8 +111,8 @@ class CallReader(Protocol):
         """Whether an answer that begins with `text` may be calls without anything before them."""
 
 
-class AnswerParser:
-    """Takes an answer in arbitrary pieces; what comes out does not depend on how it was cut. A `Parser`.
+class AnswerParser(StagedParser):
+    """Takes an answer in arbitrary pieces; what comes out does not depend on how it was cut.
 
     Nothing is lost: reasoning that does not end stays reasoning, and what only looks like a call is content.
     White space between reasoning, content and calls is left out. Text that may turn out to be a tag, or the
@@ -100,32 +127,15 @@ class AnswerParser:
     def __init__(
         self, tags: Tags | None = None, *, inside: bool = False, calls: CallReader | None = None
     ) -> None:
+        super().__init__()
         self._tags, self._calls = tags, calls
         self._stage = self._content if tags is None else self._thinking if inside else self._beginning
-        self._held = ""
         self._trim = tags is not None and inside  # white space that comes now separates
         self._begun = False  # whether there was anything but reasoning
         self._gap: str | None = None  # white space before calls, for content on both sides; None before any
         self._searched = 0  # of a block: how much of it has no closing text
         self._opened = ""  # what the block began with, white space before it included
         self._stream: BlockStream | None = None  # of the block
-        self._ended = False
-        self._parts: list[Part] = []
-
-    def feed(self, text: str) -> list[Part]:
-        """The parts that `text` completes."""
-        self._held += text
-        while self._stage():
-            pass
-        parts, self._parts = self._parts, []
-        return parts
-
-    def finish(self) -> list[Part]:
-        """What is left at the end."""
-        self._ended = True
-        return self.feed("")
-
-    # Each stage takes from what is held, and says whether there is more to do.
 
     def _beginning(self) -> bool:
         assert self._tags is not None
