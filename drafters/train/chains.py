@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from specx.drafters.train.batches import Batch
 from specx.drafters.train.head import Head, Keys
@@ -53,25 +54,32 @@ class Acceptance:
 def right_lengths(head: Head, batch: Batch, ids: NDArray[np.int32], depth: int = DEPTH) -> NDArray[np.int64]:
     """(B, N) how many tokens of the chain from each start are those of the text, N = T - 1; at most `depth`.
 
-    The chain from p drafts the tokens from p + 2 on. Where the text ends, a chain ends.
+    The chain from p drafts the tokens from p + 2 on. Where the text ends, a chain ends. Chains whose first
+    token the target did not choose are not computed, and those that went wrong not on.
     """
     tokens = torch.from_numpy(batch.tokens)
     n = tokens.shape[1] - 1
-    padded = torch.nn.functional.pad(tokens, (0, depth + 1), value=-1)
+    padded = functional.pad(tokens, (0, depth + 1), value=-1)
+    known = Keys()
     hidden = head.encode(torch.from_numpy(batch.features))[:, :n]
-    known, starts = Keys(), torch.arange(n)
-    going = torch.ones(len(tokens), n, dtype=torch.bool)
-    lengths = torch.zeros(len(tokens), n, dtype=torch.int64)
+    first = head.step(tokens[:, 1:], hidden, known, torch.arange(n))
+    lengths = np.zeros((len(tokens), n), np.int64)
     named = torch.from_numpy(ids.astype(np.int64))
-    for k in range(depth):
-        given = padded[:, 1 + k : 1 + k + n].clamp(min=0)
-        hidden = head.step(given, hidden, known, starts)
-        drafted = named[head.logits(hidden).argmax(-1)]
-        going &= drafted == padded[:, 2 + k : 2 + k + n]
-        lengths += going
-        if not going.any():
-            break
-    return lengths.numpy()
+    for i, text in enumerate(padded):
+        own = Keys([known.keys[0][i : i + 1]], [known.values[0][i : i + 1]])
+        starts = torch.from_numpy(np.flatnonzero(batch.chosen[i, :n]))
+        state = first[i : i + 1, starts]
+        for k in range(depth):
+            if k:
+                state = head.step(text[None, starts + k + 1], state, own, starts)
+            right = named[head.logits(state[0]).argmax(-1)] == text[starts + k + 2]
+            starts, state = starts[right], state[:, right]
+            own.keys[1:] = [key[:, :, right] for key in own.keys[1:]]
+            own.values[1:] = [value[:, :, right] for value in own.values[1:]]
+            lengths[i, starts.numpy()] += 1
+            if not len(starts):
+                break
+    return lengths
 
 
 def measure_chains(

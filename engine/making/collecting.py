@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.errors import FileError, UsageError
+from specx.backends.gguf.cache_size import layer_cache_bytes
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.machine.machine import this_cpu
 from specx.drafters.train.capture import read_states
@@ -28,10 +29,11 @@ from specx.engine.making.written import WrittenTexts, plain_texts, write_texts
 from specx.engine.session import Session
 from specx.engine.settings import Asked
 
-__all__ = ["TrainTold", "Wanted", "Work", "begin", "collect"]
+__all__ = ["TrainTold", "Wanted", "Work", "begin", "collect", "texts_that_fit"]
 
 N_CTX = 768  # tokens of a text
 AT_ONCE = 16  # texts that are written together
+LIBRARIES = 400 << 20  # bytes of llama.cpp's buffers, NumPy and Python
 WRITING, CAPTURING = 0.3, 0.5
 """Shares of the time after which no more is written, and captured: what is captured is read three times or so
 in the rest, and a second time nearly counts as new text."""
@@ -215,10 +217,11 @@ def _write_settings(path: Path, settings: dict[str, Any]) -> None:
 def collect(work: Work, asked: Asked) -> None:
     """Let the target write, and capture what it computes."""
     wanted, told = work.wanted, work.told
+    n_ctx = min(N_CTX, work.info.context_length or N_CTX)
     asked = replace(
         asked,
-        n_ctx=min(N_CTX, work.info.context_length or N_CTX),
-        texts=AT_ONCE,
+        n_ctx=n_ctx,
+        texts=texts_that_fit(work.info, n_ctx, wanted.memory),
         drafter="none",
         threads=work.threads,
         threads_batch=work.threads,
@@ -245,6 +248,12 @@ def collect(work: Work, asked: Asked) -> None:
         (work.folder / DONE).touch()
     except OSError as error:
         raise _unwritable(work.folder / DONE, error) from error
+
+
+def texts_that_fit(info: GGUFInfo, n_ctx: int, memory: int) -> int:
+    """How many texts of so many tokens are written together within `memory` bytes; at least one."""
+    room = memory - info.weight_bytes - LIBRARIES
+    return min(max(room // max(sum(layer_cache_bytes(info, n_ctx)), 1), 1), AT_ONCE)
 
 
 def _is_enough(work: Work, chosen: int) -> bool:

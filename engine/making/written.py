@@ -28,7 +28,9 @@ BEHIND = 64
 QUESTION, ANSWER = 64, 192  # tokens, at most
 LEAST, MOST = 10, 400  # characters of a question that is of use
 ASKING = 0.3  # share of texts that are questions
-TASKS_SHARE = 0.2  # share of answers that are about earlier ones
+TASKS_SHARE, BUILT_IN_SHARE = 0.3, 0.15
+"""Shares of answers to tasks about earlier ones, and to built-in prompts again: of code above all, about
+which a small model makes up few questions."""
 LENGTHS = (300, 600, 1000)  # characters of these
 GREEDY = 0.5  # share of answers; the others are sampled at
 TEMPERATURES = (0.7, 0.85, 1.0)
@@ -194,9 +196,12 @@ class _Source:
     def _asked(self, known: list[Written], chance: random.Random) -> str:
         """A question: made up before, about an earlier answer, or a built-in one."""
         answers = [text.text for text in known if not text.question and text.text.strip()]
-        if answers and chance.random() < TASKS_SHARE:
+        kind = chance.random()
+        if answers and kind < TASKS_SHARE:
             about = chance.choice(answers)[: chance.choice(LENGTHS)].strip()
             return chance.choice(self._tasks).replace("\\n", "\n").replace("{}", about)
+        if kind > 1 - BUILT_IN_SHARE:
+            return chance.choice(self._begun)
         made_up = [text.text.strip() for text in known if text.question]
         useful = [text for text in made_up if LEAST <= len(text) <= MOST]
         return chance.choice(useful or self._begun)

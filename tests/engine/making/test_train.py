@@ -9,7 +9,7 @@ import pytest
 from specx.backends.errors import FileError, SpecxError, UsageError
 from specx.backends.gguf.file import read_gguf
 from specx.drafters.make.gguf_writing import Source
-from specx.engine.making.collecting import CHECKPOINT, STATES, TEXTS
+from specx.engine.making.collecting import AT_ONCE, CHECKPOINT, LIBRARIES, STATES, TEXTS, texts_that_fit
 from specx.engine.making.train import TrainTold, Wanted, default_output, train
 from specx.engine.settings import Asked
 
@@ -152,6 +152,15 @@ def test_what_is_refused(target, tmp_path, monkeypatch):
     with pytest.raises(SpecxError, match="torch") as caught:
         train(asked(target), Wanted(output=output), TrainTold())
     assert 'pip install "specx[train]"' in caught.value.hint
+
+
+def test_so_many_texts_are_written_together_as_the_memory_holds(target):
+    info = read_gguf(target)
+    each = 6 * 512 * 2 * 32 * 2  # layers, tokens, keys and values, of two heads of 16, bytes
+    for texts in (1, 3, AT_ONCE):
+        assert texts_that_fit(info, 512, info.weight_bytes + LIBRARIES + texts * each) == texts
+    assert texts_that_fit(info, 512, 0) == 1
+    assert texts_that_fit(info, 512, 1 << 40) == AT_ONCE
 
 
 def test_disk_that_may_be_used_is_kept_to(target, tmp_path):
