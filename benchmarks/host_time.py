@@ -34,7 +34,7 @@ import numpy as np
 from cascade import DRAFT_MS, TARGET_MS, WIDEST, costs_of
 from numpy.typing import NDArray
 
-from specx.backends.base import Cache, Model, Output, Progress, RowSink, Tree, Want
+from specx.backends.base import Cache, FeatureSink, Model, Output, Progress, RowSink, Tree, Want
 from specx.backends.llama.kernels import KERNELS
 from specx.backends.llama.model import LlamaModel
 from specx.backends.scripted import SimulatedClock
@@ -103,7 +103,9 @@ def recorded(model: LlamaModel, tape: Tape, steps: Mapping[int, float], clock: S
         cache = opened()
         read = cache.prefill
 
-        def prefill(tokens: Sequence[int], *, progress: Any = None, rows: RowSink | None = None) -> None:
+        def prefill(
+            tokens: Sequence[int], *, progress: Any = None, rows: RowSink | None = None, features: Any = None
+        ) -> None:
             clock.sleep(len(tokens) * costs[WIDEST] / WIDEST * 1e-3)
             sunk: list[Any] = []
 
@@ -157,6 +159,9 @@ class Played(Model):
         """Of the model that was recorded."""
         return self._facts
 
+    def extract(self, layers: Sequence[int]) -> None:
+        """There are no heads."""
+
     def open(self) -> Cache:
         """Room for the one text."""
         cache = PlayedCache(self, self._clock)
@@ -196,7 +201,12 @@ class PlayedCache(Cache):
         return self._length
 
     def prefill(
-        self, tokens: Sequence[int], *, progress: Progress | None = None, rows: RowSink | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        progress: Progress | None = None,
+        rows: RowSink | None = None,
+        features: FeatureSink | None = None,
     ) -> None:
         """The sink gets what is on the tape."""
         self._clock.sleep(len(tokens) * self._model.costs[WIDEST] / WIDEST * 1e-3)
