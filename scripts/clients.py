@@ -1,5 +1,6 @@
 """Checks of others' clients against a running `specx serve`; clients_check.sh installs them and calls this.
 
+    clients.py openai URL
     clients.py litellm URL
     clients.py lm-eval URL SCORES           writes what each continuation scored
     clients.py transformers SCORES MODEL    computes the same scores on the same weights
@@ -66,6 +67,35 @@ MEAN_DIFFERENCE, LARGEST_DIFFERENCE = 0.1, 0.5
 """Most by which the log-probability of a token may differ, on average and at all.
 
 The weights are the same, but ggml multiplies them with activations of 8 bits, and transformers of 32."""
+
+
+def with_openai(url: str) -> str:
+    """Models, whole answers, streams, tools, logprobs and errors through OpenAI's own client."""
+    openai: Any = import_module("openai")
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    (model,) = client.models.list().data
+    asked: dict[str, Any] = {"model": model.id, "messages": MESSAGES, "max_tokens": 24, "temperature": 0}
+    whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
+    text = whole.choices[0].message.content
+    told = "".join(token.token for token in whole.choices[0].logprobs.content)
+    assert text and told.startswith(text), (told, text)
+    stream = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    call = client.chat.completions.create(**{**asked, "max_tokens": 60}, tools=[TOOL], tool_choice="required")
+    (made,) = call.choices[0].message.tool_calls
+    assert made.function.name == "get_weather" and "city" in json.loads(made.function.arguments)
+    asked = {"model": model.id, "prompt": "Once upon", "max_tokens": 0, "echo": True, "logprobs": 1}
+    echoed = client.completions.create(**asked)
+    assert echoed.choices[0].text == "Once upon" and echoed.choices[0].logprobs.tokens
+    try:
+        client.completions.create(**{**asked, "temperature": -5})
+    except openai.BadRequestError as problem:
+        assert problem.param == "temperature"
+    else:
+        raise AssertionError("a wrong temperature was accepted")
+    return f"openai said {text!r}, whole and streamed, called a tool, and told probabilities"
 
 
 def with_litellm(url: str) -> str:
@@ -230,6 +260,7 @@ def _turns(row: dict[str, Any]) -> list[str]:
 
 
 CHECKS = {
+    "openai": with_openai,
     "litellm": with_litellm,
     "lm-eval": with_lm_eval,
     "transformers": against_transformers,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Others' clients against `specx serve`: LiteLLM, lm-eval (loglikelihood, compared with transformers on the same
+# Others' clients against `specx serve`: OpenAI's, LiteLLM, lm-eval (loglikelihood, compared with transformers on the same
 # weights where torch is to be had) and the client of llama.cpp's SPEED-Bench. Each is installed into a virtual
 # environment of its own, which takes minutes the first time; what cannot be had is skipped and said so.
 #
@@ -47,6 +47,9 @@ for _ in $(seq 1200); do
 done
 
 run=("$clients/bin/python" scripts/clients.py)
+if have openai; then
+    check "OpenAI's client" "${run[@]}" openai "$url"
+fi
 if have litellm; then
     check "LiteLLM" "${run[@]}" litellm "$url"
 fi
@@ -69,5 +72,6 @@ else
     echo "skipped  llama.cpp's SPEED-Bench client: its sources cannot be had"
 fi
 
-check "the server is still there" "$python" -c "import urllib.request; urllib.request.urlopen('$url/health')"
+check "the server is still there" \
+    "$python" -c "import urllib.request; print(urllib.request.urlopen('$url/health').read().decode())"
 exit "$failed"
