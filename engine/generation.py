@@ -6,7 +6,7 @@ tokens into text and stops where it should. `specx.engine.together` writes sever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -84,7 +84,10 @@ class Writer(Protocol):
         """Room for texts."""
 
     def measure_staircase(self, cache: Cache, stopped: Callable[[], bool]) -> None:
-        """Time steps at the present length of a text, if that was never done near it."""
+        """Time steps at the present length of a text, if that was never done near it; nobody else waits."""
+
+    def measure_between(self, caches: Sequence[Cache]) -> None:
+        """Time one step, if one of the texts that are written is as long as none was before."""
 
     def outlook(self, request: Request) -> Outlook:
         """What is to be expected of an answer that begins now."""
@@ -261,13 +264,11 @@ class Generation:
             found.append(evidence_of(prompt[len(found) + 1], row))
         self.job.drafting.observe_prompt(tokens, logits)
 
-    def make_room(self, *, alone: bool) -> bool:
+    def make_room(self) -> bool:
         """Whether there is room for another step, after shifting the context if that is wanted."""
         writer, slot = self._writer, self._slot
         assert slot is not None
         cache = slot.cache
-        if alone:
-            self._timed(lambda: writer.measure_staircase(cache, lambda: self.cancelled))
         if cache.length + writer.plan.narrowest <= cache.n_ctx:
             return True
         discard = max(cache.length - self._keep, 0) // 2

@@ -90,6 +90,10 @@ class Plan:
         """A text begins, alone."""
         self._before = 1
 
+    def after(self, rows: int) -> None:
+        """A step of so many rows was computed that is none of a text's."""
+        self._before = rows
+
     def choose(self, jobs: Sequence[Planned], facts: Facts) -> Decision:
         """The drafts and width of the highest expected rate, given what drafters propose now."""
         terms = self._terms(jobs, facts)

@@ -16,8 +16,9 @@ from specx.drafters import registry
 from specx.drafters.base import Drafter
 from specx.drafters.mixture import MixtureDrafter
 from specx.engine.cost.identity import Identity, identity_text, measure_identity
-from specx.engine.cost.measuring import give_up_provisional, measure_steps
+from specx.engine.cost.measuring import BetweenSteps, give_up_provisional, measure_steps
 from specx.engine.cost.staircase import Staircase
+from specx.engine.cost.timing import Stopped, never
 from specx.engine.decode import Step
 from specx.engine.drafting import DraftModels, models_of
 from specx.engine.generation import Arrivals, Generation
@@ -27,6 +28,7 @@ from specx.engine.plan import Plan
 from specx.engine.sampling import Constraint
 from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.choice import Setup
+from specx.engine.setup.exact import exact_widths
 from specx.engine.setup.explain import silent
 from specx.engine.setup.here import Here
 from specx.engine.setup.threads import governor_of
@@ -89,9 +91,11 @@ class Session:
         self.learned = learned
         self.staircase = learned.load_staircase(Staircase(model.facts.max_width))
         self.slots = Slots(model, copies=not asked.context_shift)
-        widths = self._exact_widths()
+        exactly = asked.exact and asked.measure and not self.plain_reason
+        widths = exact_widths(self.measure_identity(), model.facts, notice) if exactly else None
         self.plan = Plan(self.staircase, max_nodes=asked.draft_max, widths=widths, clock=clock)
         self.plan.governor = governor_of(model, setup)
+        self.between_steps = BetweenSteps(self.staircase, clock)
         self.draft_models = draft_models(self) if draft_models and not self.plain_reason else None
         self.drafter_name = ""
         self.drafter: Drafter
@@ -147,9 +151,8 @@ class Session:
 
     @property
     def at_once(self) -> int:
-        """How many texts can be written together: one, where only some batch shapes are allowed, and with
-        `exact` where texts share a cache, in which company changes last bits."""
-        alone = self.plan.widths is not None or (self.asked.exact and not self.model.facts.even)
+        """How many texts can be written together: one, where company would change what is to be exact."""
+        alone = self.plan.widths is not None or (self.asked.exact and self.model.facts.shared)
         return 1 if alone else self.model.facts.max_texts
 
     @property
@@ -345,24 +348,30 @@ class Session:
         for slot in self.slots:
             slot.clear()
 
-    def measure_staircase(
-        self, cache: Cache | None = None, stopped: Callable[[], bool] = lambda: False
-    ) -> None:
-        """Time the steps at the present depth of a text, if there is a choice and it was never done near it.
-
-        Nothing is known of them if `stopped` says so meanwhile.
-        """
+    def measure_staircase(self, cache: Cache | None = None, stopped: Stopped = never) -> None:
+        """Time steps at the present depth of a text, if it matters and no other waits; `stopped` ends it."""
         cache, staircase = cache or self.cache, self.staircase
-        choosing = self.drafter_name != "none" or self.plan.widths is not None or self.asked.texts is None
-        if self.plain_reason or not choosing:
+        if not self._measures:
             return
         give_up_provisional(staircase)
-        if not staircase.needs_measuring(cache.length):
-            return
-        others = (slot.cache for slot in self.slots if slot.cache is not cache)
-        if self.model.facts.shared and any(other.length for other in others):
-            return  # where texts share one cache, a step of one goes through the cells of all
-        measure_steps(staircase, cache, self.learned, self.notice, clock=self.clock, stopped=stopped)
+        others = [slot for slot in self.slots if slot.cache is not cache]
+        # They would wait: it is done between steps. In a cache that texts share, steps go through all cells.
+        waiting = any(slot.user is not None for slot in others) and bool(staircase.depths)
+        crowded = self.model.facts.shared and any(slot.cache.length for slot in others)
+        if staircase.needs_measuring(cache.length) and not waiting and not crowded:
+            measure_steps(staircase, cache, self.learned, self.notice, clock=self.clock, stopped=stopped)
+
+    def measure_between(self, caches: Sequence[Cache]) -> None:
+        """Time one step at a new depth, if one of the texts that are written is there and that is due."""
+        apart = not self.model.facts.shared or sum(slot.cache.length > 0 for slot in self.slots) <= 1
+        if self._measures and apart and (width := self.between_steps.go_on(caches)):
+            self.plan.after(width)
+
+    @property
+    def _measures(self) -> bool:
+        """Whether it matters what steps cost."""
+        choosing = self.drafter_name != "none" or self.plan.widths is not None or self.asked.texts is None
+        return choosing and not self.plain_reason
 
     def outlook(self, request: Request) -> Outlook:
         """What is to be expected of an answer that begins now, and of this process after it."""
@@ -418,18 +427,6 @@ class Session:
             identity = measure_identity(self.cache, identity_text(self.vocab))
             self.learned.save_identity(identity)
         return identity
-
-    def _exact_widths(self) -> frozenset[int] | None:
-        if not (self.asked.exact and self.asked.measure) or self.plain_reason:
-            return None
-        identity = self.measure_identity()
-        if self.model.facts.max_texts > 1 and not self.model.facts.even:
-            self.notice("exact: one text at a time, for they share a cache, and company changes last bits")
-        if identity.exact_trees:
-            return None
-        widths = ", ".join(map(str, sorted(identity.widths)))
-        self.notice(f"exact: held to chains of the batch widths that are bit-identical here ({widths})")
-        return identity.widths
 
 
 def load(model: str | Path, **asked: Any) -> Session:

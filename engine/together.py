@@ -71,6 +71,7 @@ def write(
                 break
             yield from together.read_some()
             yield from together.leave_if_ended()
+            together.measure_some()
             yield from together.step()
     finally:
         together.end()  # also if the caller stops, or something else ends it
@@ -216,9 +217,16 @@ class _Together:
     def leave_if_ended(self) -> Written:
         """Let those go that were cancelled or have no room for another step."""
         for generation in list(self._writing):
-            room = partial(generation.make_room, alone=len(self._writing) == 1)
-            if generation.cancelled or not _guarded(generation, room):
+            if generation.cancelled or not _guarded(generation, generation.make_room):
                 yield from self._leave(generation)
+
+    def measure_some(self) -> None:
+        """Time a step where that is due."""
+        clock = self._writer.clock
+        start = clock()
+        self._writer.measure_between([job.cache for job in self._jobs])
+        for each in self._writing:
+            each.wait(clock() - start)
 
     def step(self) -> Written:
         """One turn of the loop for all that are writing."""

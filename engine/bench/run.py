@@ -102,7 +102,10 @@ class SpecxArm:
         if case.id not in self._ready:
             self._ready.add(case.id)
             if self._would_measure(case):
+                between = self._session.between_steps
+                share, between.share = between.share, math.inf
                 self._generate(case, nothing_learned(self._corpora))
+                between.share = share
         if not self._warm:
             self._learned.forget()
         return self._generate(case, self._learned)

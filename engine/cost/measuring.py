@@ -6,7 +6,7 @@ the machine is never quiet, what was measured first is used at every start.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -14,8 +14,11 @@ from specx.backends.base import Cache
 from specx.engine.cost.staircase import Staircase
 from specx.engine.cost.timing import Clock, Stopped, busy_now
 
-__all__ = ["WAITING", "Keeper", "give_up_provisional", "measure_steps"]
+__all__ = ["WAITING", "BetweenSteps", "Keeper", "give_up_provisional", "measure_steps"]
 
+SHARE = 0.3  # of the time, for measurements between steps
+LONGEST_MS = 200.0  # of one of these steps: those who are written wait so long
+ALIKE, MORE = 1.15, 256  # so many times as deep, and so many tokens, are texts that one depth is measured in
 WAITING = "another specx measures this machine: waiting for what it finds"
 
 
@@ -68,3 +71,67 @@ def measure_steps(
         notice(f"measured this model on this machine in {seconds:.1f} s: {staircase.describe()}")
     if staircase.disturbed and not disturbed:
         notice("something else kept the machine busy: this is measured again when it is quiet")
+
+
+class BetweenSteps:
+    """Times the steps at a new depth while texts are written, one step at a time.
+
+    A measurement goes on in another text that is about as deep when its own is finished. Other processes are
+    not kept from measuring meanwhile; what they disturb is noticed and not kept.
+
+    Args:
+        staircase: gets the times.
+        clock: seconds.
+
+    Attributes:
+        share: of the time since a measurement began, that it may take.
+    """
+
+    def __init__(self, staircase: Staircase, clock: Clock) -> None:
+        self.share = SHARE
+        self._staircase, self._clock = staircase, clock
+        self._turns: Iterator[int] | None = None
+        self._cache: Cache | None = None
+        self._length = 0
+        self._began = self._spent_s = 0.0
+
+    def go_on(self, caches: Sequence[Cache]) -> int:
+        """Time one step if that is due and a text of `caches` is new in its depth; returns its width or 0."""
+        start = self._clock()
+        if not self._place(caches, start) or self._spent_s > self.share * (start - self._began):
+            return 0
+        assert self._turns is not None
+        width = next(self._turns, 0)
+        self._spent_s += self._clock() - start
+        if not width:  # that was all
+            self._turns = self._cache = None
+        return width
+
+    def _place(self, caches: Sequence[Cache], now: float) -> bool:
+        """Whether there is a text to measure in, and this is not the first measurement of all."""
+        if not self._staircase.depths:
+            return False
+        if self._turns is not None:
+            if not any(cache is self._cache for cache in caches) or not self._is_alike(self._cache):
+                self._cache = next((cache for cache in caches if self._is_alike(cache)), None)
+            if self._cache is not None:
+                return True
+            self._turns = None
+        widest, needed = self._staircase.max_width, self._staircase.needs_measuring
+        new = (cache for cache in caches if needed(cache.length) and cache.room >= widest)
+        self._cache = next(new, None)
+        if self._cache is None:
+            return False
+        self._length, self._began, self._spent_s = self._cache.length, now, 0.0
+        self._turns = self._staircase.measuring(self._present, self._clock, longest_ms=LONGEST_MS)
+        return True
+
+    def _is_alike(self, cache: Cache | None) -> bool:
+        """Whether it is as deep as where the measurement began, and has room."""
+        if cache is None or not self._length <= cache.length <= self._length * ALIKE + MORE:
+            return False
+        return cache.room >= self._staircase.max_width
+
+    def _present(self) -> Cache:
+        assert self._cache is not None
+        return self._cache

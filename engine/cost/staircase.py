@@ -2,8 +2,8 @@
 
 It is no line (kernels work in groups of rows), and it grows with the depth of the context, faster for wider
 calls, because every row attends to everything before it. So it is measured at a few depths: in the empty
-context and a little deeper at first use, then whenever a generation first passes a *mark*, on the spot, by
-computing guesses that are then forgotten. Between measured depths it is interpolated, and every real step
+context and a little deeper at first use, then whenever a generation first passes a *mark*, between its steps,
+by computing guesses that are then forgotten. Between measured depths it is interpolated, and every real step
 corrects the depths on both sides of it (`regimes.py`).
 
 What was measured beside other work, or disagrees with itself, is used for want of better and kept apart,
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,11 @@ from specx.engine.cost.timing import (
     Measurement,
     Stopped,
     Watch,
+    in_proportion,
     never,
     relative_noise,
     time_step,
-    unsettled,
+    visits,
     watch_others,
 )
 
@@ -44,7 +45,6 @@ __all__ = ["CLIP", "MARKS", "Staircase"]
 MARKS = (0, 272, 1024, 4096, 16384, 65536)
 WIDTHS = (1, 2, 4, 8, 16, 64, 3, 6, 5, 7, 12, 10, 24, 32)  # most informative first
 DEEPER_WIDTHS = (1, 2, 64, 4, 8, 16)  # at later depths, where the shape is known from the one before
-RETRIES = 3  # rounds over the widths whose repetitions disagree, or that are implausible
 FIRST_DEPTH = 288  # tokens; where the growth with depth is measured at first use
 BUDGET_S = 1.6  # for the first depth; a 1B model on two cores gets through most widths in that time
 DEEPER_BUDGET_S = 0.8
@@ -199,36 +199,56 @@ class Staircase:
     ) -> float:
         """Time the widths at the cache's present length; returns the seconds it took.
 
-        Widths are taken in the order of what they tell, until the budget is spent; at least 1 and 2 are.
-        The committed sequence is as before afterwards. Near the end of the context not every width fits:
-        nothing is measured then. Nor is anything known if `stopped` says so, asked before each call.
+        Widths are taken in the order of what they tell, until the budget is spent; at least 1 and 2 are. The
+        committed tokens stay. Nothing is measured where not every width fits, or if `stopped` says so.
         """
         start = clock()
-        length = cache.length
+        for _ in self.measuring(lambda: cache, clock, budget_s=budget_s, stopped=stopped):
+            pass
+        return clock() - start
+
+    def measuring(
+        self,
+        cache_of: Callable[[], Cache],
+        clock: Clock,
+        *,
+        budget_s: float | None = None,
+        longest_ms: float = np.inf,
+        stopped: Stopped = never,
+    ) -> Iterator[int]:
+        """`measure`, one step at a time: yields the width of each. What goes by in between does not count.
+
+        Args:
+            cache_of: where the next step is computed, always about as deep as at first.
+            clock, budget_s, stopped: as for `measure`.
+            longest_ms: widths that are expected to take longer are left out, but for the narrowest two.
+        """
+        length, room = cache_of().length, cache_of().room
         first = self._depths.keys() <= self._wrong
         budget = (BUDGET_S if first else DEEPER_BUDGET_S) if budget_s is None else budget_s
         widths = [n for n in (WIDTHS if first else DEEPER_WIDTHS) if n <= self.max_width]
-        if max(widths) > cache.room or not cache.mark():
-            return 0.0
+        if max(widths) > room or not cache_of().mark():
+            return
         expected = self.costs(length)
-        measurement: Measurement[None] = Measurement(
-            budget, clock=clock, watch=self.watch, stopped=stopped, needed=2, least=2
-        )
+        options: Any = {"clock": clock, "watch": self.watch, "stopped": stopped}
+        measurement: Measurement[None] = Measurement(budget, **options, needed=2, least=2)
 
         def guess(n: int) -> float:
-            return _guess(measurement.times[None], n) if first else float(expected[n])
+            return in_proportion(measurement.times[None], n) if first else float(expected[n])
 
         def step(_arm: None, n: int) -> float:
+            if (cache := cache_of()).length != length:  # it has grown, or is another text
+                cache.mark()
             if not measurement.times[None]:
                 time_step(cache, n, clock)  # a warm-up: weights may have to come from a disk
             # Plain decoding takes one such step after another, while drafts are of all widths.
             return time_step(cache, n, clock, calls=cache.model.facts.settles if n == 1 else 1)
 
         measurement.times[None] = {}
-        measurement.take(_order(widths, measurement.times[None]), step, guess)
+        widths = [*widths[:2], *(n for n in widths[2:] if first or expected[n] <= longest_ms)]
+        yield from measurement.turn_by_turn(visits(widths, measurement.times[None]), step, guess)
         if not measurement.stopped:
             self._take_over(length, measurement.times[None], disturbed=measurement.disturbed)
-        return clock() - start
 
     def _take_over(self, length: int, times: Mapping[int, list[float]], *, disturbed: bool) -> None:
         """What was measured at a depth is known from now on, in place of what was wrong."""
@@ -428,26 +448,3 @@ def _check(depths: Mapping[int, Steps], noise: Mapping[int, Steps]) -> None:
         raise ValueError("a staircase holds positive times of positive widths")
     if any(d < 0 or 1 not in s for d, s in depths.items()):
         raise ValueError("a staircase begins with the time of one token")
-
-
-def _order(widths: list[int], times: Mapping[int, list[float]]) -> Iterator[tuple[int, None, int]]:
-    """Which width is timed next: all of them twice, the narrowest more often, then those that do not settle.
-
-    Args:
-        widths: the most informative first.
-        times: what has been measured so far, as it grows.
-
-    Returns:
-        (visit, arm, width): the narrowest are visited whatever the budget, all others as far as it reaches.
-    """
-    narrow, others = widths[:2], widths[2:]
-    yield from ((0, None, n) for n in narrow)
-    yield from ((1 if i == 0 else 2, None, n) for i, n in enumerate([*narrow * 2, *others * 2]))
-    for _ in range(RETRIES):
-        yield from ((2, None, n) for n in unsettled(times))
-
-
-def _guess(times: Mapping[int, list[float]], n: int) -> float:
-    """Milliseconds that width `n` may take: in proportion to the widest known one that is not wider."""
-    known = max((m for m in times if m <= n), default=0)
-    return min(times[known]) * n / known if known else 0.0

@@ -8,7 +8,7 @@ anything, however steady it looks: steady work beside it makes every repetition 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "Watch",
     "busy_now",
     "disturbs",
+    "in_proportion",
     "median",
     "never",
     "powers",
@@ -33,6 +34,7 @@ __all__ = [
     "time_step",
     "unsettled",
     "unwatched",
+    "visits",
     "watch_others",
 ]
 
@@ -51,6 +53,7 @@ UNSETTLED = 0.25  # a larger share of such widths means that something else kept
 LEAST_NOISE = 0.005  # of a time: two repetitions that agree better do so by chance
 ONE_TIME_NOISE = 0.03  # of times that were not repeated: what two repetitions of a step usually differ by
 LONG_MS = 500.0  # a step to which building its graph is nothing
+RETRIES = 3  # rounds over the widths whose repetitions disagree, or that are implausible
 
 Arm = TypeVar("Arm", bound=Hashable)
 Clock = Callable[[], float]
@@ -220,6 +223,16 @@ class Measurement(Generic[Arm]):
             step: milliseconds of a step of an arm and a width.
             guess: milliseconds that a step of a width may take.
         """
+        for _ in self.turn_by_turn(order, step, guess):
+            pass
+
+    def turn_by_turn(
+        self,
+        order: Iterable[tuple[int, Arm, int]],
+        step: Callable[[Arm, int], float],
+        guess: Callable[[int], float],
+    ) -> Iterator[int]:
+        """The same, one step at a time: yields the width of each. What goes by in between does not count."""
         self._began = self._clock()
         for visit, arm, n in order:
             if self._asked():
@@ -230,6 +243,10 @@ class Measurement(Generic[Arm]):
             ms = step(arm, n)
             known.setdefault(n, []).append(ms)
             self._tell(visit)
+            left = self._clock()
+            yield n
+            away = self._clock() - left
+            self._start, self._began = self._start + away, self._began + away
         self.finish()
         self.stopped = self._asked()
 
@@ -291,3 +308,26 @@ def relative_noise(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
     repeated = [spreads[n] for n, taken in times.items() if len(taken) > 1]
     usual = max(median(repeated), LEAST_NOISE) if repeated else ONE_TIME_NOISE
     return {n: max(spread, usual) for n, spread in spreads.items()}
+
+
+def visits(widths: list[int], times: Mapping[int, list[float]]) -> Iterator[tuple[int, None, int]]:
+    """Which width is timed next: all of them twice, the narrowest more often, then those that do not settle.
+
+    Args:
+        widths: the most informative first.
+        times: what has been measured so far, as it grows.
+
+    Returns:
+        (visit, arm, width): the narrowest are visited whatever the budget, all others as far as it reaches.
+    """
+    narrow, others = widths[:2], widths[2:]
+    yield from ((0, None, n) for n in narrow)
+    yield from ((1 if i == 0 else 2, None, n) for i, n in enumerate([*narrow * 2, *others * 2]))
+    for _ in range(RETRIES):
+        yield from ((2, None, n) for n in unsettled(times))
+
+
+def in_proportion(times: Mapping[int, list[float]], n: int) -> float:
+    """Milliseconds that width `n` may take: in proportion to the widest known one that is not wider."""
+    known = max((m for m in times if m <= n), default=0)
+    return min(times[known]) * n / known if known else 0.0

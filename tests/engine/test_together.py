@@ -123,6 +123,21 @@ def test_more_texts_share_a_step_and_drafts_are_spread_over_them():
     assert steps < 93  # tokens of the longest one
 
 
+def test_nobody_waits_long_for_steps_at_a_new_depth():
+    # A deeper text joins one that is written: its steps are timed one by one, in a part of the time.
+    session = session_of(even=True, vocab_size=64)
+    first = session.generate(prompt_of(0), SAMPLING[0], n_predict=800, ignore_eos=True)
+    second = session.generate((SCRIPT * 30)[:1100], SAMPLING[1], n_predict=400, ignore_eos=True)
+    known, told, waits = session.staircase.depths, session.clock(), []
+    for generation, _ in session.together([first, second], patient=False):
+        if generation is first:
+            told, before = session.clock(), told
+            waits.append(told - before)
+    assert len(session.staircase.depths) > len(known) == 1
+    assert max(session.staircase.depths) >= 1099
+    assert max(waits) < 0.1  # three steps and a piece of a prompt
+
+
 @pytest.mark.parametrize(("even", "texts"), [(True, 8), (False, 1)])
 def test_exact_texts_have_company_in_streams_of_their_own(even, texts):
     notices = []
