@@ -91,8 +91,8 @@ class Session:
         self.learned = learned
         self.staircase = learned.load_staircase(Staircase(model.facts.max_width))
         self.slots = Slots(model, copies=not asked.context_shift)
-        exactly = asked.exact and asked.measure and not self.plain_reason
-        widths = exact_widths(self.measure_identity(), model.facts, notice) if exactly else None
+        held = asked.exact and asked.measure and not self.plain_reason
+        widths = exact_widths(self.measure_identity(), model.facts, notice) if held else None
         self.plan = Plan(self.staircase, max_nodes=asked.draft_max, widths=widths, clock=clock)
         self.plan.governor = governor_of(model, setup)
         self.between_steps = BetweenSteps(self.staircase, clock)
@@ -157,8 +157,7 @@ class Session:
 
     @property
     def worthwhile(self) -> int:
-        """How many texts are best written at once, as far as costs are known; all there is room for, if a
-        number was asked for."""
+        """How many texts are best written at once, by costs as known; all there is room for, if one asked."""
         if self.asked.texts is not None or self.plan.widths is not None:
             return self.at_once
         lengths = [slot.cache.length for slot in self.slots if slot.user is not None]
@@ -354,8 +353,8 @@ class Session:
         if not self._measures:
             return
         give_up_provisional(staircase)
+        # Others would wait: it is done between steps. In a shared cache, steps go through the cells of all.
         others = [slot for slot in self.slots if slot.cache is not cache]
-        # They would wait: it is done between steps. In a cache that texts share, steps go through all cells.
         waiting = any(slot.user is not None for slot in others) and bool(staircase.depths)
         crowded = self.model.facts.shared and any(slot.cache.length for slot in others)
         if staircase.needs_measuring(cache.length) and not waiting and not crowded:
