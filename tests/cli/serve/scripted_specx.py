@@ -26,8 +26,8 @@ def main():
         )
         close = session.close
 
-        def closing():
-            close()
+        def closing(*, free=True):
+            close(free=free)
             print("closed", file=sys.stderr, flush=True)
 
         session.close = closing
