@@ -176,6 +176,48 @@ def test_a_row_is_the_same_at_every_width_and_number_of_threads(isa):
             np.testing.assert_array_equal(out[0, row], alone[start + row])
 
 
+@pytest.mark.parametrize("kinds", [(F16, F16), (Q8_0, Q8_0), (F16, Q8_0)])
+@pytest.mark.parametrize("size", [32, 64, 96, 256])
+def test_every_instruction_set_gives_the_same_bits(size, kinds):
+    for rows, cells, streams in ((1, 430, 3), (5, 130, 1), (70, 190, 1)):
+        rng, q, k, v = random_case(size + rows, rows=rows, cells=cells, size=size, streams=streams)
+        mask = np.concatenate([random_mask(rng, rows, cells) for _ in range(streams)])
+        (k_cache, _), (v_cache, _) = cache_of(k, kinds[0]), cache_of(v, kinds[1])
+        sinks = rng.standard_normal(6)
+        for settings in ({}, {"softcap": 20.0}, {"sinks": sinks, "max_bias": 8.0}):
+            bits = {
+                compute(isa, q, k_cache, v_cache, mask, scale=0.1, kinds=kinds, **settings).tobytes()
+                for isa in isas()
+            }
+            assert len(bits) == 1
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("kind", [F16, Q8_0])
+@pytest.mark.parametrize("rows", [1, 3, 12])
+def test_a_text_is_the_same_alone_and_beside_longer_and_shorter_ones(isa, kind, rows):
+    depths = [1, 64, 65, 300, 17, 0, 200]  # of 320 cells; what lies beyond is another text's rubbish
+    _, q, k, v = random_case(9, rows=rows, cells=320, heads=9, kv_heads=3, streams=len(depths))
+    mask = np.full((len(depths), 1, rows, 320), -INF, dtype=np.float16)
+    for stream, depth in enumerate(depths):
+        for row in range(rows):
+            mask[stream, 0, row, : min(depth + row, 320)] = 0
+    (k_cache, _), (v_cache, _) = cache_of(k, kind), cache_of(v, kind)
+    settings = {"scale": 0.125, "kinds": (kind, kind)}
+    together = {
+        threads: compute(isa, q, k_cache, v_cache, mask, threads=threads, **settings) for threads in (1, 2, 5)
+    }
+    for stream, depth in enumerate(depths):
+        own = slice(stream, stream + 1)
+        cells = max(1, min(depth + rows, 320))  # no more than the text has
+        alone = compute(
+            isa, q[own], k_cache[own, :cells].copy(), v_cache[own, :cells].copy(), mask[own, ..., :cells],
+            threads=1, **settings,
+        )  # fmt: skip
+        for out in together.values():
+            np.testing.assert_array_equal(out[own], alone)
+
+
 @pytest.mark.parametrize("isa", isas())
 def test_sharing_out_rows_gives_the_same_bits_as_sharing_out_tiles(isa):
     rows, cells = 150, 200  # too wide to share out tiles

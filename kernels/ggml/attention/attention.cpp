@@ -17,6 +17,7 @@ constexpr float kMinusInfinity = -INFINITY;
 constexpr int64_t kMaxSplitRows = 64;
 constexpr size_t kMaxPartialBytes = size_t{32} << 20;
 constexpr int64_t kBlockRows = 96;  // rows that share the loading of a tile when rows are shared out
+constexpr int64_t kFewRows = 24;    // up to so many, Q8_0 is converted where it is used: see load_tile()
 
 int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
 
@@ -30,24 +31,25 @@ struct Plan {
     int64_t blocks;        // units of work for each K and V head and tile (or for each K and V head)
 
     // Scratch memory of one member, in floats.
-    int64_t rows_at, keys_at, values_at, tile_at, states_at, running_at, member_floats;
+    int64_t keys_at, widened_at, values_at, tile_at, states_at, running_at, seen_at, member_floats;
 };
 
 Plan plan_for(const Attention& op, const AttentionKernels& kernels) {
     Plan plan = {op, kernels, op.heads / op.kv_heads, (op.cells + kTileCells - 1) / kTileCells, false, 0, 0, 0, 0,
-                 0,  0,       0,                      0, 0};
+                 0,  0,       0,                      0, 0, 0};
     size_t partial = sizeof(float) * (op.v_size + 2) * op.streams * op.heads * op.rows * plan.tiles;
     plan.split = op.rows <= kMaxSplitRows && partial <= kMaxPartialBytes;
     int64_t block = kBlockRows / plan.group > 0 ? kBlockRows / plan.group : 1;
     plan.block_tokens = plan.split || op.rows < block ? op.rows : block;
     plan.blocks = (op.rows + plan.block_tokens - 1) / plan.block_tokens;
-    plan.keys_at = plan.rows_at + 16 * op.k_size;
-    plan.values_at = plan.keys_at + kTileCells * op.k_size;
+    plan.widened_at = plan.keys_at + kTileCells * op.k_size / 2;
+    plan.values_at = plan.widened_at + kTileCells * op.k_size;
     plan.tile_at = plan.values_at + kTileCells * op.v_size;
     plan.states_at = plan.tile_at + kRowGroup * op.v_size;
     int64_t held = plan.split ? 1 : plan.block_tokens * plan.group;
     plan.running_at = plan.states_at + aligned(2 * held);
-    plan.member_floats = plan.running_at + aligned(held * op.v_size);
+    plan.seen_at = plan.running_at + aligned(held * op.v_size);
+    plan.member_floats = plan.seen_at + (plan.split ? aligned(op.streams * plan.tiles) : 0);
     return plan;
 }
 
@@ -75,15 +77,46 @@ const uint16_t* mask_of(const Attention& op, int64_t stream, int64_t head, int64
     return reinterpret_cast<const uint16_t*>(row);
 }
 
-void load_tile(const Plan& plan, const Rows& rows, int64_t tile, int cells, float* scratch) {
-    const Attention& op = plan.op;
+// Where the K and V of a head and tile are in the cache.
+struct Place {
+    const char *k, *v;
+};
+
+Place place_of(const Attention& op, int64_t stream, int64_t kv_head, int64_t tile) {
     int64_t cell = tile * kTileCells;
-    const char* k = static_cast<const char*>(op.k) + rows.stream * op.k_stream + rows.kv_head * op.k_head;
-    const char* v = static_cast<const char*>(op.v) + rows.stream * op.v_stream + rows.kv_head * op.v_head;
-    plan.kernels.load_keys(op.type_k, k + cell * op.k_cell, op.k_cell, cells, op.k_size, scratch + plan.rows_at,
-                           scratch + plan.keys_at);
-    plan.kernels.load_values(op.type_v, v + cell * op.v_cell, op.v_cell, cells, op.v_size,
-                             scratch + plan.values_at);
+    return {static_cast<const char*>(op.k) + stream * op.k_stream + kv_head * op.k_head + cell * op.k_cell,
+            static_cast<const char*>(op.v) + stream * op.v_stream + kv_head * op.v_head + cell * op.v_cell};
+}
+
+// One tile that is being computed.
+struct Tile {
+    int64_t index;
+    int cells;  // the first ones, which are read
+    Place place;
+    Fetcher* fetcher;  // of what will be computed next
+    bool loaded = false;
+    Keys keys = {};
+    Values values = {};
+};
+
+// Keys and values are converted where they are used, and that for each six rows again, if that is faster than to have
+// them converted beforehand: float16 always, as they leave room in the first cache, Q8_0 for a few rows.
+void load_tile(const Plan& plan, const Rows& rows, float* scratch, Tile* tile) {
+    const Attention& op = plan.op;
+    float *keys = scratch + plan.keys_at, *widened = scratch + plan.widened_at, *values = scratch + plan.values_at;
+    bool few = (rows.end - rows.first) * plan.group <= kFewRows;
+    tile->loaded = true;
+    tile->keys = {op.type_k, keys, keys + kTileCells * op.k_size / 4};
+    tile->values = {op.type_v, tile->place.v, op.v_cell};
+    plan.kernels.load_keys(op.type_k, tile->place.k, op.k_cell, tile->cells, op.k_size, tile->keys);
+    if (op.type_k == kTypeQ8_0 && !few) {
+        plan.kernels.widen_keys(tile->keys, tile->cells, op.k_size, widened);
+        tile->keys = {0, widened, nullptr};
+    }
+    if (op.type_v == kTypeQ8_0 && !few) {
+        plan.kernels.widen_values(tile->values, tile->cells, op.v_size, values);
+        tile->values = {0, values, 0};
+    }
 }
 
 // Rows collected until there are enough to be computed together.
@@ -96,7 +129,7 @@ struct Batch {
 };
 
 // Compute a batch over the loaded tile: into the rows' own places, or folded into what is there.
-void flush(const Plan& plan, const Rows& rows, int cells, float* scratch, Batch* batch) {
+void flush(const Plan& plan, const Rows& rows, const Tile& tile, float* scratch, Batch* batch) {
     const Attention& op = plan.op;
     float* values[kRowGroup];
     RowState* states[kRowGroup];
@@ -106,8 +139,8 @@ void flush(const Plan& plan, const Rows& rows, int cells, float* scratch, Batch*
         states[i] = plan.split ? rows.states + batch->row[i] : tile_states + i;
     }
     Logits logits = {op.softcap != 0.0f ? op.scale / op.softcap : op.scale, op.softcap};
-    plan.kernels.rows(batch->n, batch->q, scratch + plan.keys_at, scratch + plan.values_at, op.k_size, op.v_size,
-                      cells, batch->mask, batch->slope, logits, values, states);
+    plan.kernels.rows(batch->n, batch->q, tile.keys, tile.values, op.k_size, op.v_size, tile.cells, batch->mask,
+                      batch->slope, logits, values, states, tile.fetcher);
     for (int i = 0; i < batch->n && !plan.split; ++i) {
         plan.kernels.fold(op.v_size, rows.states + batch->row[i], rows.values + batch->row[i] * op.v_size,
                           tile_states[i], values[i]);
@@ -115,33 +148,29 @@ void flush(const Plan& plan, const Rows& rows, int cells, float* scratch, Batch*
     batch->n = 0;
 }
 
-// How many of the first cells of a tile any of the rows sees: what comes after them need not be read. The last tile is
-// on average half empty, and llama.cpp pads the cells of short contexts up to a multiple of four tiles.
-int cells_seen(const Plan& plan, const Rows& rows, int64_t cell) {
+// How many of the first cells of a tile any of the rows [first, end) sees: what comes after them need not be read. The
+// last tile is on average half empty, llama.cpp pads the cells of short contexts up to a multiple of four tiles, and
+// each of several streams has as many as the longest.
+int cells_seen(const Plan& plan, int64_t stream, int64_t head, int64_t heads, int64_t first, int64_t end,
+               int64_t tile) {
     const Attention& op = plan.op;
+    int64_t cell = tile * kTileCells;
     int cells = static_cast<int>(op.cells - cell < kTileCells ? op.cells - cell : kTileCells);
     if (op.mask == nullptr) return cells;
     int seen = 0;
-    for (int64_t token = rows.end - 1; token >= rows.first && seen < cells; --token) {  // the last sees most
-        for (int64_t g = 0; g < (op.mask_heads > 1 ? plan.group : 1); ++g) {
-            const uint16_t* mask = mask_of(op, rows.stream, rows.kv_head * plan.group + g, token) + cell;
+    for (int64_t token = end - 1; token >= first && seen < cells; --token) {  // the last sees most
+        for (int64_t h = head; h < (op.mask_heads > 1 ? head + heads : head + 1); ++h) {
+            const uint16_t* mask = mask_of(op, stream, h, token) + cell;
             seen = std::max(seen, plan.kernels.visible_cells(mask, cells));
         }
     }
     return seen;
 }
 
-// One tile for all the rows that see any of its cells.
-void compute_tile(const Plan& plan, const Rows& rows, int64_t tile, float* scratch) {
+// One tile, of which some row sees a cell, for all the rows that do.
+void compute_tile(const Plan& plan, const Rows& rows, Tile tile, float* scratch) {
     const Attention& op = plan.op;
-    int64_t cell = tile * kTileCells;
-    int cells = cells_seen(plan, rows, cell);
-    if (cells == 0) {
-        for (int64_t row = 0; plan.split && row < (rows.end - rows.first) * plan.group; ++row)
-            rows.states[row].maximum = kMinusInfinity;
-        return;
-    }
-    bool loaded = false, blind = false;
+    bool blind = false;
     const uint16_t* mask = nullptr;
     Batch batch;
     for (int64_t token = rows.first; token < rows.end; ++token) {
@@ -149,24 +178,23 @@ void compute_tile(const Plan& plan, const Rows& rows, int64_t tile, float* scrat
             int64_t head = rows.kv_head * plan.group + g;
             int64_t row = (token - rows.first) * plan.group + g;
             if (op.mask != nullptr && (g == 0 || op.mask_heads > 1)) {
-                mask = mask_of(op, rows.stream, head, token) + cell;
-                blind = plan.kernels.visible_cells(mask, cells) == 0;
+                mask = mask_of(op, rows.stream, head, token) + tile.index * kTileCells;
+                blind = plan.kernels.visible_cells(mask, tile.cells) == 0;
             }
             if (blind) {
                 if (plan.split) rows.states[row].maximum = kMinusInfinity;
                 continue;
             }
-            if (!loaded) load_tile(plan, rows, tile, cells, scratch);
-            loaded = true;
+            if (!tile.loaded) load_tile(plan, rows, scratch, &tile);
             const char* q = static_cast<const char*>(op.q) + token * op.q_row + head * op.q_head;
             batch.q[batch.n] = reinterpret_cast<const float*>(q + rows.stream * op.q_stream);
             batch.mask[batch.n] = mask;
             batch.slope[batch.n] = slope_of(op, head);
             batch.row[batch.n] = row;
-            if (++batch.n == kRowGroup) flush(plan, rows, cells, scratch, &batch);
+            if (++batch.n == kRowGroup) flush(plan, rows, tile, scratch, &batch);
         }
     }
-    if (batch.n > 0) flush(plan, rows, cells, scratch, &batch);
+    if (batch.n > 0) flush(plan, rows, tile, scratch, &batch);
 }
 
 // Add the head's sink, if it has one, and write the result of a row.
@@ -181,6 +209,60 @@ void finish_row(const Plan& plan, int64_t stream, int64_t head, int64_t token, R
     plan.kernels.finish(op.v_size, *state, value, reinterpret_cast<float*>(dst));
 }
 
+// What one member does where tiles are shared out: a stretch of all tiles that are seen, in the order of memory: by
+// stream, tile and head.
+struct Share {
+    const Plan& plan;
+    const int32_t* seen;  // [streams][tiles]: cells
+    int64_t at;           // an item: (stream * tiles + tile) * kv_heads + head
+    int64_t cells_left;   // of this item and those after it
+
+    bool skip_unseen() {
+        while (cells_left > 0 && seen[at / plan.op.kv_heads] == 0) at += plan.op.kv_heads;
+        return cells_left > 0;
+    }
+    bool advance() {
+        cells_left -= cells();
+        ++at;
+        return skip_unseen();
+    }
+    int64_t stream() const { return at / plan.op.kv_heads / plan.tiles; }
+    int64_t tile() const { return at / plan.op.kv_heads % plan.tiles; }
+    int64_t head() const { return at % plan.op.kv_heads; }
+    int cells() const { return seen[at / plan.op.kv_heads]; }
+    Place place() const { return place_of(plan.op, stream(), head(), tile()); }
+};
+
+// K and V of all heads of the next tile: together they lie side by side.
+Fetcher fetcher_of(const Plan& plan, const Share& share) {
+    const Attention& op = plan.op;
+    int64_t items = op.kv_heads - share.head();
+    Share next = {plan, share.seen, share.at + items, share.cells_left - items * share.cells()};
+    if (!next.skip_unseen() || op.k_head * op.kv_heads > op.k_cell || op.v_head * op.kv_heads > op.v_cell) return {};
+    Place place = next.place();
+    return {{place.k, next.cells() * op.k_cell}, {place.v, next.cells() * op.v_cell}};
+}
+
+// `seen` is filled in.
+Share share_of(const Plan& plan, int32_t* seen, int member, int size) {
+    const Attention& op = plan.op;
+    int64_t all = 0;
+    for (int64_t stream = 0; stream < op.streams; ++stream) {
+        for (int64_t tile = 0; tile < plan.tiles; ++tile) {
+            int cells = cells_seen(plan, stream, 0, op.heads, 0, op.rows, tile);
+            seen[stream * plan.tiles + tile] = cells;
+            all += cells * op.kv_heads;
+        }
+    }
+    // An item belongs to the member in whose part of all cells it begins.
+    Share share = {plan, seen, 0, all};
+    int64_t begin = all * member / size, end = all * (member + 1) / size;
+    bool more = share.skip_unseen();
+    while (more && all - share.cells_left < begin) more = share.advance();
+    share.cells_left -= all - end;
+    return share;
+}
+
 // Tiles are shared out: each leaves a state and a value for every row, which are folded in a second pass.
 void attention_by_tiles(const Plan& plan, float* partial, float* scratch, Team* team, int member, int size) {
     const Attention& op = plan.op;
@@ -188,25 +270,30 @@ void attention_by_tiles(const Plan& plan, float* partial, float* scratch, Team* 
     int64_t heads = op.streams * op.kv_heads;
     auto* states = reinterpret_cast<RowState*>(partial);
     float* values = partial + aligned(2 * heads * plan.tiles * per_tile);
-    // In turns by tile, then head: the last tiles of every head may be empty or nearly so, and everybody gets his share.
-    for (int64_t turn = member; turn < heads * plan.tiles; turn += size) {
-        int64_t head = turn % heads, tile = turn / heads;
-        int64_t item = head * plan.tiles + tile;
-        Rows rows = {head / op.kv_heads, head % op.kv_heads, 0, op.rows, states + item * per_tile,
-                     values + item * per_tile * op.v_size};
+    auto* seen = reinterpret_cast<int32_t*>(scratch + plan.seen_at);
+    Share share = share_of(plan, seen, member, size);
+    Fetcher fetcher = {};
+    bool first = true;
+    for (bool more = share.cells_left > 0; more; first = false) {
+        Rows rows = {share.stream(), share.head(), 0, op.rows, states + share.at * per_tile,
+                     values + share.at * per_tile * op.v_size};
+        Tile tile = {share.tile(), share.cells(), share.place(), &fetcher};
+        if (first || share.head() == 0) fetcher = fetcher_of(plan, share);
+        more = share.advance();
         compute_tile(plan, rows, tile, scratch);
     }
     team_barrier(team);
     float* value = scratch + plan.running_at;
     for (int64_t item = member; item < heads * per_tile; item += size) {
-        int64_t head = item / per_tile, row = item % per_tile;
+        int64_t stream = item / per_tile / op.kv_heads, head = item / per_tile % op.kv_heads, row = item % per_tile;
         RowState state = {kMinusInfinity, 0.0f};
         for (int64_t tile = 0; tile < plan.tiles; ++tile) {
-            int64_t at = (head * plan.tiles + tile) * per_tile + row;
+            if (seen[stream * plan.tiles + tile] == 0) continue;
+            int64_t at = ((stream * plan.tiles + tile) * op.kv_heads + head) * per_tile + row;
             plan.kernels.fold(op.v_size, &state, value, states[at], values + at * op.v_size);
         }
-        finish_row(plan, head / op.kv_heads, head % op.kv_heads * plan.group + row % plan.group, row / plan.group,
-                   &state, value, scratch + plan.tile_at);
+        finish_row(plan, stream, head * plan.group + row % plan.group, row / plan.group, &state, value,
+                   scratch + plan.tile_at);
     }
 }
 
@@ -221,7 +308,12 @@ void attention_by_rows(const Plan& plan, float* scratch, int member, int size) {
                      reinterpret_cast<RowState*>(scratch + plan.states_at), scratch + plan.running_at};
         int64_t count = (end - first) * plan.group;
         for (int64_t row = 0; row < count; ++row) rows.states[row] = {kMinusInfinity, 0.0f};
-        for (int64_t tile = 0; tile < plan.tiles; ++tile) compute_tile(plan, rows, tile, scratch);
+        for (int64_t tile = 0; tile < plan.tiles; ++tile) {
+            int cells = cells_seen(plan, rows.stream, rows.kv_head * plan.group, plan.group, first, end, tile);
+            Fetcher none = {};
+            Tile current = {tile, cells, place_of(op, rows.stream, rows.kv_head, tile), &none};
+            if (cells > 0) compute_tile(plan, rows, current, scratch);
+        }
         for (int64_t row = 0; row < count; ++row) {
             finish_row(plan, rows.stream, rows.kv_head * plan.group + row % plan.group,
                        first + row / plan.group, rows.states + row, rows.values + row * op.v_size,

@@ -1,12 +1,12 @@
 // Attention of a few query rows over a long cache: softmax(scale * Q K^T + mask) V.
 //
-// The cells of the cache are cut into tiles of 64 at fixed places. Each tile of K and V is read and converted
-// to floats once for all heads of a group and all rows (Ainslie et al., "GQA", 2023), each row keeps its own
-// maximum and sum for a tile, and a row's tiles are folded together in their order (the online softmax of
-// Milakov and Gimelshein, 2018, as in FlashAttention). A tile in which a row sees no cell is skipped
-// for that row. So a row's result depends on its own query, its own mask and the cells, never on the other rows,
-// on how many there are, or on the number of threads: the bits are the same at every width. All
-// arithmetic is in 32-bit floats.
+// The cells of the cache are cut into tiles of 64 at fixed places. The K of a tile is transposed once for all heads of
+// a group and all rows (Ainslie et al., "GQA", 2023), each row keeps its own maximum and sum for a tile, and a row's
+// tiles are folded together in their order (the online softmax of Milakov and Gimelshein, 2018, as in FlashAttention).
+// A tile in which a row sees no cell is skipped for that row. So a row's result depends on its own query, its own mask
+// and the cells, never on the other rows, on how many there are, or on the number of threads: the bits are the same
+// at every width. All arithmetic is in 32-bit floats, in the same order on every instruction set: the bits are the
+// same there, too.
 #pragma once
 
 #include <cstddef>

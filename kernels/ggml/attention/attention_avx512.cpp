@@ -14,6 +14,7 @@ struct Avx512 {
     using reg = __m512;
     static constexpr int kWidth = 16;
     static constexpr int kVectors = 4;
+    static constexpr int kCells = 32;
     static void keep(reg* a) { asm("" : "+v"(*a)); }
     static reg load(const float* p) { return _mm512_loadu_ps(p); }
     static void store(float* p, reg a) { _mm512_storeu_ps(p, a); }
@@ -32,7 +33,12 @@ struct Avx512 {
         __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
         return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
     }
-    static float reduce_add(reg a) { return _mm512_reduce_add_ps(a); }
+    static float fold_sums(const reg* sums) {
+        __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(sums[0]), _mm512_extractf32x8_ps(sums[0], 1));
+        __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+    }
     static float reduce_max(reg a) { return _mm512_reduce_max_ps(a); }
     static reg load_half(const uint16_t* p) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -40,26 +46,62 @@ struct Avx512 {
     static reg load_int8(const int8_t* p) {
         return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
     }
-
-    // Lane j of the vector made of rows i, i + 4, i + 8 and i + 12 is a row of the 4 x 4 block that becomes
-    // lane j of the result, so transposing within lanes is all that is left.
-    static reg gather(const float* rows, int64_t stride) {
-        reg a = _mm512_castps128_ps512(_mm_loadu_ps(rows));
-        a = _mm512_mask_broadcast_f32x4(a, 0x00F0, _mm_loadu_ps(rows + 4 * stride));
-        a = _mm512_mask_broadcast_f32x4(a, 0x0F00, _mm_loadu_ps(rows + 8 * stride));
-        return _mm512_mask_broadcast_f32x4(a, 0xF000, _mm_loadu_ps(rows + 12 * stride));
+    static reg set_half(const char* p) {
+        uint16_t half;
+        std::memcpy(&half, p, 2);
+        return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(half)));
     }
-    static void transpose(const float* rows, int64_t stride, float* out, int64_t out_stride) {
-        reg a = gather(rows, stride), b = gather(rows + stride, stride);
-        reg c = gather(rows + 2 * stride, stride), d = gather(rows + 3 * stride, stride);
-        __m512d ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
-        __m512d ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
-        __m512d cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
-        __m512d cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
-        store(out, _mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low)));
-        store(out + out_stride, _mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low)));
-        store(out + 2 * out_stride, _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high)));
-        store(out + 3 * out_stride, _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high)));
+
+    // 16 bytes each of four rows side by side, for interleaving within these lanes.
+    static __m512i gather(const char* rows, int64_t stride) {
+        auto load = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + i * stride)); };
+        __m512i a = _mm512_castsi128_si512(load(0));
+        a = _mm512_mask_broadcast_i32x4(a, 0x00F0, load(1));
+        a = _mm512_mask_broadcast_i32x4(a, 0x0F00, load(2));
+        return _mm512_mask_broadcast_i32x4(a, 0xF000, load(3));
+    }
+    // Lane j of `line[i]` is of row 8 j + i: 8 rows of 8 are transposed in each lane, and whole columns come out.
+    static void transpose_halves(const char* rows, int64_t stride, uint16_t* out, int64_t to) {
+        __m512i line[8], pair[8], four[8];
+        for (int i = 0; i < 8; ++i) line[i] = gather(rows + i * stride, 8 * stride);
+        for (int i = 0; i < 8; i += 2) {
+            pair[i] = _mm512_unpacklo_epi16(line[i], line[i + 1]);
+            pair[i + 1] = _mm512_unpackhi_epi16(line[i], line[i + 1]);
+        }
+        for (int i = 0; i < 8; i += 4) {
+            for (int j = 0; j < 2; ++j) {
+                four[i + 2 * j] = _mm512_unpacklo_epi32(pair[i + j], pair[i + 2 + j]);
+                four[i + 2 * j + 1] = _mm512_unpackhi_epi32(pair[i + j], pair[i + 2 + j]);
+            }
+        }
+        for (int i = 0; i < 4; ++i) {
+            _mm512_storeu_si512(out + 2 * i * to, _mm512_unpacklo_epi64(four[i], four[i + 4]));
+            _mm512_storeu_si512(out + (2 * i + 1) * to, _mm512_unpackhi_epi64(four[i], four[i + 4]));
+        }
+    }
+    // Each lane of `four` has four elements of each of four columns.
+    static void store_columns(__m512i four, int8_t* out, int64_t stride) {
+        four = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), four);
+        auto store = [&](int i, __m128i column) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i * stride), column);
+        };
+        store(0, _mm512_castsi512_si128(four));
+        store(1, _mm512_extracti32x4_epi32(four, 1));
+        store(2, _mm512_extracti32x4_epi32(four, 2));
+        store(3, _mm512_extracti32x4_epi32(four, 3));
+    }
+    // Lane j of four such vectors has rows 4 j to 4 j + 3 of sixteen.
+    static void transpose_bytes(const char* rows, int64_t stride, int8_t* out, int64_t to) {
+        for (int half = 0; half < kCells; half += 16) {
+            __m512i line[4];
+            for (int i = 0; i < 4; ++i) line[i] = gather(rows + (half + i) * stride, 4 * stride);
+            __m512i ab = _mm512_unpacklo_epi8(line[0], line[1]), cd = _mm512_unpacklo_epi8(line[2], line[3]);
+            store_columns(_mm512_unpacklo_epi16(ab, cd), out + half, to);
+            store_columns(_mm512_unpackhi_epi16(ab, cd), out + half + 4 * to, to);
+            ab = _mm512_unpackhi_epi8(line[0], line[1]), cd = _mm512_unpackhi_epi8(line[2], line[3]);
+            store_columns(_mm512_unpacklo_epi16(ab, cd), out + half + 8 * to, to);
+            store_columns(_mm512_unpackhi_epi16(ab, cd), out + half + 12 * to, to);
+        }
     }
 };
 

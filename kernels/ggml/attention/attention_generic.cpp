@@ -1,4 +1,4 @@
-// Attention in plain C++, for any processor.
+// Attention in plain C++, for any processor. Fused multiply-adds are exact functions, as on the others.
 #include <cmath>
 
 #include "attention_kernels.hpp"
@@ -28,6 +28,7 @@ struct Generic {
     };
     static constexpr int kWidth = 4;
     static constexpr int kVectors = 4;
+    static constexpr int kCells = 4;
 
     template <class Function>
     static reg each(Function function) {
@@ -49,7 +50,7 @@ struct Generic {
         return each([&](int i) { return a.lane[i] / b.lane[i]; });
     }
     static reg fma(reg a, reg b, reg c) {
-        return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+        return each([&](int i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); });
     }
     static reg max(reg a, reg b) {
         return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
@@ -66,7 +67,10 @@ struct Generic {
     static reg power_of_two(reg n) {
         return each([&](int i) { return std::ldexp(1.0f, static_cast<int>(n.lane[i])); });
     }
-    static float reduce_add(reg a) { return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]); }
+    static float fold_sums(const reg* sums) {
+        reg four = add(add(sums[0], sums[2]), add(sums[1], sums[3]));
+        return (four.lane[0] + four.lane[2]) + (four.lane[1] + four.lane[3]);
+    }
     static float reduce_max(reg a) {
         float low = a.lane[0] > a.lane[2] ? a.lane[0] : a.lane[2];
         float high = a.lane[1] > a.lane[3] ? a.lane[1] : a.lane[3];
@@ -78,9 +82,19 @@ struct Generic {
     static reg load_int8(const int8_t* p) {
         return each([&](int i) { return static_cast<float>(p[i]); });
     }
-    static void transpose(const float* rows, int64_t stride, float* out, int64_t out_stride) {
+    static reg set_half(const char* p) {
+        uint16_t half;
+        std::memcpy(&half, p, 2);
+        return set(half_to_float(half));
+    }
+    static void transpose_halves(const char* rows, int64_t stride, uint16_t* out, int64_t to) {
         for (int i = 0; i < 4; ++i) {
-            for (int j = 0; j < 4; ++j) out[j * out_stride + i] = rows[i * stride + j];
+            for (int j = 0; j < 8; ++j) std::memcpy(out + j * to + i, rows + i * stride + 2 * j, 2);
+        }
+    }
+    static void transpose_bytes(const char* rows, int64_t stride, int8_t* out, int64_t to) {
+        for (int i = 0; i < 4; ++i) {
+            for (int j = 0; j < 16; ++j) std::memcpy(out + j * to + i, rows + i * stride + j, 1);
         }
     }
 };
