@@ -27,6 +27,7 @@ from specx.engine.text.stream import StopMatcher, StreamDecoder
 __all__ = ["Arrivals", "Generation", "Writer"]
 
 STEPS = 128  # that a text is expected to take where its limit is no lower
+MARKED = 64  # tokens of a prompt; reading so many again takes longer than a copy of recurrent states
 NOTHING = Chunk("", [], 0, 0, 0.0, [])
 
 
@@ -226,6 +227,8 @@ class Generation:
         if self.request.n_predict == 0:
             self.result.finish_reason = "length"
             return True
+        if slot.cache.length >= MARKED:
+            slot.cache.mark()  # another answer may be asked for, or the conversation go on without this one
         writer.measure_staircase(slot.cache, lambda: self.cancelled)
         self._sampler.begin(self._text.tokens)
         return True

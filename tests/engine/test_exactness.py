@@ -190,6 +190,19 @@ def test_what_was_said_is_gone_on_with(tiny_hybrids):
         assert second.result.timings.cached_n >= len(prompt) + 28
 
 
+def test_another_answer_goes_on_from_the_prompt(tiny_hybrids):
+    with opened(tiny_hybrids["qwen35"], kernels="stock") as session:
+        prompt = session.tokenize("w1 w2 w3 " * 20, add_special=True, parse_special=False)
+        texts, cached = [], []
+        for asked in (prompt, prompt, [*prompt, *prompt[1:20]]):
+            generation = session.generate(asked, SamplingSettings(temperature=0.7, seed=3), n_predict=30)
+            list(generation)
+            texts.append(generation.result.tokens)
+            cached.append(generation.result.timings.cached_n)
+        assert cached == [0, len(prompt) - 1, len(prompt) - 1]
+        assert texts[0] == texts[1]
+
+
 def test_random_trees(smollm2):
     with opened(smollm2, kernels="stock", plan=Eager) as session:
         comparisons = compare(session, PROMPTS[1:3], drafters=("recycle",), temperatures=(0.0, 1.0))
