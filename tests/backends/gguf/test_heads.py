@@ -157,9 +157,11 @@ def test_architectures_give_what_they_give(write, write_tiny, tmp_path):
     assert "gives no hidden states" in check_head(read_head(write()), info)
 
 
-def test_another_vocabulary(write, write_tiny, tmp_path, target, vocabulary_files):
-    path = write(tokens=vocabulary_files["phi-3"], n_vocab=32064, n_draft=96)
-    assert "its vocabulary is not the target's" in check_candidate(target, path).reason
+def test_another_vocabulary(write, target, tiny_models):
+    other = read_gguf(tiny_models["full"])  # of 320 tokens
+    reason = check_candidate(target, write(tokens=other.path, n_vocab=320)).reason
+    assert "its vocabulary is not the target's" in reason and "in the other" in reason
+    assert "its vocabulary is not the target's" in check_head(read_head(write(layers=(0, 1, 2))), other)
 
 
 def test_a_widened_target_is_read_as_far_as_it_was(write, write_tiny, tmp_path):
