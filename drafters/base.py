@@ -281,10 +281,12 @@ class Drafter:
     Attributes:
         source_names: names of the sources that `Draft.sources` indexes.
         needs: what it wants of the target's forward calls.
+        layers: of the target, whose inputs are the hidden states that it wants, if it wants some.
     """
 
     source_names: tuple[str, ...] = ()
     needs: Want = Want.LOGITS
+    layers: tuple[int, ...] = ()
 
     def propose(self, text: Text, room: Room) -> Draft:
         """The best tree after `text` that fits `room`: what costs next to nothing."""

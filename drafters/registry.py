@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from specx.backends.base import Vocab
-from specx.backends.errors import UsageError
+from specx.backends.base import Model, Vocab, Want
+from specx.backends.errors import SpecxError, UsageError
 from specx.drafters.base import Drafter
 from specx.drafters.none import NoDrafter
 
-__all__ = ["GROUP", "Entry", "Known", "find", "names"]
+__all__ = ["GROUP", "Entry", "Known", "extract_for", "find", "names"]
 
 GROUP = "specx.drafters"
 
@@ -85,6 +85,21 @@ def find(name: str) -> Entry:
             ) from problem
         return Entry(partial(_build, name, factory))
     raise UsageError(f"there is no drafter {name!r}", f"choose one of {', '.join(names())}")
+
+
+def extract_for(drafter: Drafter, model: Model) -> str | None:
+    """Have `model` give the hidden states that a drafter needs; why it cannot (one clause), or None."""
+    if Want.HIDDEN not in drafter.needs:
+        return None
+    if Want.HIDDEN not in model.facts.extractable:
+        return "this model does not give them"
+    if not drafter.layers:
+        return "it does not say of which layers"
+    try:
+        model.extract(drafter.layers)
+    except (SpecxError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _build(name: str, factory: Callable[[Vocab], Drafter], known: Known) -> Drafter:

@@ -341,8 +341,8 @@ class DraftModels:
         )
         try:
             self._source.watch(candidate.layers)
-        except SpecxError as error:
-            head.fail(error.message)
+        except (SpecxError, ValueError) as error:
+            head.fail(str(error))
         return head
 
     def _begin_trial(self, model: DraftModel | DraftHead) -> None:

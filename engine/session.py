@@ -176,11 +176,9 @@ class Session:
         if self.plain_reason:
             name, entry = "none", registry.find("none")
         drafter = entry.build(StartingPoint(self.vocab, self.learned))
-        if drafter.needs not in self.model.facts.extractable:
-            raise UsageError(
-                f"the drafter {name!r} needs hidden states, which {self.model_name} does not give",
-                f"choose another: {', '.join(self.drafters)}",
-            )
+        if problem := registry.extract_for(drafter, self.model):
+            others = f"choose another: {', '.join(self.drafters)}"
+            raise UsageError(f"the drafter {name!r} needs hidden states: {problem}", others)
         self.drafter_name, self.drafter = name, drafter
         if self.draft_models is not None:
             mixture = MixtureDrafter(self.drafter) if entry.guessers else None

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from specx.backends.base import Want
 from specx.backends.errors import UsageError
 from specx.backends.scripted import ScriptedModel, ScriptedVocab
 from specx.drafters import registry
-from specx.drafters.base import Room, Text
+from specx.drafters.base import Drafter, Room, Text
 from specx.drafters.free import FreeDrafter
 from specx.drafters.none import NoDrafter
 
@@ -164,3 +166,23 @@ def test_what_is_no_drafter_is_refused(install, what):
     with pytest.raises(UsageError, match="'odd' is no `Drafter`") as error:
         registry.find("odd").build(Known())
     assert "docs/extending.md" in error.value.hint
+
+
+def test_hidden_states_are_given_where_a_drafter_says_of_which_layers():
+    class Reader(Drafter):
+        source_names = ("reader",)
+        needs = Want.LOGITS | Want.HIDDEN
+        layers = (1, 3)
+
+    model = ScriptedModel(64)
+    assert registry.extract_for(NoDrafter(), model) is None
+    assert registry.extract_for(Reader(), model) is None
+    with pytest.raises(ValueError, match="given already"):
+        model.extract([2])
+    others = Reader()
+    others.layers = (2,)
+    assert "given already" in registry.extract_for(others, model)
+    others.layers = ()
+    assert registry.extract_for(others, model) == "it does not say of which layers"
+    model.facts = replace(model.facts, extractable=Want.LOGITS)
+    assert registry.extract_for(Reader(), model) == "this model does not give them"
