@@ -240,7 +240,9 @@ def collect(work: Work, asked: Asked) -> None:
         work.stop_if_interrupted()
         work.note_time()
         _capture(work, session, texts)
-        session.measure_staircase()
+        if asked.measure:
+            session.set_drafter("free")  # of a model that drafts nothing no steps are timed
+            session.measure_staircase()
         if session.staircase.depths and not session.staircase.disturbed:
             work.costs = session.staircase.costs(0)
         work.note_time()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.errors import SpecxError
+from specx.backends.errors import ModelError, SpecxError
 from specx.backends.gguf.checks import read_runnable
 from specx.backends.gguf.file import read_gguf
 from specx.drafters.make.trim import kept_rows
@@ -87,6 +87,10 @@ def train(asked: Asked, wanted: Wanted, told: TrainTold) -> TrainReport:
     if importlib.util.find_spec("torch") is None:
         raise SpecxError("training needs torch, which is not installed", 'pip install "specx[train]"')
     info = read_runnable(asked.model)
+    if info.plain_reason is not None:
+        raise ModelError(
+            f"{info.path.name} decodes plainly: {info.plain_reason}", "train a head for another model"
+        )
     if wanted.rows >= info.vocabulary_size:
         wanted = replace(wanted, rows=info.vocabulary_size)
     output = wanted.output or default_output(info.path)
