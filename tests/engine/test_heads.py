@@ -6,6 +6,7 @@ Heads of random weights are never right for long, so the calibration is made to 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from specx.backends.llama.kernels import unavailable
 from specx.drafters.calibration.model import ModelCalibration
 from specx.engine import drafting
 from specx.engine.cost.timing import unwatched
+from specx.engine.offers import Asking, Reason
 from specx.engine.session import Session
 from specx.engine.settings import Asked, AskedModel, SamplingSettings
 
@@ -47,8 +49,15 @@ def pairs(tmp_path_factory, write_tiny):
 
 @pytest.fixture
 def believed(monkeypatch):
-    """Every token of a head is thought to be right in most cases, and counted when it is asked for."""
-    asked = []
+    """Up to three tokens of a head are asked for at every step, whatever the clock says, and counted."""
+    asked, turns = [], Counter()
+
+    def weigh(_asking, terms, _drafts, i, _offer, _best):
+        text = terms.jobs[i].text
+        turns[id(text), len(text.tokens)] += 1
+        return (1.0, Reason.GAIN) if turns[id(text), len(text.tokens)] <= 3 else (0.0, None)
+
+    monkeypatch.setattr(Asking, "weigh", weigh)
     begin = ModelCalibration.__init__
 
     def sure(calibration):
@@ -115,7 +124,7 @@ def test_texts_are_the_same_with_a_head(architecture, temperature, pairs, believ
     with opened(target, head) as session:
         assert texts(session, temperature) == plain
         assert session.draft_models.name == "head"
-    assert len(believed) > 40 and max(n for _, n in believed) > 30
+    assert len(believed) > 100 and max(n for _, n in believed) > 30
 
 
 def test_texts_are_the_same_all_at_once(pairs, believed):
