@@ -310,17 +310,8 @@ def complete(model: Path, drafter: str, store: Path, prompt: str, n_predict: int
         RuntimeError: it failed.
     """
     options = [
-        "-m",
-        str(model),
-        "-p",
-        prompt,
-        "-n",
-        str(n_predict),
-        "--seed",
-        str(seed),
-        "--drafter",
-        drafter,
-    ]
+        "-m", str(model), "-p", prompt, "-n", str(n_predict), "--seed", str(seed), "--drafter", drafter
+    ]  # fmt: skip
     command = [sys.executable, "-P", "-c", COMPLETE, "complete", *options, "--chat", "--json", "-q"]
     home = {name: str(store) for name in ("HOME", "XDG_CACHE_HOME", "SPECX_CACHE")}
     places = ("LLAMA_CACHE", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "OLLAMA_MODELS")

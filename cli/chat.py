@@ -16,7 +16,7 @@ from specx.backends.errors import ContextFullError, SpecxError, UsageError, unex
 from specx.backends.places import expanded
 from specx.cli import SIGNALLED
 from specx.cli.conversation import Conversation
-from specx.cli.generation import Request, generate, is_cut, opened, requested, statistics, summary
+from specx.cli.generation import Counted, Request, generate, is_cut, opened, requested, statistics
 from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
@@ -283,7 +283,7 @@ class Chat:
             notice(str(self.template.notice))
         live = self.stats and not self.markdown  # Rich moves the cursor itself
         with _View(markdown=self.markdown) as view, StatusLine(enabled=live) as line:
-            count = _Count(line, self.session.drafter_label)
+            count = Counted(line, self.session.drafter_label)
 
             def show(chunk: Chunk) -> None:
                 view.add(chunk.text)
@@ -403,25 +403,6 @@ def _path(command: str, argument: str) -> Path:
     if not argument:
         raise UsageError(f"{command} needs the name of a file", f"for example {command} talk.json")
     return expanded(Path(argument))
-
-
-class _Count:
-    """Running totals of one answer, on the status line."""
-
-    def __init__(self, line: StatusLine, drafter: str) -> None:
-        self._line, self._drafter = line, drafter
-        self._tokens = self._steps = self._drafted = self._accepted = 0
-        self._seconds = 0.0
-
-    def add(self, chunk: Chunk) -> None:
-        """One more step."""
-        self._tokens += len(chunk.tokens)
-        self._steps += 1
-        self._drafted += chunk.drafted
-        self._accepted += chunk.accepted
-        self._seconds += chunk.seconds
-        counts = (self._tokens, self._seconds, self._steps, self._drafted, self._accepted)
-        self._line.update(summary(*counts, self._drafter))
 
 
 class _View:

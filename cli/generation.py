@@ -24,7 +24,7 @@ from specx.cli.options.read import (
     sampling_settings,
 )
 from specx.cli.resident.options import SERVER
-from specx.cli.terminal.console import Progress, notice
+from specx.cli.terminal.console import Progress, StatusLine, notice
 from specx.cli.terminal.files import read_text
 from specx.cli.terminal.interrupts import on_interrupt
 from specx.engine.settings import Asked, SamplingSettings
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from specx.engine.text.prompt import Encoded, Prompt
 
 __all__ = [
+    "Counted",
     "Request",
     "check_tokens",
     "encoded",
@@ -313,3 +314,22 @@ def summary(
         f"{tokens} tokens{limit}, {tokens / max(seconds, 1e-6):.1f} tokens/s, "
         f"{tokens / max(steps, 1):.2f} tokens/step, {drafts} ({drafter})"
     )
+
+
+class Counted:
+    """Running totals of one answer, on the status line."""
+
+    def __init__(self, line: StatusLine, drafter: str) -> None:
+        self._line, self._drafter = line, drafter
+        self._tokens = self._steps = self._drafted = self._accepted = 0
+        self._seconds = 0.0
+
+    def add(self, chunk: Chunk) -> None:
+        """One more step."""
+        self._tokens += len(chunk.tokens)
+        self._steps += 1
+        self._drafted += chunk.drafted
+        self._accepted += chunk.accepted
+        self._seconds += chunk.seconds
+        counts = (self._tokens, self._seconds, self._steps, self._drafted, self._accepted)
+        self._line.update(summary(*counts, self._drafter))

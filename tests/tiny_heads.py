@@ -40,6 +40,29 @@ def random_weights(rng, *, d_target, n_vocab, n_draft, norm_before_fc, width=WID
     return weights
 
 
+def metadata(layers, d_target, width, norm_before_fc, norm_before_residual):
+    """Value and type of every key of a head but its tokenizer's."""
+    kinds = gguf.GGUFValueType
+    keys = {
+        "block_count": (1, kinds.UINT32),
+        "context_length": (512, kinds.UINT32),
+        "embedding_length": (width, kinds.UINT32),
+        "feed_forward_length": (FEED, kinds.UINT32),
+        "attention.head_count": (HEADS, kinds.UINT32),
+        "attention.head_count_kv": (KV_HEADS, kinds.UINT32),
+        "attention.key_length": (HEAD, kinds.UINT32),
+        "attention.value_length": (HEAD, kinds.UINT32),
+        "attention.layer_norm_rms_epsilon": (EPSILON, kinds.FLOAT32),
+        "rope.dimension_count": (HEAD, kinds.UINT32),
+        "rope.freq_base": (ROPE_BASE, kinds.FLOAT32),
+        "target_layers": (list(layers), kinds.INT32),
+        "target_hidden_size": (d_target, kinds.UINT32),
+        "norm_before_fc": (norm_before_fc, kinds.BOOL),
+        "norm_before_residual": (norm_before_residual, kinds.BOOL),
+    }
+    return {f"eagle3.{key}": found for key, found in keys.items()}
+
+
 def write_eagle3(
     path,
     *,
@@ -84,32 +107,14 @@ def write_eagle3(
         weights["token_embd.weight"] = rng.standard_normal((n_vocab, width)).astype(np.float32)
     if not own_output:
         del weights["output.weight"]
-    kinds = gguf.GGUFValueType
-    keys = {
-        "block_count": (1, kinds.UINT32),
-        "context_length": (512, kinds.UINT32),
-        "embedding_length": (width, kinds.UINT32),
-        "feed_forward_length": (FEED, kinds.UINT32),
-        "attention.head_count": (HEADS, kinds.UINT32),
-        "attention.head_count_kv": (KV_HEADS, kinds.UINT32),
-        "attention.key_length": (HEAD, kinds.UINT32),
-        "attention.value_length": (HEAD, kinds.UINT32),
-        "attention.layer_norm_rms_epsilon": (EPSILON, kinds.FLOAT32),
-        "rope.dimension_count": (HEAD, kinds.UINT32),
-        "rope.freq_base": (ROPE_BASE, kinds.FLOAT32),
-        "target_layers": (list(layers), kinds.INT32),
-        "target_hidden_size": (d_target, kinds.UINT32),
-        "norm_before_fc": (norm_before_fc, kinds.BOOL),
-        "norm_before_residual": (norm_before_residual, kinds.BOOL),
-    }
-    entries = {f"eagle3.{key}": found for key, found in keys.items()}
+    entries = metadata(layers, d_target, width, norm_before_fc, norm_before_residual)
     entries |= {key: (value, kind) for key, value, kind in extra}
     writer = gguf.GGUFWriter(path, "eagle3")
     for key, (value, kind) in entries.items():
         if key in without:
             continue
         if isinstance(value, list):
-            writer.add_key_value(key, value, kinds.ARRAY, kind)
+            writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, kind)
         else:
             writer.add_key_value(key, value, kind)
     if tokens is not None:

@@ -129,6 +129,30 @@ def create_context(
     Raises:
         ModelError: it cannot be created.
     """
+    params = _context_params(module, model, load, kernels, leaves=leaves, streams=streams)
+    if observer is not None:
+        params.cb_eval, params.cb_eval_user_data = observer
+    if other is not None:
+        params.ctx_other = other
+    if mtp:
+        params.ctx_type, params.n_rs_seq = module.LLAMA_CONTEXT_TYPE_MTP, 0
+    context = module.llama_init_from_model(model, params)
+    if not context:
+        reason = (recent_errors() or ["no reason given"])[-1]
+        raise ModelError(
+            f"no context of {load.n_ctx} tokens could be created for {load.path.name}: {reason}",
+            "try a smaller context (-c 2048) or another KV cache type (-ctk f16 -ctv f16)",
+        )
+    if not module.llama_get_memory(context):
+        module.llama_free(context)
+        raise _not_a_decoder(load)
+    return context
+
+
+def _context_params(
+    module: Any, model: Any, load: Load, kernels: Kernels, *, leaves: int, streams: bool
+) -> Any:
+    """The llama_context_params of `load`."""
     params = module.llama_context_default_params()
     wanted = load.n_ctx
     # Streams divide the cells evenly, in steps of CELLS.
@@ -151,23 +175,7 @@ def create_context(
     params.swa_full = load.swa_full
     params.n_rs_seq = min(load.kept_states, ROLLBACK.get(read_architecture(module, model), 0))
     params.no_perf = True
-    if observer is not None:
-        params.cb_eval, params.cb_eval_user_data = observer
-    if other is not None:
-        params.ctx_other = other
-    if mtp:
-        params.ctx_type, params.n_rs_seq = module.LLAMA_CONTEXT_TYPE_MTP, 0
-    context = module.llama_init_from_model(model, params)
-    if not context:
-        reason = (recent_errors() or ["no reason given"])[-1]
-        raise ModelError(
-            f"no context of {wanted} tokens could be created for {load.path.name}: {reason}",
-            "try a smaller context (-c 2048) or another KV cache type (-ctk f16 -ctv f16)",
-        )
-    if not module.llama_get_memory(context):
-        module.llama_free(context)
-        raise _not_a_decoder(load)
-    return context
+    return params
 
 
 def read_architecture(module: Any, model: Any) -> str:

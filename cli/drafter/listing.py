@@ -53,7 +53,10 @@ def _show(found: DrafterReport) -> None:
             [_row(usable, known=found.known) for usable in found.usable],
         )
     else:
-        _tell("no other model on this machine can draft for it; specx drafter shrink makes one of it")
+        _tell(
+            "no other model on this machine can draft for it; specx drafter shrink makes one of it, and "
+            "specx drafter train a head for it"
+        )
     for usable in found.usable:
         if notes := _notes(usable):
             _tell(f"{shortened(usable.forecast.candidate.name)}: {notes}")

@@ -12,7 +12,7 @@ import typer
 from specx.backends.errors import SpecxError, UsageError
 from specx.backends.places import expanded
 from specx.cli.drafter.steps import Steps
-from specx.cli.options.read import duration
+from specx.cli.options.values import duration
 from specx.cli.terminal.console import notice, show_table, stdout, write
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import typer
 
 from specx.backends.places import expanded
 from specx.cli.drafter.steps import Steps
-from specx.cli.options.read import byte_count, duration
+from specx.cli.options.values import byte_count, duration
 from specx.cli.terminal.console import notice, stdout, write
 from specx.cli.terminal.files import read_text
 from specx.cli.terminal.interrupts import on_interrupt
@@ -25,6 +25,38 @@ __all__ = ["register"]
 ROWS = 16384
 
 
+Data = Annotated[
+    list[Path] | None,
+    typer.Option("--data", metavar="FILE", help="Text to read besides; may be repeated."),
+]
+SelfTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--self", metavar="N", min=0, help="Tokens that the model writes for it.", show_default="by --time"
+    ),
+]
+StepCount = Annotated[
+    int | None, typer.Option("--steps", metavar="N", min=1, help="Batches to learn from, whatever the time.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("-t", "--threads", metavar="N", min=1, help="CPU threads.", show_default="all cores"),
+]
+Disk = Annotated[
+    str, typer.Option("--disk", metavar="SIZE", help="Disk to use at most, for what was computed.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", metavar="FILE", help="The file to write.", show_default="TARGET-head.gguf"
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace a file that is there, and an unfinished training.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")]
+
+
 def register(group: typer.Typer) -> None:
     """Add the command to `group`."""
     group.command()(train)
@@ -32,47 +64,18 @@ def register(group: typer.Typer) -> None:
 
 def train(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="The model to train a head for.")],
-    data: Annotated[
-        list[Path] | None,
-        typer.Option("--data", metavar="FILE", help="Text to read besides; may be repeated."),
-    ] = None,
-    self_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--self",
-            metavar="N",
-            min=0,
-            help="Tokens that the model writes for it.",
-            show_default="by --time",
-        ),
-    ] = None,
+    data: Data = None,
+    self_tokens: SelfTokens = None,
     time: Annotated[str, typer.Option("--time", metavar="TIME", help="For everything: 90s, 10m, 1h.")] = "1h",
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", metavar="N", min=1, help="Batches to learn from, whatever the time."),
-    ] = None,
+    steps: StepCount = None,
     vocab: Annotated[int, typer.Option("--vocab", min=1, help="How many tokens it shall score.")] = ROWS,
-    threads: Annotated[
-        int | None,
-        typer.Option("-t", "--threads", metavar="N", min=1, help="CPU threads.", show_default="all cores"),
-    ] = None,
+    threads: Threads = None,
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Memory to use at most.")] = "4G",
-    disk: Annotated[
-        str, typer.Option("--disk", metavar="SIZE", help="Disk to use at most, for what was computed.")
-    ] = "8G",
+    disk: Disk = "8G",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")] = 0,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="FILE", help="The file to write.", show_default="TARGET-head.gguf"
-        ),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a file that is there, and an unfinished training.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a training that was interrupted.")
-    ] = False,
+    output: Output = None,
+    force: Force = False,
+    resume: Resume = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show no progress.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:

@@ -49,7 +49,6 @@ __all__ = [
     "allowed_drafters",
     "check_generation",
     "check_threads",
-    "duration",
     "one_of",
     "prompt_text",
     "read_asked",
@@ -67,7 +66,6 @@ FLASH_ATTENTION = {
     "-1": "auto",
 }
 METAVARS = {int: "N", float: "X", Path: "FILE"}
-UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 MAX_SEED = 2**63 - 1
 MAX_SINGLE = 3.4e38  # logits are in single precision
 LOGIT_BIAS = re.compile(r"(\d{1,18})([+-](?:inf|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?))")
@@ -367,30 +365,6 @@ def one_of(name: str, value: str, allowed: tuple[str, ...] | Mapping[str, str]) 
         return value.lower()
     shown = allowed if isinstance(allowed, tuple) else dict.fromkeys(allowed.values())
     raise UsageError(f"{name} is {value!r}", f"allowed are {', '.join(shown)}")
-
-
-def duration(name: str, text: str) -> float:
-    """Seconds of a length of time as people write it: 90s, 10m, 1h.
-
-    Raises:
-        UsageError: it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip().lower())
-    if match is None:
-        raise UsageError(f"{name} is {text!r}", "give a time such as 90s, 10m or 1h")
-    return float(match[1]) * UNITS[match[2]]
-
-
-def byte_count(name: str, text: str) -> int:
-    """Bytes of a size as people write it: 500M, 4G, 4GiB.
-
-    Raises:
-        UsageError: it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", text.strip().lower())
-    if match is None:
-        raise UsageError(f"{name} is {text!r}", "give a size such as 500M or 4G")
-    return int(float(match[1]) * 1024 ** (" kmgt".index(match[2] or " ")))
 
 
 def sampling_settings(options: SamplingOptions) -> SamplingSettings:

@@ -1,7 +1,8 @@
 """What is typed becomes a value.
 
 Typer asks Pydantic for that, which takes longer to import than all else that a start needs. Defaults, texts
-and plain numbers need no such help. The rest is left to it, complaints included.
+and plain numbers need no such help. The rest is left to it, complaints included. Lengths of time and
+sizes are texts until a command reads them.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["quickened"]
+from specx.backends.errors import UsageError
+
+__all__ = ["byte_count", "duration", "quickened"]
 
 INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}  # seconds
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
@@ -97,3 +101,27 @@ CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
     list[str]: _list_of(_text),
     list[Path]: _list_of(_path),
 }
+
+
+def duration(name: str, text: str) -> float:
+    """Seconds of a length of time as people write it: 90s, 10m, 1h.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip().lower())
+    if match is None:
+        raise UsageError(f"{name} is {text!r}", "give a time such as 90s, 10m or 1h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def byte_count(name: str, text: str) -> int:
+    """Bytes of a size as people write it: 500M, 4G, 4GiB.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None:
+        raise UsageError(f"{name} is {text!r}", "give a size such as 500M or 4G")
+    return int(float(match[1]) * 1024 ** (" kmgt".index(match[2] or " ")))

@@ -44,7 +44,7 @@ class ResidentOptions:
         Raises:
             UsageError: it is no time.
         """
-        from specx.cli.options.read import duration
+        from specx.cli.options.values import duration
 
         given = self.idle if self.idle is not None else IDLE if self.background else "0"
         return duration("--idle", given) or None

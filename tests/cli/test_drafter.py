@@ -94,7 +94,8 @@ def test_nothing_is_promised_before_anything_was_timed(specx, found):
 
 def test_where_nothing_can_draft(specx, found):
     found(drafters, "list_drafters", listing())
-    assert "specx drafter shrink" in specx("drafter", "list", specx.model).out
+    out = " ".join(specx("drafter", "list", specx.model).out.split())
+    assert "specx drafter shrink" in out and "specx drafter train" in out
     found(drafters, "list_drafters", listing(plain_reason="its state cannot be taken back"))
     assert "none: it decodes plainly, because its state" in specx("drafter", "list", specx.model).out
 
