@@ -10,7 +10,9 @@ and to their plans all steps take what they were expected to.
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,20 +20,14 @@ import pytest
 from specx.backends.llama import kernels as ggml_device
 from specx.drafters.base import Draft, Room
 from specx.engine.offers import Asking, Reason
-from specx.engine.plan import Plan
 from specx.engine.report.certificate import PROMPTS, compare_drafters
 from specx.engine.session import Session
 from specx.engine.settings import Asked, AskedModel, SamplingSettings
 from specx.engine.setup.threads import governor_of
 from specx.engine.text.template import ChatTemplate
 
-
-class Steady(Plan):
-    """Steps take what they are expected to take, whatever they do."""
-
-    def observe(self, decision, jobs, lengths, accepted, forward_ms, host_ms):
-        expected_ms = decision.cost_ms - decision.asked_ms
-        super().observe(decision, jobs, lengths, accepted, expected_ms, 0.0)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from steady import Steady, steadied
 
 
 class Eager(Steady):
@@ -73,12 +69,8 @@ def opened(model, *, plan=Steady, asking=Asking, **options):
     session = Session.open(Asked(model, **settings))
     # Drafts are worth their while up to a point, on any machine.
     width = session.model.facts.max_width
-    session.staircase.load_json({"0": {str(n): 10.0 + n for n in range(1, width + 1)}})
-    ticks = itertools.count()
-    session.clock = lambda: next(ticks) * 1e-3
-    limits = {"max_nodes": session.plan.max_nodes, "widths": session.plan.widths}
-    session.plan = plan(session.staircase, **limits, clock=session.clock, asking=asking)
-    return session
+    steps = {"0": {str(n): 10.0 + n for n in range(1, width + 1)}}
+    return steadied(session, steps, plan=plan, asking=asking)
 
 
 def encoded(session, prompts):

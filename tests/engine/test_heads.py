@@ -19,12 +19,12 @@ from specx.backends.llama import head as head_module
 from specx.backends.llama.kernels import unavailable
 from specx.drafters.calibration.model import ModelCalibration
 from specx.engine import drafting
-from specx.engine.cost.timing import unwatched
 from specx.engine.offers import Asking, Reason
 from specx.engine.session import Session
 from specx.engine.settings import Asked, AskedModel, SamplingSettings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from steady import steadied
 from tiny_heads import write_eagle3
 
 STEPS = {"1": 10.0, "2": 10.2, "4": 10.5, "8": 11.0, "16": 14.0, "32": 20.0, "64": 40.0}
@@ -50,10 +50,11 @@ def pairs(tmp_path_factory, write_tiny):
 @pytest.fixture
 def believed(monkeypatch):
     """Up to three tokens of a head are asked for at every step, whatever the clock says, and counted."""
-    asked, turns = [], Counter()
+    asked, turns, seen = [], Counter(), {}
 
     def weigh(_asking, terms, _drafts, i, _offer, _best):
         text = terms.jobs[i].text
+        seen[id(text)] = text  # which stays, or another one could have its id
         turns[id(text), len(text.tokens)] += 1
         return (1.0, Reason.GAIN) if turns[id(text), len(text.tokens)] <= 3 else (0.0, None)
 
@@ -91,9 +92,7 @@ def opened(target, head=None, notices=None, **options):
         drafter = options.get("drafter", "model")
         asked = replace(asked, drafter=drafter, draft=AskedModel(model=head))
     session = Session.open(asked, notice=(notices if notices is not None else []).append)
-    session.staircase.watch = unwatched
-    session.staircase.load_json({"0": STEPS, "288": STEPS})
-    return session
+    return steadied(session, {"0": STEPS, "288": STEPS})
 
 
 def texts(session, temperature, at_once=1):

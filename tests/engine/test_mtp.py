@@ -5,8 +5,9 @@ Those of random weights are never right for long, so they are asked whatever tha
 
 from __future__ import annotations
 
-import itertools
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,13 +18,13 @@ from specx.backends.llama import mtp as mtp_module
 from specx.backends.llama.kernels import unavailable
 from specx.backends.llama.memory import predict_memory
 from specx.engine import drafting
-from specx.engine.cost.timing import unwatched
-from specx.engine.offers import Asking, Reason
-from specx.engine.plan import Plan
 from specx.engine.session import Session
 from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.finder import Finder, own_candidate
 from specx.engine.setup.wanted import draft_load, wanted_load
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from steady import Willing, steadied
 
 STEPS = {str(n): 10.0 + n / 10 for n in range(1, 9)}
 
@@ -55,33 +56,14 @@ def asked_for(monkeypatch):
     return asked
 
 
-class Steady(Plan):
-    """Steps take what they are expected to take, whatever they do."""
-
-    def observe(self, decision, jobs, lengths, accepted, forward_ms, host_ms):
-        expected_ms = decision.cost_ms - decision.asked_ms
-        super().observe(decision, jobs, lengths, accepted, expected_ms, 0.0)
-
-
-class Willing(Asking):
-    """Asks whatever that costs."""
-
-    def weigh(self, *_args):
-        return 1.0, Reason.GAIN
-
-
 def opened(path, notices=None, **options):
     if reason := unavailable():
         pytest.skip(reason)
     common = {"n_ctx": 512, "threads": 1, "kernels": "specx", "store": False, "measure": False}
     asked = Asked(path, **{**common, **options})
     session = Session.open(asked, notice=(notices if notices is not None else []).append)
-    session.staircase.watch = unwatched
-    session.staircase.load_json({"0": STEPS, "288": STEPS})
-    ticks = itertools.count()
-    session.clock = lambda: next(ticks) * 1e-3
-    session.plan = Steady(session.staircase, clock=session.clock, asking=Willing)
-    return session
+    # Beside the time that they took already, it costs little to verify tokens that are hardly ever right.
+    return steadied(session, {"0": STEPS, "288": STEPS}, asking=Willing, guess_ms=20.0)
 
 
 def written(session, temperature):

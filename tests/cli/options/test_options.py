@@ -240,14 +240,14 @@ def test_a_named_model_beats_one_of_the_environment_or_the_file(specx, monkeypat
 def test_a_home_directory_may_be_abbreviated(specx, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("prompt.txt", "root.gbnf"):
-        (tmp_path / name).write_text(f"root {name}")
+        (tmp_path / name).write_text(f'root ::= "{name}"')
     monkeypatch.setenv("SPECX_GRAMMAR_FILE", "~/root.gbnf")
     config = tmp_path / "other.toml"
     config.write_text('file = "~/prompt.txt"\n')
     monkeypatch.setenv("SPECX_CONFIG", "~/other.toml")
     assert specx("complete", specx.model, "--output=~/answer.txt").code == 0
-    assert specx.session.prompts == ["<s>root prompt.txt"]
-    assert specx.session.requests[0]["constraint"] == "root root.gbnf"
+    assert specx.session.prompts == ['<s>root ::= "prompt.txt"']
+    assert specx.session.requests[0]["constraint"] == 'root ::= "root.gbnf"'
     assert (tmp_path / "answer.txt").exists()
 
 

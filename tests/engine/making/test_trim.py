@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,12 @@ from specx.backends.gguf.file import read_gguf
 from specx.engine.making.samples import prompts
 from specx.engine.making.trim import Trimming, Wanted, default_output, trim
 from specx.engine.offers import Asking, Reason
-from specx.engine.plan import Plan
 from specx.engine.session import Session
 from specx.engine.settings import Asked, AskedModel, SamplingSettings
 from specx.engine.setup.finder import Candidate, check_candidate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from steady import steadied
 
 ROOT = Path(__file__).resolve().parents[3]
 PRECISE = {"kernels": "stock", "type_k": "f32", "type_v": "f32", "flash_attn": "off"}
@@ -62,14 +64,6 @@ def test_a_report_and_a_file_beside_the_draft_model(made, whole):
     assert json.loads(json.dumps(report.to_json()))["path"] == str(report.path)
 
 
-class Steady(Plan):
-    """Steps take what they are expected to take, whatever they do."""
-
-    def observe(self, decision, jobs, lengths, accepted, forward_ms, host_ms):
-        expected_ms = decision.cost_ms - decision.asked_ms
-        super().observe(decision, jobs, lengths, accepted, expected_ms, 0.0)
-
-
 class Curious(Asking):
     """Asks the draft model three times before every step, whatever that costs."""
 
@@ -81,14 +75,13 @@ class Curious(Asking):
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_it_drafts_and_the_text_stays(made, whole, temperature):
     """Of the same weights, it proposes what the target chooses unless that has no row."""
-    asked = Asked(whole, n_ctx=256, draft=AskedModel(made[0].path), store=False, threads=1, **PRECISE)
+    asked = Asked(
+        whole, n_ctx=256, draft_max=7, draft=AskedModel(made[0].path), store=False, threads=1, **PRECISE
+    )
     sampling = SamplingSettings(seed=5, temperature=temperature, top_k=8)
     with Session.open(asked) as session:
         width = session.model.facts.max_width
-        session.staircase.load_json({"0": {str(n): 10.0 + n / 100 for n in range(1, width + 1)}})
-        ticks = itertools.count()
-        session.clock = lambda: next(ticks) * 1e-3
-        session.plan = Steady(session.staircase, max_nodes=7, clock=session.clock, asking=Curious)
+        steadied(session, {"0": {str(n): 10.0 + n / 100 for n in range(1, width + 1)}}, asking=Curious)
         texts = []
         for drafter in ("none", "model"):
             session.set_drafter(drafter)
