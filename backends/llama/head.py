@@ -25,7 +25,7 @@ __all__ = ["LlamaHead", "Rows"]
 
 
 class LlamaHead:
-    """A loaded EAGLE-3 head, shared by the texts it follows. Implements `PairModel` of `drafters.head`.
+    """A loaded EAGLE-3 head, shared by the texts it follows. Implements `PairModel` of `drafters.pairs`.
 
     Args:
         head: its file.

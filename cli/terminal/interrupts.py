@@ -122,9 +122,10 @@ def on_end(action: Callable[[int], None]) -> Iterator[None]:
         if len(so_far) > 1:
             end_by(number)
         if not timers:
-            timers.append(threading.Timer(GRACE_S, end_by, (number,)))
-            timers[0].daemon = True
-            timers[0].start()
+            timer = threading.Timer(GRACE_S, end_by, (number,))
+            timer.daemon = True
+            timers.append(timer)
+            timer.start()  # not timers[0]: the other thread may be here as well
 
     def handle(number: int, _frame: FrameType | None) -> None:
         count(number, called)
@@ -132,11 +133,11 @@ def on_end(action: Callable[[int], None]) -> Iterator[None]:
         if sum(map(times, handled)) > begun + 1:
             end_by(number)
 
+    begun = sum(map(times, handled))
     for number in handled:
         signal.signal(number, handle)
     try:
         with hearing(dict.fromkeys(handled, lambda number: count(number, heard))):
-            begun = sum(map(times, handled))
             yield
     finally:
         for number, handler in before.items():

@@ -12,6 +12,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -102,11 +103,15 @@ class StatesWriter:
         try:
             end = _whole_end(path, layout)
             self._file = path.open("r+b" if end else "wb", buffering=0)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        try:
             self.bytes = end
             self._cut()
             if not end:
                 self._write(layout.header())
         except OSError as error:
+            self._file.close()
             raise _unwritable(path, error) from error
 
     def __enter__(self) -> Self:
@@ -133,7 +138,8 @@ class StatesWriter:
         try:
             self._write(HEAD.pack(MARK, *fields, crc) + data)
         except OSError as error:
-            self._cut()
+            with suppress(OSError):  # what is left is cut off when the file is opened again
+                self._cut()
             raise _unwritable(self._path, error) from error
 
     def _write(self, data: bytes) -> None:

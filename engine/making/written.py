@@ -21,7 +21,7 @@ from specx.engine.making.samples import prompt_tokens, prompts
 from specx.engine.session import Session
 from specx.engine.settings import SamplingSettings
 
-__all__ = ["Written", "WrittenTexts", "write_texts"]
+__all__ = ["Written", "WrittenTexts", "plain_texts", "write_texts"]
 
 BEHIND = 64
 """A text may depend on those that are so many before it: more are not written at once."""

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import pytest
 
-from specx.cli.terminal.interrupts import interruptible, on_interrupt
+from specx.cli.terminal import interrupts
+from specx.cli.terminal.interrupts import interruptible, on_end, on_interrupt
 
 SORT = """
 import ctypes, signal
@@ -195,3 +197,20 @@ sys.argv = ["specx", "--version"]
 main()
 """)
     assert (done.returncode, done.stderr) == (130, "") and done.stdout.startswith("specx ")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP")
+def test_a_signal_that_comes_at_once(monkeypatch):
+    """Before anything counts signals."""
+    heard, told = interrupts.hearing, []
+
+    @contextmanager
+    def late(watch):
+        signal.raise_signal(signal.SIGHUP)
+        with heard(watch):
+            yield
+
+    monkeypatch.setattr(interrupts, "hearing", late)
+    with on_end(told.append):
+        pass
+    assert told == [signal.SIGHUP]

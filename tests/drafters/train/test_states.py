@@ -1,6 +1,8 @@
 """Captured texts on disk: what is damaged is left out and counted, the rest is there."""
 
+import gc
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +139,21 @@ def test_a_batch_has_probabilities_of_tokens_with_rows(path, texts):
 def test_a_folder_in_place_of_the_file(tmp_path):
     with pytest.raises(FileError, match="cannot"):
         StatesWriter(Path(tmp_path), LAYOUT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of files")
+def test_a_disk_without_room_for_the_beginning(tmp_path):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            with pytest.raises(FileError, match="cannot write") as caught:
+                StatesWriter(tmp_path / "states", LAYOUT)
+            del caught
+            gc.collect()  # of a file that was left open this warns
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert told == []
