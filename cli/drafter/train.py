@@ -88,7 +88,7 @@ def train(
     wanted = Wanted(
         texts=tuple(read_text(expanded(path)) for path in data or ()),
         self_tokens=self_tokens,
-        seconds=duration("--time", time),
+        seconds=duration("--time", time, least=1),
         steps=steps,
         rows=vocab,
         memory=byte_count("--memory", memory),

@@ -7,6 +7,7 @@ sizes are texts until a command reads them.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -103,16 +104,19 @@ CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
 }
 
 
-def duration(name: str, text: str) -> float:
+def duration(name: str, text: str, *, least: float = 0.0) -> float:
     """Seconds of a length of time as people write it: 90s, 10m, 1h.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is none, or shorter than `least`.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip().lower())
-    if match is None:
+    seconds = math.inf if match is None else float(match[1]) * UNITS[match[2]]
+    if not math.isfinite(seconds):
         raise UsageError(f"{name} is {text!r}", "give a time such as 90s, 10m or 1h")
-    return float(match[1]) * UNITS[match[2]]
+    if seconds < least:
+        raise UsageError(f"{name} is {text!r}", f"give at least {least:g}s")
+    return seconds
 
 
 def byte_count(name: str, text: str) -> int:
@@ -122,6 +126,7 @@ def byte_count(name: str, text: str) -> int:
         UsageError: it is none.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", text.strip().lower())
-    if match is None:
+    size = math.inf if match is None else float(match[1]) * 1024 ** (" kmgt".index(match[2] or " "))
+    if not math.isfinite(size):
         raise UsageError(f"{name} is {text!r}", "give a size such as 500M or 4G")
-    return int(float(match[1]) * 1024 ** (" kmgt".index(match[2] or " ")))
+    return int(size)

@@ -104,7 +104,10 @@ using Others = std::vector<const BoundChain*>;
 
 std::vector<const AskedChain*> chains_of(const Others& others) {
     std::vector<const AskedChain*> chains;
-    for (const BoundChain* other : others) chains.push_back(&other->chain);
+    for (const BoundChain* other : others) {
+        require(other != nullptr, "a chain is None");
+        chains.push_back(&other->chain);
+    }
     return chains;
 }
 

@@ -23,6 +23,7 @@ using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device
 
 nb::tuple match(const SuffixAutomaton& automaton, int32_t text, int count) {
     require(count >= 0, "count is negative");
+    count = std::min(count, SuffixAutomaton::kMatchHops);
     std::vector<int32_t> ends(static_cast<size_t>(count)), lengths(static_cast<size_t>(count));
     const size_t n = static_cast<size_t>(automaton.match(text, count, ends.data(), lengths.data()));
     return nb::make_tuple(new_array<int32_t>({n}, [&](int32_t* p) { std::copy_n(ends.begin(), n, p); }),

@@ -122,8 +122,8 @@ std::vector<double> Foresight::hazards(int checked, int asked) const {
 }
 
 std::vector<Foresight::Coming> Foresight::coming(int checked, int asked) const {
-    if (checked < 0 || asked < 1 || checked > static_cast<int>(expected_.size()))
-        throw std::invalid_argument("a source is asked at least once, and checks what is claimed");
+    if (checked < 0 || asked < 1 || asked > kMostAsked || checked > static_cast<int>(expected_.size()))
+        throw std::invalid_argument("a source is asked at least once, 4,096 times at most, and checks what is claimed");
     if (asked > 1) {
         std::vector<double> all = hazards(checked, asked);
         std::vector<int32_t> tokens(all.size(), kUnknown);

@@ -42,6 +42,7 @@ Claims claims_after(const DraftNodes& draft, const std::vector<int32_t>& path);
 class Foresight {
   public:
     static constexpr size_t kForeseen = 16;  // further tokens that a chain is forecast with at once
+    static constexpr int kMostAsked = 4096;  // beyond it a chain takes memory and says nothing
     static constexpr int32_t kUnknown = -1;  // a token that is not known yet
 
     struct Outcome {

@@ -34,7 +34,7 @@ class LayerTap {
     }
 
     void begin(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> rows) {
-        if (layers_.empty() || rows.shape(1) % layers_.size() != 0) {
+        if (layers_.empty() || rows.shape(1) == 0 || rows.shape(1) % layers_.size() != 0) {
             throw nb::value_error("the columns are those of all watched layers");
         }
         out_ = rows.data();

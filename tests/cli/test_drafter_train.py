@@ -69,6 +69,12 @@ def test_without_torch(target, text, capfd, monkeypatch):
 
 
 @pytest.mark.parametrize("option", ["--memory", "--disk", "--time"])
-def test_sizes_that_are_none(target, text, capfd, option):
-    assert run(arguments(target, text, option, "much")) == 2
-    assert f"{option} is 'much'" in capfd.readouterr().err
+@pytest.mark.parametrize("value", ["much", "9" * 400])
+def test_sizes_that_are_none(target, text, capfd, option, value):
+    assert run(arguments(target, text, option, value)) == 2
+    assert f"{option} is '{value}'" in capfd.readouterr().err
+
+
+def test_no_time_at_all(target, text, capfd):
+    assert run(arguments(target, text, "--time", "0s")) == 2
+    assert "at least 1s" in capfd.readouterr().err

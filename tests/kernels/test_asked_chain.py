@@ -155,3 +155,6 @@ def test_what_cannot_be_added():
     chain.begin(ModelCalibration().counts, False, arrays([]), True)
     with pytest.raises(ValueError, match="length"):
         chain.add([1, 2], [0.5])
+    for call in (chain.foresee, lambda others: chain.draft(None, others)):
+        with pytest.raises(ValueError, match="None"):
+            call([None])

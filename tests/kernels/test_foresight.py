@@ -241,7 +241,7 @@ def test_what_cannot_be_asked():
         NOTHING, False,
         arrays([(1, -1, 0.5, 0)]), [], 0.5, 0.5, [], arrays([]), [], [], 1,
     )  # fmt: skip
-    for checked, asked in ((0, 0), (2, 1), (-1, 1)):
+    for checked, asked in ((0, 0), (2, 1), (-1, 1), (0, 4097), (0, 2**31 - 1)):
         with pytest.raises(ValueError, match="asked"):
             native.drafts(checked, asked)
     with pytest.raises(ValueError, match="width"):
