@@ -24,7 +24,7 @@ from specx.backends.settings import DEFAULT_CTX, HEAD_HELD, HEAD_ROWS, Load
 __all__ = ["NOTHING", "MemoryNeed", "cache_bytes", "predict_memory", "repacked_types", "wanted_context"]
 
 MIB = 1 << 20
-PROCESS_BYTES = 66 * MIB
+PROCESS_BYTES = 53 * MIB
 """Python, its modules and llama.cpp's libraries, and bookkeeping of graphs: what no buffer accounts for."""
 DRIVER_BYTES = 180 * MIB
 """Main memory that CUDA takes in a process, wherever the layers are."""

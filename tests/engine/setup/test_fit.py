@@ -133,7 +133,7 @@ def test_a_context_that_was_asked_for_stays():
     asked = replace(ASKED, n_ctx=4096)
     with pytest.raises(DoesNotFitError) as caught:
         fitted(asked, room(100 * MIB))
-    assert "model.gguf needs 4.3 GiB" in caught.value.message
+    assert "model.gguf needs 4.2 GiB" in caught.value.message
     assert "weights 3.9 GiB" in caught.value.message
     assert "cache for a context of 4096 250 MiB" in caught.value.message
     assert caught.value.message.endswith("; 100 MiB are available")
@@ -164,7 +164,7 @@ def test_between_available_and_all_there_is_a_person_is_warned():
     assert (found.load, found.draft) == (WANTED, None)  # a smaller context would change nothing much
     left_out, slow = found.changes
     assert "draft.gguf is left out" in left_out
-    assert slow.startswith("model.gguf needs 4.3 GiB, and 2.0 GiB are available: it will be slow")
+    assert slow.startswith("model.gguf needs 4.2 GiB, and 2.0 GiB are available: it will be slow")
 
 
 def test_the_context_shrinks_so_that_no_process_is_ended():
