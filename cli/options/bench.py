@@ -11,7 +11,7 @@ import typer
 
 from specx.backends.errors import FileError, UsageError
 from specx.backends.places import expanded
-from specx.cli.options.groups import DRAFTERS, KERNELS
+from specx.cli.options.groups import DRAFTERS, GGUF, KERNELS
 from specx.cli.options.read import (
     DraftOptions,
     ModelOptions,
@@ -239,11 +239,14 @@ def bench_settings(
 
 
 def _names(option: str, text: str, allowed: Sequence[str]) -> list[str]:
-    names = [name if name in allowed else name.lower() for name in map(str.strip, text.split(","))]
-    if unknown := [name for name in names if name not in allowed]:
-        raise UsageError(
-            f"{option} is {text!r}: there is no {unknown[0]!r}", f"allowed are {', '.join(allowed)}"
-        )
+    given = [name.strip() for name in text.split(",")]
+    names = [name if name in allowed else name.lower() for name in given]
+    for name, known in zip(given, names, strict=True):
+        if known not in allowed:
+            hint = f"allowed are {', '.join(allowed)}"
+            if known.endswith(GGUF):
+                hint += "; the file of a draft model is given with -md"
+            raise UsageError(f"{option} is {text!r}: there is no {name!r}", hint)
     return names
 
 

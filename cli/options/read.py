@@ -198,7 +198,7 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         mmap=model.mmap,
         mlock=model.mlock,
         swa_full=model.swa_full,
-        drafter=one_of("--drafter", draft.drafter, allowed_drafters(draft.drafter)),
+        drafter=one_of("--drafter", draft.drafter, allowed_drafters(draft.drafter), besides=f"FILE{GGUF}"),
         draft_max=None if most is None else _at_least("--draft-max", most, 0),
         draft=AskedModel(
             model=named,
@@ -353,8 +353,10 @@ def _gpu_layers(value: str, name: str = "-ngl/--gpu-layers") -> int | None:
     raise UsageError(f"{name} is {value!r}", "give a number of layers, auto or all")
 
 
-def one_of(name: str, value: str, allowed: tuple[str, ...] | Mapping[str, str]) -> str:
-    """`value`, in small letters if need be.
+def one_of(
+    name: str, value: str, allowed: tuple[str, ...] | Mapping[str, str], *, besides: str | None = None
+) -> str:
+    """`value`, in small letters if need be. `besides` is allowed, too, and was looked for before.
 
     Raises:
         UsageError: it is not `allowed`.
@@ -364,7 +366,8 @@ def one_of(name: str, value: str, allowed: tuple[str, ...] | Mapping[str, str]) 
     if value.lower() in allowed:
         return value.lower()
     shown = allowed if isinstance(allowed, tuple) else dict.fromkeys(allowed.values())
-    raise UsageError(f"{name} is {value!r}", f"allowed are {', '.join(shown)}")
+    told = (*shown, besides) if besides else shown
+    raise UsageError(f"{name} is {value!r}", f"allowed are {', '.join(told)}")
 
 
 def sampling_settings(options: SamplingOptions) -> SamplingSettings:

@@ -278,6 +278,8 @@ def test_synthetic_work_is_measured(specx, scripted):
     [
         (("-o", "xml"), "-o/--output is 'xml'"),
         (("--drafter", "auto,magic"), "'magic'"),
+        (("--drafter", "auto,My-Head.gguf"), "there is no 'My-Head.gguf'"),
+        (("--drafter", "My-Head.gguf"), "given with -md"),
         (("--kernels", "fast"), "--kernels is 'fast'"),
         (("-t", "two"), "-t/--threads is 'two'"),
         (("-t", "0"), "-t/--threads is '0'"),

@@ -161,7 +161,7 @@ def test_a_draft_model_that_is_not_there(specx):
         (("-ctv", "q8_0", "-fa", "off"), "keep values in f16 (-ctv f16)"),
         (("-ctvd", "q8_0", "-fa", "off"), "keep values in f16 (-ctvd f16)"),
         (("-ngl", "most"), "a number of layers, auto or all"),
-        (("--drafter", "magic"), "allowed are auto, none, free, suffix, recycle, model"),
+        (("--drafter", "magic"), "allowed are auto, none, free, suffix, recycle, model, FILE.gguf"),
         (("-ngld", "most"), "a number of layers, auto or all"),
         (("-ctkd", "q3_k"), "allowed are f32, f16"),
         (("--draft-max", "-1"), "at least 0"),
