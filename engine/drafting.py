@@ -221,12 +221,14 @@ class DraftModels:
             self._give_up(self.model)
 
     def _give_up(self, model: DraftModel | DraftHead) -> None:
-        self._remember(model)
-        self._use(None)
-        model.close()
-        self.model = None
-        if isinstance(model, DraftHead):
-            self._source.watch(())
+        try:
+            self._remember(model)
+        finally:  # a head must not outlive its target, whose matrices it reads
+            self._use(None)
+            model.close()
+            self.model = None
+            if isinstance(model, DraftHead):
+                self._source.watch(())
 
     def _use(self, model: DraftModel | DraftHead | None) -> None:
         if self._mixture is not None:

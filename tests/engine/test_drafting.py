@@ -272,6 +272,24 @@ def test_what_was_learned_is_remembered(tmp_path):
     assert any("damaged" in text for text in world.notices)
 
 
+def test_it_is_closed_before_its_target_whatever_stands_in_the_way(monkeypatch):
+    """What reads the matrices of another model must not outlive it."""
+    world = World([candidate("good")], LAWS)
+    session = session_of(world)
+    answer(session, 200)
+    assert world.loaded() == ["good"]
+    close = session.model.close
+    monkeypatch.setattr(session.model, "close", lambda: (world.log.append(("closed", "target")), close()))
+
+    def pressed(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.learned, "save_pair", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        session.close()
+    assert world.log[-2:] == [("closed", "good"), ("closed", "target")]
+
+
 def test_it_can_be_forgotten():
     world = World(found=[candidate("good")])
     session = session_of(world)
