@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from specx.engine.cost.measuring import BetweenSteps
 from specx.engine.cost.timing import unwatched
 from specx.engine.offers import Asking, Reason
 from specx.engine.plan import Plan
@@ -37,6 +38,7 @@ def steadied(session, staircase, *, plan=Steady, asking=Asking, guess_ms=0.01):
     session.staircase.load_json(staircase)
     ticks, guesses = itertools.count(), itertools.count()
     session.clock = lambda: next(ticks) * 1e-3
+    session.between_steps = BetweenSteps(session.staircase, session.clock)
     if session.draft_models is not None:
         session.draft_models._clock = lambda: next(guesses) * guess_ms * 1e-3
         if session.draft_models.model is not None:  # a head that was named is taken up at once

@@ -111,12 +111,9 @@ def write_eagle3(
     entries |= {key: (value, kind) for key, value, kind in extra}
     writer = gguf.GGUFWriter(path, "eagle3")
     for key, (value, kind) in entries.items():
-        if key in without:
-            continue
-        if isinstance(value, list):
-            writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, kind)
-        else:
-            writer.add_key_value(key, value, kind)
+        if key not in without:
+            types = (gguf.GGUFValueType.ARRAY, kind) if isinstance(value, list) else (kind,)
+            writer.add_key_value(key, value, *types)
     if tokens is not None:
         copy_tokenizer(tokens, writer)
     for name, values in {**weights, **dict(replaced)}.items():
