@@ -321,6 +321,8 @@ class Session:
             drafter = f"none ({self.plain_reason})"
         elif self.drafter_name == "auto":
             drafter = drafter.replace("auto", "auto (suffix + recycle)", 1)
+            if (models := self.draft_models) and models.forced and not models.name:  # loaded when it pays
+                drafter += f", {models.forced.name} as asked"
         if kernels := getattr(self.model, "kernels", None):
             parts.append(f"kernels {kernels.name}")
         parts.append(f"drafter {drafter}")

@@ -811,6 +811,13 @@ def test_what_was_measured_beside_other_work_is_told_and_not_kept(tmp_path):
         assert not session.staircase.provisional and session.staircase.depths == [0, 288]
 
 
+def test_a_draft_model_that_was_asked_for_is_named_before_it_is_loaded(tmp_path):
+    with session_of(tmp_path) as session:
+        assert "drafter auto (suffix + recycle)," in session.summary()
+    with session_of(tmp_path, draft={}) as session:
+        assert f"drafter auto (suffix + recycle), {CANDIDATE.name} as asked" in session.summary()
+
+
 def test_what_another_process_measured_meanwhile_is_taken_over(tmp_path):
     notices, waiting = [], threading.Event()
     other = session_of(tmp_path, [], load=None)
