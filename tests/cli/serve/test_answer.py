@@ -127,11 +127,11 @@ class SlowReading(ScriptedCache):
 
     reading = threading.Event()
 
-    def prefill(self, tokens, *, progress=None, rows=None):
+    def prefill(self, tokens, *, progress=None, **sinks):
         for i in range(0, len(tokens), 16):
             self.reading.set()
             time.sleep(0.02)
-            super().prefill(tokens[i : i + 16], rows=rows)
+            super().prefill(tokens[i : i + 16], **sinks)
             if progress:
                 progress(i, len(tokens))
 
