@@ -36,7 +36,7 @@ def completed(*words: str, shell: str = "bash", **env: str) -> list[str]:
     ("words", "found"),
     [
         (("comp",), ["complete", "completion"]),
-        (("drafter", "t"), ["trim"]),
+        (("drafter", "t"), ["trim", "train"]),
         (("complete", "--dra"), ["--drafter", "--draft-max"]),
         (("complete", "--drafter", "re"), ["recycle"]),
         (("complete", "--drafter", "suffix,re"), ["suffix,recycle"]),
