@@ -296,6 +296,7 @@ class Chat:
                 show=show,
                 stops=self.template.stops,
                 keep=keep,
+                quiet=self.quiet,
             )
 
     def _opening(self) -> int:

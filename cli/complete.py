@@ -124,7 +124,13 @@ def complete(
         whole = encoded(session, given, quiet=output.quiet)
         writer = _Writer(output, session, before=whole.text if output.display_prompt else "")
         result = generate(
-            session, whole.tokens, request, show=writer.chunk, stops=whole.stops, keep=whole.keep
+            session,
+            whole.tokens,
+            request,
+            show=writer.chunk,
+            stops=whole.stops,
+            keep=whole.keep,
+            quiet=output.quiet,
         )
         writer.finish(result)
     if result.finish_reason == "cancelled":

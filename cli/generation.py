@@ -167,7 +167,7 @@ def load_session(asked: Asked, *, quiet: bool = False) -> Session:
         SpecxError: it cannot be loaded.
     """
     Session = _session_class()  # noqa: N806
-    with Progress(f"loading {asked.model.name}") as progress:
+    with Progress(f"loading {asked.model.name}", quiet=quiet) as progress:
         session = Session.open(asked, progress=progress.update, notice=_ignore if quiet else notice)
     session.warn = notice  # what is probably wrong is told however quiet
     return session
@@ -243,6 +243,7 @@ def generate(
     show: Callable[[Chunk], None],
     stops: Sequence[str] = (),
     keep: int = 0,
+    quiet: bool = False,
 ) -> Result:
     """Run one generation, calling `show` with each piece. Ctrl-C cancels it, twice raises KeyboardInterrupt.
 
@@ -253,6 +254,7 @@ def generate(
         show: takes each piece as it comes.
         stops: stop strings besides those of the request.
         keep: tokens of the prompt that stay when the context shifts, unless the person asked for a number.
+        quiet: show no progress.
 
     Raises:
         SpecxError: the grammar or the prompt cannot be used, or decoding fails.
@@ -271,7 +273,7 @@ def generate(
             raise _ReadingStoppedError
 
     writer: Any = session  # what one makes of a grammar the same one takes
-    with Progress("reading the prompt") as progress:
+    with Progress("reading the prompt", quiet=quiet) as progress:
         generation = writer.generate(
             prompt,
             request.sampling,

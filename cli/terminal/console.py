@@ -182,12 +182,13 @@ class Progress:
     Args:
         label: what is done.
         remaining: show the time that is left, too.
+        quiet: show nothing at all.
     """
 
-    def __init__(self, label: str, *, remaining: bool = False) -> None:
+    def __init__(self, label: str, *, remaining: bool = False, quiet: bool = False) -> None:
         self._label = one_line(label)
         self._remaining = remaining
-        self._enabled = sys.stderr.isatty()  # Rich also says yes to FORCE_COLOR
+        self._enabled = not quiet and sys.stderr.isatty()  # Rich also says yes to FORCE_COLOR
         self._begun = self._drawn = time.monotonic()
         self._bar: RichProgress | None = None
         self._open = ExitStack()

@@ -13,6 +13,7 @@ from specx.backends.errors import RollbackError
 from specx.cli.chat import Chat, Conversation
 from specx.cli.generation import Request
 from specx.cli.options.read import GenerationOptions
+from specx.cli.terminal.console import Progress
 from specx.cli.terminal.lines import history_file
 from specx.cli.terminal.markdown import finished
 from specx.cli.terminal.typed import is_open, unwrap
@@ -441,3 +442,9 @@ def test_an_answer_that_the_limit_ended_is_told(specx):
     assert "stopped after 2 tokens, the most that -n allows" in chat(specx, "one\n", "-n", "2").err
     assert "2 tokens (the most that -n allows)" in chat(specx, "one\n", "-n", "2", "--stats").err
     assert "stopped" not in chat(specx, "one\n").err
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_quiet_command_shows_no_progress_in_a_terminal(monkeypatch, quiet):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert Progress("reading the prompt", quiet=quiet)._enabled is not quiet
