@@ -6,9 +6,9 @@ the weights it has loaded. A `Guesser` follows one text with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from specx.drafters.base import Text, Verified
 from specx.drafters.calibration.collapse import Collapse
 from specx.drafters.calibration.model import ModelCalibration
 
-__all__ = ["AT_ONCE", "Guess", "GuessCosts", "Guesser", "GuesserSource"]
+__all__ = ["AT_ONCE", "Guess", "GuessCosts", "Guesser", "GuesserSource", "LoadedSource"]
+
+Room = TypeVar("Room")
 
 RATE = 0.1  # weight of a new measurement in a running cost
 CLIP = 3.0  # a call this many times as long as expected is an outlier and counts as that long
@@ -174,3 +176,32 @@ class GuesserSource(Protocol):
 
     def follow(self, text: Text) -> Guesser:
         """A guesser for one text, which holds its prompt."""
+
+
+class LoadedSource(GuesserSource, Generic[Room]):
+    """A source that is loaded when it is first asked, and keeps what finished texts have read.
+
+    Attributes:
+        failure: why it cannot go on, if that turned out while it was asked.
+        failed: whether it turned out to be of no use to anybody.
+    """
+
+    def __init__(
+        self, costs: GuessCosts, calibration: ModelCalibration | None, clock: Callable[[], float]
+    ) -> None:
+        self.costs, self.clock = costs, clock
+        self.calibration = calibration or ModelCalibration()
+        self.collapse = Collapse()
+        self.failure = ""
+        self.failed = False
+        self._idle: list[Room] = []  # of texts that are finished
+
+    def finish(self, room: Room) -> None:
+        """A text is finished, which had this room."""
+        if not self.failed:
+            self._idle.append(room)
+
+    def fail(self, reason: str = "") -> None:
+        """It cannot go on."""
+        self.failure = reason
+        self.failed = True

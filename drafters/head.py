@@ -17,9 +17,8 @@ from specx.backends.base import Want
 from specx.backends.errors import SpecxError
 from specx.backends.settings import HEAD_HELD
 from specx.drafters.base import Text, Verified
-from specx.drafters.calibration.collapse import Collapse
 from specx.drafters.calibration.model import ModelCalibration
-from specx.drafters.guesser import AT_ONCE, Guess, GuessCosts, Guesser, GuesserSource
+from specx.drafters.guesser import AT_ONCE, Guess, GuessCosts, Guesser, LoadedSource
 from specx.drafters.ranking import ranked
 
 __all__ = ["DraftHead", "HeadGuesser", "HeadRunner", "LoadedHead"]
@@ -84,18 +83,14 @@ class LoadedHead(Protocol):
         """Give the memory back. Safe to call twice."""
 
 
-class DraftHead(GuesserSource):
-    """A head that is loaded when it is first asked. Implements `GuesserSource`.
+class DraftHead(LoadedSource["HeadRunner"]):
+    """A head that is loaded when it is first asked.
 
     Args:
         load: gives the head, None if it cannot be used.
         costs: what a proposal is expected to cost; corrected in place.
         calibration: how often it is right; learned further in place.
         clock: seconds.
-
-    Attributes:
-        failure: why it cannot go on, if that turned out while it was asked.
-        failed: whether it turned out to be of no use to anybody.
     """
 
     name = "head"
@@ -109,14 +104,9 @@ class DraftHead(GuesserSource):
         calibration: ModelCalibration | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.costs, self.clock = costs, clock
-        self.calibration = calibration or ModelCalibration()
-        self.collapse = Collapse()
-        self.failure = ""
-        self.failed = False
+        super().__init__(costs, calibration, clock)
         self._load = load
         self._head: LoadedHead | None = None
-        self._idle: list[HeadRunner] = []  # of texts that are finished
 
     @property
     def loaded(self) -> bool:
@@ -140,16 +130,6 @@ class DraftHead(GuesserSource):
         if self.failed or self._head is None:
             return None
         return self._idle.pop() if self._idle else self._head.open()
-
-    def finish(self, runner: HeadRunner) -> None:
-        """A text is finished."""
-        if not self.failed:
-            self._idle.append(runner)
-
-    def fail(self, reason: str = "") -> None:
-        """It cannot go on."""
-        self.failure = reason
-        self.failed = True
 
     def close(self) -> None:
         """Give the memory back; it is not asked any more."""

@@ -17,10 +17,9 @@ from specx.backends.base import Model, Vocab
 from specx.backends.errors import SpecxError
 from specx.drafters.base import Text, Verified
 from specx.drafters.byte_map import ByteMap
-from specx.drafters.calibration.collapse import Collapse
 from specx.drafters.calibration.merging import Merging
 from specx.drafters.calibration.model import ModelCalibration
-from specx.drafters.guesser import AT_ONCE, Guess, GuessCosts, Guesser, GuesserSource
+from specx.drafters.guesser import AT_ONCE, Guess, GuessCosts, Guesser, LoadedSource
 from specx.drafters.ranking import ranked
 from specx.drafters.reading import Read, Reader, in_common
 from specx.drafters.translated import TranslatedGuesser
@@ -28,8 +27,8 @@ from specx.drafters.translated import TranslatedGuesser
 __all__ = ["DraftModel", "ModelGuesser"]
 
 
-class DraftModel(GuesserSource):
-    """A draft model that is loaded when it is first asked. Implements `GuesserSource`.
+class DraftModel(LoadedSource["Read"]):
+    """A draft model that is loaded when it is first asked.
 
     Args:
         load: gives the model, None if it cannot be used.
@@ -41,8 +40,6 @@ class DraftModel(GuesserSource):
         clock: seconds.
 
     Attributes:
-        failure: why it cannot go on, if that turned out while it was asked.
-        failed: whether it turned out to be of no use to anybody.
         calls: what a call of the model costs; where the vocabularies are the same, a proposal is a call.
         byte_map: between the vocabularies, where they differ and the model is loaded.
     """
@@ -60,18 +57,13 @@ class DraftModel(GuesserSource):
         calibration: ModelCalibration | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.costs = costs
+        super().__init__(costs, calibration, clock)
         self.calls = costs if target is None else replace(costs)
-        self.calibration = calibration or ModelCalibration()
-        self.collapse = Collapse()
-        self.failure = ""
-        self.failed = False
-        self.n_ctx, self.shared, self.clock = n_ctx, shared, clock
+        self.n_ctx, self.shared = n_ctx, shared
         self.byte_map: ByteMap | None = None
         self._target = target
         self.model: Model | None = None
         self._load = load
-        self._idle: list[Read] = []  # of texts that are finished
         self._opened = 0
 
     @property
@@ -117,16 +109,6 @@ class DraftModel(GuesserSource):
             return None
         self._opened += 1
         return Read(self.model.open())
-
-    def finish(self, read: Read) -> None:
-        """A text is finished, of which so much was read."""
-        if not self.failed:
-            self._idle.append(read)
-
-    def fail(self, reason: str = "") -> None:
-        """It cannot go on."""
-        self.failure = reason
-        self.failed = True
 
     def close(self) -> None:
         """Give the memory back; it is not asked any more."""
