@@ -1,10 +1,10 @@
 """Which draft model is asked: found, tried, kept or dropped, and remembered.
 
-Nothing here delays the first token. Candidates are looked for once a token is out, one file a step, as long
-as the rest of this process is expected to gain more from one of them than that and loading it take. The best
-one is opened by the plan, by the same rule. It happens between two steps and not in the background: loading
-competes for the cores and the memory that decoding is bound by. The steps meanwhile would be slower by as
-much, and the staircase would learn wrong times from them.
+Nothing here delays the first token. Files that were looked into before are known; others are looked into once
+a token is out, one a step, as long as the rest of this process is expected to gain more from one of them than
+that and loading it take. The best one is opened by the plan, by the same rule. It happens between two steps
+and not in the background: loading competes for the cores and the memory that decoding is bound by. The steps
+meanwhile would be slower by as much, and the staircase would learn wrong times from them.
 
 What a model promises is the objective, by what is known of it. It stays as long as that is more than plain
 decoding by what was measured since; otherwise it makes room for the next one.
@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specx.backends.base import Model, Vocab
 from specx.backends.errors import SpecxError
@@ -28,8 +27,9 @@ from specx.drafters.guesser import GuessCosts
 from specx.drafters.head import DraftHead, LoadedHead
 from specx.drafters.mixture import MixtureDrafter
 from specx.drafters.model import DraftModel
-from specx.engine.cost.rate import ACCEPTANCE, chain_rate
+from specx.engine.cost.rate import chain_rate
 from specx.engine.cost.staircase import Staircase
+from specx.engine.forecast import LOAD_BYTES_PER_MS, REMEMBERED, expected_costs, forecast, known_pair
 from specx.engine.learned.knowledge import Learned
 from specx.engine.learned.lengths import Outlook
 from specx.engine.setup.choice import Setup
@@ -37,17 +37,13 @@ from specx.engine.setup.explain import Explain, silent
 from specx.engine.setup.finder import Candidate, Forecast, Unfit
 from specx.engine.setup.here import Here
 
-__all__ = ["DraftModels", "ModelSource", "forecast", "models_of"]
+__all__ = ["DraftModels", "ModelSource", "models_of"]
 
 MOST_TRIED = 3  # models in one session: each that disappoints has cost its loading
-REMEMBERED = 64  # scored tokens from which on an acceptance is believed
-TRANSLATED = 0.8  # of the acceptance, for a model of another family; measured pairs had 0.55 to 0.65
-LOAD_BYTES_PER_MS = 0.4e6  # of a model file, before one was loaded; rearranging weights takes most of it
 USUAL = 1 / 8  # weights of a draft model in those of its target, where none is known
 MOMENT_MS = 20.0  # to look into a file, before that was timed: a vocabulary is read and compared
 TIMED = 0.3  # weight of the last such moment
 LoadedT = TypeVar("LoadedT", Model, LoadedHead)
-SHORT, LONG = 0.1, 0.15  # cost of a further token in a short call, and in a long one, in calls of one token
 
 
 class ModelSource(Protocol):
@@ -107,26 +103,6 @@ class Served(Protocol):
     @property
     def clock(self) -> Callable[[], float]:
         """Seconds."""
-
-
-def forecast(
-    candidate: Candidate, learned: Learned, steps: NDArray[np.float64], target_bytes: int
-) -> Forecast:
-    """What a candidate promises, by what is remembered of it, or else by its size and the prior.
-
-    Args:
-        candidate: the model.
-        learned: what is kept of it.
-        steps: (W + 1,) milliseconds of a step of the target by its tokens.
-        target_bytes: bytes of weights that the target reads for a token.
-    """
-    calibration, costs = learned.load_pair(candidate.fingerprint)
-    known = calibration.trials >= REMEMBERED
-    token_ms = costs.token_ms if costs else float(steps[1]) * candidate.step_bytes / target_bytes
-    acceptance = ACCEPTANCE * (TRANSLATED if candidate.translated else 1.0)
-    if known and calibration.acceptance is not None:
-        acceptance = calibration.acceptance
-    return Forecast.of(candidate, steps, acceptance, token_ms, calibration.trials if known else 0)
 
 
 class DraftModels:
@@ -195,8 +171,8 @@ class DraftModels:
         person if there is no model for one that is `required`."""
         self._required = required
         self._mixture = drafter
-        if drafter is not None and self.model is None and self.forced is not None and self.forced.is_head:
-            self._look_around(0, Outlook())  # for what the target has read before cannot be made up for
+        if drafter is not None and self.model is None:
+            self._look_back()
         self._use(self.model)
 
     def after(self, length: int, outlook: Outlook) -> None:
@@ -211,7 +187,7 @@ class DraftModels:
     def forget(self) -> None:
         """Go back to what was kept when the session began."""
         if self.model is not None and self.candidate is not None:
-            self.model.calibration = self._learned.load_pair(self.candidate.fingerprint)[0]
+            self.model.calibration = known_pair(self.candidate, self._learned)[0]
             self._begin_trial(self.model)
             self.model.collapse.restart()
 
@@ -234,6 +210,17 @@ class DraftModels:
         if self._mixture is not None:
             self._mixture.guessers[:] = [] if model is None or model.failed else [model]
 
+    def _look_back(self) -> None:
+        """Take up a head before a prompt is read, for what the target has read before cannot be made up for:
+        the one that was named, or the best model if it is known of all files what they are."""
+        if self.forced is not None:
+            if self.forced.is_head:
+                self._look_around(0, Outlook())
+            return
+        known = bool(self._staircase.depths) and self._found is None and self._search_on()
+        if known and (best := self._best(0)) is not None:
+            self._take_up(best)
+
     def _look_around(self, length: int, outlook: Outlook) -> None:
         """A moment of looking for candidates, where that pays; when all are known, the best is taken up."""
         if self._exhausted or self._tried >= MOST_TRIED:
@@ -244,6 +231,11 @@ class DraftModels:
             return
         if not (self._required or self._pays(length, outlook)):
             return
+        if self._search_on() and (best := self._best(length)) is not None:
+            self._take_up(best)
+
+    def _search_on(self) -> bool:
+        """A moment of the search; whether all candidates are known."""
         if self._found is None:
             self._found, self._search = [], self._source.search()
         start = self._clock()
@@ -251,7 +243,7 @@ class DraftModels:
             found = next(self._search, "end")
             if found is None:
                 self._moment_ms += TIMED * ((self._clock() - start) * 1e3 - self._moment_ms)
-                return
+                return False
             if isinstance(found, Candidate):
                 self._found.append(found)
                 self._hope = None
@@ -259,8 +251,7 @@ class DraftModels:
                 self._explain(f"{found.name} cannot draft for this model: {found.reason}")
             else:
                 self._search = None
-        if (best := self._best(length)) is not None:
-            self._take_up(best)
+        return True
 
     def _pays(self, length: int, outlook: Outlook) -> bool:
         """Whether looking on is expected to pay: the best model known, or else a usual one, would be loaded.
@@ -280,27 +271,20 @@ class DraftModels:
             rate = chain_rate(steps, draft_ms=USUAL * float(steps[1])).rate
             return float(steps[1]) - 1 / rate, USUAL * self._step_bytes / LOAD_BYTES_PER_MS
         best = max((self._forecast(each, length) for each in self._found), key=lambda found: found.rate)
-        return 1 / best.plain_rate - 1 / best.rate, self._costs(best)[1].open_ms
-
-    def _costs(self, forecast: Forecast) -> tuple[ModelCalibration, GuessCosts]:
-        """What is known or expected of a candidate."""
-        candidate, ms = forecast.candidate, forecast.token_ms
-        calibration, costs = self._learned.load_pair(candidate.fingerprint)
-        expected = GuessCosts(ms, SHORT * ms, LONG * ms, candidate.size / LOAD_BYTES_PER_MS)
-        return calibration, costs or expected
+        return 1 / best.plain_rate - 1 / best.rate, expected_costs(best, self._learned).open_ms
 
     def _best(self, length: int) -> Forecast | None:
         """The candidate not taken up yet that promises most, if any promises more than plain decoding."""
         assert self._found is not None
         forecasts = [self._forecast(candidate, length) for candidate in self._found]
-        forecasts.sort(key=lambda forecast: -forecast.rate)
+        forecasts.sort(key=lambda found: -found.rate)
         self._found = []
-        for i, forecast in enumerate(forecasts):
-            self._explain(f"draft model {forecast.explained()}")
-            if forecast.rate <= forecast.plain_rate:
+        for i, found in enumerate(forecasts):
+            self._explain(f"draft model {found.explained()}")
+            if found.rate <= found.plain_rate:
                 break
             self._found = [rest.candidate for rest in forecasts[i + 1 :]]
-            return forecast
+            return found
         if self._required and self.candidate is None:
             self._notice("no draft model for this model is on this machine: name one with -md FILE")
         self._exhausted = True
@@ -312,7 +296,8 @@ class DraftModels:
     def _take_up(self, forecast: Forecast) -> None:
         """The plan opens the model when that pays."""
         candidate = forecast.candidate
-        calibration, costs = self._costs(forecast)
+        calibration = known_pair(candidate, self._learned)[0]
+        costs = expected_costs(forecast, self._learned)
         if self.forced is not None:
             costs.open_ms = 0.0  # it was asked for
         self.candidate, self._hope = candidate, None

@@ -5,6 +5,7 @@ llama.cpp ends the process for many a head that does not, so nothing of that is 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from specx.backends.errors import ModelError
 from specx.backends.gguf.checks import check_values
 from specx.backends.gguf.file import GGUFInfo, Tensor, read_gguf
-from specx.backends.gguf.head_target import HEAD_TARGET, head_target, own_width
+from specx.backends.gguf.head_target import HEAD_TARGET, HEAD_TRAINED, head_target, own_width
 from specx.backends.gguf.header import download_again
 from specx.backends.gguf.layer_inputs import given_layers
 from specx.backends.gguf.reading import read_span
@@ -26,6 +27,8 @@ __all__ = ["EAGLE3", "HeadFile", "check_head", "head_of", "read_head"]
 EAGLE3 = "eagle3"
 
 LAYERS_READ = 3  # llama.cpp takes exactly so many
+USUAL_TRIAL = 64  # tokens that shares rest on where a file does not say on how many
+MOST_TRIED = 1 << 40  # tokens of a trial that can be
 IDS, EMBEDDING, OUTPUT = "d2t", "token_embd.weight", "output.weight"
 FEATURES_NORM = "enc.output_norm.weight"
 
@@ -57,6 +60,22 @@ class HeadFile:
     def step_bytes(self) -> int:
         """Bytes of its weights that are read for a token: all but those of the embedding."""
         return sum(tensor.nbytes for tensor in self.info.tensors if tensor.name not in (EMBEDDING, IDS))
+
+    @property
+    def trial(self) -> tuple[tuple[int, int], ...]:
+        """Of the first, second and further tokens of its drafts, how many were right and how often all before
+        were, when it was trained; empty if the file does not say."""
+        try:
+            told = json.loads(str(self.info.metadata.get(HEAD_TRAINED, "")))
+            shares = told["by_step"]
+            reached = told.get("reached", [USUAL_TRIAL] * len(shares))
+            counts = tuple(
+                (round(float(share) * int(count)), int(count))
+                for share, count in zip(shares, reached, strict=True)
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+            return ()
+        return counts if all(0 <= right <= tried <= MOST_TRIED for right, tried in counts) else ()
 
     def told(self) -> str:
         """What it reads and scores, in words."""

@@ -47,7 +47,8 @@ class Acceptance:
     def to_json(self) -> dict[str, Any]:
         """For files."""
         shares = self.right / np.maximum(self.reached, 1)
-        return {"length": round(self.length, 4), "by_step": [round(float(share), 4) for share in shares]}
+        by_step = [round(float(share), 4) for share in shares]
+        return {"length": round(self.length, 4), "by_step": by_step, "reached": self.reached.tolist()}
 
 
 @torch.no_grad()

@@ -54,6 +54,8 @@ MATRICES = "Q8_0"
 OUTPUT = "Q4_0"
 """What matrices are quantized as. The output matrix is most of what a step reads."""
 
+LICENSE = frozenset({"general.license", "general.license.name", "general.license.link"})
+
 _TEMPLATES = ("tokenizer.chat_template",)
 
 
@@ -135,6 +137,9 @@ def write_head(
         "general.architecture": text(ARCHITECTURE),
         "general.type": text("model"),
         "general.name": text(f"EAGLE-3 head for {target.name}"),
+        **{
+            key: value for key, value in source.entries.items() if key in LICENSE
+        },  # it is made from the target
         **_shape_entries(shape, target),
         **{key: value for key, value in source.entries.items() if _of_tokenizer(key)},
         HEAD_TARGET: text(head_target(target)),

@@ -135,6 +135,7 @@ def _learn(work: Work) -> TrainReport:
         "seconds": round(training.seconds),
         "length": best["length"],
         "by_step": best["by_step"],
+        "reached": best["reached"],
     }
     weights = best_weights(training)
     write_head(work.output, weights, work.shape, training.rows.ids, work.info, trained=told)

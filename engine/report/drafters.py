@@ -11,7 +11,7 @@ from specx.backends.errors import ModelError
 from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.llama.memory import predict_memory
 from specx.engine.cost.staircase import Staircase
-from specx.engine.drafting import forecast
+from specx.engine.forecast import forecast
 from specx.engine.learned.knowledge import Learned
 from specx.engine.settings import Asked
 from specx.engine.setup.choice import Setup

@@ -18,7 +18,7 @@ from specx.backends.machine.machine import available_memory
 from specx.backends.store import Store
 from specx.engine.cost.rate import ACCEPTANCE, chain_rate
 from specx.engine.cost.staircase import Staircase
-from specx.engine.drafting import forecast
+from specx.engine.forecast import forecast
 from specx.engine.learned.knowledge import Learned
 from specx.engine.learned.records import TrackRecord
 from specx.engine.report.advice import Advice, draft_advice, kernels_advice

@@ -31,7 +31,7 @@ EXACT = frozenset({"llama", "gpt2", "gemma4"})  # tokenizers whose tokens are th
 LOSSY = {"bert": "WPM", "t5": "UGM"}
 RANKS = 4  # pooling type of GGUF
 MTP_NAME = "MTP layers"
-RULES = 4  # by which a file can draft or not; what was found by others is looked at again
+RULES = 5  # by which a file can draft or not; what was found by others is looked at again
 EXAMINED = 64  # files that are opened in one session; the others' turn comes in later ones
 
 
@@ -47,6 +47,8 @@ class Candidate:
         step_bytes: bytes of weights that it reads for a token.
         size: bytes of the file.
         layers: of the target, whose inputs it reads, if it is a draft head.
+        trial: of the first, second and further tokens of its drafts, how many were right and how often all
+            before were, on text that was held back when it was trained; empty if its file does not say.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class Candidate:
     step_bytes: int
     size: int
     layers: tuple[int, ...] = ()
+    trial: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_head(self) -> bool:
@@ -163,7 +166,8 @@ def _check_head(target: GGUFInfo, info: GGUFInfo, name: str) -> Candidate | Unfi
     if reason := target.plain_reason or check_head(head, target):
         return Unfit(info.path, name, reason)
     shared = target.vocabulary_size
-    return Candidate(info.path, name, info.fingerprint, shared, head.step_bytes, info.size, head.layers)
+    nbytes, layers, trial = head.step_bytes, head.layers, head.trial
+    return Candidate(info.path, name, info.fingerprint, shared, nbytes, info.size, layers, trial)
 
 
 def _unsuitable(target: GGUFInfo, draft: GGUFInfo) -> Iterator[str]:
@@ -203,7 +207,7 @@ class Finder:
         self._models = models
 
     def search(self) -> Iterator[Candidate | Unfit | None]:
-        """What is found, as it is found; None stands for a moment's work without a finding."""
+        """What is found, as it is found; None comes before a file is looked into, which takes a moment."""
         known = self._load()
         kept: dict[str, dict[str, Any]] = {}
         opened = 0
@@ -218,9 +222,9 @@ class Finder:
                     if opened >= EXAMINED:
                         continue
                     opened += 1
+                    yield None
                     found = check_candidate(self._target, model.path, model.name)
                     data = _plain(found, stamp)
-                    yield None
                 kept[str(model.path)] = data
                 yield found
         finally:
@@ -264,7 +268,8 @@ def _finding(model: FoundModel, data: dict[str, Any]) -> Candidate | Unfit | Non
             return Unfit(model.path, model.name, str(data["reason"]))
         shared, step_bytes, size = (int(data[key]) for key in ("shared", "step_bytes", "size"))
         layers = tuple(int(layer) for layer in data["layers"])
+        trial = tuple((int(right), int(reached)) for right, reached in data["trial"])
         path, fingerprint = Path(data["path"]), str(data["fingerprint"])
-        return Candidate(path, model.name, fingerprint, shared, step_bytes, size, layers)
+        return Candidate(path, model.name, fingerprint, shared, step_bytes, size, layers, trial)
     except (KeyError, TypeError, ValueError):
         return None

@@ -66,12 +66,17 @@ class World:
     clock: SimulatedClock = field(default_factory=SimulatedClock)
     log: list = field(default_factory=list)
     models: dict = field(default_factory=dict)
+    known: bool = False  # whether all files were looked into before
 
     def search(self):
         for item in self.found:
-            self.log.append(("searched", self.session.slots[-1].cache.length))
-            yield None
+            if not self.known:
+                self.log.append(("searched", self.session.slots[-1].cache.length))
+                yield None
             yield item
+
+    def watch(self, layers):
+        self.log.append(("watched", tuple(layers)))
 
     def obstacle(self, one):
         return self.obstacles.get(one.name)
@@ -89,24 +94,27 @@ class World:
         return [name for what, name in self.log if what == "loaded"]
 
 
+def models_of(world, session, learned=None, **options):
+    return DraftModels(
+        world,
+        learned or session.learned,
+        session.staircase,
+        step_bytes=100,
+        n_ctx=session.n_ctx,
+        notice=world.notices.append,
+        explain=world.explained.append,
+        clock=world.clock,
+        **options,
+    )
+
+
 def session_of(world, *, drafter="auto", forced=None, root=None, quantized=False):
     world.notices, world.explained = [], []
     settings = Asked(Path("scripted.gguf"), drafter=drafter, store=root is not None)
     learned = Learned(Store(root, world.notices.append), model_key="model", cost_key="cost")
 
     def draft_models(session):
-        return DraftModels(
-            world,
-            learned,
-            session.staircase,
-            step_bytes=100,
-            n_ctx=session.n_ctx,
-            forced=forced,
-            quantized_cache=quantized,
-            notice=world.notices.append,
-            explain=world.explained.append,
-            clock=world.clock,
-        )
+        return models_of(world, session, learned, forced=forced, quantized_cache=quantized)
 
     steps = {int(n): ms for n, ms in STEPS["0"].items()}
     session = Session(
@@ -136,6 +144,32 @@ def answer(session, n=100, prompt=(1, 2, 3), seed=5):
 
 def rate(result):
     return result.timings.predicted_per_second
+
+
+def test_a_head_that_is_known_reads_the_prompt():
+    """If it promises more than others by its trial; where files are to be looked into, nothing is done."""
+    head = replace(candidate("head"), layers=(1, 2, 3), trial=((500, 1000), (250, 500)))
+    better, worse = (
+        replace(head, name="better", fingerprint="b", trial=((600, 1000),)),
+        candidate("large", 99),
+    )
+    world = World(found=[head, better, worse], known=True)
+    session = session_of(world)
+    session.set_drafter("none")
+    session.draft_models = models_of(world, session)
+    session.set_drafter("auto")
+    assert [what for what in world.log if what[0] != "searched"] == [("watched", (1, 2, 3))]
+    assert session.draft_models.candidate is better and not world.loaded()
+    assert session.draft_models.model.calibration.acceptance == 0.6
+    world.known, world.log = False, []
+    session.draft_models = models_of(world, session)
+    session.set_drafter("auto")
+    assert session.draft_models.candidate is None and not world.loaded()
+    poor = replace(head, trial=((10, 1000),), step_bytes=60)
+    world.found, world.known, world.log = [poor], True, []
+    session.draft_models = models_of(world, session)
+    session.set_drafter("auto")
+    assert session.draft_models.candidate is None and not world.log
 
 
 def test_a_good_model_is_found_loaded_kept_and_faster():

@@ -11,7 +11,14 @@ import pytest
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.file import read_gguf
-from specx.backends.gguf.head_target import HEAD_TARGET, WIDENED_BY, WIDENED_FROM, head_target, widened_by
+from specx.backends.gguf.head_target import (
+    HEAD_TARGET,
+    HEAD_TRAINED,
+    WIDENED_BY,
+    WIDENED_FROM,
+    head_target,
+    widened_by,
+)
 from specx.backends.gguf.heads import check_head, read_head
 from specx.backends.gguf.layer_inputs import given_layers
 from specx.engine.setup.finder import Candidate, Unfit, check_candidate
@@ -68,6 +75,30 @@ def tensor(name, values):
 
 def floats(*shape):
     return np.ones(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("told", "trial"),
+    [
+        ('{"by_step": [0.5, 0.25], "reached": [400, 200]}', ((200, 400), (50, 200))),
+        ('{"by_step": [0.5, 0.25]}', ((32, 64), (16, 64))),
+        ('{"by_step": [1.5], "reached": [400]}', ()),
+        ('{"by_step": [-0.5], "reached": [400]}', ()),
+        ('{"by_step": [NaN], "reached": [400]}', ()),
+        ('{"by_step": [0.5], "reached": [1e400]}', ()),
+        ('{"by_step": [0.5], "reached": [400, 200]}', ()),
+        ('{"by_step": 3}', ()),
+        ('{"by_step": []}', ()),
+        ("[" * 100_000, ()),
+        ("{", ()),
+        ("7", ()),
+    ],
+)
+def test_what_was_tried_when_it_was_trained(write, target, told, trial):
+    path = write(extra=((HEAD_TRAINED, told, KINDS.STRING),))
+    assert read_head(path).trial == trial
+    found = check_candidate(target, path)
+    assert isinstance(found, Candidate) and found.trial == trial
 
 
 DAMAGED = {

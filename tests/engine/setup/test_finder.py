@@ -17,6 +17,10 @@ from specx.backends.gguf.reading import read_span
 from specx.backends.hub.models import FoundModel, find_model
 from specx.backends.llama.vocab import load_vocabulary
 from specx.backends.store import Store
+from specx.drafters.calibration.model import ModelCalibration
+from specx.drafters.guesser import GuessCosts
+from specx.engine.forecast import forecast, known_pair
+from specx.engine.learned.knowledge import Learned
 from specx.engine.setup import finder as candidates
 from specx.engine.setup.finder import Candidate, Finder, Forecast, Unfit, check_candidate
 from specx.engine.setup.layers import step_bytes
@@ -229,6 +233,22 @@ def test_the_forecast_is_the_objective():
     assert "assumed" in forecast.explained() and "2.0 ms" in forecast.explained()
     assert "counted on 90 tokens" in Forecast.of(candidate, costs, 0.8, 2.0, 90).explained()
     assert Forecast.of(candidate, costs, 0.8, 50.0).rate == pytest.approx(0.1)  # it would never be asked
+
+
+def test_a_trial_counts_until_enough_was_scored_here(tmp_path):
+    head = Candidate(Path("h.gguf"), "h", "f", 64, 1, 1, (1, 2, 3), ((300, 600), (90, 300)))
+    unknown = replace(head, trial=())
+    costs = np.array([np.inf, 10.0, 11.0, 12.0, 13.0, 30.0])
+    learned = Learned(Store(tmp_path), model_key="m", cost_key="c")
+    promised = forecast(head, learned, costs, 10)
+    assert (promised.acceptance, promised.remembered) == (390 / 900, 900)
+    assert forecast(unknown, learned, costs, 10).remembered == 0
+    poor = replace(head, trial=((60, 600), (6, 60)))
+    assert forecast(poor, learned, costs, 10).rate < promised.rate
+    assert forecast(poor, learned, costs, 10).rate == forecast(poor, learned, costs, 10).plain_rate
+    assert known_pair(head, learned)[0].acceptance == promised.acceptance
+    learned.save_pair("f", ModelCalibration.of_trial(80, 100), GuessCosts(1.0, 0.1, 0.1, 5.0))
+    assert forecast(head, learned, costs, 10).acceptance == 0.8  # what was counted here is worth more
 
 
 def test_vocabularies_that_lose_text_are_told_from_those_that_do_not(vocabulary_files):

@@ -1,0 +1,59 @@
+"""What a draft model promises: the objective, by what is remembered of it, by its trial, or by its size."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specx.drafters.calibration.model import ModelCalibration
+from specx.drafters.guesser import GuessCosts
+from specx.engine.cost.rate import ACCEPTANCE
+from specx.engine.learned.knowledge import Learned
+from specx.engine.setup.finder import Candidate, Forecast
+
+__all__ = ["LOAD_BYTES_PER_MS", "REMEMBERED", "expected_costs", "forecast", "known_pair"]
+
+REMEMBERED = 64  # scored tokens from which on an acceptance is believed
+TRANSLATED = 0.8  # of the acceptance, for a model of another family; measured pairs had 0.55 to 0.65
+LOAD_BYTES_PER_MS = 0.4e6  # of a model file, before one was loaded; rearranging weights takes most of it
+SHORT, LONG = 0.1, 0.15  # cost of a further token in a short call, and in a long one, in calls of one token
+
+
+def known_pair(candidate: Candidate, learned: Learned) -> tuple[ModelCalibration, GuessCosts | None]:
+    """How often a candidate is right about the target, and what its work costs here.
+
+    Until enough of its tokens were scored here, its trial counts: what its file says of text that was held
+    back when it was trained.
+    """
+    calibration, costs = learned.load_pair(candidate.fingerprint)
+    if calibration.trials < REMEMBERED and candidate.trial:
+        right, reached = (sum(counts) for counts in zip(*candidate.trial, strict=True))
+        calibration = ModelCalibration.of_trial(right, reached)
+    return calibration, costs
+
+
+def forecast(
+    candidate: Candidate, learned: Learned, steps: NDArray[np.float64], target_bytes: int
+) -> Forecast:
+    """What a candidate promises, by what is known of it, or else by its size and the prior.
+
+    Args:
+        candidate: the model.
+        learned: what is kept of it.
+        steps: (W + 1,) milliseconds of a step of the target by its tokens.
+        target_bytes: bytes of weights that the target reads for a token.
+    """
+    calibration, costs = known_pair(candidate, learned)
+    token_ms = costs.token_ms if costs else float(steps[1]) * candidate.step_bytes / target_bytes
+    known = calibration.trials if calibration.trials >= REMEMBERED else 0
+    if known and calibration.acceptance is not None:
+        return Forecast.of(candidate, steps, calibration.acceptance, token_ms, known)
+    acceptance = ACCEPTANCE * (TRANSLATED if candidate.translated else 1.0)
+    return Forecast.of(candidate, steps, acceptance, token_ms)
+
+
+def expected_costs(forecast: Forecast, learned: Learned) -> GuessCosts:
+    """What the work of a candidate costs here, measured or expected."""
+    candidate, ms = forecast.candidate, forecast.token_ms
+    expected = GuessCosts(ms, SHORT * ms, LONG * ms, candidate.size / LOAD_BYTES_PER_MS)
+    return learned.load_pair(candidate.fingerprint)[1] or expected
