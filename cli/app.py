@@ -24,6 +24,9 @@ __all__ = ["main", "run"]
 CLOSED_PIPE = 141
 """As a shell reports a program that SIGPIPE ended, which is what `| head -1` does to other tools."""
 
+LEAST_ADDRESSES = 256 << 20
+"""Bytes of addresses (`ulimit -v`) below which the modules that every command needs cannot be loaded."""
+
 OBJECTS_TO_COLLECT = 50_000
 """New containers after which Python looks for garbage, instead of 700. A start makes some 150,000."""
 
@@ -55,6 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with interruptible():
             _open_streams()
+            _check_addresses()
             from specx.cli.commands import invoke
 
             _prepare_last_words()
@@ -70,6 +74,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         code = CLOSED_PIPE
         _abandon_stdout()
+    except MemoryError:
+        code = _report(
+            SpecxError("there is too little memory", "end other programs, or take a smaller model")
+        )
     except Exception as problem:  # noqa: BLE001 (the last resort: nobody should meet a traceback)
         code = _unexpected(problem, verbose="--verbose" in arguments or "-v" in arguments)
     return code
@@ -115,6 +123,27 @@ def _open_streams() -> None:
         raise SpecxError("standard output is closed", "send it somewhere: a terminal, a pipe or a file")
 
 
+def _check_addresses() -> None:
+    """Refuse to begin where a library would end the process for want of addresses.
+
+    Raises:
+        SpecxError: too few are allowed.
+    """
+    try:
+        import resource
+    except ImportError:  # not every system limits them
+        return
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if allowed != resource.RLIM_INFINITY and allowed < LEAST_ADDRESSES:
+        from specx.backends.errors import SpecxError
+
+        raise SpecxError(
+            f"this process may use {allowed >> 20:,} MiB of memory (ulimit -v), and specx needs "
+            f"{LEAST_ADDRESSES >> 20} before any model",
+            "allow it more: ulimit -v unlimited",
+        )
+
+
 def _prepare_last_words() -> None:
     """Say why llama.cpp gives up, if it does, on a terminal that is as it was found."""
     from specx.backends.llama.last_words import before_the_end
@@ -125,9 +154,12 @@ def _prepare_last_words() -> None:
 
 
 def _report(problem: SpecxError) -> int:
-    from specx.cli.terminal.console import error
+    try:
+        from specx.cli.terminal.console import error
 
-    error(problem)
+        error(problem)
+    except MemoryError:
+        os.write(2, f"error: {problem.message}\nhint: {problem.hint}\n".encode("utf-8", "replace"))
     return problem.exit_code
 
 

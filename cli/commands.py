@@ -18,7 +18,7 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from specx.backends.errors import UsageError
-from specx.cli.help import GroupedCommand
+from specx.cli.help import CLICK_ERROR, GroupedCommand
 from specx.cli.options.values import quickened
 
 __all__ = ["TABLE", "app", "every_command", "invoke"]
@@ -67,9 +67,6 @@ TABLE = {
     ),
 }
 """The commands by name, in the order in which they are listed."""
-
-CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
-"""The base of what parsing raises. Typer brings its own copy of click, in a private module."""
 
 EPILOG = (
     "Options can also be set in the environment as SPECX_ and their long name (SPECX_CTX_SIZE=8192), by "

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from specx.cli.options.values import quickened
 
-__all__ = ["GroupedCommand"]
+__all__ = ["CLICK_ERROR", "GroupedCommand"]
+
+WRONG_USAGE, CLICK_ERROR = typer.BadParameter.__mro__[1:3]
+"""The bases of what parsing raises. Typer brings its own copy of click, in a private module."""
 
 
 class GroupedCommand(TyperCommand):
@@ -20,6 +24,14 @@ class GroupedCommand(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, each of which reads its values quickly."""
         return quickened(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments."""
+        try:
+            return super().parse_args(ctx, args)
+        except WRONG_USAGE as problem:
+            problem.ctx = problem.ctx or ctx  # an option without its value does not say of which command
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and options."""

@@ -91,7 +91,7 @@ def _memory(memory: Memory) -> list[tuple[str, str]]:
     swap = UNREADABLE
     if memory.swap_total is not None:
         swap = f"{_size(memory.swap_total)}, {_size(memory.swap_free)} free" if memory.swap_total else "none"
-    return [("memory", size), ("control groups allow", limit), ("swap", swap)]
+    return [("memory", size), ("limits allow", limit), ("swap", swap)]
 
 
 def _conditions(conditions: Conditions) -> list[tuple[str, str]]:

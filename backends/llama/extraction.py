@@ -77,6 +77,9 @@ class Extraction(Protocol):
             ModelError: they are not there.
         """
 
+    def drop(self) -> None:
+        """The call has failed: what `begin` announced does not come."""
+
 
 def extraction_of(model: Any, architecture: str, *, on_gpu: bool) -> Extraction | None:
     """How inputs of layers are taken out of a model; None if they cannot be.
@@ -127,6 +130,9 @@ class _Extraction(Extraction):
         """Make room."""
         if len(self._rows) < rows:
             self._rows = np.empty((rows, len(self.layers) * self._width), np.float32)
+
+    def drop(self) -> None:
+        """Nothing is held back."""
 
 
 class _Noted(_Extraction):
@@ -202,3 +208,7 @@ class _Tapped(_Extraction):
         if arrived != rows:
             raise ModelError(f"llama.cpp gave the hidden states of {arrived} tokens, not of {rows}")
         return self._rows[:rows]
+
+    def drop(self) -> None:
+        """The callback writes nothing of calls that nobody wants inputs of."""
+        self._tap.end()

@@ -150,7 +150,8 @@ def _version(module: Any) -> str:
 def runs_here(model: Path) -> bool | None:
     """Whether this build of llama.cpp survives one small batch of `model`, tried in a child process.
 
-    None means that nothing was found out: the child could not load the model, or took too long.
+    None means that nothing was found out: the child could not load the model, took too long, or crashed
+    without AMX as well, for which a damaged model is enough.
 
     Some compilers miscompile the AMX path, which then faults at its first instruction. A build without
     AMX is trusted; with AMX the answer costs one load of the model and should be remembered by the caller
@@ -158,9 +159,16 @@ def runs_here(model: Path) -> bool | None:
     """
     if "AMX_INT8 = 1" not in system_info():
         return True
-    command = [sys.executable, "-P", "-m", "specx.backends.llama.selftest", str(model)]
+    code = _selftest(model)
+    if code < 0 and _selftest(model, "plain") == 0:
+        return False
+    return True if code == 0 else None
+
+
+def _selftest(*arguments: Path | str) -> int:
+    """Exit code of a batch in a child process, negative for a signal; 1 if it takes too long."""
+    command = [sys.executable, "-P", "-m", "specx.backends.llama.selftest", *map(str, arguments)]
     try:
-        code = subprocess.run(command, capture_output=True, timeout=SELFTEST_S, check=False).returncode
+        return subprocess.run(command, capture_output=True, timeout=SELFTEST_S, check=False).returncode
     except subprocess.TimeoutExpired:
-        return None
-    return code == 0 if code <= 0 else None
+        return 1

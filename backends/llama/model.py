@@ -48,6 +48,7 @@ MAX_LEAVES = 8
 SETTLES_ON_GPU = 3  # CUDA runs the first step of a width as it is, records the second, and repeats that
 COPIES = 64  # a stream is copied as fast as a part of so many of its tokens is read, or faster
 WHOLE_ONLY = frozenset({"deepseek4"})  # architectures whose state of a part of a text cannot be copied
+NO_MEMORY = -2  # of llama_decode
 FILLER = 0  # token of the rows that fill up a text which takes no part in a step
 
 
@@ -393,14 +394,15 @@ class LlamaModel:
         code = self._lib.llama_decode(self._ctx, batch)
         if code == 0:
             return extraction.take(self._ctx, rows) if extraction is not None else None
+        if extraction is not None:
+            extraction.drop()
         if code == 1:
             raise ContextFullError(
                 f"no room in the KV cache for {rows} more tokens", "give it more room with -c"
             )
-        raise ModelError(
-            f"llama.cpp could not compute a batch of {rows} tokens (code {code})",
-            "run again with --verbose to see its messages",
-        )
+        why = "there is too little memory" if code == NO_MEMORY else f"code {code}"
+        hint = "a smaller context (-c) takes less memory; --verbose shows llama.cpp's messages"
+        raise ModelError(f"llama.cpp could not compute a batch of {rows} tokens ({why})", hint)
 
     def _extract(self, hidden: bool) -> None:
         """Whether hidden states are wanted of the next call; all its rows have logits then."""

@@ -1,4 +1,7 @@
-"""`python -m specx.backends.llama.selftest MODEL`: one small batch, in a process that is allowed to crash."""
+"""`python -m specx.backends.llama.selftest MODEL [plain]`: one small batch, in a process that may crash.
+
+With `plain`, llama.cpp does not rearrange weights.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ def main() -> None:
     from specx.backends.settings import Load
 
     threads = this_cpu().default_threads
-    model = LlamaModel(Load(Path(sys.argv[1]), threads, threads, n_ctx=64))
+    model = LlamaModel(
+        Load(Path(sys.argv[1]), threads, threads, n_ctx=64), repack="plain" not in sys.argv[2:]
+    )
     model.open().forward(np.arange(4, dtype=np.int32), np.arange(-1, 3, dtype=np.int32))
 
 

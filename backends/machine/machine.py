@@ -15,12 +15,12 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from specx.backends.machine.cgroup import cpu_quota, memory_groups, read_text
+from specx.backends.machine.cgroup import MemoryGroup, cpu_quota, memory_groups, read_text
 
 __all__ = [
     "CPU",
@@ -44,6 +44,8 @@ COMMAND_S = 5.0
 MANY_BYTES = 1 << 30  # well beyond the caches of most machines
 MEMORY_SHARE = 8  # at most this part of what is available
 LEAST_BYTES = 1 << 20
+OWN_SPACE = 256 << 20  # bytes of addresses that libraries, stacks and arenas reserve beyond what they use
+LIMITS = (("RLIMIT_AS", "VmSize", OWN_SPACE), ("RLIMIT_DATA", "VmData", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +259,8 @@ def read_memory(root: Path = ROOT) -> Memory:
     words = {name: text.split() for name, text in _pairs(read_text(root / "proc/meminfo"), ":").items()}
     sizes = {name: int(word[0]) << 10 for name, word in words.items() if word and word[0].isdecimal()}
     total, available = sizes.get("MemTotal"), sizes.get("MemAvailable")
-    tightest = min(memory_groups(root), key=lambda group: group.available, default=None)
+    groups = [*memory_groups(root), *process_limits(root)]
+    tightest = min(groups, key=lambda group: group.available, default=None)
     if tightest is not None:
         available = tightest.available if available is None else min(available, tightest.available)
     return Memory(
@@ -268,6 +271,19 @@ def read_memory(root: Path = ROOT) -> Memory:
         swap_total=sizes.get("SwapTotal"),
         swap_free=sizes.get("SwapFree"),
     )
+
+
+def process_limits(root: Path = ROOT) -> Iterator[MemoryGroup]:
+    """What this process may use of memory (`ulimit -v`, `ulimit -d`), as groups with this process alone."""
+    try:
+        import resource
+    except ImportError:
+        return
+    said = _pairs(read_text(root / "proc/self/status"), ":")
+    for name, counted, reserved in LIMITS:
+        limit, used = resource.getrlimit(getattr(resource, name))[0], said.get(counted, "").split()
+        if limit != resource.RLIM_INFINITY and used and used[0].isdecimal():
+            yield MemoryGroup(limit, (int(used[0]) << 10) + reserved)
 
 
 def memory_of_vm_stat(size: str | None, text: str | None) -> Memory:

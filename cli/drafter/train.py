@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specx.backends.places import expanded
+from specx.cli import SIGNALLED
 from specx.cli.drafter.steps import Steps
 from specx.cli.options.values import byte_count, duration
 from specx.cli.terminal.console import notice, stdout, write
 from specx.cli.terminal.files import read_text
-from specx.cli.terminal.interrupts import on_interrupt
+from specx.cli.terminal.interrupts import on_end, on_interrupt
 
 if TYPE_CHECKING:
     from specx.engine.making.train import TrainReport
@@ -99,7 +100,7 @@ def train(
         resume=resume,
     )
     model, stop = find_model(target), _Stop()
-    with Steps(remaining=True) as bars, on_interrupt(stop.set):
+    with Steps(remaining=True) as bars, on_interrupt(stop.set), on_end(stop.set):
         shown = _Shown(bars, quiet=quiet)
         told = TrainTold(shown.progress, notice, stop.is_set)
         try:
@@ -107,6 +108,8 @@ def train(
         except KeyboardInterrupt:
             bars.close()
             notice(f"what was done is kept; go on with: {_again()}")
+            if stop.ended_by:
+                raise typer.Exit(SIGNALLED + stop.ended_by) from None
             raise
     if json:
         write(json_module.dumps(report.to_json()) + "\n")
@@ -115,18 +118,24 @@ def train(
 
 
 class _Stop:
-    """Whether Ctrl-C was pressed."""
+    """Whether it is to end.
+
+    Attributes:
+        ended_by: SIGTERM or SIGHUP, if one of them came.
+    """
+
+    ended_by = 0
 
     def __init__(self) -> None:
-        self._pressed = False
+        self._set = False
 
-    def set(self) -> None:
-        """It was."""
-        self._pressed = True
+    def set(self, number: int = 0) -> None:
+        """It is: Ctrl-C was pressed, or the signal of this number came."""
+        self._set, self.ended_by = True, number
 
     def is_set(self) -> bool:
-        """Whether it was."""
-        return self._pressed
+        """Whether it is."""
+        return self._set
 
 
 class _Shown:

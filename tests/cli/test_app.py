@@ -71,7 +71,8 @@ def test_help_imports_nothing_heavy():
         (("chta",), "no such command 'chta'. Did you mean 'chat'?", "see `specx --help`"),
         (("complete", "--tmep", "1"), "no such option: --tmep", "did you mean --temp"),
         (("complete", "--temp", "hot"), "invalid value for '--temp'", "see `specx complete --help`"),
-        (("complete", "--temp"), "option '--temp' requires an argument", "see `specx --help`"),
+        (("complete", "--temp"), "option '--temp' requires an argument", "see `specx complete --help`"),
+        (("drafter", "train", "x", "--time"), "option '--time' requires", "see `specx drafter train --help`"),
         (("complete", "a", "b"), "got unexpected extra argument", "a prompt goes after -p"),
         (("show", "a", "b"), "got unexpected extra argument", "see `specx show --help`"),
     ],
@@ -154,6 +155,27 @@ def test_streams_that_the_shell_closed(closed):
         assert done.stderr.startswith("error: standard output is closed\nhint: ")
     else:
         assert done.returncode == 0 and done.stdout.startswith("specx ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="addresses are limited there")
+@pytest.mark.parametrize("mebibytes", [24, 100])
+def test_too_few_addresses_are_a_sentence(mebibytes):
+    """Libraries that are loaded within such a limit end the process."""
+    command = f"ulimit -v {mebibytes << 10}; exec {sys.executable} -P -m specx.cli show nothing"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    error, hint = done.stderr.splitlines()
+    assert error.startswith(f"error: this process may use {mebibytes} MiB of memory (ulimit -v)")
+    assert hint == "hint: allow it more: ulimit -v unlimited"
+
+
+def test_memory_that_ends_is_a_sentence(specx, monkeypatch):
+    def greedy(_arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("specx.cli.commands.invoke", greedy)
+    outcome = specx("--version")
+    assert outcome.code == 1 and outcome.err.startswith("error: there is too little memory\nhint: ")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

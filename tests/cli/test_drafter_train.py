@@ -45,7 +45,8 @@ def test_json_and_text_tell_of_the_head(target, text, capfd):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for another process")
-def test_ctrl_c_tells_how_to_go_on(target, text):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_ends_it_is_told_how_to_go_on(target, text, sent, code):
     pytest.importorskip("torch")
     command = [sys.executable, "-P", "-m", "specx.cli", *arguments(target, text, "--time", "500s")]
     told, pressed = [], False
@@ -54,9 +55,9 @@ def test_ctrl_c_tells_how_to_go_on(target, text):
         for line in process.stderr:
             told.append(line)
             if "of the training:" in line and not pressed:  # twice would leave it no time for a checkpoint
-                os.kill(process.pid, signal.SIGINT)
+                os.kill(process.pid, sent)
                 pressed = True
-    assert process.returncode == 130, told
+    assert process.returncode == code, told
     assert "what was done is kept; go on with: specx drafter train" in told[-1]
     assert told[-1].rstrip().endswith("--resume")
     assert (text.with_name("head.training") / "checkpoint").exists()

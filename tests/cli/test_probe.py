@@ -173,7 +173,7 @@ def test_the_machine_is_shown(specx, machine):
     assert said["this process may use"] == "0-2,5, control groups: 3.5 CPUs' worth of time"
     assert said["that makes"].startswith("4 threads on 4 cores; 3 threads as long as nothing was measured")
     assert said["memory"] == "16.0 GiB, 5.0 GiB available"
-    assert said["control groups allow"] == "8.0 GiB, 3.0 GiB in use"
+    assert said["limits allow"] == "8.0 GiB, 3.0 GiB in use"
     assert said["reading memory"].startswith(
         "11.0 GB/s with 1 thread, 21.5 GB/s with 2 threads, measured 2026-01"
     )

@@ -225,6 +225,28 @@ def test_both_ways_to_get_them_give_the_same_bits(smollm2, load, monkeypatch):
         np.testing.assert_array_equal(noted, tapped)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_a_call_that_failed_leaves_nothing_behind(architecture, files, load, monkeypatch):
+    """The next call computes rows that nobody wants hidden states of: they do not come in their place."""
+    model = load(files(architecture))
+    model.extract([1])
+    cache = model.open()
+    cache.prefill(TEXT[:5])
+    tree = Tree(cache, ints(9, 8), chain_parents(2))
+    decode = model._lib.llama_decode
+    monkeypatch.setattr(model._lib, "llama_decode", lambda *_: -2)
+    with pytest.raises(ModelError, match="too little memory"):
+        model.forward([tree], BOTH)
+    monkeypatch.setattr(model._lib, "llama_decode", decode)
+    rows = model._inputs._rows
+    rows[:] = 7.0
+    model.forward([tree])
+    assert (rows == 7.0).all()
+    cache.keep([0])
+    [(_, hidden)] = step(model, (cache, ints(9), ints(-1)))
+    assert hidden.shape == (1, WIDTH) and (hidden != 7.0).all()
+
+
 def test_layers_are_chosen_once_and_given_up(files, load):
     model = load(files("llama"))
     cache = model.open()

@@ -14,6 +14,8 @@ from __future__ import annotations
 import functools
 import itertools
 import shutil
+import subprocess
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -568,6 +570,23 @@ def test_what_is_found_out_about_a_build(tiny_models, tmp_path, monkeypatch):
     assert libllama.runs_here(tiny_models["full"]) is None
     monkeypatch.setattr(libllama, "system_info", lambda: "CPU : AVX2 = 1 |")
     assert libllama.runs_here(tmp_path / "missing.gguf") is True
+
+
+@pytest.mark.parametrize(
+    ("rearranged", "plain", "known"), [(0, 0, True), (-11, 0, False), (-11, -11, None), (1, 1, None)]
+)
+def test_a_damaged_model_says_nothing_of_a_build(monkeypatch, rearranged, plain, known):
+    """What crashes without AMX as well is not AMX's fault."""
+    monkeypatch.setattr(libllama, "system_info", lambda: "CPU : AMX_INT8 = 1 |")
+    ran = []
+
+    def run(command, **_options):
+        ran.append(command[4:])
+        return subprocess.CompletedProcess(command, plain if "plain" in command else rearranged)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert libllama.runs_here(Path("m.gguf")) is known
+    assert ran == [["m.gguf"]] + [["m.gguf", "plain"]] * (rearranged < 0)
 
 
 @pytest.fixture(scope="module")

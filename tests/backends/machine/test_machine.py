@@ -11,6 +11,7 @@ import pytest
 
 from specx.backends.machine.machine import (
     CPU,
+    OWN_SPACE,
     Conditions,
     Memory,
     available_memory,
@@ -161,6 +162,23 @@ def test_the_memory_that_is_left_is_the_least_of_all_limits(tree):
         tree(**{"sys/fs/cgroup/a/memory.max": str(1 << 40), "sys/fs/cgroup/a/b/memory.max": "max"})
     )
     assert wide.available == 9000000 << 10 == available_memory(root)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
+def test_what_a_process_may_use_is_a_limit_as_well(tree, monkeypatch):
+    import resource
+
+    status = "VmPeak:\t 900000 kB\nVmSize:\t 200000 kB\nVmData:\t 100000 kB\n"
+    root = tree(**{"proc/meminfo": MEMINFO, "proc/self/status": status})
+    allowed = {resource.RLIMIT_AS: 1 << 30, resource.RLIMIT_DATA: 2 << 30}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (allowed[kind], resource.RLIM_INFINITY))
+    memory = read_memory(root)
+    assert (memory.limit, memory.used) == (1 << 30, (200000 << 10) + OWN_SPACE)
+    assert memory.available == memory.limit - memory.used
+    allowed[resource.RLIMIT_AS] = resource.RLIM_INFINITY
+    assert read_memory(root).available == (2 << 30) - (100000 << 10)
+    allowed[resource.RLIMIT_DATA] = 1 << 20
+    assert read_memory(root).available == 0
 
 
 @pytest.mark.parametrize("text", ["", "MemTotal:", "MemTotal: many kB", "nonsense"])
