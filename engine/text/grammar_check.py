@@ -22,6 +22,7 @@ MAX_CHAIN = 10_000  # rules that begin with each other; a twentieth of what ends
 MAX_RULES = 100_000
 MAX_TIMES = 2000  # llama.cpp's own limit
 MAX_OPEN = 20_000  # alternatives open at once: about a second of work for each token
+MAX_REOPENED = 400  # the same where each of them opens all again: work grows with the cube, to seconds
 
 HINT = "the syntax is GBNF, as for llama.cpp"
 
@@ -38,12 +39,16 @@ TOKENS = re.compile(
 
 @dataclass(slots=True)
 class _Item:
-    """A rule, or None for a terminal, `least` to `most` times; None is no limit."""
+    """A rule, or None for a terminal, `least` to `most` times; None is no limit.
+
+    Of these, what may be empty by an inner repetition (`"a"?{3}`) is repeated `again` times.
+    """
 
     rule: str | None
     empty: bool = False  # a terminal that takes no character
     least: int = 1
     most: int | None = 1
+    again: int = 1
 
 
 @dataclass(slots=True)
@@ -178,6 +183,8 @@ def _repeat(item: _Item, sign: str) -> None:
                 f"the repetition {sign[:30]} in the grammar goes beyond {MAX_TIMES}",
                 "nest two repetitions in a rule each, or leave the upper limit out",
             )
+    if item.least == 0:
+        item.again *= most or 1
     item.least *= least
     item.most = None if item.most is None or most is None else item.most * most
 
@@ -286,7 +293,13 @@ class _Analysis:
 
     def _opened(self, item: _Item, costs: dict[str, tuple[int, int]]) -> int:
         own = costs[item.rule][0] if item.rule is not None else 1
-        return own * max(item.most or 1, 1) if self._is_empty(item) else own
+        times = max(item.most or 1, 1) if self._is_empty(item) else item.again
+        if times > 1 and own * times > MAX_REOPENED:
+            raise GrammarError(
+                f"the grammar repeats {_shown(item.rule or '')}, which may be empty, up to {times} times",
+                f"let it not be empty, and repeat it {{0,{times}}}",
+            )
+        return own * times
 
 
 def _check_opened(count: int, name: str) -> None:
@@ -305,4 +318,4 @@ def _check_chain(length: int) -> None:
 
 
 def _shown(name: str) -> str:
-    return "a group" if name.startswith("(") else f"rule `{name}`"
+    return f"rule `{name}`" if name and not name.startswith("(") else "a group"
