@@ -30,7 +30,7 @@ from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.choice import Setup
 from specx.engine.setup.exact import exact_widths
 from specx.engine.setup.explain import silent
-from specx.engine.setup.here import Here
+from specx.engine.setup.here import Here, Told
 from specx.engine.setup.threads import governor_of
 from specx.engine.slots import Slots
 from specx.engine.text.alphabet import Alphabet
@@ -108,7 +108,7 @@ class Session:
         cls,
         asked: Asked,
         *,
-        progress: Callable[[float], None] | None = None,
+        progress: Told | None = None,
         notice: Notice = silent,
         setup: Setup | None = None,
     ) -> Session:

@@ -23,6 +23,7 @@ from specx.engine.bench.records import ArmInfo, Run
 from specx.engine.bench.run import Arm, PeerArm, SpecxArm, nothing_learned, server_sampling
 from specx.engine.session import Session
 from specx.engine.settings import Asked, SamplingSettings
+from specx.engine.setup.here import Told
 from specx.engine.setup.layers import step_bytes
 
 __all__ = ["BenchSettings", "Opened", "load_average", "name_arms", "open_bench", "open_peers"]
@@ -119,9 +120,7 @@ def name_arms(
 
 
 @contextmanager
-def open_bench(
-    settings: BenchSettings, *, progress: Callable[[float], None] | None = None, notice: Notice
-) -> Iterator[Opened]:
+def open_bench(settings: BenchSettings, *, progress: Told | None = None, notice: Notice) -> Iterator[Opened]:
     """Load the model for every arm of specx; everything is closed again at the end.
 
     Raises:
@@ -192,7 +191,7 @@ def _open_session(
     settings: BenchSettings,
     arm: ArmName,
     stack: ExitStack,
-    progress: Callable[[float], None] | None,
+    progress: Told | None,
     notice: Notice,
 ) -> Session:
     wanted = next((name for name in settings.drafters if name != PLAIN), PLAIN)

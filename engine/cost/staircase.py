@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Cache
 from specx.engine.cost.contradiction import Contradiction
-from specx.engine.cost.isotonic import monotone_steps
+from specx.engine.cost.filling import Steps, filled, following, read_table
 from specx.engine.cost.regimes import CLIP, Regimes, Weights
 from specx.engine.cost.timing import (
     TILES,
@@ -46,12 +46,14 @@ MARKS = (0, 272, 1024, 4096, 16384, 65536)
 WIDTHS = (1, 2, 4, 8, 16, 64, 3, 6, 5, 7, 12, 10, 24, 32)  # most informative first
 DEEPER_WIDTHS = (1, 2, 64, 4, 8, 16)  # at later depths, where the shape is known from the one before
 FIRST_DEPTH = 288  # tokens; where the growth with depth is measured at first use
-BUDGET_S = 1.6  # for the first depth; a 1B model on two cores gets through most widths in that time
+FIRST_WIDTHS = (1, 2, 16, 4, 8)  # there; what attention adds grows in proportion to the rows
+LIKE_WIDTHS = (1, 2, 16, 4)  # where steps are known with another number of threads: the others follow
+LIKE_NOISE = 0.05  # of the times that follow from those
+BUDGET_S = 1.2  # for the first depth; a 1B model on two cores gets through most widths in that time
 DEEPER_BUDGET_S = 0.8
-NOISE = 0.02  # of a time of which nothing is known but the time; the median of what is measured undisturbed
+FIRST_DEEPER_S = 0.4  # at the first use, where somebody waits
+LIKE_S = 0.4
 NEAR = 2  # times the deepest: beyond, a slope and not a measurement says what steps cost
-
-Steps = dict[int, float]
 
 
 class Staircase:
@@ -77,6 +79,7 @@ class Staircase:
         self._contradiction = Contradiction(watch)
         self._weighed: tuple[int, Weights] | None = None  # `_weights` of a length, since the last step
         self.contradicted = False
+        self.like: Staircase | None = None  # what is known of steps with another number of threads
         self.provisional = False  # whether what was taken over was disturbed
 
     @property
@@ -168,20 +171,37 @@ class Staircase:
         return f"one token {costs[1]:.1f} ms" + "".join(f", {text}" for text in wide)
 
     def measure_first(
-        self, cache: Cache, *, clock: Clock = time.perf_counter, stopped: Stopped = never
+        self,
+        cache: Cache,
+        *,
+        clock: Clock = time.perf_counter,
+        stopped: Stopped = never,
+        progress: Callable[[float], None] = lambda _fraction: None,
     ) -> float:
         """Time the widths in an empty cache and, if the context is long enough, at `FIRST_DEPTH`.
 
-        Returns the seconds it took. The cache is empty afterwards. Nothing is known if it was stopped.
+        Where they are known with another number of threads, a few are timed and the others follow.
+
+        Args:
+            cache: empty, and empty afterwards.
+            clock: seconds.
+            stopped: whether to stop at once; then nothing is known.
+            progress: told the fraction that is done.
+
+        Returns the seconds it took.
         """
         start = clock()
         whole: Measurement[None] = Measurement(BUDGET_S + DEEPER_BUDGET_S, clock=clock, watch=self.watch)
-        self.measure(cache, clock=clock, stopped=stopped)
-        roomy = cache.n_ctx >= FIRST_DEPTH + max(DEEPER_WIDTHS)
-        if roomy and not stopped() and not whole.ended:
-            if whole.prefill(cache, FIRST_DEPTH):
-                self.measure(cache, clock=clock, stopped=stopped)
+        self.measure(cache, clock=clock, stopped=stopped, progress=lambda done: progress(0.5 * done))
+        roomy = cache.n_ctx >= FIRST_DEPTH + max(WIDTHS)
+        if roomy and not stopped() and not whole.ended and not self.like:
+            read = whole.prefill(cache, FIRST_DEPTH, stopped)
+            progress(0.8)
+            if read:
+                budget: Any = {"budget_s": FIRST_DEEPER_S, "widths": FIRST_WIDTHS}
+                self.measure(cache, clock=clock, stopped=stopped, **budget)
             cache.rewind(0)
+        progress(1.0)
         whole.finish()
         if self._disturbed or whole.busy:
             self._disturbed.update(self._depths)
@@ -196,6 +216,8 @@ class Staircase:
         clock: Clock = time.perf_counter,
         budget_s: float | None = None,
         stopped: Stopped = never,
+        widths: Sequence[int] = DEEPER_WIDTHS,
+        progress: Callable[[float], None] | None = None,
     ) -> float:
         """Time the widths at the cache's present length; returns the seconds it took.
 
@@ -203,7 +225,8 @@ class Staircase:
         committed tokens stay. Nothing is measured where not every width fits, or if `stopped` says so.
         """
         start = clock()
-        for _ in self.measuring(lambda: cache, clock, budget_s=budget_s, stopped=stopped):
+        options: Any = {"budget_s": budget_s, "stopped": stopped, "deeper": widths, "progress": progress}
+        for _ in self.measuring(lambda: cache, clock, **options):
             pass
         return clock() - start
 
@@ -215,6 +238,8 @@ class Staircase:
         budget_s: float | None = None,
         longest_ms: float = np.inf,
         stopped: Stopped = never,
+        deeper: Sequence[int] = DEEPER_WIDTHS,
+        progress: Callable[[float], None] | None = None,
     ) -> Iterator[int]:
         """`measure`, one step at a time: yields the width of each. What goes by in between does not count.
 
@@ -222,16 +247,21 @@ class Staircase:
             cache_of: where the next step is computed, always about as deep as at first.
             clock, budget_s, stopped: as for `measure`.
             longest_ms: widths that are expected to take longer are left out, but for the narrowest two.
+            deeper: widths that are timed where those of another depth are known.
+            progress: told the fraction that is done.
         """
         length, room = cache_of().length, cache_of().room
         first = self._depths.keys() <= self._wrong
-        budget = (BUDGET_S if first else DEEPER_BUDGET_S) if budget_s is None else budget_s
-        widths = [n for n in (WIDTHS if first else DEEPER_WIDTHS) if n <= self.max_width]
+        every, usual_s = (WIDTHS, BUDGET_S) if first else (deeper, DEEPER_BUDGET_S)
+        if first and self.like is not None:
+            every, usual_s = LIKE_WIDTHS, LIKE_S
+        budget = usual_s if budget_s is None else budget_s
+        widths = [n for n in every if n <= self.max_width]
         if max(widths) > room or not cache_of().mark():
             return
         expected = self.costs(length)
-        options: Any = {"clock": clock, "watch": self.watch, "stopped": stopped}
-        measurement: Measurement[None] = Measurement(budget, **options, needed=2, least=2)
+        options: Any = {"clock": clock, "watch": self.watch, "stopped": stopped, "progress": progress}
+        measurement: Measurement[None] = Measurement(budget, **options, turns=len(widths), needed=2, least=2)
 
         def guess(n: int) -> float:
             return in_proportion(measurement.times[None], n) if first else float(expected[n])
@@ -262,9 +292,25 @@ class Staircase:
         self._depths[length] = {n: min(taken) for n, taken in times.items()}
         self._noise[length] = relative_noise(times)
         self._reach[length] = self._needed
+        if self.like is not None:
+            self._follow(self.like, length, disturbed=disturbed)
         self._fill_all()
         self._regimes.reset()
         self._contradiction.restart()
+
+    def _follow(self, like: Staircase, length: int, *, disturbed: bool) -> None:
+        """Steps that were not timed follow from those with another number of threads, depth by depth."""
+        timed = dict(self._depths[length])
+        for depth in {length, *like.depths}:
+            table = {n: like.quiet_cost(n, depth) for n in like.steps(like.depths[0]) if n <= self.max_width}
+            steps = following(timed, lambda n: like.quiet_cost(n, length), table)
+            here = timed if depth == length else {}
+            self._depths[depth] = steps | here
+            self._noise[depth] = dict.fromkeys(steps, LIKE_NOISE) | (self._noise[length] if here else {})
+            self._reach[depth] = self._needed
+            if disturbed:
+                self._disturbed.add(depth)
+        self.like = None
 
     def observe(self, n: int, length: int, ms: float) -> None:
         """A real step of `n` tokens at `length` took `ms` milliseconds."""
@@ -323,18 +369,7 @@ class Staircase:
             ValueError, TypeError, AttributeError: it is something else.
         """
         reach = {int(d): _widest(s) for d, s in data.items()}
-        depths: dict[int, Steps] = {}
-        noise: dict[int, Steps] = {}
-        for key, kept in data.items():
-            depth = int(key)
-            depths[depth], noise[depth] = {}, {}
-            for n, value in kept.items():
-                if isinstance(value, list):
-                    ms, noise[depth][int(n)] = map(float, value)
-                    depths[depth][int(n)] = ms
-                elif value is not None:
-                    depths[depth][int(n)] = float(value)
-        _check(depths, noise)
+        depths, noise = read_table(data)
         self._depths, self._noise, self._reach = depths, noise, reach
         self._regimes.rebase({})
         self._disturbed.clear()
@@ -395,56 +430,17 @@ class Staircase:
         return (low, 1.0 - share), (high, share)
 
     def _fill_all(self) -> None:
-        """Fill in the widths that were not measured.
-
-        At the depth with most widths they are interpolated; elsewhere the difference to that depth is,
-        which keeps the shape of the steps.
-        """
+        """Fill in the widths that were not measured."""
         self._sorted = sorted(self._depths)
         self._weighed = None
         if not self._depths:
             return
         self._near = max(NEAR * self._sorted[-1], MARKS[1])
-        base = max(self._sorted, key=lambda d: (len(self._depths[d]), -d))
-        shape = self._interpolate(self._fitted(base))
-        tables = {}
-        for depth in self._depths:
-            known = {n: ms - float(shape[n]) for n, ms in self._fitted(depth).items() if n <= self.max_width}
-            table = np.maximum(shape + self._interpolate(known), 0.5 * shape)
-            table[1 : TILES + 1] = np.maximum(table[1 : TILES + 1], table[1])
-            tables[depth] = table
-            noise = self._noise[depth] or {1: NOISE}
-            known_at = sorted(noise)
-            values = [noise[n] for n in known_at]
-            self._noises[depth] = np.interp(np.arange(self.max_width + 1), known_at, values)
-        self._regimes.rebase(tables)
-
-    def _fitted(self, depth: int) -> Steps:
-        """The measured times of a depth without falls that noise explains."""
-        steps, known = self._depths[depth], self._noise[depth]
-        return monotone_steps(steps, {n: ms * known.get(n, NOISE) for n, ms in steps.items()}, TILES)
-
-    def _interpolate(self, steps: Mapping[int, float]) -> NDArray[np.float64]:
-        """Values at 0..max_width, from those at some widths; beyond the widest along the last step."""
-        widths = np.arange(self.max_width + 1, dtype=np.float64)
-        known = sorted(steps)
-        values = [steps[n] for n in known]
-        if len(known) == 1:
-            return values[0] * np.maximum(widths / known[0], 1.0)
-        slope = (values[-1] - values[-2]) / (known[-1] - known[-2])
-        beyond = values[-1] + (widths - known[-1]) * max(slope, 0.0)
-        return np.where(widths > known[-1], beyond, np.interp(widths, known, values))
+        both = filled(self._depths, self._noise, self.max_width)
+        self._noises = {depth: noise for depth, (_, noise) in both.items()}
+        self._regimes.rebase({depth: table for depth, (table, _) in both.items()})
 
 
 def _widest(steps: Mapping[str, Any]) -> int:
     """The widest step there could have been when a depth was measured, in the form of the store."""
     return max(int(n) for n in steps)
-
-
-def _check(depths: Mapping[int, Steps], noise: Mapping[int, Steps]) -> None:
-    """Raise a ValueError unless these are times and noises by depth and width."""
-    both = (*depths.values(), *noise.values())
-    if any(n < 1 or not 0 < value < float("inf") for s in both for n, value in s.items()):
-        raise ValueError("a staircase holds positive times of positive widths")
-    if any(d < 0 or 1 not in s for d, s in depths.items()):
-        raise ValueError("a staircase begins with the time of one token")

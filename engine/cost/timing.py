@@ -26,6 +26,7 @@ __all__ = [
     "Watch",
     "busy_now",
     "disturbs",
+    "doubtful",
     "in_proportion",
     "median",
     "never",
@@ -50,6 +51,8 @@ AGREE = 1.3  # repetitions agree if half of them are at most this many times the
 ODD = 2.0  # a width is implausible if other ways to compute as many tokens are this many times cheaper
 TILES = 32  # tokens: llama.cpp's attention computes more of them in tiles, which can be cheaper than fewer
 UNSETTLED = 0.25  # a larger share of such widths means that something else kept the machine busy
+JUMP = 1.15  # times what its neighbours say: such a width is timed once more, as it may have been unlucky
+CERTAIN = 3  # times; a width that is as dear every time is so
 LEAST_NOISE = 0.005  # of a time: two repetitions that agree better do so by chance
 ONE_TIME_NOISE = 0.03  # of times that were not repeated: what two repetitions of a step usually differ by
 LONG_MS = 500.0  # a step to which building its graph is nothing
@@ -197,11 +200,13 @@ class Measurement(Generic[Arm]):
         """The least milliseconds by arm and width."""
         return {arm: {n: min(taken) for n, taken in times.items()} for arm, times in self.times.items()}
 
-    def prefill(self, cache: Cache, length: int) -> bool:
-        """Commit `length` tokens, which counts for nothing in the budget; false if it ended meanwhile."""
+    def prefill(self, cache: Cache, length: int, stopped: Stopped = never) -> bool:
+        """Commit `length` tokens, which counts for nothing in the budget; false if it ended meanwhile, or was
+        `stopped`.
+        """
 
         def check(_done: int, _total: int) -> None:
-            if self.ended:
+            if self.ended or stopped():
                 raise _EndedError
 
         try:
@@ -289,6 +294,28 @@ def unsettled(times: Mapping[int, Sequence[float]]) -> list[int]:
     return found
 
 
+def doubtful(times: Mapping[int, Sequence[float]]) -> list[int]:
+    """Widths that are dearer than their neighbours let expect, and were not timed often enough to be sure.
+
+    Something that holds up a single step is too short to be noticed, and few widths are timed often. Real
+    steps of a staircase look like that as well, and are found to be real.
+
+    Args:
+        times: milliseconds by width.
+    """
+    least = {n: min(taken) for n, taken in times.items()}
+    known, found = sorted(least), []
+    for i, n in enumerate(known[1:], 1):
+        before, after = known[i - 1], known[i + 1] if i + 1 < len(known) else None
+        expected = least[before] * n / before
+        if after is not None:
+            share = (n - before) / (after - before)
+            expected = min(expected, least[before] + max(0.0, least[after] - least[before]) * share)
+        if least[n] > JUMP * expected and len(times[n]) < CERTAIN:
+            found.append(n)
+    return found
+
+
 def median(values: Iterable[float]) -> float:
     """The median; NumPy's imports masked arrays first, for milliseconds."""
     ordered = sorted(values)
@@ -313,6 +340,8 @@ def relative_noise(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
 def visits(widths: list[int], times: Mapping[int, list[float]]) -> Iterator[tuple[int, None, int]]:
     """Which width is timed next: all of them twice, the narrowest more often, then those that do not settle.
 
+    Those that their neighbours contradict come before what only is repeated.
+
     Args:
         widths: the most informative first.
         times: what has been measured so far, as it grows.
@@ -322,9 +351,11 @@ def visits(widths: list[int], times: Mapping[int, list[float]]) -> Iterator[tupl
     """
     narrow, others = widths[:2], widths[2:]
     yield from ((0, None, n) for n in narrow)
-    yield from ((1 if i == 0 else 2, None, n) for i, n in enumerate([*narrow * 2, *others * 2]))
+    yield from ((1 if i == 0 else 2, None, n) for i, n in enumerate([*narrow * 2, *others]))
+    yield from ((2, None, n) for n in doubtful(times))
+    yield from ((2, None, n) for n in others)
     for _ in range(RETRIES):
-        yield from ((2, None, n) for n in unsettled(times))
+        yield from ((2, None, n) for n in dict.fromkeys((*unsettled(times), *doubtful(times))))
 
 
 def in_proportion(times: Mapping[int, list[float]], n: int) -> float:

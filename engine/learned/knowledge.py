@@ -25,11 +25,13 @@ from specx.drafters.free import FreeDrafter
 from specx.drafters.guesser import GuessCosts
 from specx.engine.cost.identity import Identity
 from specx.engine.cost.staircase import Staircase
+from specx.engine.cost.timing import unwatched
 from specx.engine.learned.corpora import Corpora
 from specx.engine.learned.lengths import Lengths
 from specx.engine.learned.records import TrackRecords
+from specx.engine.setup import keys
 
-__all__ = ["Learned", "StartingPoint", "kept_identity", "kept_staircase"]
+__all__ = ["Learned", "StartingPoint", "keep_staircase", "kept_identity", "kept_staircase"]
 
 HISTORY_TOKENS = 1 << 16  # of earlier answers; an automaton over them is built in some 20 ms
 SEPARATOR = -1  # no match spans it
@@ -44,7 +46,41 @@ def kept_staircase(store: Store, key: str, staircase: Staircase) -> Staircase:
             staircase.load_kept(data["steps"], data.get("disturbed"))
         except (ValueError, TypeError, AttributeError, KeyError):
             store.set_aside("staircase", key)
+    if not staircase.depths:
+        staircase.like = _with_other_threads(store, key, staircase.max_width)
     return staircase
+
+
+def _with_other_threads(store: Store, key: str, max_width: int) -> Staircase | None:
+    """What is kept of steps with another number of threads, if anything."""
+    common = keys.any_threads(key)
+    other = None if common is None else (store.load_json("staircase", common) or {}).get("latest")
+    if not isinstance(other, str) or other == key:
+        return None
+    like = Staircase(max_width, watch=unwatched)
+    with suppress(ValueError, TypeError, AttributeError, KeyError):
+        like.load_kept((store.load_json("staircase", other) or {})["steps"])
+    return like if like.depths else None
+
+
+def keep_staircase(store: Store, key: str, staircase: Staircase) -> None:
+    """Keep what was measured, beside what runs that allow wider steps have kept; what is wrong goes.
+
+    What was disturbed is kept apart, as long as there is nothing else.
+    """
+    steps, disturbed = staircase.to_json(), staircase.disturbed_json()
+    if not steps and not disturbed and not staircase.contradicted:
+        return
+    with store.locked():
+        kept = store.load_json("staircase", key) or {}
+        with suppress(ValueError, TypeError, AttributeError):  # something else, which goes
+            steps = staircase.with_wider(steps, kept.get("steps", {}))
+        if not steps and disturbed and kept.get("steps"):
+            return
+        apart = {} if steps or not disturbed else {"disturbed": disturbed}
+        store.save_json("staircase", key, {"steps": steps, **apart})
+        if steps and (common := keys.any_threads(key)) is not None:
+            store.save_json("staircase", common, {"latest": key})
 
 
 def kept_identity(store: Store, key: str) -> Identity | None:
@@ -110,21 +146,8 @@ class Learned:
             yield
 
     def save_staircase(self, staircase: Staircase) -> None:
-        """Keep what was measured, beside what runs that allow wider steps have kept; what is wrong goes.
-
-        What was disturbed is kept apart, as long as there is nothing else.
-        """
-        steps, disturbed = staircase.to_json(), staircase.disturbed_json()
-        if not steps and not disturbed and not staircase.contradicted:
-            return
-        with self._store.locked():
-            kept = self._store.load_json("staircase", self._cost_key) or {}
-            with suppress(ValueError, TypeError, AttributeError):  # something else, which goes
-                steps = staircase.with_wider(steps, kept.get("steps", {}))
-            if not steps and disturbed and kept.get("steps"):
-                return
-            apart = {} if steps or not disturbed else {"disturbed": disturbed}
-            self._store.save_json("staircase", self._cost_key, {"steps": steps, **apart})
+        """Keep what was measured."""
+        keep_staircase(self._store, self._cost_key, staircase)
 
     def load_identity(self) -> Identity | None:
         """Which batch shapes are bit-identical, if that was measured before."""

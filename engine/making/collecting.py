@@ -229,7 +229,7 @@ def collect(work: Work, asked: Asked) -> None:
     with Session.open(
         asked,
         notice=told.notice,
-        progress=lambda done: told.progress(f"loading {work.info.path.name}", done, ""),
+        progress=lambda done, what=None: told.progress(what or f"loading {work.info.path.name}", done, ""),
     ) as session:
         session.model.extract(work.shape.target_layers)
         texts = WrittenTexts(work.folder / TEXTS)

@@ -258,7 +258,9 @@ def _costs_and_texts(
     """(W + 1,) milliseconds of the model's steps, None if they cannot be had now; and if they are wanted,
     texts of its own."""
     target = replace(asked, n_ctx=N_CTX, drafter="free")
-    with Session.open(target, notice=told.notice, progress=lambda f: told.progress("loading", f)) as session:
+    with Session.open(
+        target, notice=told.notice, progress=lambda done, what=None: told.progress(what or "loading", done)
+    ) as session:
         session.measure_staircase()
         texts: list[Sample] = []
         if wanted:

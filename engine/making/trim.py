@@ -122,7 +122,9 @@ def trim(draft: Path, target: Path, wanted: Wanted, told: Trimming) -> TrimRepor
 def _samples(target: Path, tokens: int, told: Trimming) -> list[Sample]:
     asked = Asked(target, n_ctx=N_CTX, texts=AT_ONCE, drafter="none", store=False, measure=False)
     with Session.open(
-        asked, notice=told.notice, progress=lambda done: told.progress(f"loading {target.name}", done)
+        asked,
+        notice=told.notice,
+        progress=lambda done, what=None: told.progress(what or f"loading {target.name}", done),
     ) as session:
         return write_samples(session, tokens, lambda done: told.progress("writing text", done))
 

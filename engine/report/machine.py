@@ -36,7 +36,7 @@ from specx.backends.store import Store, user_store
 from specx.engine.cost.timing import Clock, Measurement, Watch, watch_others
 from specx.engine.settings import Asked
 from specx.engine.setup.decide import decide
-from specx.engine.setup.here import Here
+from specx.engine.setup.here import Here, Told
 from specx.engine.setup.load import load_library
 from specx.engine.setup.open import open_model
 from specx.engine.setup.threads import ThreadTimes, candidates, load_threads, measure_threads, save_threads
@@ -274,7 +274,7 @@ def probe_model(
     asked: Asked,
     *,
     refresh: bool = False,
-    loading: Fraction | None = None,
+    loading: Told | None = None,
     progress: Fraction | None = None,
     notice: Notice,
 ) -> ModelProbe:

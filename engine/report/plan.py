@@ -28,7 +28,7 @@ from specx.engine.setup.choice import Setup
 from specx.engine.setup.decide import decide
 from specx.engine.setup.explain import gibibytes, silent
 from specx.engine.setup.finder import Candidate, Finder, Unfit
-from specx.engine.setup.here import Here
+from specx.engine.setup.here import Here, Told
 from specx.engine.setup.layers import model_layers, step_bytes
 from specx.engine.setup.offloading import FREE_DRAFTS, load_costs, usable_devices
 from specx.engine.setup.placement import Placed, place
@@ -124,7 +124,7 @@ def make_plan(
     *,
     measure: bool = True,
     refresh: bool = False,
-    progress: Callable[[float], None] | None = None,
+    progress: Told | None = None,
     notice: Callable[[str], None] = lambda _text: None,
 ) -> PlanReport:
     """What a session would decide here, and why.

@@ -11,8 +11,9 @@ from specx.engine.cost.timing import unwatched, watch_others
 from specx.engine.settings import Asked
 from specx.engine.setup.choice import Choice
 from specx.engine.setup.decide import decide
-from specx.engine.setup.here import Here
-from specx.engine.setup.kernels import KernelTimes, choice_of_auto, compare_kernels
+from specx.engine.setup.here import Here, Told
+from specx.engine.setup.kernel_times import KernelTimes, compare_kernels
+from specx.engine.setup.kernels import choice_of_auto
 from specx.engine.setup.layers import step_bytes
 from specx.engine.setup.load import loader
 from specx.kernels._native import read_bandwidth
@@ -71,7 +72,7 @@ def probe_staircases(
     depths: Sequence[int],
     *,
     widths: Sequence[int] = WIDTHS,
-    loading: Callable[[float], None] | None = None,
+    loading: Told | None = None,
     progress: Callable[[float], None] | None = None,
     notice: Callable[[str], None] = lambda _text: None,
 ) -> StaircaseProbe:

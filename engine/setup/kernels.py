@@ -7,96 +7,44 @@ build, threads and cache types.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from specx.backends.base import Cache, Model
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.store import Store
 from specx.engine.cost.measuring import WAITING
-from specx.engine.cost.rate import chain_rate
-from specx.engine.cost.timing import (
-    Clock,
-    Measurement,
-    Watch,
-    busy_now,
-    powers,
-    time_step,
-    watch_others,
-)
+from specx.engine.cost.staircase import BUDGET_S, FIRST_DEEPER_S, FIRST_DEPTH, Staircase
+from specx.engine.cost.timing import Watch, busy_now, watch_others
+from specx.engine.learned.knowledge import keep_staircase
+from specx.engine.setup import keys
 from specx.engine.setup.basis import is_contradicted
 from specx.engine.setup.choice import ASKED, MEASURED, Choice
-from specx.engine.setup.here import Here
+from specx.engine.setup.here import Here, Stages
+from specx.engine.setup.kernel_times import (
+    WIDTHS,
+    KernelTimes,
+    SwitchableModel,
+    compare_kernels,
+    time_multiplication,
+)
 
 __all__ = [
-    "DEPTH",
     "Chosen",
-    "KernelTimes",
     "choice_of_auto",
     "choose_kernels",
-    "compare_kernels",
     "load_on_chosen",
+    "remembered_choice",
 ]
 
-DEPTH = 256  # tokens of context at which kernels are compared
-WIDTHS = powers(16)
-BUDGET_S = 1.0  # for each of the kernels
-LEAST, MOST = 3, 8  # visits to each width: of three one is undisturbed, and after eight the least stays
 BUSY = "for the machine was busy when they were to be compared"
-CLEARLY = 1.03  # times as fast: less may be noise
-
-
-class SwitchableModel(Model, Protocol):
-    """A model whose kernels of attention, and whose threads, can be changed between two steps."""
-
-    kernels: Kernels
-
-    def set_threads(self, decode: int, batch: int) -> None:
-        """Use so many threads for one token, and for more than one."""
-
+CARRIED = "as measured with another number of threads"
+CLEAR = 1.25  # times the rate of the next best: then another number of threads is not thought to change it
+READ_ROWS = 8  # tokens of a prompt that are read in the time of one token, roughly
+SURE = 1.1  # times the rate that others can have at most: then these are not timed any further
 
 Load = Callable[[Kernels], SwitchableModel]
-Steps = dict[int, float]
-
-
-@dataclass(slots=True)
-class KernelTimes:
-    """Milliseconds of a step by kernels, depth and width.
-
-    Attributes:
-        steps: by name of the kernels and depth; what was not measured is not there.
-        disturbed: whether something else kept the machine busy.
-    """
-
-    steps: dict[str, dict[int, Steps]] = field(default_factory=dict)
-    disturbed: bool = False
-
-    def best(self) -> Kernels:
-        """The kernels of the highest expected rate; what replaces less wins a near tie."""
-        best = STOCK
-        for kernels in (ATTENTION, SPECX):
-            if kernels.name in self.steps and self.rate(kernels.name) > CLEARLY * self.rate(best.name):
-                best = kernels
-        return best
-
-    def rate(self, name: str) -> float:
-        """Expected tokens per millisecond on the kernels `name`, the mean over the depths."""
-        depths = self.steps[name].values()
-        return float(np.mean([chain_rate(steps).rate for steps in depths]))
-
-    def explained(self, kernels: Kernels) -> str:
-        """How much faster than llama.cpp's kernels `kernels` are, in words."""
-        depth, stock = next(iter(self.steps[STOCK.name].items()))
-        steps = self.steps[kernels.name][depth]
-        gains = ", ".join(
-            f"{n}: {stock[n] / steps[n]:.1f}x" for n in (1, 4, 8, 16) if n in steps and n in stock
-        )
-        return f"{gains} the speed of llama.cpp's by tokens per step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +77,11 @@ def choose_kernels(
         return Choice(STOCK.name, f"for those of specx cannot be used: {reason}")
     if wanted != "auto":
         return Choice(wanted, ASKED)
-    if kept := remembered_choice(store, key):
-        return Choice(kept, MEASURED)
+    kept, why = remembered_choice(store, key), MEASURED
+    if kept is None:
+        kept, why = _with_other_threads(store, key), CARRIED
+    if kept is not None:
+        return Choice(kept, why)
     if store.root is None:
         return Choice(SPECX.name, "for nothing is kept that could be compared")
     if not measure:
@@ -139,7 +90,13 @@ def choose_kernels(
 
 
 def load_on_chosen(
-    kernels: Choice[str | None], load: Load, key: str, here: Here, *, watch: Watch = watch_others
+    kernels: Choice[str | None],
+    load: Load,
+    key: str,
+    here: Here,
+    stages: Stages | None = None,
+    *,
+    watch: Watch = watch_others,
 ) -> Chosen:
     """Load a model on the `kernels` that were chosen, or compare them on it if none were.
 
@@ -150,6 +107,7 @@ def load_on_chosen(
         load: loads the model on given kernels.
         key: what the choice depends on.
         here: where it is kept, and who is told.
+        stages: told what is done.
         watch: how other work is watched for.
     """
     if kernels.value is not None:
@@ -157,11 +115,21 @@ def load_on_chosen(
     with here.store.measuring(lambda: here.notice(WAITING)) as waited:
         kept = remembered_choice(here.store, key) if waited else None
         if kept is None and not busy_now(watch):
-            return _compare_and_choose(load, key, here, watch)
+            return _FirstUse(load, key, here, stages or Stages(None), watch).chosen()
     if kept is not None:
         return Chosen(load(ggml_device.KERNELS[kept]), Choice(kept, MEASURED))
     _put_off(here, key)
     return Chosen(load(SPECX), Choice(SPECX.name, BUSY))
+
+
+def _with_other_threads(store: Store, key: str) -> str | None:
+    """Name of the kernels that were chosen for another number of threads, if that was so clear."""
+    common = keys.any_threads(key)
+    other = None if common is None else (store.load_json("kernels", common) or {}).get("latest")
+    margin = (store.load_json("kernels", other) or {}).get("margin") if isinstance(other, str) else None
+    if not isinstance(other, str) or not isinstance(margin, float) or margin < CLEAR:
+        return None
+    return remembered_choice(store, other)
 
 
 def remembered_choice(store: Store, key: str) -> str | None:
@@ -195,129 +163,97 @@ def _put_off(here: Here, key: str) -> None:
         here.notice("the machine is busy: specx's own kernels are used, and compared when it is not")
 
 
-def _compare_and_choose(load: Load, key: str, here: Here, watch: Watch) -> Chosen:
-    start = here.clock()
-    times, model, loaded = compare_kernels(load, clock=here.clock, watch=watch)
-    best = choice_of_auto(times, here.store, key)
-    if best != loaded:
-        model.close()
-        model = load(best)
-    took = f"compared kernels in {here.clock() - start:.1f} s"
-    if times.disturbed:
-        here.notice(f"{took}, but the machine was busy: specx's own are used, and compared when it is not")
-        return Chosen(model, Choice(best.name, BUSY))
-    here.store.save_json("kernels", key, {"choice": best.name, "steps": times.steps})
-    if best == STOCK:
-        here.notice(f"{took}: llama.cpp's own are the fastest for this model here")
-    else:
-        what = "attention" if best == ATTENTION else "attention and multiplication"
-        here.notice(f"{took}: specx's own for {what}, {times.explained(best)}")
-    return Chosen(model, Choice(best.name, MEASURED))
+@dataclass(frozen=True, slots=True)
+class _FirstUse:
+    """The kernels are compared, and the steps of a model timed, when it is used for the first time.
 
-
-def compare_kernels(
-    load: Load,
-    *,
-    depths: Sequence[int] = (DEPTH,),
-    widths: Sequence[int] = WIDTHS,
-    budget_s: float = BUDGET_S,
-    clock: Clock = time.perf_counter,
-    watch: Watch = watch_others,
-    progress: Callable[[float], None] | None = None,
-) -> tuple[KernelTimes, SwitchableModel, Kernels]:
-    """Time a model on each of the kernels.
-
-    Args:
-        load: loads the model on given kernels.
-        depths: tokens of context; those that do not fit are left out, unless none does.
-        widths: tokens of a step.
-        budget_s: seconds for each of the kernels and depths, reading the context excluded.
-        clock: seconds.
-        watch: how other work is watched for. Beside it a depth that takes too long to reach is measured in
-            the empty context, not all widths are, and what comes after it is left out.
-        progress: called with the fraction done, 0 to 1, reading the context excluded.
-
-    Returns:
-        The times, and the model as it was loaded last, empty, with the kernels it was loaded on.
+    First what llama.cpp's multiplication may reach, in a few short steps, then all that is kept of specx's
+    steps. Only where that leaves it open, llama.cpp's kernels are timed in a context as well.
     """
-    comparison = KernelTimes()
-    # Stock kernels and specx's attention share the weights, so they take turns on one loaded model.
-    ours = not ggml_device.unavailable()
-    groups = ((STOCK, ATTENTION), (SPECX,)) if ours else ((STOCK,),)
-    done, model, loaded = 0.0, load(STOCK), STOCK
-    for arms in groups:
-        if arms[0] != loaded:
+
+    load: Load
+    key: str
+    here: Here
+    stages: Stages
+    watch: Watch
+
+    def chosen(self) -> Chosen:
+        """The model, loaded on the kernels of the highest expected rate."""
+        start, store = self.here.clock(), self.here.store
+        times, model = self._on_specx(self._on_stock())
+        best, loaded = SPECX, SPECX
+        sure = not times.disturbed and times.least_rate(SPECX.name) > SURE * times.most_of_stock
+        if not sure and not times.disturbed:
+            times, model, loaded = self._in_context(times, model)
+            best = SPECX if times.disturbed else times.best()
+        if best != loaded:
             model.close()
-            model, loaded = load(arms[0]), arms[0]
-        share = len(arms) / sum(map(len, groups))
-        timing = _Timing(model, model.open(), arms, budget_s, clock, watch, _part(progress, done, share))
-        done += share
+            model = self.load(best)
+        model.kernels = best  # others had their turns on it
+        took = f"compared kernels in {self.here.clock() - start:.1f} s"
+        if times.disturbed:
+            self.here.notice(
+                f"{took}, but the machine was busy: specx's own are used, and compared when it is not"
+            )
+            return Chosen(model, Choice(best.name, BUSY))
+        kept = {"choice": best.name, "steps": times.steps, "margin": times.margin(best)}
+        store.save_json("kernels", self.key, kept)
+        if (common := keys.any_threads(self.key)) is not None:
+            store.save_json("kernels", common, {"latest": self.key})
+        if best == STOCK:
+            self.here.notice(f"{took}: llama.cpp's own are the fastest for this model here")
+        else:
+            what = "attention" if best == ATTENTION else "attention and multiplication"
+            self.here.notice(f"{took}: specx's own for {what}, {times.explained(best)}")
+        return Chosen(model, Choice(best.name, MEASURED))
+
+    def _on_stock(self) -> KernelTimes:
+        self.stages.next(0.15, "first use: loading with llama.cpp's kernels")
+        model = self.load(STOCK)
         try:
-            busy = timing.at(depths, widths, comparison)
+            self.stages.next(0.3, "first use: timing llama.cpp's kernels")
+            return time_multiplication(model, clock=self.here.clock, watch=self.watch)
+        finally:
+            model.close()
+
+    def _on_specx(self, times: KernelTimes) -> tuple[KernelTimes, SwitchableModel]:
+        """The same times with those of specx's kernels, and the model on them."""
+        self.stages.next(0.45, "first use: loading")
+        model = self.load(SPECX)
+        if times.disturbed:
+            return times, model
+        try:
+            staircase = Staircase(model.facts.max_width, watch=self.watch)
+            self.stages.next(1.0, f"first use: timing steps, {_about(times.steps[STOCK.name][0][1])}")
+            cache = model.open()
+            staircase.measure_first(cache, clock=self.here.clock, progress=self.stages.update)
+            cache.close()
         except BaseException:
             model.close()
             raise
-        if busy:  # nothing follows from it, whatever the others would take
-            break
-    return comparison, model, loaded
+        keep_staircase(self.here.store, f"{self.key}-{SPECX.name}", staircase)
+        steps = {depth: staircase.steps(depth) for depth in staircase.depths}
+        times.steps[SPECX.name] = {d: {n: by[n] for n in WIDTHS if n in by} for d, by in steps.items()}
+        times.disturbed = staircase.disturbed
+        return times, model
+
+    def _in_context(
+        self, times: KernelTimes, model: SwitchableModel
+    ) -> tuple[KernelTimes, SwitchableModel, Kernels]:
+        """All kernels in a context, and a model that is loaded on some of them."""
+        ours = times.steps[SPECX.name]
+        depth = max(ours)
+        model.close()
+        self.stages.next(1.0, "first use: comparing kernels in a context")
+        both = ((STOCK, ATTENTION),)
+        options: Any = {"clock": self.here.clock, "watch": self.watch}
+        # As specx's steps were timed: each width once, and then another one.
+        found, model, loaded = compare_kernels(self.load, depths=(depth,), groups=both, calls=1, **options)
+        found.steps[SPECX.name] = {depth: ours[depth]}
+        return found, model, loaded
 
 
-@dataclass(frozen=True, slots=True)
-class _Timing:
-    """How the kernels that share a loaded model are timed."""
-
-    model: SwitchableModel
-    cache: Cache
-    arms: Sequence[Kernels]
-    budget_s: float
-    clock: Clock
-    watch: Watch
-    progress: Callable[[float], None]
-
-    def at(self, depths: Sequence[int], widths: Sequence[int], comparison: KernelTimes) -> bool:
-        """Time steps at each of the depths, and put them into `comparison`; true if others were busy."""
-        fitting = [n for n in widths if n <= self.cache.max_width]
-        reached = [d for d in depths if d + max(fitting) <= self.cache.n_ctx] or [0]
-        for i, depth in enumerate(reached):
-            progress = _part(self.progress, i / len(reached), 1 / len(reached))
-            measurement = self._measure(depth, fitting, progress)
-            comparison.disturbed |= measurement.disturbed
-            for name, steps in measurement.least().items():
-                comparison.steps.setdefault(name, {})[self.cache.length] = steps
-            if measurement.busy:
-                break
-        self.cache.close()
-        return measurement.busy
-
-    def _measure(
-        self, depth: int, widths: Sequence[int], progress: Callable[[float], None]
-    ) -> Measurement[str]:
-        """Each width on each of the kernels, as often as the budget allows; the first time always."""
-        measurement: Measurement[str] = Measurement(
-            self.budget_s * len(self.arms),
-            clock=self.clock,
-            watch=self.watch,
-            progress=progress,
-            turns=len(self.arms) * len(widths),
-            least=LEAST,
-            most=MOST,
-        )
-        self.cache.rewind(0)
-        if not measurement.prefill(self.cache, depth):
-            self.cache.rewind(0)
-        if not self.cache.mark():
-            self.cache.rewind(0)
-        by_name = {kernels.name: kernels for kernels in self.arms}
-
-        def step(name: str, n: int) -> float:
-            self.model.kernels = by_name[name]
-            return time_step(self.cache, n, self.clock, calls=2)
-
-        order = ((visit, name, n) for visit in range(MOST) for name in by_name for n in widths)
-        measurement.take(order, step)
-        return measurement
-
-
-def _part(progress: Callable[[float], None] | None, done: float, share: float) -> Callable[[float], None]:
-    """What is told the fraction of a `share` of the work, which begins when `done` of all of it is."""
-    return lambda fraction: None if progress is None else progress(done + share * fraction)
+def _about(plain_ms: float) -> str:
+    """How long the steps of a model are timed of which one token takes so long, in words."""
+    read_s = FIRST_DEPTH * plain_ms / 1e3 / READ_ROWS
+    return f"about {max(1, round(BUDGET_S + FIRST_DEEPER_S + read_s))} s"

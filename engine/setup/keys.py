@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama import libllama
 from specx.backends.machine.machine import machine_fingerprint
 from specx.backends.settings import Load
 
-__all__ = ["cost_key", "devices_key", "kernels_key", "threads_key"]
+__all__ = ["any_threads", "cost_key", "devices_key", "kernels_key", "threads_key"]
 
+THREADS = re.compile(r"-t\d+-b\d+(?=-|$)")
 OPEN = "gNone"  # in place of where the layers are, while that is still to be decided
 
 
@@ -36,6 +39,12 @@ def kernels_key(info: GGUFInfo, load: Load) -> str:
 def cost_key(info: GGUFInfo, load: Load, kernels: str) -> str:
     """What the time of a step on the kernels of that name depends on, but the context."""
     return f"{kernels_key(info, load)}-{kernels}"
+
+
+def any_threads(key: str) -> str | None:
+    """What a key has in common with those of other numbers of threads; None if it names none."""
+    common, found = THREADS.subn("-any", key)
+    return common if found else None
 
 
 def _layers(load: Load) -> str:

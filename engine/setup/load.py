@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from specx.backends.errors import ModelError
 from specx.backends.gguf.file import GGUFInfo
@@ -13,7 +14,7 @@ from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import Load
 from specx.engine.setup import keys
 from specx.engine.setup.choice import Choice
-from specx.engine.setup.here import Here
+from specx.engine.setup.here import Here, Stages
 from specx.engine.setup.kernels import Chosen, load_on_chosen
 
 __all__ = ["load_chosen", "load_library", "loader", "repack_works"]
@@ -33,7 +34,9 @@ def load_chosen(info: GGUFInfo, load: Load, kernels: Choice[str | None], here: H
     Raises:
         ModelError: it cannot be loaded.
     """
-    return load_on_chosen(kernels, loader(load, here), keys.kernels_key(info, load), here)
+    stages = Stages(here.progress)
+    told = replace(here, progress=stages.update) if here.progress is not None else here
+    return load_on_chosen(kernels, loader(load, told), keys.kernels_key(info, load), here, stages)
 
 
 def loader(load: Load, here: Here) -> Callable[[Kernels], LlamaModel]:

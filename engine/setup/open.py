@@ -8,7 +8,7 @@ from specx.engine.settings import Asked
 from specx.engine.setup.choice import Setup
 from specx.engine.setup.decide import decide
 from specx.engine.setup.here import Here
-from specx.engine.setup.kernels import SwitchableModel
+from specx.engine.setup.kernel_times import SwitchableModel
 from specx.engine.setup.load import load_chosen
 
 __all__ = ["Opened", "open_model"]

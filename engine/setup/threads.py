@@ -23,7 +23,8 @@ from specx.engine.cost.timing import Clock, Measurement, Watch, time_step, watch
 from specx.engine.settings import Asked, AskedModel
 from specx.engine.setup.basis import is_contradicted
 from specx.engine.setup.choice import ASKED, MEASURED, Choice, Setup
-from specx.engine.setup.kernels import DEPTH, remembered_choice
+from specx.engine.setup.kernel_times import DEPTH
+from specx.engine.setup.kernels import remembered_choice
 
 __all__ = [
     "ThreadTimes",

@@ -15,7 +15,7 @@ from specx.engine.report import staircase as staircase_probe
 from specx.engine.report.machine import MachineProbe, Measured, ModelProbe
 from specx.engine.report.staircase import StaircaseProbe
 from specx.engine.setup.choice import Choice
-from specx.engine.setup.kernels import KernelTimes
+from specx.engine.setup.kernel_times import KernelTimes
 from specx.engine.setup.threads import ThreadTimes
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "cli.md"

@@ -11,25 +11,38 @@ import pytest
 from specx.backends.base import Want
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK
-from specx.backends.scripted import ScriptedModel
+from specx.backends.scripted import ScriptedCache, ScriptedModel
 from specx.backends.store import Store
 from specx.engine.cost.measuring import WAITING
+from specx.engine.cost.staircase import LIKE_S, Staircase
 from specx.engine.cost.timing import unwatched
+from specx.engine.learned.knowledge import keep_staircase, kept_staircase
 from specx.engine.setup.choice import MEASURED, Choice
-from specx.engine.setup.here import Here
+from specx.engine.setup.here import Here, Stages
+from specx.engine.setup.kernel_times import DEPTH, KernelTimes, compare_kernels
 from specx.engine.setup.kernels import (
     BUSY,
-    DEPTH,
-    KernelTimes,
+    CARRIED,
     choice_of_auto,
     choose_kernels,
-    compare_kernels,
     load_on_chosen,
 )
 
 FLAT = {n: 10 + 0.1 * n for n in range(1, 65)}
 STEEP = {n: 8.0 * n for n in range(1, 65)}
+BUILDING_MS = 3.0  # of the graph, when the width changes
 MIDDLE = {n: 5 + 2.0 * n for n in range(1, 65)}
+
+
+# A model of a billion parameters on two cores, milliseconds as they were measured on a quiet machine.
+WIDTHS_1B = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 64)
+STOCK_1B = (30, 45, 50, 55, 68, 78, 86, 92, 112, 130, 165, 240, 315, 620)
+SPECX_1B = (28, 29, 30, 31, 33, 36, 39, 43, 50, 57, 78, 110, 150, 290)
+BILLION = {
+    "stock": dict(zip(WIDTHS_1B, STOCK_1B, strict=True)),
+    "attention": {n: 0.98 * ms for n, ms in zip(WIDTHS_1B, STOCK_1B, strict=True)},
+    "specx": dict(zip(WIDTHS_1B, SPECX_1B, strict=True)),
+}
 
 
 class World:
@@ -38,6 +51,7 @@ class World:
     def __init__(self, monkeypatch, costs, *, missing=None, **options):
         self.costs, self.options = costs, options
         self.now, self.loads, self.closed = 0.0, [], 0
+        self.reading, self.read, self.steps = False, 0, 0
         self.hiccups = {}
         monkeypatch.setattr(ggml_device, "unavailable", lambda: missing)
 
@@ -49,16 +63,28 @@ class World:
         return Machine(self, kernels)
 
 
+class Reading(ScriptedCache):
+    """A text that is read as fast as steps of 64 tokens compute it."""
+
+    def prefill(self, tokens, **options):
+        world, name = self.model.world, self.model.kernels.name
+        if world.reading:
+            world.now += len(tokens) * world.costs[name][64] / 64 / 1e3
+            world.read += len(tokens)
+        super().prefill(tokens, **options)
+
+
 class Machine(ScriptedModel):
     def __init__(self, world, kernels):
-        super().__init__(8, **{"max_width": 64, "n_ctx": 1024, **world.options})
+        super().__init__(8, **{"max_width": 64, "n_ctx": 1024, "cache_class": Reading, **world.options})
         self.world, self.loaded, self.kernels, self.before = world, kernels, kernels, 0
 
     def forward(self, trees, want=Want.LOGITS):
         n, world = sum(map(len, trees)), self.world
         assert self.kernels.weights == self.loaded.weights  # packed weights are multiplied by their owner
-        building = 3.0 if n != self.before else 0.0  # of the graph, when the width changes
+        building = BUILDING_MS if n != self.before else 0.0
         self.before = n
+        world.steps += 1
         world.now += (world.costs[self.kernels.name][n] + building + world.hiccups.pop(n, 0)) / 1e3
         return super().forward(trees, want)
 
@@ -264,7 +290,7 @@ def test_a_choice_whose_times_are_contradicted_is_made_again(monkeypatch, choose
     world, store = World(monkeypatch, costs()), Store(tmp_path)
     assert choose(world).kernels.value == SPECX.name
     kept = store.load_json("kernels", "model-machine")
-    assert kept["steps"]["specx"]["256"]["8"] == pytest.approx(FLAT[8])
+    assert kept["steps"]["specx"][str(DEPTH)]["8"] == pytest.approx(FLAT[8] + BUILDING_MS)
     staircase_on(store, "stock", {n: 100 * ms for n, ms in FLAT.items()})  # of others it says nothing
     staircase_on(store, "specx", {n: factor * ms for n, ms in FLAT.items()})
     now = World(monkeypatch, costs(specx=STEEP))
@@ -285,3 +311,55 @@ def test_a_choice_without_the_times_it_rests_on_is_kept(monkeypatch, choose, tmp
     world = World(monkeypatch, costs())
     assert choose(world).kernels.value == ATTENTION.name
     assert world.now == 0
+
+
+def test_the_first_use_of_a_billion_parameters_takes_less_than_five_seconds(monkeypatch, choose, tmp_path):
+    """Two loads excepted; all that a run needs to know of steps is kept after it."""
+    world = World(monkeypatch, BILLION)
+    world.reading = True
+    assert choose(world, key="m-t2-b2").kernels.value == SPECX.name
+    assert (world.loads, world.read) == ([STOCK, SPECX], DEPTH)
+    assert world.steps <= 55
+    assert world.now < 4.2
+    staircase = kept_staircase(Store(tmp_path), "m-t2-b2-specx", Staircase(64, watch=unwatched))
+    assert not staircase.needs_measuring(0) and not staircase.needs_measuring(DEPTH)
+    for n, ms in BILLION["specx"].items():
+        assert staircase.cost(n, 0) == pytest.approx(ms + (BUILDING_MS if n > 1 else 0), rel=0.02)
+    assert Store(tmp_path).load_json("kernels", "m-t2-b2")["margin"] > 1.1
+
+
+def test_another_number_of_threads_is_not_compared_and_hardly_measured(monkeypatch, choose, tmp_path):
+    choose(World(monkeypatch, BILLION), key="m-t2-b2")
+    alone = {name: {n: 1.8 * ms for n, ms in steps.items()} for name, steps in BILLION.items()}
+    world, store = World(monkeypatch, alone), Store(tmp_path)
+    assert choose(world, key="m-t1-b1").kernels == Choice(SPECX.name, CARRIED)
+    assert (world.loads, world.steps, world.now) == ([SPECX], 0, 0.0)
+    staircase = kept_staircase(store, "m-t1-b1-specx", Staircase(64, watch=unwatched))
+    assert not staircase.depths
+    staircase.measure_first(world.load(SPECX).open(), clock=world.clock)
+    assert world.now < 2 * LIKE_S
+    for depth in (0, DEPTH):
+        for n, ms in alone["specx"].items():
+            assert staircase.cost(n, depth) == pytest.approx(ms, rel=0.12)
+    keep_staircase(store, "m-t1-b1-specx", staircase)
+    again = kept_staircase(store, "m-t1-b1-specx", Staircase(64, watch=unwatched))
+    assert not again.needs_measuring(0) and not again.needs_measuring(DEPTH)
+
+
+def test_a_narrow_margin_says_nothing_of_other_threads(monkeypatch, choose):
+    near = costs(stock=MIDDLE, attention=MIDDLE, specx={n: 0.9 * ms for n, ms in MIDDLE.items()})
+    assert choose(World(monkeypatch, near), key="m-t2-b2").kernels.why == MEASURED
+    again = World(monkeypatch, near)
+    assert choose(again, key="m-t1-b1").kernels.why == MEASURED and again.steps > 0
+
+
+@pytest.mark.parametrize("given", [costs(), costs(specx=STEEP)])
+def test_what_is_done_is_told_and_never_goes_back(monkeypatch, given):
+    world, told = World(monkeypatch, given), []
+    stages = Stages(lambda fraction, label: told.append((fraction, label)))
+    here = Here(Store(None), clock=world.clock)
+    load_on_chosen(Choice(None, ""), world.load, "key", here, stages, watch=unwatched)
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions) and 0 == fractions[0] < fractions[-1] <= 1
+    assert all(label.startswith("first use: ") for _, label in told)
+    assert any("about" in label for _, label in told)

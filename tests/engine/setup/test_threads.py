@@ -14,6 +14,7 @@ from specx.backends.scripted import ScriptedCache, ScriptedModel, SimulatedClock
 from specx.backends.store import Store
 from specx.engine.cost.timing import unwatched
 from specx.engine.settings import Asked, AskedModel
+from specx.engine.setup.kernel_times import DEPTH
 from specx.engine.setup.threads import (
     BATCH,
     ThreadTimes,
@@ -85,7 +86,7 @@ def test_1_2_and_n_threads(most):
     times, _ = measure(saturated, counts)
     assert times.decode == min(most, 4) and times.batch == most
     assert times.ms_per_token == pytest.approx(saturated(1, times.decode))
-    assert not times.disturbed and times.depth == 256
+    assert not times.disturbed and times.depth == DEPTH
 
 
 def test_a_narrower_count_wins_a_near_tie():
