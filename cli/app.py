@@ -27,8 +27,8 @@ CLOSED_PIPE = 141
 LEAST_ADDRESSES = 256 << 20
 """Bytes of addresses (`ulimit -v`) below which the modules that every command needs cannot be loaded."""
 
-OBJECTS_TO_COLLECT = 50_000
-"""New containers after which Python looks for garbage, instead of 700. A start makes some 150,000."""
+OBJECTS_AT_START = 400_000
+"""New containers after which Python looks for garbage until a model is loaded. A start makes some 150,000."""
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     # What is imported is no garbage: to look through it two hundred times takes a tenth of a start.
     import gc
 
-    gc.set_threshold(OBJECTS_TO_COLLECT)
+    gc.set_threshold(OBJECTS_AT_START)
     cli.process_ends = True
     _leave(run(sys.argv[1:]))
 

@@ -45,6 +45,9 @@ PANEL = "Output"
 WAIT_S = 1.0
 """Seconds of silence after which a person is told that standard input is waited for."""
 
+ADDED = 16
+"""Tokens that a vocabulary may put around a prompt, and more."""
+
 STDOUT = (Path("-"), Path("/dev/stdout"), Path("/dev/fd/1"))
 
 
@@ -120,7 +123,10 @@ def complete(
     output = _checked(output)
     given = Prompt(read_prompt(prompt, quiet=output.quiet), output.chat, _system(prompt))
     request = requested(sampling, generation, prompt)
-    with opened(model, draft, request, server=held.server, quiet=output.quiet, answers=1) as session:
+    longest, quiet = _longest(given, generation.n_predict), output.quiet
+    with opened(
+        model, draft, request, server=held.server, quiet=quiet, answers=1, longest=longest
+    ) as session:
         whole = encoded(session, given, quiet=output.quiet)
         writer = _Writer(output, session, before=whole.text if output.display_prompt else "")
         result = generate(
@@ -138,6 +144,13 @@ def complete(
     if is_cut(result, request):
         notice("the text was cut off before it matched its grammar (-n allows more tokens)")
         raise typer.Exit(CUT)
+
+
+def _longest(prompt: Prompt, n_predict: int) -> int | None:
+    """The most tokens of a prompt and its answer: each is at least a byte. Unknown in a template."""
+    if n_predict < 0 or prompt.chat or prompt.system is not None:
+        return None
+    return len(prompt.text.encode()) + ADDED + n_predict
 
 
 def _checked(output: OutputOptions) -> OutputOptions:

@@ -3,6 +3,7 @@ progress, Ctrl-C and statistics."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -50,6 +51,9 @@ __all__ = [
     "summary",
 ]
 
+
+OBJECTS_TO_COLLECT = 50_000
+"""New containers after which Python looks for garbage once a model is loaded, instead of 700."""
 
 _left: list[Session] = []
 """Sessions of models that nobody frees any more, not even when they are out of sight."""
@@ -115,14 +119,16 @@ def opened(
     server: str,
     quiet: bool = False,
     answers: int | None = None,
+    longest: int | None = None,
 ) -> Iterator[Session | Remote]:
     """The model in a running server that does what is asked, or else one that is loaded here.
 
     Args:
         model, draft, request, quiet, answers: as of `open_session`.
         server: "auto", or "no" for never in a server.
+        longest: the most tokens that a text can have, if that is known.
     """
-    asked = _asked(model, draft, request, answers)
+    asked = replace(_asked(model, draft, request, answers), longest=longest)
     with _in_server(asked, server, quiet=quiet) or _held(load_session(asked, quiet=quiet)) as session:
         check_tokens(session, request.sampling)
         yield session
@@ -170,6 +176,9 @@ def load_session(asked: Asked, *, quiet: bool = False) -> Session:
     with Progress(f"loading {asked.model.name}", quiet=quiet) as progress:
         session = Session.open(asked, progress=progress.update, notice=_ignore if quiet else notice)
     session.warn = notice  # what is probably wrong is told however quiet
+    if cli.process_ends and not gc.get_freeze_count():
+        gc.freeze()  # nothing of what a start made is garbage: it is never looked through
+        gc.set_threshold(OBJECTS_TO_COLLECT)
     return session
 
 

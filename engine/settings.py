@@ -41,6 +41,7 @@ class Asked(AskedModel):
         n_ctx: tokens of context of each text; None leaves it open, 0 is what the model was trained for.
         texts: how many texts there is room for at once; None lets memory and the objective decide.
         answers: how many the process writes in all, if that is known.
+        longest: the most tokens that a text of the process can have, its prompt included, if that is known.
         n_batch, n_ubatch: most tokens per libllama call and per compute graph while a prompt is read.
         flash_attn: "on", "off" or "auto".
         rpc: llama.cpp's RPC servers whose devices are used as well, "HOST:PORT" each.
@@ -63,6 +64,7 @@ class Asked(AskedModel):
     n_ctx: int | None = None
     texts: int | None = 1
     answers: int | None = None
+    longest: int | None = None
     n_batch: int = 2048
     n_ubatch: int = 512
     flash_attn: str | None = None

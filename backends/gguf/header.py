@@ -32,7 +32,7 @@ _ARRAY_HEAD = 16  # bytes before the elements of an array: two types and a count
 _LONGEST = 1 << 30  # bytes or items; a vocabulary takes a few million
 _MOST_VALUES, _MOST_TENSORS = 1 << 14, 1 << 18
 _MOST_TEXTS, _LONGEST_TEXT = 1 << 23, 1 << 26  # of one array; bytes of one that is kept
-_AT_ONCE = 8 << 20  # bytes that are read first: of most models the whole header
+_AT_ONCE = 2 << 20  # bytes that are read first: the whole header where there are 50,000 tokens or fewer
 _MOST_HEADER = 256 << 20
 """Bytes of a header. The largest vocabularies take some 20 million."""
 _KEPT_ARRAY = 1024
@@ -169,23 +169,24 @@ class Part:
         try:
             with open_regular(path) as file:
                 _check_kind(path, file.read(1024), self.size)
-                rows, end, alignment = self._header(file)
-                start = -(-end // alignment) * alignment
+                rows, header, alignment = self._header(file)
+                start = -(-len(header) // alignment) * alignment
                 self.tensors = self._sized(rows, start, alignment)
-                self.digest = _digest(file, self.size, end, start)
+                self.digest = _digest(file, self.size, header, start)
         except OSError as error:
             raise ModelError(
                 f"{path} cannot be read: {error.strerror or error}", "check who may read it"
             ) from None
 
-    def _header(self, file: BinaryIO) -> tuple[list[_Row], int, int]:
+    def _header(self, file: BinaryIO) -> tuple[list[_Row], memoryview, int]:
         """Read as much of the file as the header takes: its tensors, its bytes, the alignment of tensors."""
         most = _AT_ONCE
         while True:
             file.seek(0)
             data = file.read(most)
             try:
-                return self._read(data)
+                rows, end, alignment = self._read(data)
+                return rows, memoryview(data)[:end], alignment
             except _CutError:
                 if len(data) < min(most, self.size) or most >= self.size:
                     raise ModelError(
@@ -379,10 +380,9 @@ def _checked_version(path: Path, version: int) -> int:
     return version
 
 
-def _digest(file: BinaryIO, size: int, header: int, start: int) -> bytes:
+def _digest(file: BinaryIO, size: int, header: memoryview, start: int) -> bytes:
     """Digest of the header, the size and evenly spaced samples of the weights."""
-    file.seek(0)
-    digest = hashlib.blake2b(file.read(header), digest_size=16)
+    digest = hashlib.blake2b(header, digest_size=16)
     digest.update(size.to_bytes(8, "little"))
     room = max(0, size - _SAMPLE_BYTES - start)
     for i in range(_SAMPLES):

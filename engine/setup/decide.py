@@ -13,6 +13,7 @@ from specx.backends.gguf.cache_size import CELLS
 from specx.backends.gguf.checks import read_runnable
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama.cache_types import check_cache_of_model
+from specx.backends.llama.memory import wanted_context
 from specx.backends.settings import DEFAULT_CTX, Load
 from specx.engine.settings import WITH_MODEL, Asked
 from specx.engine.setup import keys
@@ -105,6 +106,8 @@ def _place(info: GGUFInfo, asked: Asked, load: Load, here: Here, *, timing: bool
 def _context(info: GGUFInfo, asked: Asked, wanted: Load, load: Load) -> Choice[int]:
     if load.n_ctx < wanted.n_ctx:
         return Choice(load.n_ctx, "the largest that fits")
+    if asked.n_ctx is None and load.n_ctx < wanted_context(None, info.context_length):
+        return Choice(load.n_ctx, "enough for all that can be written")
     number, why = DEFAULT_CTX, f"{DEFAULT} (-c sets it)"
     if asked.n_ctx:
         number, why = asked.n_ctx, ASKED

@@ -36,11 +36,10 @@ from specx.backends.settings import Load
 from specx.engine.settings import Asked
 from specx.engine.setup.explain import gibibytes
 from specx.engine.setup.here import Here
-from specx.engine.setup.wanted import draft_load
+from specx.engine.setup.wanted import LEAST_CONTEXT, draft_load
 
 __all__ = ["LEAST_CONTEXT", "Fit", "Room", "fit", "fit_here", "most_texts", "read_room"]
 
-LEAST_CONTEXT = 512  # tokens; nobody is helped by less
 SLACK = 0.95  # of what is available may be taken: predictions are right to a few percent
 GPU_MARGIN = 256 << 20  # of each GPU's memory, for its driver and what we do not see
 SMALLER_TYPE = "q8_0"  # of the cache: half the size, and no difference that anybody has measured

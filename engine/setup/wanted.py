@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from specx.backends.gguf.cache_size import cells
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.gguf.mtp import has_mtp
 from specx.backends.llama.memory import wanted_context
@@ -13,10 +14,11 @@ from specx.backends.settings import ALL_LAYERS, HEAD_ROWS, Load
 from specx.engine.settings import Asked
 from specx.engine.setup.snapshots import best_snapshots
 
-__all__ = ["CACHE_TYPE", "FLASH_ATTN", "draft_load", "wanted_load"]
+__all__ = ["CACHE_TYPE", "FLASH_ATTN", "LEAST_CONTEXT", "draft_load", "wanted_load"]
 
 CACHE_TYPE = "f16"
 FLASH_ATTN = "on"
+LEAST_CONTEXT = 512  # tokens; nobody is helped by less, and steps are measured in so many
 
 
 def wanted_load(info: GGUFInfo, asked: Asked) -> Load:
@@ -27,7 +29,7 @@ def wanted_load(info: GGUFInfo, asked: Asked) -> Load:
         asked.model,
         threads=threads,
         threads_batch=asked.threads_batch or threads,
-        n_ctx=wanted_context(asked.n_ctx, info.context_length),
+        n_ctx=_context(asked, info),
         texts=asked.texts or 1,
         n_batch=asked.n_batch,
         n_ubatch=min(asked.n_ubatch, asked.n_batch),
@@ -42,6 +44,14 @@ def wanted_load(info: GGUFInfo, asked: Asked) -> Load:
         mtp=asked.drafter == "auto" and asked.draft.model is None and has_mtp(info),
         verbose=asked.verbose,
     )
+
+
+def _context(asked: Asked, info: GGUFInfo) -> int:
+    """As much as was asked for; else no more than is needed, because all of it is cleared at the start."""
+    n_ctx = wanted_context(asked.n_ctx, info.context_length)
+    if asked.n_ctx is not None or asked.longest is None:
+        return n_ctx
+    return min(n_ctx, cells(max(asked.longest, LEAST_CONTEXT)))
 
 
 def draft_load(asked: Asked, path: Path, target: Load, *, head: bool = False) -> Load:

@@ -112,6 +112,20 @@ def test_stops_and_limits_reach_the_session(specx):
     assert json.loads(limited.out)["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "longest"),
+    [
+        (["-n", "3"], len("Wörld".encode()) + 16 + 3),  # a token is a byte or more
+        ([], None),
+        (["-n", "3", "--chat"], None),  # templates add what they like
+        (["-n", "3", "-sys", "Be brief."], None),
+    ],
+)
+def test_how_long_a_text_can_get(specx, arguments, longest):
+    assert specx("complete", specx.model, "-p", "Wörld", *arguments).code == 0
+    assert specx.settings[-1].longest == longest
+
+
 def test_a_grammar_from_a_file_or_a_schema(specx, tmp_path):
     file = tmp_path / "g.gbnf"
     file.write_text('root ::= "x"')

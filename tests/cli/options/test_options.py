@@ -27,7 +27,8 @@ def settings(specx):
         assert outcome.code == 0, outcome.err
         parse.notices = outcome.err
         assert specx.settings[-1].answers == 1  # it writes one and ends
-        return replace(specx.settings[-1], answers=None), specx.session.samplings[-1]
+        asked = replace(specx.settings[-1], answers=None, longest=None)
+        return asked, specx.session.samplings[-1]
 
     return parse
 
@@ -303,7 +304,7 @@ def test_the_groups_cover_the_settings():
         "store": "no_cache",
         "draft": "draft_model",
     }
-    elsewhere = {"measure", "texts", "answers"}  # follow from `-n 0`, and from the command
+    elsewhere = {"measure", "texts", "answers", "longest"}  # follow from -n, and from the command
     assert {renamed.get(name, name) for name in names - elsewhere} <= known
     drafts = {f"{renamed.get(field.name, field.name)}_draft" for field in fields(AskedModel)}
     assert drafts - {"model_draft"} <= known

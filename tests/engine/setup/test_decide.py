@@ -57,6 +57,24 @@ def test_the_context_and_why(path, monkeypatch, n_ctx, trained, context):
     assert setup.load.n_ctx == setup.need.n_ctx == context[0]
 
 
+@pytest.mark.parametrize(
+    ("n_ctx", "longest", "context"),
+    [
+        (None, 20, (512, "enough for all that can be written")),
+        (None, 513, (768, "enough for all that can be written")),
+        (None, 2048, (2048, "what the model was trained for")),
+        (None, 100_000, (2048, "what the model was trained for")),
+        (1024, 20, (1024, "as asked")),
+        (0, 20, (2048, "what the model was trained for")),
+    ],
+)
+def test_no_more_context_than_can_be_filled(path, monkeypatch, n_ctx, longest, context):
+    train(monkeypatch, path, 2048)
+    setup = decided(Asked(path, n_ctx=n_ctx, longest=longest))
+    assert (setup.context.value, setup.context.why) == context
+    assert setup.load.n_ctx == setup.need.n_ctx == context[0]
+
+
 def test_nothing_is_written_into_what_was_asked(path):
     asked = Asked(path, drafter="suffix", threads_batch=3)
     before = replace(asked)

@@ -284,8 +284,9 @@ def limited_group(nbytes: int):
 
 
 def complete_within(nbytes: int, path: Path) -> subprocess.CompletedProcess[str]:
-    """A `specx complete` in a control group of its own."""
-    command = ["complete", str(path), "-p", "Once upon a time", "-n", "4", "--no-cache", "--kernels", "specx"]
+    """A `specx complete` in a control group of its own, of a text that might get long and does not."""
+    command = ["complete", str(path), "-p", "Once upon a time", "-n", "4000", "--stop", " there"]
+    command += ["--temp", "0", "--no-cache", "--kernels", "specx"]
     enter = "import os, sys; open(sys.argv.pop(1), 'w').write(str(os.getpid()))\n"
     run = "from specx.cli.app import run; sys.exit(run(sys.argv[1:]))"
     with limited_group(nbytes) as group:
