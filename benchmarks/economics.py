@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -295,9 +296,10 @@ TOPICS = (
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One process: its wall time in seconds, its text, tokens, and whether a draft model was asked."""
+    """One process: its wall and CPU seconds, its text, tokens, and whether a draft model was asked."""
 
     seconds: float
+    cpu_seconds: float
     text: str
     tokens: int
     asked: bool
@@ -316,16 +318,22 @@ def complete(model: Path, drafter: str, store: Path, prompt: str, n_predict: int
     home = {name: str(store) for name in ("HOME", "XDG_CACHE_HOME", "SPECX_CACHE")}
     places = ("LLAMA_CACHE", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "OLLAMA_MODELS")
     environment = {name: value for name, value in os.environ.items() if name not in places}
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _cpu_of_children()
     done = subprocess.run(
         command, env=environment | home, capture_output=True, stdin=subprocess.DEVNULL, check=False
     )
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, _cpu_of_children() - before
     if done.returncode:
         raise RuntimeError(done.stderr.decode(errors="replace"))
     result = json.loads(done.stdout)
     timings = result["timings"]
-    return Ran(seconds, result["text"], timings["predicted_n"], timings["draft_ms"] > 0)
+    return Ran(seconds, cpu_seconds, result["text"], timings["predicted_n"], timings["draft_ms"] > 0)
+
+
+def _cpu_of_children() -> float:
+    """User and system seconds of all processes that were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def prompts() -> Iterator[str]:
@@ -347,6 +355,7 @@ class Compared:
     Attributes:
         predict: the limit.
         ratio, low, high: median of the ratios of wall time, and its interval.
+        cpu, cpu_low, cpu_high: the same of user and system time of all threads.
         auto_s, none_s: median wall times.
         tokens: median length of the answers.
         asked: processes that asked a draft model.
@@ -357,6 +366,9 @@ class Compared:
     ratio: float
     low: float | None
     high: float | None
+    cpu: float
+    cpu_low: float | None
+    cpu_high: float | None
     auto_s: float
     none_s: float
     tokens: float
@@ -375,12 +387,16 @@ def compare(
             runs[drafter].append(complete(model, drafter, stores[drafter], prompt, predict, i))
     pairs = list(zip(runs["auto"], runs["none"], strict=True))
     found = median_interval([auto.seconds / none.seconds for auto, none in pairs])
+    cpu = median_interval([auto.cpu_seconds / none.cpu_seconds for auto, none in pairs])
     medians = {name: statistics.median(run.seconds for run in each) for name, each in runs.items()}
     return Compared(
         predict,
         found.value,
         found.low,
         found.high,
+        cpu.value,
+        cpu.low,
+        cpu.high,
         medians["auto"],
         medians["none"],
         statistics.median(none.tokens for _, none in pairs),
@@ -407,9 +423,13 @@ def run_situation(model: Path, draft: Path | None, predicts: Sequence[int], numb
         for predict in predicts:
             row = compare(beside / model.name, stores, predict, number, texts)
             rows.append(row)
-            ends = "" if row.low is None else f" ({row.low:.3f} to {row.high:.3f})"
+            ends, cpu_ends = (
+                "" if low is None else f" ({low:.3f} to {high:.3f})"
+                for low, high in ((row.low, row.high), (row.cpu_low, row.cpu_high))
+            )
             print(
-                f"-n {predict:<5}{row.ratio:.3f}{ends}: {row.auto_s:.2f} s and {row.none_s:.2f} s, "
+                f"-n {predict:<5}{row.ratio:.3f}{ends}, in CPU time {row.cpu:.3f}{cpu_ends}: "
+                f"{row.auto_s:.2f} s and {row.none_s:.2f} s, "
                 f"{row.tokens:.0f} tokens, draft model asked by {row.asked} of {number}, "
                 f"{'identical' if row.identical else 'TEXTS DIFFER'}",
                 flush=True,

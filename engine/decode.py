@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from specx.backends.base import Cache, Model, Output, Tree, Want
 from specx.backends.errors import SpecxError
 from specx.drafters.base import Draft, Drafting, Text, Verified
-from specx.engine.budget import Asked, Budget, Part
+from specx.engine.budget import Asked, Budget, Decision, Part
 from specx.engine.learned.lengths import Outlook
 from specx.engine.plan import Plan
 from specx.engine.sampling import Sampler
@@ -83,6 +83,7 @@ class Step:
         asked: what was spent on sources of drafts that cost time, if anything was.
         promised: tokens that the plan expected.
         promised_ms: milliseconds that it expected.
+        plain_ms: the same of the cheapest step without drafts.
         texts: how many were written at once.
         failure: why this text cannot go on, if it cannot; the others do.
     """
@@ -96,8 +97,15 @@ class Step:
     asked: Asked | None = None
     promised: float = 1.0
     promised_ms: float = 0.0
+    plain_ms: float = 0.0
     texts: int = 1
     failure: SpecxError | None = None
+
+    @property
+    def free_pace(self) -> tuple[float, float]:
+        """Expected without sources that cost time: times the speed of plain decoding, and tokens."""
+        tokens, ms = self.asked.alone if self.asked is not None else (self.promised, self.promised_ms)
+        return max(tokens * self.plain_ms / ms, 1.0) if ms > 0 else 1.0, tokens
 
 
 def decode(
@@ -144,7 +152,7 @@ def decode(
         accepted = [len(verdict.rows) - 1 for verdict in verified]
         plan.observe(decision, jobs, lengths, accepted, inside * 1e3, host_ms)
         yield [
-            verdict.step(part, seconds, host_ms, decision.cost_ms, len(trees))
+            verdict.step(part, seconds, host_ms, decision, len(trees))
             for verdict, part in zip(verified, decision.parts, strict=True)
         ]
 
@@ -167,7 +175,7 @@ class _Verdict:
     keeping: float = 0.0
     failure: SpecxError | None = None
 
-    def step(self, part: Part, seconds: float, host_ms: float, promised_ms: float, texts: int) -> Step:
+    def step(self, part: Part, seconds: float, host_ms: float, decision: Decision, texts: int) -> Step:
         """The same as the caller sees it."""
         return Step(
             self.emitted,
@@ -178,7 +186,8 @@ class _Verdict:
             self.evidence,
             part.asked,
             part.expected,
-            promised_ms,
+            decision.cost_ms,
+            decision.plain_ms,
             texts,
             self.failure,
         )

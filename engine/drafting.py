@@ -6,8 +6,9 @@ that and loading it take. The best one is opened by the plan, by the same rule. 
 and not in the background: loading competes for the cores and the memory that decoding is bound by. The steps
 meanwhile would be slower by as much, and the staircase would learn wrong times from them.
 
-What a model promises is the objective, by what is known of it. It stays as long as that is more than plain
-decoding by what was measured since; otherwise it makes room for the next one.
+What a model promises is the objective, by what is known of it, against what the drafts that cost nothing
+give in the same steps. Once loaded it is paid for, and stays as long as it is faster than plain decoding by
+what was measured since; otherwise it makes room for the next one, of which less is expected then.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from specx.drafters.guesser import GuessCosts
 from specx.drafters.head import DraftHead, LoadedHead
 from specx.drafters.mixture import MixtureDrafter
 from specx.drafters.model import DraftModel
-from specx.engine.cost.rate import chain_rate
+from specx.engine.cost.rate import Pace
 from specx.engine.cost.staircase import Staircase
-from specx.engine.forecast import LOAD_BYTES_PER_MS, REMEMBERED, expected_costs, forecast, known_pair
+from specx.engine.decode import Step
+from specx.engine.forecast import REMEMBERED, Prospect, expected_costs, forecast, known_pair
 from specx.engine.learned.knowledge import Learned
 from specx.engine.learned.lengths import Outlook
 from specx.engine.setup.choice import Setup
@@ -39,8 +41,6 @@ from specx.engine.setup.here import Here
 
 __all__ = ["DraftModels", "ModelSource", "models_of"]
 
-MOST_TRIED = 3  # models in one session: each that disappoints has cost its loading
-USUAL = 1 / 8  # weights of a draft model in those of its target, where none is known
 MOMENT_MS = 20.0  # to look into a file, before that was timed: a vocabulary is read and compared
 TIMED = 0.3  # weight of the last such moment
 LoadedT = TypeVar("LoadedT", Model, LoadedHead)
@@ -149,14 +149,16 @@ class DraftModels:
         self._step_bytes, self._n_ctx, self._vocab = step_bytes, n_ctx, vocab
         self._quantized_cache = quantized_cache
         self._notice, self._explain, self._clock = notice, explain, clock
-        self._search: Iterator[Candidate | Unfit | None] | None = None
-        self._found: list[Candidate] | None = None  # not taken up yet; None before any was looked for
+        self._search: Iterator[Candidate | Unfit | None] | None = source.search()
+        self._begun = False
+        self._found: list[Candidate] = []  # not taken up yet
         self._mixture: MixtureDrafter | None = None
         self._required = False
         self._exhausted = False  # no candidate promises anything
-        self._tried = 0
+        self._disappointing: list[float] = []  # acceptance of models that were dropped
+        self._pace = Pace()
         self._moment_ms = MOMENT_MS
-        self._hope: tuple[float, float] | None = None  # since candidates were found or taken up
+        self._prospects: list[Prospect] | None = None  # what may be taken up next; None once that changes
         self._before = np.zeros(2)  # right and scored tokens of the present model before its trial
         self._judged = self._alarmed = False
 
@@ -175,10 +177,11 @@ class DraftModels:
             self._look_back()
         self._use(self.model)
 
-    def after(self, length: int, outlook: Outlook) -> None:
-        """A step was taken, by which a text has `length` committed tokens and goes on."""
+    def after(self, step: Step, length: int, outlook: Outlook) -> None:
+        """`step` was taken, by which a text has `length` committed tokens and goes on."""
         if self._mixture is None:
             return
+        self._pace.add(*step.free_pace)
         if self.model is None:
             self._look_around(length, outlook)
         elif reason := self._verdict(self.model, length):
@@ -212,18 +215,20 @@ class DraftModels:
 
     def _look_back(self) -> None:
         """Take up a head before a prompt is read, for what the target has read before cannot be made up for:
-        the one that was named, or the best model if it is known of all files what they are."""
+        the one that was named, or one that is the best model if it is known of all files what they are."""
         if self.forced is not None:
             if self.forced.is_head:
                 self._look_around(0, Outlook())
             return
-        known = bool(self._staircase.depths) and self._found is None and self._search_on()
-        if known and (best := self._best(0)) is not None:
-            self._take_up(best)
+        if self._staircase.depths and not self._begun:
+            self._search_on()
+            best = None if self._search else self._most_promising(0, self._learned.lengths.usual())
+            if best is not None and best.candidate.is_head and best.rate > best.plain_rate:
+                self._take_up(best)
 
     def _look_around(self, length: int, outlook: Outlook) -> None:
         """A moment of looking for candidates, where that pays; when all are known, the best is taken up."""
-        if self._exhausted or self._tried >= MOST_TRIED:
+        if self._exhausted:
             return
         if self.forced is not None:
             self._exhausted = True
@@ -231,78 +236,80 @@ class DraftModels:
             return
         if not (self._required or self._pays(length, outlook)):
             return
-        if self._search_on() and (best := self._best(length)) is not None:
+        if self._search is not None:
+            self._search_on()
+        elif (best := self._next(length, outlook)) is not None:
             self._take_up(best)
 
-    def _search_on(self) -> bool:
-        """A moment of the search; whether all candidates are known."""
-        if self._found is None:
-            self._found, self._search = [], self._source.search()
+    def _search_on(self) -> None:
+        """A moment of the search."""
+        self._begun = True
         start = self._clock()
         while self._search is not None:
             found = next(self._search, "end")
             if found is None:
                 self._moment_ms += TIMED * ((self._clock() - start) * 1e3 - self._moment_ms)
-                return False
+                return
             if isinstance(found, Candidate):
                 self._found.append(found)
-                self._hope = None
+                self._prospects = None
             elif isinstance(found, Unfit):
                 self._explain(f"{found.name} cannot draft for this model: {found.reason}")
             else:
-                self._search = None
-        return True
+                self._search = self._prospects = None
 
     def _pays(self, length: int, outlook: Outlook) -> bool:
-        """Whether looking on is expected to pay: the best model known, or else a usual one, would be loaded.
+        """Whether looking on is expected to pay: the best model known, or a usual one that may yet be found,
+        would be loaded.
 
         What a file is will be kept, and serves other processes as well; that it pays in this one is enough.
         """
-        if self._hope is None:
-            self._hope = self._best_hope(length)
-        saved_ms, open_ms = self._hope
-        return outlook.worth(saved_ms, open_ms + self._moment_ms)
+        if self._prospects is None:
+            best = self._most_promising(length, outlook)
+            self._prospects = [] if best is None else [Prospect.of(best, self._learned)]
+            if self._search is not None:
+                self._prospects.append(Prospect.usual(self._staircase.costs(length), self._step_bytes))
+        search_ms = 0.0 if self._search is None else self._moment_ms
+        return any(each.pays(self._pace, outlook, search_ms) for each in self._prospects)
 
-    def _best_hope(self, length: int) -> tuple[float, float]:
-        """Milliseconds that a model which may be taken up next would save for each token, and that loading it
-        would take."""
-        if not self._found:
-            steps = self._staircase.costs(length)
-            rate = chain_rate(steps, draft_ms=USUAL * float(steps[1])).rate
-            return float(steps[1]) - 1 / rate, USUAL * self._step_bytes / LOAD_BYTES_PER_MS
-        best = max((self._forecast(each, length) for each in self._found), key=lambda found: found.rate)
-        return 1 / best.plain_rate - 1 / best.rate, expected_costs(best, self._learned).open_ms
-
-    def _best(self, length: int) -> Forecast | None:
-        """The candidate not taken up yet that promises most, if any promises more than plain decoding."""
-        assert self._found is not None
-        forecasts = [self._forecast(candidate, length) for candidate in self._found]
-        forecasts.sort(key=lambda found: -found.rate)
-        self._found = []
-        for i, found in enumerate(forecasts):
-            self._explain(f"draft model {found.explained()}")
-            if found.rate <= found.plain_rate:
-                break
-            self._found = [rest.candidate for rest in forecasts[i + 1 :]]
-            return found
+    def _next(self, length: int, outlook: Outlook) -> Forecast | None:
+        """The candidate that is taken up now; None if none promises more than plain decoding."""
+        best = self._most_promising(length, outlook)
+        if best is not None and best.rate > best.plain_rate:
+            return best
+        if best is not None:
+            self._explain(f"draft model {best.explained()}")
         if self._required and self.candidate is None:
             self._notice("no draft model for this model is on this machine: name one with -md FILE")
         self._exhausted = True
         return None
 
+    def _most_promising(self, length: int, outlook: Outlook) -> Forecast | None:
+        """Of the candidates not taken up yet, what saves most time; else the fastest."""
+        forecasts = [self._forecast(candidate, length) for candidate in self._found]
+
+        def worth(each: Forecast) -> tuple[bool, float]:
+            value = Prospect.of(each, self._learned).value(self._pace, outlook)
+            return each.rate > each.plain_rate, value
+
+        return max(forecasts, key=worth, default=None)
+
     def _forecast(self, candidate: Candidate, length: int) -> Forecast:
-        return forecast(candidate, self._learned, self._staircase.costs(length), self._step_bytes)
+        steps = self._staircase.costs(length)
+        return forecast(candidate, self._learned, steps, self._step_bytes, self._disappointing)
 
     def _take_up(self, forecast: Forecast) -> None:
         """The plan opens the model when that pays."""
         candidate = forecast.candidate
+        if self.forced is None:
+            self._explain(f"draft model {forecast.explained()}")
+            self._found.remove(candidate)
         calibration = known_pair(candidate, self._learned)[0]
         costs = expected_costs(forecast, self._learned)
         if self.forced is not None:
             costs.open_ms = 0.0  # it was asked for
-        self.candidate, self._hope = candidate, None
+        self.candidate, self._prospects = candidate, None
         self._alarmed = False
-        self._tried += 1
         if candidate.is_head:
             self.model = self._made_head(candidate, calibration, costs)
         else:
@@ -339,7 +346,6 @@ class DraftModels:
     def _load(self, candidate: Candidate, load: Callable[[Candidate], LoadedT]) -> LoadedT | None:
         if self.forced is None and (reason := self._source.obstacle(candidate)):
             self._explain(f"{candidate.name} is left out: {reason}")
-            self._tried -= 1  # it has cost no loading
             return None
         start = self._clock()
         try:
@@ -367,6 +373,7 @@ class DraftModels:
         if now.rate > now.plain_rate or self.forced is not None:
             self._explain(f"the draft model is kept: {told}")
             return None
+        self._disappointing.append(acceptance)
         return f"it does not pay: {told}"
 
     def _tell_collapse(self, model: DraftModel | DraftHead) -> None:

@@ -385,7 +385,7 @@ class Session:
             plain_ms = self.staircase.cost(1, length)
             self.learned.records.add(self.drafter_label, step, plain_ms)
         if self.draft_models is not None and outlook is not None:
-            self.draft_models.after(length, outlook)
+            self.draft_models.after(step, length, outlook)
 
     def remember(self, request: Request, result: Result) -> None:
         """An answer is finished: later conversations may draft from it, and expect as long ones."""

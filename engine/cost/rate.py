@@ -9,13 +9,16 @@ go, which draft model to try, what would be worth having.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ACCEPTANCE", "Chain", "chain_rate"]
+__all__ = ["ACCEPTANCE", "Chain", "Pace", "chain_rate"]
+
+RECENT = 32  # steps that tell how fast a text is written at present
 
 ACCEPTANCE = 0.7
 """Probability that a further drafted token is right, where nothing better is known: between what draft
@@ -40,6 +43,31 @@ class Chain:
     def rate(self) -> float:
         """Expected tokens per millisecond."""
         return self.tokens / self.ms
+
+
+class Pace:
+    """How fast the last steps were: what any other kind of steps has to surpass."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, float]] = deque(maxlen=RECENT)
+
+    def add(self, speed: float, tokens: float) -> None:
+        """A step of so many expected tokens, at so many times the speed of plain decoding."""
+        self._steps.append((speed, tokens))
+
+    def saved(self, chain: Chain, plain_ms: float) -> float:
+        """Milliseconds saved for each token of the text by `chain` in place of steps that are slower.
+
+        Args:
+            chain: the step.
+            plain_ms: of a plain step. Before any step was added, all are plain.
+        """
+        saved_ms = written = 0.0
+        for speed, tokens in self._steps or ((1.0, 1.0),):
+            gain_ms = chain.tokens * plain_ms / speed - chain.ms
+            saved_ms += max(gain_ms, 0.0)
+            written += chain.tokens if gain_ms > 0 else tokens
+        return saved_ms / written
 
 
 def chain_rate(

@@ -121,6 +121,16 @@ class Outlook:
         now = self._now()
         return now.beyond / now.reached
 
+    def value(self, gain: float, open_ms: float) -> float:
+        """Milliseconds that this process is expected to save if `open_ms` are spent now.
+
+        Args:
+            gain: milliseconds saved for each further token.
+            open_ms: the price, which serves all answers.
+        """
+        another = self._another
+        return gain * (self.remaining + self._points[0].beyond * another / (1 - another)) - open_ms
+
     def worth(
         self, gain: float, open_ms: float = 0.0, read_ms: float = 0.0, beside: Iterable[Outlook] = ()
     ) -> bool:
@@ -214,6 +224,11 @@ class Lengths:
         another = self._processes.another(self._begun - 1) if answers is None else 1 - self._begun / answers
         another = max(another, 0.0)
         return Outlook(goes_on, most=min(most, LONGEST), another=another)
+
+    def usual(self) -> Outlook:
+        """What is to be expected before an answer begins of which nothing is known."""
+        another = self._processes.another(self._begun)
+        return Outlook(self._answers.goes_on(), another=another)
 
     def add(self, length: int, *, ended: bool) -> None:
         """An answer ended after `length` tokens, or was cut off there."""

@@ -22,7 +22,7 @@ from specx.backends.gguf.mtp import has_mtp, mtp_bytes, mtp_layer
 from specx.backends.gguf.vocab_match import match_vocabularies
 from specx.backends.hub.models import FoundModel, list_models, models_in, real_path
 from specx.backends.store import Store
-from specx.engine.cost.rate import chain_rate
+from specx.engine.cost.rate import Chain, chain_rate
 from specx.engine.setup.layers import step_bytes
 
 __all__ = ["MTP_NAME", "Candidate", "Finder", "Forecast", "Unfit", "check_candidate", "own_candidate"]
@@ -94,17 +94,22 @@ class Forecast:
         candidate: the model.
         acceptance: probability that each further token is right.
         token_ms: milliseconds to draft one.
-        rate: expected tokens per millisecond at the best length of drafts.
-        plain_rate: the same without drafts.
+        chain: the step of the highest rate.
+        plain_rate: expected tokens per millisecond without drafts.
         remembered: tokens that the acceptance was counted on; 0 for a guess.
     """
 
     candidate: Candidate
     acceptance: float
     token_ms: float
-    rate: float
+    chain: Chain
     plain_rate: float
     remembered: int
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per millisecond at the best length of drafts."""
+        return self.chain.rate
 
     @classmethod
     def of(
@@ -122,8 +127,8 @@ class Forecast:
             costs: (W + 1,) milliseconds of a step of the target by its tokens.
             acceptance, token_ms, remembered: see the class.
         """
-        rate = chain_rate(costs, draft_ms=token_ms, acceptance=acceptance).rate
-        return cls(candidate, acceptance, token_ms, rate, 1 / float(costs[1]), remembered)
+        chain = chain_rate(costs, draft_ms=token_ms, acceptance=acceptance)
+        return cls(candidate, acceptance, token_ms, chain, 1 / float(costs[1]), remembered)
 
     def explained(self) -> str:
         """The numbers, in words."""

@@ -14,7 +14,7 @@ from specx.backends.errors import ModelError, UsageError
 from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.backends.store import Store
 from specx.engine.cost.timing import unwatched
-from specx.engine.drafting import MOST_TRIED, DraftModels
+from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
 from specx.engine.settings import Asked, SamplingSettings
@@ -108,9 +108,9 @@ def models_of(world, session, learned=None, **options):
     )
 
 
-def session_of(world, *, drafter="auto", forced=None, root=None, quantized=False):
+def session_of(world, *, drafter="auto", forced=None, root=None, quantized=False, answers=None, script=()):
     world.notices, world.explained = [], []
-    settings = Asked(Path("scripted.gguf"), drafter=drafter, store=root is not None)
+    settings = Asked(Path("scripted.gguf"), drafter=drafter, store=root is not None, answers=answers)
     learned = Learned(Store(root, world.notices.append), model_key="model", cost_key="cost")
 
     def draft_models(session):
@@ -118,7 +118,7 @@ def session_of(world, *, drafter="auto", forced=None, root=None, quantized=False
 
     steps = {int(n): ms for n, ms in STEPS["0"].items()}
     session = Session(
-        ScriptedModel(V, step_costs=steps, clock=world.clock),
+        ScriptedModel(V, step_costs=steps, clock=world.clock, script=script, peak=0.98),
         settings,
         learned,
         name="scripted",
@@ -212,24 +212,45 @@ def test_a_short_answer_does_not_load_what_would_not_pay_for_its_loading():
 
 
 def test_the_most_promising_is_tried_first_and_losers_are_closed():
-    names = ["slow", "useless1", "useless2", "useless3", "useless4"]
-    sizes = [60, 10, 11, 12, 13]
+    sizes = {"slow": 60, **{f"useless{n}": 10 + n for n in range(12)}}
     world = World(
-        found=[candidate(name, size) for name, size in zip(names, sizes, strict=True)],
-        laws={name: {"seed": 96} for name in names},
+        found=[candidate(name, size) for name, size in sizes.items()],
+        laws={name: {"seed": 96} for name in sizes},
     )
     session = session_of(world)
-    for seed in range(8):
+    for seed in range(12):
         answer(session, 300, seed=seed)
-    tried = ["useless1", "useless2", "useless3"]
-    assert len(tried) == MOST_TRIED
-    assert world.loaded() == [name for what, name in world.log if what == "closed"] == tried
-    assert session.draft_models.name is None
+    # What each came to lowers what is hoped of the next, and it is tried later.
+    tried = world.loaded()
+    assert tried == [f"useless{n}" for n in range(len(tried))] and 2 <= len(tried) <= 4
+    assumed = [int(share) for share in re.findall(r"(\d+)% right \(assumed\)", " ".join(world.explained))]
+    assert assumed[0] == 70 and assumed == sorted(set(assumed), reverse=True)
+    assert world.clock() <= 1.05 * 12 * 300 * 0.02  # of plain decoding
+    closed = [name for what, name in world.log if what == "closed"]
+    assert closed == tried[: len(closed)] and len(closed) >= len(tried) - 1
     dropped = [text for text in world.explained if "dropped" in text]
-    assert len(dropped) == len(tried) and all("does not pay" in text for text in dropped)
+    assert len(dropped) == len(closed) and all("does not pay" in text for text in dropped)
     assert not world.notices
-    result, chunks = answer(session, 50)
-    assert all("model" not in chunk.sources for chunk in chunks) and result.timings.draft_ms == 0
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_nothing_is_looked_for_where_what_costs_nothing_gives_as_much(repeats):
+    loop = [7, 3, 9, 4, 22, 8, 31, 5]
+    world = World(found=[candidate("good")])
+    session = session_of(world, script=loop if repeats else ())
+    answer(session, 300, prompt=loop * 4)
+    assert bool(world.log) != repeats  # the free drafters know by then how a text goes on that repeats itself
+
+
+def test_what_is_quick_to_load_is_preferred_where_little_is_left_to_be_written():
+    big = replace(candidate("big", 2), size=800_000_000)
+    for n, loaded in ((100, ["small"]), (1500, ["big"])):
+        world = World(found=[big, candidate("small", 12)])
+        session = session_of(world, answers=1)
+        for length in [n] * 30:
+            session.learned.lengths.add(length, ended=True)
+        answer(session, n)
+        assert world.loaded() == loaded
 
 
 def test_a_loser_costs_little():
@@ -292,7 +313,7 @@ def test_what_was_learned_is_remembered(tmp_path):
         answer(session, 300)
     world.log.clear()
     with session_of(world, root=tmp_path) as session:
-        answer(session, 10)
+        answer(session, 60)
         model = session.draft_models.model
         assert model.calibration.trials > 64
         assert model.costs.measured and model.costs.token_ms == pytest.approx(2.0, rel=0.1)
@@ -301,8 +322,8 @@ def test_what_was_learned_is_remembered(tmp_path):
     damaged = next((tmp_path / "pairs").glob("*.json"))
     damaged.write_text('{"version": 1, "cost": {"token_ms": "?"}}')
     with session_of(world, root=tmp_path) as session:
-        answer(session, 10)
-        assert session.draft_models.model.calibration.trials < 20
+        answer(session, 60)
+        assert session.draft_models.model.calibration.trials <= 64
     assert any("damaged" in text for text in world.notices)
 
 
