@@ -37,7 +37,8 @@ def show(
     (kind: corpus)."""
     from specx.backends.places import NO_HOME
     from specx.backends.store import Store, cache_dir
-    from specx.cli.terminal.console import notice, show_table, write
+    from specx.cli.terminal.console import notice, write
+    from specx.cli.terminal.tables import show_table
 
     root = cache_dir()
     store = Store(root, notice)

@@ -29,8 +29,11 @@ from specx.cli.options.read import (
 from specx.cli.resident.options import ServerOptions
 from specx.cli.terminal.console import StatusLine, end_line, error, notice, settle, write
 from specx.cli.terminal.files import read_text
+from specx.cli.terminal.flow import Flow
 from specx.cli.terminal.interrupts import on_end, on_interrupt, stopping
 from specx.cli.terminal.lines import Editor, PlainLines, Reader, history_file
+from specx.cli.terminal.tables import field_lines
+from specx.cli.terminal.unheard import typing_waits
 
 if TYPE_CHECKING:
     from specx.cli.resident.remote import Remote
@@ -211,7 +214,7 @@ class Chat:
         if self.scripted:
             self.take(text)
         else:  # a Ctrl-C that comes just too late for an answer must not end the conversation
-            with on_interrupt(lambda: None):
+            with on_interrupt(lambda: None), typing_waits():
                 self.take(text)
 
     def take(self, text: str) -> None:
@@ -335,8 +338,8 @@ class Chat:
         return self.template.tokenize(text, self.session.tokenize)
 
     def _help(self, _argument: str) -> None:
-        for name, (_action, text) in self.commands.items():
-            notice(f"{name:12} {text}")
+        for line in field_lines((name, text) for name, (_action, text) in self.commands.items()):
+            notice(line)
         notice('""" ... """, a \\ at the end of a line, or Alt-Enter: several lines in one message')
 
     def _reset(self, _argument: str) -> None:
@@ -407,9 +410,10 @@ def _path(command: str, argument: str) -> Path:
 
 
 class _View:
-    """The answer on stdout as it comes, as it is or as Markdown."""
+    """The answer on stdout as it comes, as Markdown or as it is; a terminal's lines end between words."""
 
     def __init__(self, *, markdown: bool) -> None:
+        self._flow = Flow()
         self._markdown: MarkdownStream | None = None
         self._last = ""
         if markdown:
@@ -432,5 +436,5 @@ class _View:
         if self._markdown is not None:
             self._markdown.add(text)
         elif text:
-            write(text)
+            self._flow.add(text)
             self._last = text[-1]

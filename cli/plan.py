@@ -11,7 +11,8 @@ import typer
 
 from specx.cli.options.parallel import ParallelOptions, read_texts
 from specx.cli.options.read import DraftOptions, ModelOptions, read_asked, with_options
-from specx.cli.terminal.console import Progress, notice, show_table, stdout, write
+from specx.cli.terminal.console import Progress, notice, stdout, write
+from specx.cli.terminal.tables import show_table
 from specx.engine.setup.explain import gibibytes
 
 if TYPE_CHECKING:

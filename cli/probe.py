@@ -11,8 +11,9 @@ import typer
 
 from specx.backends.errors import UsageError
 from specx.cli.options.read import ModelOptions, read_asked, rpc_servers, with_options
-from specx.cli.terminal.console import Progress, notice, show_table, stdout, write
+from specx.cli.terminal.console import Progress, notice, stdout, write
 from specx.cli.terminal.files import check_plot
+from specx.cli.terminal.tables import show_table
 
 if TYPE_CHECKING:
     from specx.engine.report.staircase import StaircaseProbe

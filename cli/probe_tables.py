@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from specx.cli.terminal.console import show_table, stdout
+from specx.cli.terminal.console import stdout
+from specx.cli.terminal.tables import show_table
 from specx.engine.setup.explain import gibibytes
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specx.backends.errors import ModelError, UsageError
-from specx.backends.printable import one_line
 from specx.backends.settings import CACHE_TYPES, DEFAULT_CTX
-from specx.cli.terminal.console import show_table, stdout, write
+from specx.cli.terminal.console import stdout, write
+from specx.cli.terminal.tables import show_fields, show_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from specx.backends.gguf.file import GGUFInfo
     from specx.backends.hub.models import FoundModel
@@ -74,7 +74,7 @@ def show(
     if as_json:
         write(json.dumps(_record(info, memory, tensors=tensors), indent=2) + "\n")
         return
-    _show_rows(_summary(info, memory))
+    show_fields(_summary(info, memory))
     if tensors:
         stdout().print()
         show_table(
@@ -206,13 +206,6 @@ def _show_list(models: Sequence[FoundModel], *, as_json: bool) -> None:
     show_table(
         ("name", "size", "where", "path"), [(m.name, _size(m.size), m.where, str(m.path)) for m in models]
     )
-
-
-def _show_rows(rows: Iterable[tuple[str, str]]) -> None:
-    from rich.text import Text
-
-    for label, text in rows:
-        stdout().print(Text.assemble((f"{label:<15}", "bold"), one_line(text)))
 
 
 def _size(nbytes: int) -> str:

@@ -13,6 +13,7 @@ import typer
 from specx.cli.options.parallel import ParallelOptions, read_texts
 from specx.cli.options.read import DraftOptions, ModelOptions, read_asked, with_options
 from specx.cli.terminal.console import Progress, notice, stdout, write
+from specx.cli.terminal.tables import show_table
 
 if TYPE_CHECKING:
     from specx.engine.bench.suites import Prompt
@@ -143,8 +144,6 @@ def _report(
 
 
 def _print(report: dict[str, Any], identity: Identity, seen: Sequence[Comparison]) -> None:
-    from rich.table import Table
-
     console = stdout()
     classes = "; ".join(", ".join(map(str, members)) for members in identity.classes)
     console.print(f"model: {report['model']}")
@@ -152,9 +151,7 @@ def _print(report: dict[str, Any], identity: Identity, seen: Sequence[Comparison
     branches = {True: "yes", False: "no", None: "branches are not used"}[report["branches_identical"]]
     console.print(f"accepting a branch leaves logits bit-identical: {branches}")
     console.print(f"largest difference of a logit between shapes: {identity.difference:.3g}")
-    table = Table(
-        "drafter", "temperature", "texts", "identical", "first differences (token: logits, margin)", box=None
-    )
+    rows = []
     for drafter in dict.fromkeys(c.drafter for c in seen):
         for temperature in dict.fromkeys(c.temperature for c in seen):
             group = [c for c in seen if (c.drafter, c.temperature) == (drafter, temperature)]
@@ -162,10 +159,10 @@ def _print(report: dict[str, Any], identity: Identity, seen: Sequence[Comparison
             places = ", ".join(
                 f"{c.first_difference}: {c.logit_difference:.2g}, {c.margin:.2g}" for c in apart
             )
-            table.add_row(
-                drafter, f"{temperature:g}", str(len(group)), str(len(group) - len(apart)), places or "none"
-            )
-    console.print(table)
+            same = str(len(group) - len(apart))
+            rows.append((drafter, f"{temperature:g}", str(len(group)), same, places or "none"))
+    differences = "first differences (token: logits, margin)"
+    show_table(("drafter", "temperature", "texts", "identical", differences), rows)
     console.print(f"verdict: {report['verdict']}")
     if report["unexplained"]:
         notice("a difference larger than numerics explain is a fault in specx: please report it with --json")

@@ -74,7 +74,7 @@ def _value(cell: Any) -> Any:
 
 def as_markdown(run: Run, report: Report) -> str:
     """Tables for a document."""
-    lines = [f"- {' '.join(line.split())}" for line in heading(run)]
+    lines = [f"- {' '.join(filter(None, each))}" for each in heading(run)]
     for arm in run.arms:
         lines += [
             "",

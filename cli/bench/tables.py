@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.text import Text
 
 from specx.cli.bench.text import LogAxis, bar, source_letters, token_line
-from specx.cli.terminal.console import show_table, stdout
+from specx.cli.terminal.console import stdout
+from specx.cli.terminal.tables import show_fields, show_table
 from specx.engine.bench.compare import RunComparison
 from specx.engine.bench.intervals import Estimate
 from specx.engine.bench.records import ArmInfo, Run
@@ -24,6 +25,7 @@ __all__ = [
 
 NARROWEST, WIDEST = 60, 100  # columns of a picture
 LABEL, CELL = 16, 8  # columns of the names of measures, and of a number
+HEADING = 9  # columns of the names of what was measured
 SHOWN_PARTINGS = 5
 SHOWN_DEPTHS = 12
 FEW = 5  # drafted tokens say little
@@ -32,8 +34,7 @@ FEW = 5  # drafted tokens say little
 def show_report(run: Run, report: Report) -> None:
     """Everything, on stdout."""
     out = stdout().print
-    for line in heading(run):
-        out(line)
+    show_fields(heading(run), HEADING)
     for arms in _side_by_side(run.arms):
         out()
         _show_arms(run, report, arms)
@@ -48,25 +49,27 @@ def show_report(run: Run, report: Report) -> None:
         out(line)
 
 
-def heading(run: Run) -> Iterator[str]:
-    """What was measured, where and how."""
+def heading(run: Run) -> Iterator[tuple[str, str]]:
+    """What was measured, where and how, each with its name."""
     model, settings = run.model, run.settings
     loads = ", ".join(f"{arm.load_s:.1f} s" for arm in run.arms if arm.load_s)
-    yield f"model    {model['name']} ({model['file']}, {model['type']}), loaded in {loads or '0 s'}"
-    yield f"machine  {run.machine['cpu'] or run.machine['system']}"
+    yield "model", f"{model['name']} ({model['file']}, {model['type']}), loaded in {loads or '0 s'}"
+    yield "machine", run.machine["cpu"] or run.machine["system"]
     cases = {answer.case for answer in run.answers}
     categories = {answer.category for answer in run.answers}
     kinds = f" of {len(categories)} categories" if len(categories) > 1 else ""
     sampling = settings["sampling"]
     yield (
-        f"run      {len(cases)} prompts{kinds}, {settings['rounds']} rounds, "
+        "run",
+        f"{len(cases)} prompts{kinds}, {settings['rounds']} rounds, "
         f"at most {settings['n_predict']} tokens, {settings['caches']} caches"
-        + (", added texts searched" if settings.get("corpus") else "")
+        + (", added texts searched" if settings.get("corpus") else ""),
     )
     part = ", interrupted" if run.partial else ""
     yield (
-        f"         temperature {sampling['temperature']:g}, seed {sampling['seed']}, "
-        f"context {settings['context']}, {duration(run.seconds)}{part}"
+        "",
+        f"temperature {sampling['temperature']:g}, seed {sampling['seed']}, "
+        f"context {settings['context']}, {duration(run.seconds)}{part}",
     )
 
 

@@ -11,7 +11,8 @@ import typer
 from specx.backends.errors import UsageError
 from specx.backends.places import expanded
 from specx.cli.drafter.listing import percent
-from specx.cli.terminal.console import notice, stdout, write
+from specx.cli.terminal.console import notice, write
+from specx.cli.terminal.tables import show_fields
 
 if TYPE_CHECKING:
     from specx.engine.report.overlap import Inspection
@@ -52,8 +53,7 @@ def inspect(
 
 
 def _show(found: Inspection) -> None:
-    for label, value in (*_files(found), *_prospects(found)):
-        stdout().print(f"{label:<14} {value}")
+    show_fields((*_files(found), *_prospects(found)))
 
 
 def _files(found: Inspection) -> list[tuple[str, str]]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json as json_module
-import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specx.cli.terminal.console import notice, show_table, stdout, write
+from specx.cli.terminal.console import notice, stdout, write
+from specx.cli.terminal.tables import show_table
 
 if TYPE_CHECKING:
     from specx.engine.report.drafters import DrafterReport, Usable
 
 __all__ = ["percent", "register", "shortened"]
 
-WIDTH = 80
-NAME = 30  # characters of a name in a table that fits the width
+NAME = 30  # characters of a name in a table that fits into 80 columns
 
 
 def register(group: typer.Typer) -> None:
@@ -45,7 +44,7 @@ def list_them(
 def _show(found: DrafterReport) -> None:
     stdout().print(f"drafters for {found.model.name}")
     if found.plain_reason:
-        _tell(f"none: it decodes plainly, because {found.plain_reason}")
+        stdout().print(f"none: it decodes plainly, because {found.plain_reason}")
         return
     if found.usable:
         show_table(
@@ -53,17 +52,17 @@ def _show(found: DrafterReport) -> None:
             [_row(usable, known=found.known) for usable in found.usable],
         )
     else:
-        _tell(
+        stdout().print(
             "no other model on this machine can draft for it; specx drafter shrink makes one of it, and "
             "specx drafter train a head for it"
         )
     for usable in found.usable:
         if notes := _notes(usable):
-            _tell(f"{shortened(usable.forecast.candidate.name)}: {notes}")
+            stdout().print(f"{shortened(usable.forecast.candidate.name)}: {notes}")
     for unfit in found.unfit:
-        _tell(f"{unfit.name} cannot draft: {unfit.reason}")
+        stdout().print(f"{unfit.name} cannot draft: {unfit.reason}")
     if not found.known:
-        _tell(f"nothing is predicted before its steps were timed: specx plan {found.model}")
+        stdout().print(f"nothing is predicted before its steps were timed: specx plan {found.model}")
 
 
 def _notes(usable: Usable) -> str:
@@ -94,9 +93,3 @@ def percent(share: float) -> str:
 def shortened(name: str) -> str:
     """A name that fits into a table: its end tells more than its middle."""
     return name if len(name) <= NAME else f"{name[:10]}...{name[-(NAME - 13) :]}"
-
-
-def _tell(text: str) -> None:
-    """A sentence within the width."""
-    for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False):
-        stdout().print(line)

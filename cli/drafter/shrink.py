@@ -13,7 +13,8 @@ from specx.backends.errors import SpecxError, UsageError
 from specx.backends.places import expanded
 from specx.cli.drafter.steps import Steps
 from specx.cli.options.values import duration
-from specx.cli.terminal.console import notice, show_table, stdout, write
+from specx.cli.terminal.console import notice, stdout, write
+from specx.cli.terminal.tables import show_table
 
 if TYPE_CHECKING:
     from specx.engine.making.prospects import ShrinkStage

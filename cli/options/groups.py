@@ -29,6 +29,8 @@ DRAFTERS = ("auto", "none", "free", "suffix", "recycle", "model")
 GGUF = ".gguf"  # what names a file ends with, where they stand for a drafter
 KERNELS = ("auto", "specx", "attention", "stock")
 
+THREADS = "as measured by specx probe, else one a core"
+
 ASKED = Asked(Path())
 SAMPLING = SamplingSettings()
 
@@ -89,12 +91,12 @@ class ModelOptions:
             "--threads",
             text="CPU threads for decoding.",
             envvar="LLAMA_ARG_THREADS",
-            show_default="measured",
+            show_default=THREADS,
         ),
     ] = ASKED.threads
     threads_batch: Annotated[
         int | None,
-        _model("-tb", "--threads-batch", text="CPU threads for reading prompts.", show_default="measured"),
+        _model("-tb", "--threads-batch", text="CPU threads for reading prompts.", show_default=THREADS),
     ] = ASKED.threads_batch
     batch_size: Annotated[
         int, _model("-b", "--batch-size", text="Tokens of a prompt per call.", envvar="LLAMA_ARG_BATCH")

@@ -15,7 +15,8 @@ from pathlib import Path
 from specx.backends.errors import SpecxError, UsageError
 from specx.cli.resident.client import OK, Connection, LostError, ask
 from specx.cli.resident.place import Place, Record, records
-from specx.cli.terminal.console import notice, show_table
+from specx.cli.terminal.console import notice
+from specx.cli.terminal.tables import show_table
 
 __all__ = ["begin", "command_line", "hello", "show_servers", "stop_servers", "told"]
 

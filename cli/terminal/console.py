@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from functools import cache
 from types import TracebackType
@@ -27,7 +27,6 @@ __all__ = [
     "error",
     "notice",
     "settle",
-    "show_table",
     "stderr",
     "stdout",
     "write",
@@ -56,6 +55,7 @@ def stderr() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
+    """Lines end between words at the edge of a terminal; pipes and files get them whole."""
     from rich.console import Console
     from rich.segment import Segment
 
@@ -73,7 +73,8 @@ def _console(*, stderr: bool) -> Console:
                 text = segment.text if segment.control else printable(segment.text)
                 yield segment if text == segment.text else Segment(text, segment.style)
 
-    return Piped(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    stream = sys.stderr if stderr else sys.stdout
+    return Piped(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=not stream.isatty())
 
 
 class _Shown:
@@ -162,20 +163,6 @@ def _coloured() -> bool:
     return sys.stderr.isatty() or any(named)
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns on stdout, never cut to the width of a terminal: a pipe has none."""
-    from rich.text import Text
-
-    lines = [[one_line(cell) for cell in line] for line in (columns, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for i, line in enumerate(lines):
-        cells = [
-            cell.rjust(width) if name in ("size", "bytes") else cell.ljust(width)
-            for cell, width, name in zip(line, widths, columns, strict=True)
-        ]
-        stdout().print(Text("  ".join(cells).rstrip(), style="bold" if i == 0 else ""))
-
-
 class Progress:
     """A bar on stderr, only on a terminal and only for work that takes longer than `SHOW_AFTER`.
 
@@ -243,7 +230,7 @@ class StatusLine:
     def __init__(self, *, enabled: bool) -> None:
         capable = sys.stdout.isatty() and sys.stderr.isatty() and not stderr().is_dumb_terminal
         self._enabled = enabled and capable and os.name == "posix"
-        self._rows = 0
+        self._rows = self._columns = 0
         self._drawn = 0.0
         self._changed = False
         self._open = ExitStack()
@@ -273,13 +260,15 @@ class StatusLine:
         size = os.get_terminal_size(sys.stderr.fileno())
         if size.lines < 3:
             return
-        if size.lines != self._rows:
-            # Index down and up again: a cursor on the last line makes room by scrolling first.
+        if (size.lines, size.columns) != (self._rows, self._columns):
             if not self._changed:
                 self._changed = True
                 self._open.enter_context(changed(self._undo, self._forget))
-            self._rows = size.lines
-            self._send(f"\x1bD\x1b[1A\x1b7\x1b[1;{size.lines - 1}r\x1b8")
+            # A terminal of another size has no region any more; what was this line is below the text.
+            below = "\x1b7\x1b[r\x1b8\x1bD\x1b7\r\x1b[J\x1b8\x1b[1A" if self._rows else ""
+            self._rows, self._columns = size.lines, size.columns
+            # Index down and up again: a cursor on the last line makes room by scrolling first.
+            self._send(f"{below}\x1bD\x1b[1A\x1b7\x1b[1;{size.lines - 1}r\x1b8")
         line = stderr().render_str(one_line(text)[: size.columns - 1], style="dim")
         with stderr().capture() as drawn:
             stderr().print(line, end="")

@@ -37,6 +37,7 @@ __all__ = [
     "warn_of_threads",
 ]
 
+BY_RULE = "by rule, one for each usable core (`specx probe MODEL` measures)"
 KIND = "threads"  # of the entries in the store
 DECODE = (1,)  # tokens of a call
 BATCH = (8, 32)  # a step that verifies drafts, and a piece of a prompt
@@ -184,7 +185,9 @@ def choose_threads(asked: AskedModel, store: Store, key: str) -> tuple[Choice[in
     kept = load_threads(store, key)
     if kept is not None:
         return Choice(kept.decode, MEASURED), batch or Choice(kept.batch, MEASURED)
-    rule = Choice(this_cpu().default_threads, "one for each usable core (`specx probe MODEL` measures)")
+    rule = Choice(
+        this_cpu().default_threads, "by rule, one for each usable core (`specx probe MODEL` measures)"
+    )
     return rule, batch or rule
 
 

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import termios
 import time
+from codecs import getincrementaldecoder
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyte
 import pytest
 
 SCRIPT = Path(__file__).with_name("fake_specx.py")
@@ -133,21 +135,28 @@ READY = "\x1b[?2004h"  # the line editor switches bracketed paste on when it beg
 
 
 class Terminal:
-    """A command on a pseudo-terminal of 24 lines of 80 columns."""
+    """A command on a pseudo-terminal of 24 lines of 80 columns, or as many as given.
 
-    def __init__(self, start, *arguments, env):
+    Attributes:
+        shown: everything that it was sent.
+        screen: what a terminal makes of that; it cuts lines off where it becomes narrower, as xterm does.
+    """
+
+    def __init__(self, start, *arguments, env, columns=80):
         self.master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.screen = pyte.HistoryScreen(columns, 24, history=1000)
+        self._stream = pyte.Stream(self.screen)
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.process = start(
             *arguments,
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env={"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "80", "LINES": "24", **env},
+            env={"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "", "LINES": "", **env},
             start_new_session=True,
         )
         os.close(slave)
-        self.shown = ""
+        self.shown, self._decoder = "", getincrementaldecoder("utf-8")("replace")
 
     def until(self, text: str, times: int = 1):
         """Wait until the terminal has been sent `text` so many times."""
@@ -156,15 +165,28 @@ class Terminal:
             assert time.monotonic() < deadline, f"{text!r} did not appear in {self.shown!r}"
             if select.select([self.master], [], [], 0.2)[0]:
                 try:
-                    self.shown += os.read(self.master, 65536).decode(errors="replace")
+                    piece = self._decoder.decode(os.read(self.master, 65536))
                 except OSError:
                     break
+                self.shown += piece
+                self._stream.feed(piece)
         assert self.shown.count(text) >= times, self.shown
 
     def type(self, text: str, after: int = 0):
         """Type `text`, once the line editor has begun to listen `after` times."""
         self.until(READY, after)
         os.write(self.master, text.encode())
+
+    def lines(self):
+        """What can be read on it, what has scrolled away included."""
+        gone = ["".join(line[x].data for x in range(len(line))) for line in self.screen.history.top]
+        return [line.rstrip() for line in (*gone, *self.screen.display)]
+
+    def resize(self, columns):
+        """Make it narrower or wider."""
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        self.screen.resize(24, columns)
+        self.process.send_signal(signal.SIGWINCH)
 
     def close(self):
         """Hang up."""
@@ -176,11 +198,11 @@ class Terminal:
 
 @pytest.fixture
 def open_terminal():
-    """Starts `start(*arguments)` on a terminal; keywords are environment variables."""
+    """Starts `start(*arguments)` on a terminal; other keywords than `columns` are environment variables."""
     opened = []
 
-    def open_one(start, *arguments, **env):
-        opened.append(Terminal(start, *arguments, env=env))
+    def open_one(start, *arguments, columns=80, **env):
+        opened.append(Terminal(start, *arguments, env=env, columns=columns))
         return opened[-1]
 
     yield open_one

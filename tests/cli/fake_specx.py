@@ -151,7 +151,7 @@ class Session:
         self.drafter_name = name
 
     def summary(self):
-        return f"fake, drafter {self.drafter_name}"
+        return ", ".join(filter(None, (f"fake, drafter {self.drafter_name}", os.environ.get("FAKE_LABEL"))))
 
     def close(self, *, free=True):
         self.closed, self.freed = True, free

@@ -14,6 +14,7 @@ import pytest
 from specx.backends.errors import SpecxError
 from specx.cli.commands import TABLE, every_command
 from specx.cli.terminal import console
+from specx.cli.terminal.tables import show_table
 
 PATIENCE = 240  # seconds that a process may take on a busy machine
 HEAVY = ("numpy", "llama_cpp", "jinja2", "prompt_toolkit", "rich", "huggingface_hub", "gguf", "pydantic")
@@ -264,7 +265,7 @@ def test_control_characters_of_files_are_shown_and_not_obeyed(capsys, monkeypatc
     try:
         console.notice(DRAWN)
         console.error(SpecxError(DRAWN, f"a\n{DRAWN}"))
-        console.show_table(("name",), [(f"{DRAWN}\nb\tc",)])
+        show_table(("name",), [(f"{DRAWN}\nb\tc",)])
         console.stdout().print(DRAWN)
     finally:
         for cache in caches:

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from specx.backends.printable import printable
-from specx.cli.terminal.console import show_table
+from specx.cli.terminal.tables import show_table
 
 PATIENCE = 240  # seconds that a process may take on a busy machine
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -123,7 +123,7 @@ def test_a_second_signal_ends_at_once(terminal):
 
 def test_a_signal_while_markdown_is_drawn(terminal):
     shell = terminal("-p", "hello", "--markdown", FAKE_ENDLESS="1", FAKE_DELAY="0.02")
-    shell.until(HIDDEN)
+    shell.until("Hello")
     shell.process.send_signal(signal.SIGTERM)
     ended(shell, signal.SIGTERM, 143)
 

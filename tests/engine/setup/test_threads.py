@@ -157,7 +157,7 @@ def test_what_was_measured_is_used_unless_the_user_says_otherwise(tmp_path):
     def chosen(key="k", **asked):
         return [(c.value, c.why) for c in choose_threads(Asked(Path("model.gguf"), **asked), store, key)]
 
-    rule = (this_cpu().default_threads, "one for each usable core (`specx probe MODEL` measures)")
+    rule = (this_cpu().default_threads, "by rule, one for each usable core (`specx probe MODEL` measures)")
     assert chosen() == [rule, rule]
     times, _ = measure(saturated, (2, 4, 8))
     save_threads(store, "k", times)
