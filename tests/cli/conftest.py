@@ -16,7 +16,6 @@ from codecs import getincrementaldecoder
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyte
 import pytest
 
 SCRIPT = Path(__file__).with_name("fake_specx.py")
@@ -139,13 +138,11 @@ class Terminal:
 
     Attributes:
         shown: everything that it was sent.
-        screen: what a terminal makes of that; it cuts lines off where it becomes narrower, as xterm does.
     """
 
     def __init__(self, start, *arguments, env, columns=80):
         self.master, slave = pty.openpty()
-        self.screen = pyte.HistoryScreen(columns, 24, history=1000)
-        self._stream = pyte.Stream(self.screen)
+        self._columns, self._events = columns, []  # what it was sent, and other numbers of columns
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.process = start(
             *arguments,
@@ -169,7 +166,7 @@ class Terminal:
                 except OSError:
                     break
                 self.shown += piece
-                self._stream.feed(piece)
+                self._events.append(piece)
         assert self.shown.count(text) >= times, self.shown
 
     def type(self, text: str, after: int = 0):
@@ -178,14 +175,26 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def lines(self):
-        """What can be read on it, what has scrolled away included."""
-        gone = ["".join(line[x].data for x in range(len(line))) for line in self.screen.history.top]
-        return [line.rstrip() for line in (*gone, *self.screen.display)]
+        """What can be read on it, what has scrolled away included.
+
+        It cuts lines off where it becomes narrower, as xterm does.
+        """
+        import pyte
+
+        screen = pyte.HistoryScreen(self._columns, 24, history=1000)
+        stream = pyte.Stream(screen)
+        for event in self._events:
+            if isinstance(event, int):
+                screen.resize(24, event)
+            else:
+                stream.feed(event)
+        gone = ["".join(line[x].data for x in range(len(line))) for line in screen.history.top]
+        return [line.rstrip() for line in (*gone, *screen.display)]
 
     def resize(self, columns):
         """Make it narrower or wider."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        self.screen.resize(24, columns)
+        self._events.append(columns)
         self.process.send_signal(signal.SIGWINCH)
 
     def close(self):
