@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from specx.engine.cost.rate import Chain
 from specx.engine.making import shrink as making
 from specx.engine.making.prospects import ShrinkStage
 from specx.engine.making.shrink import ShrinkReport
@@ -22,7 +23,7 @@ MIB = 1 << 20
 
 def usable(name="small", *, remembered=0, measured=False, made="", shared=64):
     candidate = Candidate(Path(f"/models/{name}"), name, "f", shared, 10, 30 * MIB)
-    return Usable(Forecast(candidate, 0.7, 2.5, 0.09, 0.05, remembered), measured, 120 * MIB, made)
+    return Usable(Forecast(candidate, 0.7, 2.5, Chain(2, 1.8, 20.0), 0.05, remembered), measured, 120 * MIB, made)
 
 
 def listing(*found, known=True, unfit=(), plain_reason=None):
