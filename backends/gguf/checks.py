@@ -169,12 +169,12 @@ def _wrong_tokens(info: GGUFInfo) -> Iterator[str]:
 
 
 def _wrong_bytes(info: GGUFInfo, section: bytes) -> Iterator[str]:
-    """All bytes or none: llama.cpp ends the process where one is missing that a character is made of."""
+    """All bytes: llama.cpp ends the process where one is missing that an unknown character is made of."""
     if info.tokenizer != "llama":
         return
     lacking = [b for b in range(256) if _as_token(f"<0x{b:02X}>".encode()) not in section]
     lacking = [b for b in lacking if _as_token(bytes([b])) not in section]
-    if 0 < len(lacking) < 128:
+    if lacking:
         yield f"tokenizer.ggml.tokens has no token for the byte 0x{lacking[0]:02X}"
 
 

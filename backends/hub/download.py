@@ -197,13 +197,11 @@ def _check_room(cache: Path, sizes: dict[str, int]) -> None:
 
 def _explained(error: Exception, name: HubName, cache: Path) -> DownloadError:
     """The one sentence and the hint for whatever went wrong on the way."""
-    from json import JSONDecodeError
-
     from httpx import TooManyRedirects
     from huggingface_hub import errors
 
     repository = name.repository
-    kinds: tuple[tuple[type[Exception], str, str], ...] = (
+    kinds: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str], ...] = (
         (
             errors.GatedRepoError,
             f"{repository} is gated: its terms have to be accepted first",
@@ -223,7 +221,7 @@ def _explained(error: Exception, name: HubName, cache: Path) -> DownloadError:
         (errors.HFValidationError, f"{repository!r} is no repository name", "write ORG/REPO"),
         (TooManyRedirects, f"the hub redirects without end for {repository}", "try again later"),
         (
-            JSONDecodeError,
+            (ValueError, TypeError, LookupError, AttributeError),  # huggingface_hub takes what comes
             f"what answers for {repository} is not Hugging Face",
             "log in to the network, or check HF_ENDPOINT and the proxy",
         ),

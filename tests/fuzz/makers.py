@@ -1,22 +1,82 @@
-"""What a hostile world hands in, at random: by kind, a case made from a source of random numbers."""
+"""Bytes that a hostile world hands in, at random: files, what comes over HTTP, and what a hub answers."""
 
 from __future__ import annotations
 
 import json
+import socket
 import struct
+import threading
+from contextlib import contextmanager, suppress
+from http.server import ThreadingHTTPServer
 
-ODD_NUMBERS = (0, 1, 2, 3, 7, 255, 256, 2000, 2001, 65_536, 10**6, 10**9, 2**31, 2**32 - 1, 2**63 - 1, 10**20)
-ODD_TEXTS = (
-    *("", " ", "\0", "\x1b[2J", "\ud800", "é", "\U0001f600", "<|im_end|>", "<|im_", "../../x", "a" * 5000),
-    *("{{", "{%", "%}", "\\", '"', "NaN", "-0", "1e999", "\u202e", "\r\n"),
-)
+from fuzz.texts import ODD_NUMBERS, ODD_TEXTS, body, value
+from huggingface_hub import HfApi
+
+HEADER_BYTES = 14_000  # of a tiny file, in which most of its header lies
 
 
-def header(random, good):
-    """A GGUF file with some of its bytes wrong; the header is hit more often than the rest."""
+def header(random, damage, good):
+    """A GGUF file with something wrong: a value or a tensor of its header, or some of its bytes.
+
+    Args:
+        random: what is chosen by.
+        damage: the module of tests/backends/gguf that takes headers apart.
+        good: the file.
+    """
+    if random.random() < 0.2:
+        return _wrong_bytes(random, good)
+    whole = damage.parsed(good)
+    for _ in range(random.choice((1, 1, 1, 2, 3))):
+        what = random.random()
+        if what < 0.25:
+            whole = damage.replace(whole, data=_other_data(random, whole.data))
+        elif what < 0.8:
+            whole = damage.replace(whole, values=_other_values(random, damage, whole))
+        else:
+            changes = list(damage.wrong_tensors(whole.tensors))
+            whole = damage.replace(whole, tensors=random.choice(changes)[1])
+    return whole.written()
+
+
+def _other_data(random, data):
+    """Weights of which some are others, or no numbers."""
+    found = bytearray(data)
+    for _ in range(random.choice((1, 20, 300))):
+        at = random.randrange(len(found) // 4) * 4
+        found[at : at + 4] = struct.pack("<f", random.choice((float("nan"), float("inf"), -1e38, 1e-40, 7.0)))
+    return bytes(found)
+
+
+def _other_values(random, damage, whole):
+    """The values of a header, of which one is another, or is not there, or a number a little off."""
+    values = dict(whole.values)
+    architecture = next(key for key in values if key.endswith(b".block_count")).decode().partition(".")[0]
+    added = [f"{architecture}.{name}".encode() for name in damage.MISSING]
+    added += [name.encode() for name in damage.TOKENIZER]
+    key = random.choice(list(values) if random.random() < 0.8 else added)
+    if key not in values:
+        values[key] = random.choice(list(damage.ANY.values()))
+    elif random.random() < 0.05:
+        del values[key]
+    else:
+        kind, number = damage.Reader(values[key]).value()
+        if isinstance(number, float | int) and not isinstance(number, bool) and random.random() < 0.5:
+            other = random.choice(
+                (number * 2, number // 2, number + 1, number - 1, random.choice(ODD_NUMBERS))
+            )
+            if kind in damage.SCALARS and damage.SCALARS[kind] in "BHIQ":
+                other = int(other) % (1 << 8 * struct.calcsize(damage.SCALARS[kind]))
+            values[key] = damage.scalar(kind, other) if abs(other) < 1 << 31 else damage.scalar(6, other)
+        else:
+            values[key] = random.choice(list(damage.wrong_values(values[key])))[1]
+    return values
+
+
+def _wrong_bytes(random, good):
+    """A file with some of its bytes wrong; the header is hit more often than the rest."""
     data = bytearray(good)
     for _ in range(random.choice((1, 1, 2, 5, 40))):
-        size = max(1, min(len(data), 14_000))
+        size = max(1, min(len(data), HEADER_BYTES))
         data += b"\0" * (not data)
         at, what = random.randrange(size), random.randrange(5)
         if what == 0:
@@ -34,229 +94,8 @@ def header(random, good):
     return bytes(data)
 
 
-PLAIN = ("a", "x\n", "é", "<|im_end|>", "\\n", "a" * 999)
-EXPRESSIONS = (
-    *(
-        "messages",
-        "messages[0].content",
-        "tools",
-        "bos_token",
-        "range({n})",
-        "'{t}'",
-        "{n}",
-        "m",
-        "ns.x",
-        "[{e}]",
-    ),
-    *("{e} + {e}", "{e} ~ {e}", "{e} * {n}", "{e} ** {n}", "({e}) | indent({n})", "({e}) | center({n})"),
-    *("({e}) | tojson(indent={n})", "({e}) | replace('a', {e})", "({e}) | list", "({e}) | join({e})"),
-    *("({e}) | length", "({e})[{n}]", "({e})[{n}:]", "({e}) | wordwrap({n})", "({e}).split('{t}')"),
-    *("{e} if {e} else {e}", "{e} in {e}", "dict(a={e})", "'%{n}d' % {n}", "'{t}'.format({e})", "f({e})"),
-    *(
-        "({e}) | sort",
-        "({e}) | map('upper') | list",
-        "namespace(x={e})",
-        "({e}) | batch({n}) | list",
-        "loop.index",
-    ),
-)
-STATEMENTS = (
-    *(
-        "{t}",
-        "{{{{ {e} }}}}",
-        "{{% set ns.x = {e} %}}",
-        "{{% set m = {e} %}}",
-        "{{% break %}}",
-        "{{% continue %}}",
-    ),
-    *("{{% for m in {e} %}}{s}{{% endfor %}}", "{{% if {e} %}}{s}{{% else %}}{s}{{% endif %}}"),
-    *("{{% macro f(m) %}}{s}{{{{ f(m) }}}}{{% endmacro %}}", "{{% for m in messages %}}{s}{{% endfor %}}"),
-    *(
-        "{{% generation %}}{s}{{% endgeneration %}}",
-        "{{{{ raise_exception({e}) }}}}",
-        "{{{{ strftime_now({e}) }}}}",
-    ),
-)
-
-
-def template(random):
-    """A Jinja template, mostly a valid one."""
-
-    def grown(kinds, depth):
-        pattern = random.choice(kinds if depth else kinds[:6])
-        return pattern.format(
-            e=grown(EXPRESSIONS, depth - 1) if "{e}" in pattern else "",
-            s=grown(STATEMENTS, depth - 1) if "{s}" in pattern else "",
-            n=random.choice(ODD_NUMBERS),
-            t=random.choice(
-                ("a", "x\n", "é", "<|im_end|>", "\\n", "a" * 999) if random.random() < 0.97 else ODD_TEXTS
-            ),
-        )
-
-    head = "{% set ns = namespace(x=1) %}"
-    head += "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
-    return head + "".join(grown(STATEMENTS, random.randrange(1, 12)) for _ in range(random.randrange(1, 5)))
-
-
-def grammar(random):
-    """Something like GBNF."""
-    names = ["root", *(f"r{i}" for i in range(random.choice((1, 3, 50))))]
-
-    def item(depth):
-        times = random.choice(("", "", "", "*", "+", "?", "{{{0},}}", "{{{0}}}", "{{0,{0}}}", "{{{0},{1}}}"))
-        few = ODD_NUMBERS[: 9 if random.random() < 0.02 else 5]
-        times = times.format(*sorted((random.choice(few), random.choice(few))))
-        if depth and random.random() < 0.4:
-            return "(" + " ".join(items(depth - 1)) + ")" + times
-        later = random.choice(names[1:]) if random.random() < 0.3 else '"ab"'
-        one = random.choice((later, later, '"ab"', "[a-z]", '""', ".", '"\\x41"', "[^\\n]", '"é"', "|"))
-        return one if one in ("|", '""') and random.random() < 0.99 else one + times
-
-    def items(depth):
-        return [item(depth) for _ in range(random.randrange(1, 5))]
-
-    lines = [f'{name} ::= "x" | {" ".join(items(random.choice((1, 2, 6))))}' for name in names]
-    text = "\n".join(lines)
-    if random.random() < 0.2:
-        at = random.randrange(len(text))
-        text = text[:at] + random.choice((*ODD_TEXTS, "(" * 5000, ")" * 9, "::=")) + text[at:]
-    return text
-
-
-KEYWORDS = (
-    *(
-        "type",
-        "properties",
-        "required",
-        "items",
-        "prefixItems",
-        "anyOf",
-        "oneOf",
-        "allOf",
-        "not",
-        "enum",
-        "const",
-    ),
-    *("minLength", "maxLength", "pattern", "format", "minimum", "maximum", "multipleOf"),
-    *(
-        "minItems",
-        "maxItems",
-        "uniqueItems",
-        "additionalProperties",
-        "patternProperties",
-        "propertyNames",
-        "$ref",
-    ),
-    *(
-        "minProperties",
-        "maxProperties",
-        "if",
-        "then",
-        "else",
-        "contains",
-        "dependentRequired",
-        "$defs",
-        "nullable",
-    ),
-)
-PATTERNS = (
-    "^a*$",
-    "a{2,5}",
-    "(a|b)*a(a|b){12}",
-    "[",
-    "^(a{1000}){1000}$",
-    "\\d+",
-    "(?=x)",
-    "(((((a)))))",
-    "^[^a]+$",
-    "x{9999}",
-)
-
-
-def value(random, depth):
-    """Any JSON value."""
-    what = random.randrange(7 if depth else 5)
-    if what == 0:
-        return random.choice((None, True, False))
-    if what == 1:
-        return random.choice((1, -1)) * random.choice(ODD_NUMBERS)
-    if what == 2:
-        return random.choice((0.5, -1e300, 1e-300, float("inf"), 2.0))
-    if what in (3, 4):
-        return random.choice(ODD_TEXTS)
-    if what == 5:
-        return [value(random, depth - 1) for _ in range(random.randrange(4))]
-    return {
-        random.choice((*KEYWORDS, *ODD_TEXTS)): value(random, depth - 1) for _ in range(random.randrange(4))
-    }
-
-
-def schema(random):
-    """Something like a JSON schema, as text."""
-
-    def made(depth):
-        found = {}
-        for _ in range(random.randrange(1, 4)):
-            key = random.choice(KEYWORDS)
-            found[key] = setting(key, depth)
-        return found
-
-    def setting(key, depth):
-        if random.random() < 0.08 or not depth:
-            return value(random, 2)
-        inner = [made(depth - 1) for _ in range(random.randrange(1, 4))]
-        if key in ("anyOf", "oneOf", "allOf", "prefixItems"):
-            return inner
-        if key in ("properties", "patternProperties", "$defs"):
-            return {random.choice(("a", "b", "^x", *PATTERNS)): each for each in inner}
-        if key in ("items", "not", "additionalProperties", "propertyNames", "if", "then", "else", "contains"):
-            return inner[0]
-        if key == "type":
-            kinds = ("string", "integer", "number", "object", "array", "boolean", "null")
-            return random.choice((random.choice(kinds), random.sample(kinds, 2)))
-        if key in ("enum", "required"):
-            return [value(random, 1) for _ in range(random.randrange(4))]
-        if key in ("pattern", "format", "$ref"):
-            return random.choice((*PATTERNS, "date-time", "uuid", "#", "#/$defs/a", "#/properties/a", "ipv4"))
-        return random.choice(ODD_NUMBERS)
-
-    text = json.dumps(made(random.choice((1, 3, 5))))
-    if random.random() < 0.05:
-        text = random.choice(("[" * 50_000, '{"not":' * 3000, text[: len(text) // 2], text + "x"))
-    return text
-
-
-def body(random):
-    """A request in OpenAI's form, with something odd in it."""
-    message = {"role": "user", "content": random.choice(ODD_TEXTS)}
-    asked = {
-        "messages": [message],
-        "prompt": random.choice(("x", ["x", "y"], [1, 2], [[1]], 7)),
-        "model": "m",
-        "max_tokens": 4,
-        "temperature": 0.5,
-        "stop": ["x"],
-        "n": 1,
-        "logprobs": True,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
-        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
-        "tool_choice": "auto",
-        "logit_bias": {"1": 1},
-        "seed": 1,
-        "stream": False,
-    }
-    for key in random.sample(sorted(asked), random.randrange(len(asked))):
-        if random.random() < 0.4:
-            del asked[key]
-        else:
-            asked[key] = value(random, 3)
-    if random.random() < 0.2 and isinstance(asked.get("messages"), list):
-        asked["messages"].append(value(random, 3))
-    return asked
-
-
 def spoiled(random, good):
-    """What a file of the store may hold instead of `good`."""
+    """What a file may hold instead of `good`."""
     what = random.randrange(6)
     if what == 0:
         return json.dumps(value(random, 4)).encode(errors="replace")
@@ -273,3 +112,152 @@ def spoiled(random, good):
                 random.randrange(256) if what == 4 else random.choice(b'0-9."[]{}e')
             )
     return bytes(data)
+
+
+PATHS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/chat/completions", "/v1/completions"),
+    *("/tokenize", "/detokenize", "/v1/models", "/v1/models/scripted", "/health", "/metrics", "/props"),
+    *("/slots", "/tokenizer_info", "/specx/x", "/", "//", "/%00", "/..%2f..", "*", "http://localhost/health"),
+)
+FIELDS = (
+    *(b"Host: evil.example", b"Origin: http://evil.example", b"Authorization: Bearer \xff", b"X: \x00y"),
+    *(b"Expect: 100-continue", b"Upgrade: websocket", b"Connection: close", b"Connection: x, keep-alive"),
+    *(
+        b"Content-Type: \xff/\xff",
+        b"Content-Encoding: gzip",
+        b"Content-Length: 3",
+        b"Transfer-Encoding: gzip",
+    ),
+    *(
+        b"X-Api-Key: " + b"k" * 9000,
+        b" folded: x",
+        b"no colon",
+        b": empty",
+        b"Cookie: \r",
+        b"Range: bytes=1-0",
+    ),
+)
+
+
+def request(random):
+    """One request as it comes over the wire, right or wrong in its head or its body."""
+    path, odd = random.choice(PATHS), random.random() < 0.4
+    sent = json.dumps(body(random)).encode()
+    if "tokenize" in path:
+        key = random.choice(("content", "tokens", "x"))
+        wanted = value(random, 2) if odd else random.choice(("a text", [1, 2, 3]))
+        sent = json.dumps({key: wanted, "add_special": True}).encode()
+    if random.random() < 0.1:
+        sent = spoiled(random, sent)
+    verb = random.choice((b"GET", b"PUT", b"\xff", b"")) if odd else b"POST" if "/" in path[1:] else b"GET"
+    lines = [b"%b %b HTTP/1.%d" % (verb, path.encode(), random.choice((1, 1, 1, 0, 9)) if odd else 1)]
+    lines.append(b"Host: localhost")
+    lines += random.sample(FIELDS, random.randrange(3)) if odd else []
+    if random.random() < 0.2:
+        pieces = [sent[: len(sent) // 2], sent[len(sent) // 2 :]]
+        lines.append(b"Transfer-Encoding: chunked")
+        wrong = odd and random.random() < 0.5
+        sent = b"".join(b"%x\r\n%b\r\n" % (len(p) + 7 * wrong, p) for p in pieces if p) + b"0\r\n\r\n"
+    else:
+        length = random.choice(ODD_NUMBERS) if odd and random.random() < 0.3 else len(sent)
+        lines.append(b"Content-Length: %d" % length)
+    data = bytearray(b"\r\n".join(lines) + b"\r\n\r\n" + sent)
+    for _ in range(random.choice((1, 3)) if odd and random.random() < 0.3 else 0):
+        data[random.randrange(len(data))] = random.randrange(256)
+    return bytes(data)
+
+
+def reply(random, good, address):
+    """What a hub answers instead of a file: (status, headers, body, how much of it is sent).
+
+    Args:
+        random: what is chosen by.
+        good: the file.
+        address: of the hub.
+    """
+    status = random.choice((200, 200, 200, 206, 204, 301, 302, 307, 401, 404, 416, 429, 500, 503, 999))
+    sent = spoiled(random, good) if random.random() < 0.5 else good
+    headers = {
+        "Content-Length": random.choice((len(sent), len(sent), len(sent) + 9, *ODD_NUMBERS[:6], -1, "x"))
+    }
+    odd = [text for text in ODD_TEXTS if text.isprintable() and text.isascii()]
+    for name in (
+        "ETag",
+        "Content-Range",
+        "Content-Encoding",
+        "X-Linked-Etag",
+        "X-Linked-Size",
+        "X-Repo-Commit",
+    ):
+        if random.random() < 0.2:
+            headers[name] = random.choice((*odd, "gzip", "bytes 5-9/3", '"../../x"', "0"))
+    if 300 <= status < 400:
+        places = (f"{address}/loop", "http://127.0.0.1:1/x", "file:///etc/passwd", "//", "../..", address, "")
+        headers["Location"] = random.choice(places)
+    return status, headers, sent, random.choice((len(sent), len(sent), random.randrange(len(sent) + 1)))
+
+
+def listing(random, good):
+    """What a hub lists instead of `good`, as text."""
+    if random.random() < 0.3:
+        return spoiled(random, json.dumps(good).encode())
+    good = json.loads(json.dumps(good))
+    entry = random.choice((good, *good["siblings"], *(s["lfs"] for s in good["siblings"] if "lfs" in s)))
+    key = random.choice(sorted(entry))
+    entry[key] = value(random, 3)
+    return json.dumps(good).encode(errors="replace")
+
+
+def exchange(port, sent, *, cut):
+    """Send bytes to a server and return all that it answers; with `cut`, hang up after a little of it."""
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection, suppress(ConnectionError):
+        connection.sendall(sent)
+        if cut:
+            return connection.recv(20)
+        connection.shutdown(socket.SHUT_WR)
+        while data := connection.recv(1 << 16):
+            received += data
+    return received
+
+
+@contextmanager
+def hub_of(answers, good, model, random):
+    """A hub on this machine that answers oddly: (its client, whether what it lists is right).
+
+    Args:
+        answers: the handler of requests of a hub that may be told what to send.
+        good: what it should list.
+        model: what it should send.
+        random: what is chosen by.
+    """
+    server = ThreadingHTTPServer(("127.0.0.1", 0), answers)
+    address = f"http://127.0.0.1:{server.server_port}"
+    right = random.random() < 0.6
+    odd = [random.random() < 0.7 for _ in range(8)]
+
+    def sends(request):
+        if not (odd.pop() if odd else True):
+            return False
+        status, headers, body, length = reply(random, model, address)
+        request.close_connection = True
+        with suppress(OSError):
+            request.send_response(status)
+            for key, value in headers.items():
+                request.send_header(key, str(value))
+            request.end_headers()
+            if request.command != "HEAD":
+                request.wfile.write(body[:length])
+        return True
+
+    server.asked, server.others, server.sha, server.etag, server.states = [], [], "", "0" * 40, {}
+    server.listing = json.dumps(good).encode() if right else listing(random, good)
+    server.sends = sends
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield HfApi(endpoint=address, token=False), right
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

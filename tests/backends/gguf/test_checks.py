@@ -161,3 +161,6 @@ def test_a_byte_without_a_token_is_named(tmp_path, write_tiny):
     path.write_bytes(path.read_bytes().replace(b"<0x6D>", b"<0x6d>", 1))
     with pytest.raises(ModelError, match="no token for the byte 0x6D"):
         read_runnable(path)
+    path.write_bytes(path.read_bytes().replace(b"<0x", b"<1x"))
+    with pytest.raises(ModelError, match="no token for the byte 0x00"):
+        read_runnable(path)

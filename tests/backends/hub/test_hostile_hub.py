@@ -21,6 +21,15 @@ SHA256 = hashlib.sha256(MODEL).hexdigest()
 LOGIN = b"<!doctype html><title>Log in to the network</title>"
 
 
+STATES = {"lfs": {"size": len(MODEL), "sha256": SHA256, "pointerSize": 130}}
+
+
+def listed(sha=COMMIT, states=STATES, others=()):
+    """What a hub says of a repository with one file."""
+    file = {"rfilename": "m.gguf", "size": len(MODEL), **states}
+    return {"id": "org/m", "sha": sha, "siblings": [file, *others]}
+
+
 class Answers(BaseHTTPRequestHandler):
     """A hub with one file; `server.sends` may answer a request for it in another way."""
 
@@ -47,8 +56,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self):
         server, path = self.server, unquote(urlsplit(self.path).path)
         if path.startswith("/api/"):
-            listed = {"rfilename": "m.gguf", "size": len(MODEL), **server.states}
-            listing = {"id": "org/m", "sha": server.sha, "siblings": [listed, *server.others]}
+            listing = listed(server.sha, server.states, server.others)
             self.reply(200, server.listing or json.dumps(listing).encode())
             return
         server.asked.append((self.command, self.headers["Range"]))
@@ -87,7 +95,7 @@ def hub(server, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "_WAITS", (0.0,) * 5)
     server.asked, server.others, server.listing = [], [], b""
     server.sha, server.etag = COMMIT, SHA256
-    server.states = {"lfs": {"size": len(MODEL), "sha256": SHA256, "pointerSize": 130}}
+    server.states = STATES
     server.sends = lambda request: False
     return HfApi(endpoint=f"http://127.0.0.1:{server.server_port}", token=False)
 
