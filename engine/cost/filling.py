@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from specx.engine.cost.isotonic import monotone_steps
 from specx.engine.cost.timing import TILES
 
-__all__ = ["Steps", "filled", "following", "interpolated", "read_table"]
+__all__ = ["Steps", "filled", "following", "interpolated", "read_table", "widest"]
 
 NOISE = 0.02  # of a time of which nothing is known but the time; the median of what is measured undisturbed
 Steps = dict[int, float]
@@ -43,6 +43,11 @@ def read_table(data: Mapping[str, Any]) -> tuple[dict[int, Steps], dict[int, Ste
     if any(d < 0 or 1 not in s for d, s in depths.items()):
         raise ValueError("a staircase begins with the time of one token")
     return depths, noise
+
+
+def widest(steps: Mapping[str, Any]) -> int:
+    """The widest step there could have been when a depth was measured, in the form of the store."""
+    return max(int(n) for n in steps)
 
 
 def filled(

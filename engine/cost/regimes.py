@@ -13,7 +13,8 @@ while: something else contends for what they lived on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,17 @@ class Regimes:
         """A new measurement: what was thought of the machine as a whole is void."""
         self.contention.fill(1.0)
         self._begin_regime(1.0)
+
+    def weigh(self, depths: Sequence[int], length: int) -> Weights:
+        """The two of the measured `depths`, ascending, that speak for `length`, and how much each does."""
+        i = min(bisect_right(depths, length), len(depths) - 1)
+        low, high = depths[max(i - 1, 0)], depths[i]
+        if low == high or length <= low:
+            return (low, 1.0), (low, 0.0)
+        share = (length - low) / (high - low)  # above 1 beyond the deepest: along its slope
+        if share > 1.0 and (self.present[high] < self.present[low]).any():
+            return (high, 1.0), (high, 0.0)  # a noisy slope must not be followed downwards
+        return (low, 1.0 - share), (high, share)
 
     def costs(self, weights: Weights) -> NDArray[np.float64]:
         """(max_width + 1,) present milliseconds by width."""

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.base import Cache
-from specx.engine.cost.contradiction import Contradiction
-from specx.engine.cost.filling import Steps, filled, following, read_table
+from specx.engine.cost.contradiction import Calm, Contradiction
+from specx.engine.cost.filling import Steps, filled, following, read_table, widest
 from specx.engine.cost.regimes import CLIP, Regimes, Weights
 from specx.engine.cost.timing import (
     TILES,
@@ -31,6 +31,7 @@ from specx.engine.cost.timing import (
     Measurement,
     Stopped,
     Watch,
+    busy_now,
     in_proportion,
     never,
     relative_noise,
@@ -77,6 +78,8 @@ class Staircase:
         self._noises: dict[int, NDArray[np.float64]] = {}  # (max_width + 1,) relative, at each of the depths
         self._scaled = 1.0  # what real steps have multiplied the whole table with
         self._contradiction = Contradiction(watch)
+        self._calm = Calm(watch)
+        self._sound: dict[tuple[int, int], float] = {}  # by depth and width: what real steps made of a time
         self._weighed: tuple[int, Weights] | None = None  # `_weights` of a length, since the last step
         self.contradicted = False
         self.like: Staircase | None = None  # what is known of steps with another number of threads
@@ -89,7 +92,7 @@ class Staircase:
 
     @watch.setter
     def watch(self, watch: Watch) -> None:
-        self._contradiction = Contradiction(watch)
+        self._contradiction, self._calm = Contradiction(watch), Calm(watch)
 
     @property
     def _needed(self) -> int:
@@ -147,7 +150,7 @@ class Staircase:
         """`all_costs` of several lengths, added up."""
         if not self._depths:
             return self.all_costs(0) * len(lengths)
-        return self._regimes.total_costs(map(self._weigh, lengths))
+        return self._regimes.total_costs(self._regimes.weigh(self._sorted, length) for length in lengths)
 
     def noise(self, n: int, length: int) -> float:
         """Milliseconds by which `cost` is easily off: the standard deviation of its measurement.
@@ -180,17 +183,31 @@ class Staircase:
     ) -> float:
         """Time the widths in an empty cache and, if the context is long enough, at `FIRST_DEPTH`.
 
-        Where they are known with another number of threads, a few are timed and the others follow.
+        Where they are known with another number of threads, a few are timed and the others follow. Once more
+        if others kept the machine busy and do so no longer: a few bursts are much of a short measurement.
 
         Args:
             cache: empty, and empty afterwards.
-            clock: seconds.
+            clock, progress: seconds; told the fraction that is done.
             stopped: whether to stop at once; then nothing is known.
-            progress: told the fraction that is done.
 
         Returns the seconds it took.
         """
-        start = clock()
+        start, like = clock(), self.like
+        self._measure_depths(cache, clock, stopped, progress)
+        late = clock() - start > BUDGET_S + DEEPER_BUDGET_S
+        if self._disturbed and not late and not stopped() and not busy_now(self.watch):
+            self.forget()
+            self.like = like
+            self._measure_depths(cache, clock, stopped, progress)
+        if stopped():
+            self.forget()
+        progress(1.0)
+        return clock() - start
+
+    def _measure_depths(
+        self, cache: Cache, clock: Clock, stopped: Stopped, progress: Callable[[float], None]
+    ) -> None:
         whole: Measurement[None] = Measurement(BUDGET_S + DEEPER_BUDGET_S, clock=clock, watch=self.watch)
         self.measure(cache, clock=clock, stopped=stopped, progress=lambda done: progress(0.5 * done))
         roomy = cache.n_ctx >= FIRST_DEPTH + max(WIDTHS)
@@ -201,13 +218,9 @@ class Staircase:
                 budget: Any = {"budget_s": FIRST_DEEPER_S, "widths": FIRST_WIDTHS}
                 self.measure(cache, clock=clock, stopped=stopped, **budget)
             cache.rewind(0)
-        progress(1.0)
         whole.finish()
         if self._disturbed or whole.busy:
             self._disturbed.update(self._depths)
-        if stopped():
-            self.forget()
-        return clock() - start
 
     def measure(
         self,
@@ -225,8 +238,8 @@ class Staircase:
         committed tokens stay. Nothing is measured where not every width fits, or if `stopped` says so.
         """
         start = clock()
-        options: Any = {"budget_s": budget_s, "stopped": stopped, "deeper": widths, "progress": progress}
-        for _ in self.measuring(lambda: cache, clock, **options):
+        told: Any = {"stopped": stopped, "progress": progress}
+        for _ in self.measuring(lambda: cache, clock, budget_s=budget_s, deeper=widths, **told):
             pass
         return clock() - start
 
@@ -278,13 +291,15 @@ class Staircase:
         widths = [*widths[:2], *(n for n in widths[2:] if first or expected[n] <= longest_ms)]
         yield from measurement.turn_by_turn(visits(widths, measurement.times[None]), step, guess)
         if not measurement.stopped:
-            self._take_over(length, measurement.times[None], disturbed=measurement.disturbed)
+            self._take_over(length, measurement.sound(None), disturbed=measurement.disturbed)
 
     def _take_over(self, length: int, times: Mapping[int, list[float]], *, disturbed: bool) -> None:
         """What was measured at a depth is known from now on, in place of what was wrong."""
         for depth in self._wrong:
             for by_depth in (self._depths, self._noise, self._reach):
                 by_depth.pop(depth, None)
+        gone = {length, *self._wrong}
+        self._sound = {(depth, n): c for (depth, n), c in self._sound.items() if depth not in gone}
         self._disturbed -= self._wrong
         self._wrong.clear()
         if disturbed:
@@ -293,12 +308,12 @@ class Staircase:
         self._noise[length] = relative_noise(times)
         self._reach[length] = self._needed
         if self.like is not None:
-            self._follow(self.like, length, disturbed=disturbed)
+            self._follow(self.like, length)
         self._fill_all()
         self._regimes.reset()
         self._contradiction.restart()
 
-    def _follow(self, like: Staircase, length: int, *, disturbed: bool) -> None:
+    def _follow(self, like: Staircase, length: int) -> None:
         """Steps that were not timed follow from those with another number of threads, depth by depth."""
         timed = dict(self._depths[length])
         for depth in {length, *like.depths}:
@@ -308,8 +323,7 @@ class Staircase:
             self._depths[depth] = steps | here
             self._noise[depth] = dict.fromkeys(steps, LIKE_NOISE) | (self._noise[length] if here else {})
             self._reach[depth] = self._needed
-            if disturbed:
-                self._disturbed.add(depth)
+        self._disturbed.update(like.depths if length in self._disturbed else ())
         self.like = None
 
     def observe(self, n: int, length: int, ms: float) -> None:
@@ -330,14 +344,15 @@ class Staircase:
             for depth, steps in self._depths.items():
                 self._depths[depth] = {width: ms * factor for width, ms in steps.items()}
         self._weighed = None
+        if self._calm.observe(n):
+            self._settle()
 
     def to_json(self) -> dict[str, Any]:
-        """A plain value for the store: the measured times, moved half of the way to what they are now.
+        """A plain value for the store: measured times, moved half of the way to what undisturbed steps take.
 
-        Depths whose measurement was disturbed, or turned out wrong, are left out, and a width that is far
-        dearer now, as on a busy machine, counts as little dearer. A time is in milliseconds, and beside it is
-        its relative noise where that is known. The widest step there could have been is null if it was not
-        timed.
+        Depths whose measurement was disturbed, or turned out wrong, are left out. A time is in milliseconds,
+        and beside it is its relative noise where that is known. The widest step there could have been is null
+        if it was not timed.
         """
         return self._to_json(self._depths.keys() - self._disturbed - self._wrong)
 
@@ -346,21 +361,23 @@ class Staircase:
         return self._to_json(self._disturbed - self._wrong)
 
     def _to_json(self, depths: Set[int]) -> dict[str, Any]:
+        self._settle()
         return {str(depth): {str(self._reach[depth]): None, **self._kept(depth)} for depth in sorted(depths)}
+
+    def _settle(self) -> None:
+        """What real steps say now is to be kept, of the widths that they speak for."""
+        measured, present = self._regimes.measured, self._regimes.present
+        for n in self._calm.widths():
+            for depth, table in measured.items():
+                self._sound[depth, n] = present[depth].item(n) / table.item(n)
 
     def _kept(self, depth: int) -> dict[str, Any]:
         kept: dict[str, Any] = {}
         for n, ms in self._depths[depth].items():
-            time_ms = ms * min(self._change(depth, n), CLIP) ** 0.5
+            time_ms = ms * min(self._sound.get((depth, n), 1.0), CLIP) ** 0.5
             noise = self._noise[depth].get(n)
             kept[str(n)] = time_ms if noise is None else [time_ms, noise]
         return kept
-
-    def _change(self, depth: int, n: int) -> float:
-        """What real steps made of the time of width `n`: a factor."""
-        known = n <= self.max_width
-        regimes = self._regimes
-        return regimes.present[depth].item(n) / regimes.measured[depth].item(n) if known else 1.0
 
     def load_json(self, data: Mapping[str, Any]) -> None:
         """Take over what `to_json` gave.
@@ -368,10 +385,11 @@ class Staircase:
         Raises:
             ValueError, TypeError, AttributeError: it is something else.
         """
-        reach = {int(d): _widest(s) for d, s in data.items()}
+        reach = {int(d): widest(s) for d, s in data.items()}
         depths, noise = read_table(data)
         self._depths, self._noise, self._reach = depths, noise, reach
         self._regimes.rebase({})
+        self._sound.clear()
         self._disturbed.clear()
         self._wrong.clear()
         self.provisional = False
@@ -391,9 +409,9 @@ class Staircase:
         Raises:
             ValueError, TypeError, AttributeError: it is something else.
         """
-        self.load_json({depth: s for depth, s in data.items() if _widest(s) >= self._needed})
+        self.load_json({depth: s for depth, s in data.items() if widest(s) >= self._needed})
         if disturbed and not self._depths:
-            self.load_json({depth: s for depth, s in disturbed.items() if _widest(s) >= self._needed})
+            self.load_json({depth: s for depth, s in disturbed.items() if widest(s) >= self._needed})
             self._disturbed.update(self._depths)
             self.provisional = self.disturbed
 
@@ -409,25 +427,14 @@ class Staircase:
         """
         if self.contradicted:
             return dict(steps)
-        return {**steps, **{depth: s for depth, s in kept.items() if _widest(s) > self._needed}}
+        return {**steps, **{depth: s for depth, s in kept.items() if widest(s) > self._needed}}
 
     def _weights(self, length: int) -> Weights:
         """The two measured depths that speak for `length`, and how much each does."""
         weighed = self._weighed  # looked at once: another thread may ask, too
         if weighed is None or weighed[0] != length:  # a step asks several times
-            self._weighed = weighed = length, self._weigh(length)
+            self._weighed = weighed = length, self._regimes.weigh(self._sorted, length)
         return weighed[1]
-
-    def _weigh(self, length: int) -> Weights:
-        depths, present = self._sorted, self._regimes.present
-        i = min(bisect_right(depths, length), len(depths) - 1)
-        low, high = depths[max(i - 1, 0)], depths[i]
-        if low == high or length <= low:
-            return (low, 1.0), (low, 0.0)
-        share = (length - low) / (high - low)  # above 1 beyond the deepest: along its slope
-        if share > 1.0 and (present[high] < present[low]).any():
-            return (high, 1.0), (high, 0.0)  # a noisy slope must not be followed downwards
-        return (low, 1.0 - share), (high, share)
 
     def _fill_all(self) -> None:
         """Fill in the widths that were not measured."""
@@ -439,8 +446,3 @@ class Staircase:
         both = filled(self._depths, self._noise, self.max_width)
         self._noises = {depth: noise for depth, (_, noise) in both.items()}
         self._regimes.rebase({depth: table for depth, (table, _) in both.items()})
-
-
-def _widest(steps: Mapping[str, Any]) -> int:
-    """The widest step there could have been when a depth was measured, in the form of the store."""
-    return max(int(n) for n in steps)

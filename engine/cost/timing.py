@@ -2,7 +2,9 @@
 
 Whatever else the machine does only ever adds time. So what is compared takes turns, of repeated times the
 least counts, and what was measured while other processes kept the machine busy is neither kept nor decides
-anything, however steady it looks: steady work beside it makes every repetition equally slow.
+anything, however steady it looks: steady work beside it makes every repetition equally slow. That is watched
+over a measurement as a whole, and over each of its steps, which is taken again if it was held up: what comes
+and goes in between is too short to be seen in the whole.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ MOST_SHARE = 0.1  # of the CPUs' time that others may have
 MOST_OTHERS = 0.5  # CPUs' worth of it at most: one process that reads memory slows down all threads of a step
 MOST_WAITED = 0.1  # of the time that threads of this process may wait while others run
 GLANCE_S = 0.1  # in which one other process is told from none: ten ticks of the system's accounts
+GLANCES = 2  # that must agree
 PATIENCE = 3.0  # times the budget: then a measurement ends if others are the reason
 # Repetitions on a quiet machine differ by some percent, beside bursts of other work severalfold.
 AGREE = 1.3  # repetitions agree if half of them are at most this many times the least
@@ -56,6 +59,8 @@ CERTAIN = 3  # times; a width that is as dear every time is so
 LEAST_NOISE = 0.005  # of a time: two repetitions that agree better do so by chance
 ONE_TIME_NOISE = 0.03  # of times that were not repeated: what two repetitions of a step usually differ by
 LONG_MS = 500.0  # a step to which building its graph is nothing
+AGAIN = 2  # times a step is taken again at once if others held it up
+LATE = 1 << 30  # a visit that is made within the budget only
 RETRIES = 3  # rounds over the widths whose repetitions disagree, or that are implausible
 
 Arm = TypeVar("Arm", bound=Hashable)
@@ -93,10 +98,13 @@ def watch_others() -> Busy:
 
 
 def busy_now(watch: Watch = watch_others) -> bool:
-    """Whether other work keeps the machine busy at this moment; this takes `GLANCE_S`."""
-    busy = watch()
-    time.sleep(GLANCE_S)
-    return busy()
+    """Whether other work keeps the machine busy at this moment; this takes `GLANCE_S`, or twice as long."""
+    for _ in range(GLANCES):  # what is over by then was a burst
+        busy = watch()
+        time.sleep(GLANCE_S)
+        if not busy():
+            return False
+    return True
 
 
 def disturbs(work: Work) -> bool:
@@ -180,6 +188,8 @@ class Measurement(Generic[Arm]):
         self._watched, self._asked, self._progress = watch(), stopped, progress
         self._turns, self._needed, self._least, self._most = turns, needed, least, most
         self._ended = False
+        self._watch = watch
+        self._spoiled: set[tuple[Arm, int]] = set()  # arms and widths of which no step was left alone
         self._told = 0.0
         self._began = self._start
 
@@ -195,6 +205,16 @@ class Measurement(Generic[Arm]):
         """Whether what was measured is neither kept nor decides anything; known once `take` is done."""
         odd = sum(len(unsettled(times)) for times in self.times.values())
         return self.busy or odd > UNSETTLED * sum(map(len, self.times.values()))
+
+    def sound(self, arm: Arm) -> dict[int, list[float]]:
+        """Times by width of an arm, but for the few widths of which every step was held up.
+
+        Where it is not few, threads of this process may wait for each other, and nothing is left out.
+        """
+        times = self.times[arm]
+        spoiled = {n for n in sorted(times)[self._needed :] if (arm, n) in self._spoiled}
+        few = len(spoiled) <= UNSETTLED * len(times)
+        return {n: taken for n, taken in times.items() if not few or n not in spoiled}
 
     def least(self) -> dict[Arm, dict[int, float]]:
         """The least milliseconds by arm and width."""
@@ -245,8 +265,7 @@ class Measurement(Generic[Arm]):
             known = self.times.setdefault(arm, {})
             if (visit or len(known) >= self._needed) and not self._has_time(visit, guess(n)):
                 continue
-            ms = step(arm, n)
-            known.setdefault(n, []).append(ms)
+            self._add(arm, n, step)
             self._tell(visit)
             left = self._clock()
             yield n
@@ -254,6 +273,24 @@ class Measurement(Generic[Arm]):
             self._start, self._began = self._start + away, self._began + away
         self.finish()
         self.stopped = self._asked()
+
+    def _add(self, arm: Arm, n: int, step: Callable[[Arm, int], float]) -> None:
+        """Time a step, and again if others held it up and there is time; one left alone replaces these."""
+        for again in range(AGAIN, -1, -1):
+            busy = self._watch()
+            ms = step(arm, n)
+            held_up = busy()
+            if not held_up or not again or not self._has_time(LATE, ms):
+                break
+        taken = self.times[arm].setdefault(n, [])
+        if held_up and taken and (arm, n) not in self._spoiled:
+            return
+        if not held_up and (arm, n) in self._spoiled:
+            self._spoiled.remove((arm, n))
+            taken.clear()
+        elif held_up:
+            self._spoiled.add((arm, n))
+        taken.append(ms)
 
     def finish(self) -> None:
         """The end of what counts: other work from now on disturbs nothing."""
