@@ -84,10 +84,7 @@ class Head(nn.Module):
         self.ffn_down = matrix(shape.ffn, d)
         self.output_norm = Norm(d, shape.epsilon)
         self.output = nn.Parameter(output.clone(), requires_grad=train_output)
-        with torch.no_grad():  # begin as what passes by: the later a layer, the more the state says
-            self.fc.mul_(0.1)
-            if shape.width == shape.target_width:
-                self.fc[:, -shape.target_width :] += torch.eye(shape.width)
+        with torch.no_grad():  # begin as what passes by
             self.attn_output.mul_(0.1)
             self.ffn_down.mul_(0.1)
 

@@ -43,7 +43,7 @@ class Learning:
     """
 
     steps: int = 4
-    rate: float = 1e-3
+    rate: float = 2e-4
     warm_up: float = 0.05
     least: float = 0.05
     decay: float = 0.01

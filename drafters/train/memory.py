@@ -10,7 +10,8 @@ from specx.drafters.train.shape import HeadShape
 __all__ = ["batch_that_fits", "training_bytes"]
 
 LIBRARIES = 400 << 20  # torch, NumPy and Python
-COPIES = 9  # of what is trained: itself, gradient, two of AdamW, the best, and those of a checkpoint
+COPIES = 9  # of what is trained: itself, gradient, two of AdamW, the best, and those of a checkpoint; before
+# there are any, the start takes less for its second moments
 SMALLEST = 128  # tokens of a batch
 CANDIDATES = 3  # tokens of a batch bring so many new rows each into the sum, about
 

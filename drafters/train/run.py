@@ -21,6 +21,7 @@ from specx.drafters.train.head import Head
 from specx.drafters.train.loop import Learning, Trainer
 from specx.drafters.train.memory import batch_that_fits
 from specx.drafters.train.shape import HeadShape
+from specx.drafters.train.start import last_layer, start
 from specx.drafters.train.states import StatesFile
 
 __all__ = ["Limits", "Measured", "Training", "best_weights", "new_trainer", "restored_rows"]
@@ -215,6 +216,8 @@ def new_trainer(
     learning: Learning,
     memory: int,
     threads: int,
+    *,
+    fresh: bool,
 ) -> tuple[Trainer, Batches]:
     """What learns, from the beginning, and the batches that it is measured with.
 
@@ -227,6 +230,7 @@ def new_trainer(
         learning: how.
         memory: bytes that may be used.
         threads: CPU threads.
+        fresh: whether it starts, and is not restored from a checkpoint next.
 
     Raises:
         ModelError: the target's embedding cannot be decoded.
@@ -242,11 +246,14 @@ def new_trainer(
         embedding = torch.from_numpy(target_matrix(info, EMBEDDING))
         names = {tensor.name for tensor in info.tensors}
         output = torch.from_numpy(target_matrix(info, OUTPUT)) if OUTPUT in names else embedding
+        last = last_layer(info)
     except (KeyError, NotImplementedError, ValueError) as error:
         raise ModelError(
-            f"the embedding of {info.path.name} cannot be decoded: {error}", "train a head for another model"
+            f"weights of {info.path.name} cannot be decoded: {error}", "train a head for another model"
         ) from error
     head = Head(shape, embedding, output[torch.from_numpy(rows.ids).long()])
+    if fresh and shape.width == shape.target_width:
+        start(head, last, states, texts[0], rows)
     return Trainer(head, learned, learning), held
 
 

@@ -56,7 +56,8 @@ class HeadShape:
 
     @classmethod
     def of_target(cls, info: GGUFInfo, rows: int, **others: Any) -> Self:
-        """The shape for a model: its own width, and attention and FFN as one of its layers has them.
+        """The shape for a model: its own width, attention and FFN as one of its layers has them, but for keys
+        and values of every head: the token that follows is known to a head by its values only.
 
         Args:
             info: the target.
@@ -66,8 +67,7 @@ class HeadShape:
         Raises:
             ModelError: the target has too few layers, or does not say what they look like.
         """
-        kv_heads = max(info.kv_heads, default=0)
-        if info.blocks < 4 or not (info.embedding_length and info.heads and kv_heads):
+        if info.blocks < 4 or not (info.embedding_length and info.heads):
             raise ModelError(
                 f"{info.path.name} has no layers that a head could read", "train one for another model"
             )
@@ -78,7 +78,7 @@ class HeadShape:
             "target_width": info.embedding_length,
             "width": info.embedding_length,
             "heads": info.heads,
-            "kv_heads": kv_heads,
+            "kv_heads": info.heads,
             "head_width": info.key_length,
             "ffn": info.feed_forward_length or 4 * info.embedding_length,
             "rows": rows,

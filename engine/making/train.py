@@ -170,8 +170,9 @@ def _training(work: Work, states: StatesFile) -> Training:
     others = [text for text in range(len(states)) if text % HELD != HELD - 1]
     learning = Learning(seed=wanted.seed, bf16=has_bf16())
     trainer, measured = new_trainer(
-        work.info, work.shape, states, (others, held), rows, learning, wanted.memory, work.threads
-    )
+        work.info, work.shape, states, (others, held), rows, learning, wanted.memory, work.threads,
+        fresh=saved is None,
+    )  # fmt: skip
     seconds = None if wanted.steps is not None else max(wanted.seconds * (1 - work.share()), 1.0)
     limits = Limits(seconds, wanted.steps)
     training = Training(trainer, measured, rows, limits, work.folder / CHECKPOINT, told.clock)
