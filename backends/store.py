@@ -33,12 +33,13 @@ MAX_BYTES = 256 << 20  # oldest entries go when the store grows beyond this
 STALE_S = 3600.0  # a half-written file this old was left by a process that ended in the middle
 LOCK_S = 5.0  # longest wait for another process, which needs the store for milliseconds
 MEASURING_S = 30.0  # longest wait for another process that measures: a large model takes some ten seconds
-LASTING = frozenset({"corpus"})  # kinds that somebody put there on purpose: only they remove them
+LASTING = frozenset({"adapted", "corpus"})  # kinds that somebody put there on purpose: only they remove them
 MAPPED = b"specxmap"  # begins an entry that is mapped into memory; then the length of its head in 4 bytes
 ALIGNED = 64  # bytes: a mapped array begins at a multiple
 SUFFIXES = (".json", ".npz", ".map")
 DAMAGED = ".damaged"  # ending of the name of an entry that was set aside
 KINDS = (
+    "adapted",
     "build",
     "calibration",
     "devices",
@@ -195,6 +196,20 @@ class Store:
                 self._tell(f"a damaged cache entry cannot be set aside: {path}")
             else:
                 self._tell(f"a damaged cache entry was set aside: {path}{DAMAGED}")
+
+    def place(self, kind: str, name: str) -> Path | None:
+        """Where a file lies that is written by others than the store, but listed and cleared with it; None if
+        nothing is kept."""
+        return None if self.root is None else self.root / kind / name
+
+    def claim(self, kind: str) -> int | None:
+        """Keep other processes from what is of a kind until the descriptor is closed; None if one has it, or
+        nothing can be kept."""
+        lock = self._open_lock(f".{kind}")
+        if lock is not None and not _try_lock(lock):
+            os.close(lock)
+            return None
+        return lock
 
     @contextmanager
     def locked(self) -> Iterator[None]:

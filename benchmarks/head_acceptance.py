@@ -19,17 +19,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from specx.backends.gguf.checks import read_runnable
-from specx.backends.gguf.file import GGUFInfo, read_gguf
-from specx.drafters.make.gguf_writing import Source
+from specx.backends.gguf.file import read_gguf
 from specx.drafters.train.batches import Batches, Rows
 from specx.drafters.train.capture import read_states
 from specx.drafters.train.chains import measure_chains
-from specx.drafters.train.export import NAMES, target_matrix
 from specx.drafters.train.head import Head
+from specx.drafters.train.loaded import read_trained
 from specx.drafters.train.shape import HeadShape
 from specx.drafters.train.states import Layout, StatesFile, StatesWriter
 from specx.engine.session import Session
@@ -54,43 +52,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "states.bin"
         layout = Layout("measured", head.shape.target_layers, head.shape.target_width, best=1)
-        categories = capture(args, head.shape, path, layout)
+        prompts = chosen_prompts(args.prompts_files, args.prompts)
+        categories = capture(args, head.shape, path, layout, prompts)
         show(head, rows, StatesFile(path, layout), categories)
     return 0
-
-
-def read_trained(target: GGUFInfo, made: GGUFInfo) -> tuple[Head, Rows]:
-    """A head from its file, with the weights as they were quantized."""
-
-    def value(key: str) -> float:
-        found = made.metadata[f"eagle3.{key}"]
-        assert isinstance(found, int | float)
-        return found
-
-    layers = made.metadata["eagle3.target_layers"]
-    assert isinstance(layers, tuple)
-    ids = np.asarray(Source(made).tensors["d2t"].data).view("<i8").astype(np.int32)
-    shape = HeadShape(
-        target_layers=tuple(int(layer) for layer in layers),
-        target_width=int(value("target_hidden_size")),
-        width=made.embedding_length,
-        heads=made.heads,
-        kv_heads=max(made.kv_heads),
-        head_width=made.key_length,
-        ffn=made.feed_forward_length,
-        rows=len(ids),
-        epsilon=value("attention.layer_norm_rms_epsilon"),
-        rope_base=value("rope.freq_base"),
-        norm_before_fc=bool(made.metadata.get("eagle3.norm_before_fc")),
-        norm_before_residual=bool(made.metadata.get("eagle3.norm_before_residual")),
-    )
-    embedding = torch.from_numpy(target_matrix(target, "token_embd.weight"))
-    head = Head(shape, embedding, torch.from_numpy(target_matrix(made, "output.weight")))
-    with torch.no_grad():
-        for name, parameter in head.named_parameters():
-            values = target_matrix(made, NAMES[name])
-            parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
-    return head, Rows(ids, target.vocabulary_size)
 
 
 def chosen_prompts(paths: Sequence[Path], each: int) -> list[tuple[str, str]]:
@@ -109,7 +74,13 @@ def chosen_prompts(paths: Sequence[Path], each: int) -> list[tuple[str, str]]:
     ]
 
 
-def capture(args: argparse.Namespace, shape: HeadShape, path: Path, layout: Layout) -> list[str]:
+def capture(
+    args: argparse.Namespace,
+    shape: HeadShape,
+    path: Path,
+    layout: Layout,
+    prompts: Sequence[tuple[str, str]],
+) -> list[str]:
     """Let the target answer, and capture what it computes; returns the category of each text."""
     asked = Asked(
         args.model, n_ctx=N_CTX, texts=AT_ONCE, threads=args.threads, threads_batch=args.threads,
@@ -120,7 +91,7 @@ def capture(args: argparse.Namespace, shape: HeadShape, path: Path, layout: Layo
         session.model.extract(shape.target_layers)
         greedy = SamplingSettings(temperature=0.0, seed=1)
         answers = []
-        for category, prompt in chosen_prompts(args.prompts_files, args.prompts):
+        for category, prompt in prompts:
             tokens = session.prompt_of([{"role": "user", "content": prompt}])
             if len(tokens) + args.tokens <= N_CTX:
                 answers.append(session.generate(tokens, greedy, n_predict=args.tokens, label=category))

@@ -17,6 +17,7 @@ from specx.backends.places import expanded
 from specx.cli import SIGNALLED
 from specx.cli.conversation import Conversation
 from specx.cli.generation import Counted, Request, generate, is_cut, opened, requested, statistics
+from specx.cli.options.adapting import AdaptOptions
 from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
@@ -84,6 +85,7 @@ def chat(
     model: ModelOptions,
     held: ServerOptions,
     draft: DraftOptions,
+    learning: AdaptOptions,
     prompt: PromptOptions,
     sampling: SamplingOptions,
     generation: GenerationOptions,
@@ -98,7 +100,7 @@ def chat(
     first = _first_message(prompt)
     system = prompt_text(prompt.system_prompt or "", prompt)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    with opened(model, draft, request, server=held.server, quiet=shown.quiet) as session:
+    with opened(model, draft, request, learning, server=held.server, quiet=shown.quiet) as session:
         if not shown.quiet:
             notice(session.summary())
         talk = Chat(session, request, system=system)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from specx import cli
 from specx.backends.errors import SpecxError, UsageError
+from specx.cli.options.adapting import AdaptOptions
 from specx.cli.options.read import (
     DraftOptions,
     GenerationOptions,
@@ -115,6 +116,7 @@ def opened(
     model: ModelOptions,
     draft: DraftOptions,
     request: Request,
+    learning: AdaptOptions | None = None,
     *,
     server: str,
     quiet: bool = False,
@@ -125,10 +127,13 @@ def opened(
 
     Args:
         model, draft, request, quiet, answers: as of `open_session`.
+        learning: whether a draft head learns, which it does here.
         server: "auto", or "no" for never in a server.
         longest: the most tokens that a text can have, if that is known.
     """
     asked = replace(_asked(model, draft, request, answers), longest=longest)
+    if learning is not None and learning.adapt:
+        asked, server = learning.of(asked), "no"
     with _in_server(asked, server, quiet=quiet) or _held(load_session(asked, quiet=quiet)) as session:
         check_tokens(session, request.sampling)
         yield session

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from specx.drafters.base import Text, Verified
 from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.guesser import AT_ONCE, Guess, GuessCosts, Guesser, LoadedSource
 from specx.drafters.ranking import ranked
+
+if TYPE_CHECKING:
+    from specx.drafters.recording import Recorder
 
 __all__ = ["DraftHead", "HeadGuesser", "HeadRunner", "LoadedHead"]
 
@@ -91,6 +94,9 @@ class DraftHead(LoadedSource["HeadRunner"]):
         costs: what a proposal is expected to cost; corrected in place.
         calibration: how often it is right; learned further in place.
         clock: seconds.
+
+    Attributes:
+        recorder: keeps what the texts show that are followed from now on, if that is wanted.
     """
 
     name = "head"
@@ -105,6 +111,7 @@ class DraftHead(LoadedSource["HeadRunner"]):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__(costs, calibration, clock)
+        self.recorder: Recorder | None = None
         self._load = load
         self._head: LoadedHead | None = None
 
@@ -151,6 +158,7 @@ class HeadGuesser(Guesser):
         self._waiting: list[NDArray[np.float32]] = []  # states that the head has not read yet
         self._at = self._known = 0  # indices of the first of their tokens, and after the last
         self._roomless = False
+        self._record = source.recorder.follow(text) if source.recorder is not None else None
         if runner is not None:
             runner.rewind(min(runner.common(text.tokens), len(text.tokens) - 1))
             self._at = self._known = runner.length
@@ -164,6 +172,12 @@ class HeadGuesser(Guesser):
 
     def read(self, at: int, features: NDArray[np.float32]) -> None:
         """The target has computed the tokens from the index `at` on, which have these states (n, k * d)."""
+        if self._record is not None:
+            self._record.read(at, features)
+        self._hold(at, features)
+
+    def _hold(self, at: int, features: NDArray[np.float32]) -> None:
+        """Keep states until the head is asked."""
         if at != self._known:
             self._waiting, self._at = [], at
         self._waiting.append(features.copy())
@@ -177,8 +191,10 @@ class HeadGuesser(Guesser):
     def observe(self, seen: Verified) -> None:
         """The text has grown by what a step gave."""
         if seen.output.hidden is not None:
-            at = len(self._text.tokens) - 1 - len(seen.tokens)
-            self.read(at, seen.output.hidden[seen.rows()])
+            at, rows = len(self._text.tokens) - 1 - len(seen.tokens), seen.rows()
+            if self._record is not None:
+                self._record.observe(at, seen, rows)
+            self._hold(at, seen.output.hidden[rows])
 
     def unread(self, chain: Sequence[int]) -> int:
         """Tokens to read before the one after `chain` can be proposed, at least 1."""
@@ -207,6 +223,8 @@ class HeadGuesser(Guesser):
 
     def close(self) -> None:
         """The text is finished."""
+        if self._record is not None:
+            self._record.finish()
         if self._runner is not None:
             self._source.finish(self._runner)
             self._runner = None

@@ -14,15 +14,12 @@ what was measured since; otherwise it makes room for the next one, of which less
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
 from specx.backends.base import Model, Vocab
 from specx.backends.errors import SpecxError
-from specx.backends.settings import FLOAT_CACHES, Load
-from specx.drafters import registry
 from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.guesser import GuessCosts
 from specx.drafters.head import DraftHead, LoadedHead
@@ -34,12 +31,13 @@ from specx.engine.decode import Step
 from specx.engine.forecast import REMEMBERED, Prospect, expected_costs, forecast, known_pair
 from specx.engine.learned.knowledge import Learned
 from specx.engine.learned.lengths import Outlook
-from specx.engine.setup.choice import Setup
 from specx.engine.setup.explain import Explain, silent
 from specx.engine.setup.finder import Candidate, Forecast, Unfit
-from specx.engine.setup.here import Here
 
-__all__ = ["DraftModels", "ModelSource", "models_of"]
+if TYPE_CHECKING:
+    from specx.engine.adapting import Adapting
+
+__all__ = ["DraftModels", "ModelSource", "Served"]
 
 MOMENT_MS = 20.0  # to look into a file, before that was timed: a vocabulary is read and compared
 TIMED = 0.3  # weight of the last such moment
@@ -117,6 +115,7 @@ class DraftModels:
         vocab: of the target; where there is none, only models of the same vocabulary can draft.
         forced: the one to use whatever comes of it; None chooses among those found.
         quantized_cache: whether draft models keep their KV cache quantized.
+        adapting: has heads learn from what is written, if that is wanted.
         notice, explain: told what a person should know, and every decision.
         clock: seconds.
 
@@ -136,11 +135,14 @@ class DraftModels:
         vocab: Vocab | None = None,
         forced: Candidate | None = None,
         quantized_cache: bool = False,
+        adapting: Adapting | None = None,
         notice: Callable[[str], None] = silent,
         explain: Explain = silent,
         clock: Callable[[], float],
     ) -> None:
-        self.forced = forced
+        self.forced, self.adapting = forced, adapting
+        if adapting is not None:
+            adapting.renew = self.renew
         self.candidate: Candidate | None = None
         self.model: DraftModel | DraftHead | None = None
         self._source = source
@@ -187,6 +189,14 @@ class DraftModels:
         elif reason := self._verdict(self.model, length):
             self._drop(reason)
 
+    def renew(self, head: Candidate) -> None:
+        """`head` takes the place of the present one, from the next text on."""
+        if self.model is not None:
+            self._give_up(self.model)
+        self.forced = self.forced and head
+        self._tried -= 1  # it is the same one, but better
+        self._take_up(self._forecast(head, 0))
+
     def forget(self) -> None:
         """Go back to what was kept when the session began."""
         if self.model is not None and self.candidate is not None:
@@ -196,6 +206,8 @@ class DraftModels:
 
     def close(self) -> None:
         """Remember the present model and give its memory back."""
+        if self.adapting is not None:
+            self.adapting.close()
         if self.model is not None:
             self._give_up(self.model)
 
@@ -333,6 +345,8 @@ class DraftModels:
             calibration=calibration,
             clock=self._clock,
         )
+        if self.adapting is not None:
+            head.recorder = self.adapting.recorder(candidate)
         try:
             self._source.watch(candidate.layers)
         except (SpecxError, ValueError) as error:
@@ -405,35 +419,3 @@ class DraftModels:
 
 def _kind(candidate: Candidate) -> str:
     return "draft head" if candidate.is_head else "draft model"
-
-
-def models_of(setup: Setup, here: Here) -> Callable[[Served], DraftModels] | None:
-    """Where draft models come from; None if nothing asks one, or there is no memory for the one named."""
-    asked = setup.asked
-    left_out = asked.draft.model is not None and setup.draft is None
-    if not registry.find(setup.drafter.value).guessers or left_out:
-        return None
-
-    def made(session: Served) -> DraftModels:
-        from specx.engine.setup.draft_files import DraftFiles
-        from specx.engine.setup.layers import step_bytes
-        from specx.engine.setup.load import load_chosen
-
-        def load(wanted: Load) -> Model:
-            return load_chosen(setup.info, wanted, setup.kernels, replace(here, progress=None)).model
-
-        return DraftModels(
-            DraftFiles(setup, here, load, session.model),
-            session.learned,
-            session.staircase,
-            step_bytes=step_bytes(setup.info),
-            n_ctx=session.n_ctx,
-            vocab=session.vocab,
-            forced=setup.draft,
-            quantized_cache=not {asked.draft.type_k, asked.draft.type_v} <= {*FLOAT_CACHES, None},
-            notice=here.notice,
-            explain=here.explain,
-            clock=session.clock,
-        )
-
-    return made

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from specx.engine.cost.measuring import BetweenSteps, give_up_provisional, measu
 from specx.engine.cost.staircase import Staircase
 from specx.engine.cost.timing import Stopped, never
 from specx.engine.decode import Step
-from specx.engine.drafting import DraftModels, models_of
+from specx.engine.draft_choice import models_of
+from specx.engine.drafting import DraftModels
 from specx.engine.generation import Arrivals, Generation
 from specx.engine.learned.knowledge import Learned, StartingPoint
 from specx.engine.learned.lengths import LONGEST, Outlook
@@ -306,7 +307,9 @@ class Session:
             patient: read prompts whole, in the least time; else in pieces, so that nobody waits long.
         """
         most = self.at_once if at_once is None else max(1, min(at_once, self.at_once))
-        return write(self, source, most, patient=patient, weighed=patient and at_once is None)
+        writing = partial(write, self, at_once=most, patient=patient, weighed=patient and at_once is None)
+        learns = self.draft_models and self.draft_models.adapting
+        return learns.beside(writing, source) if learns else writing(source)
 
     @property
     def cache(self) -> Cache:
@@ -433,12 +436,10 @@ def load(model: str | Path, **asked: Any) -> Session:
 
     Args:
         model: a GGUF file, or the name of a model that is on this machine (`specx show --list`).
-        asked: what is not to be left open, by the names of `specx.engine.settings.Asked`: `texts`, `n_ctx`,
-            `drafter`, `threads`, `kernels`, `store`, ...
+        asked: what is not to be left open, by the names of `specx.engine.settings.Asked`: `n_ctx`, ...
 
     Raises:
-        DoesNotFitError: there is not enough memory for it.
-        ModelError: it cannot be found or loaded.
+        DoesNotFitError, ModelError: there is not enough memory for it, or it cannot be found or loaded.
         UsageError: there is no such setting, or no such drafter.
     """
     from specx.backends.hub.models import find_model
@@ -446,5 +447,4 @@ def load(model: str | Path, **asked: Any) -> Session:
     known = {field.name for field in fields(Asked)} - {"model"}
     if unknown := sorted(asked.keys() - known):
         raise UsageError(f"there is no setting {unknown[0]!r}", f"settings are {', '.join(sorted(known))}")
-    path = model if isinstance(model, Path) else find_model(model)
-    return Session.open(Asked(path, **asked))
+    return Session.open(Asked(model if isinstance(model, Path) else find_model(model), **asked))

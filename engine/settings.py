@@ -52,6 +52,7 @@ class Asked(AskedModel):
         drafter: "auto", "none", "free" (the two that follow), "suffix", "recycle" or "model".
         draft_max: most drafted tokens per step; None means the staircase decides.
         draft: of the draft model, named or found.
+        adapt: let a draft head learn from what is written, while nothing is asked.
         exact: use only batch widths and orders whose logits are bit-identical.
         context_shift: forget the oldest tokens instead of stopping when the context is full.
         parse_special: what messages say may be control tokens, as it is with llama.cpp.
@@ -76,6 +77,7 @@ class Asked(AskedModel):
     drafter: str = "auto"
     draft_max: int | None = None
     draft: AskedModel = AskedModel()
+    adapt: bool = False
     exact: bool = False
     context_shift: bool = False
     parse_special: bool = False

@@ -8,6 +8,7 @@ from specx.backends.gguf.file import GGUFInfo
 from specx.backends.gguf.reading import read_span
 
 __all__ = [
+    "HEAD_ADAPTED",
     "HEAD_TARGET",
     "HEAD_TRAINED",
     "WIDENED_BY",
@@ -26,6 +27,9 @@ values are those of the model it was made from, multiplied by so much."""
 
 HEAD_TRAINED = "specx.head.trained"
 """Key of a head's metadata: JSON, how it was trained and how often it was right."""
+
+HEAD_ADAPTED = "specx.head.adapted"
+"""Key of a head's metadata: JSON, what another head became by learning from one person's text."""
 
 
 def own_width(info: GGUFInfo) -> int:

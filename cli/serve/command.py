@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from specx.backends.errors import SpecxError, UsageError
+from specx.cli.options.adapting import AdaptOptions
 from specx.cli.options.panels import panel
 from specx.cli.options.parallel import read_texts
 from specx.cli.options.read import (
@@ -144,6 +145,7 @@ def register(app: typer.Typer) -> None:
 def serve(
     model: ModelOptions,
     draft: DraftOptions,
+    learning: AdaptOptions,
     sampling: SamplingOptions,
     options: ServeOptions,
     resident: ResidentOptions,
@@ -156,7 +158,7 @@ def serve(
     """
     if _is_about_others(model, resident):
         return
-    asked = replace(read_asked(model, draft), texts=read_texts(options.parallel))
+    asked = learning.of(replace(read_asked(model, draft), texts=read_texts(options.parallel)))
     chosen, idle_s = sampling_settings(sampling), resident.idle_s
     _check(options)
     place = place_of(asked, make=True) if resident.background else _place(asked)

@@ -13,7 +13,7 @@ from gguf import quants
 from numpy.typing import NDArray
 
 from specx.backends.gguf.file import GGUFInfo
-from specx.backends.gguf.head_target import HEAD_TARGET, HEAD_TRAINED, head_target
+from specx.backends.gguf.head_target import HEAD_ADAPTED, HEAD_TARGET, HEAD_TRAINED, head_target
 from specx.drafters.make.gguf_writing import (
     NewTensor,
     Source,
@@ -111,6 +111,7 @@ def write_head(
     target: GGUFInfo,
     *,
     trained: Mapping[str, Any],
+    adapted: tuple[GGUFInfo, Mapping[str, Any]] | None = None,
     embedding: str | None = None,
     matrices: str = MATRICES,
     output: str = OUTPUT,
@@ -124,6 +125,7 @@ def write_head(
         ids: (R,) int32, the tokens that it scores, rising.
         target: the model that it drafts for.
         trained: how it was trained, for those who look at it.
+        adapted: the head that it was before it learned from one person's text, and what that brought.
         embedding: type of an embedding of its own; None lets it read the target's, which only a head of the
             target's width can.
         matrices, output: types of the other matrices, by ggml's names.
@@ -146,9 +148,14 @@ def write_head(
         HEAD_TRAINED: text(json.dumps(dict(trained), sort_keys=True)),
         **made_entries("train", target, target, {key: trained[key] for key in sorted(trained)}),
     }
+    if adapted is not None:
+        before, gained = adapted
+        entries |= {HEAD_ADAPTED: text(json.dumps(dict(gained), sort_keys=True))}
+        entries |= made_entries("adapt", before, target, gained)
     tensors = head_tensors(weights, ids, matrices, output)
     if embedding is not None:
-        tensors.append(_tensor("token_embd.weight", target_matrix(target, "token_embd.weight"), embedding))
+        whole = target if adapted is None else adapted[0]
+        tensors.append(_tensor("token_embd.weight", target_matrix(whole, "token_embd.weight"), embedding))
     write_gguf(path, entries, tensors)
 
 

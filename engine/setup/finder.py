@@ -7,7 +7,7 @@ asking is for its expected rate to say. What a file is does not change, so the a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,24 @@ from specx.backends.store import Store
 from specx.engine.cost.rate import Chain, chain_rate
 from specx.engine.setup.layers import step_bytes
 
-__all__ = ["MTP_NAME", "Candidate", "Finder", "Forecast", "Unfit", "check_candidate", "own_candidate"]
+__all__ = [
+    "ADAPTED",
+    "MTP_NAME",
+    "Candidate",
+    "Finder",
+    "Forecast",
+    "Unfit",
+    "adapted_path",
+    "check_adapted",
+    "check_candidate",
+    "own_candidate",
+]
 
 EXACT = frozenset({"llama", "gpt2", "gemma4"})  # tokenizers whose tokens are the bytes of the text
 LOSSY = {"bert": "WPM", "t5": "UGM"}
 RANKS = 4  # pooling type of GGUF
 MTP_NAME = "MTP layers"
+ADAPTED = "adapted"  # kind of the store: heads that learned from a person's texts
 RULES = 5  # by which a file can draft or not; what was found by others is looked at again
 EXAMINED = 64  # files that are opened in one session; the others' turn comes in later ones
 
@@ -195,6 +207,24 @@ def own_candidate(target: GGUFInfo) -> Candidate | None:
     return Candidate(target.path, MTP_NAME, fingerprint, shared, nbytes, 0, (mtp_layer(target),))
 
 
+def adapted_path(store: Store, target: GGUFInfo, head: Candidate) -> Path | None:
+    """Where a head lies once it has learned from a person's texts; None if nothing is kept. Of one that did,
+    it is the head itself."""
+    path = store.place(ADAPTED, f"{target.fingerprint}-{head.fingerprint}-{head.path.stem}.gguf")
+    return head.path if path is not None and head.path.parent == path.parent else path
+
+
+def check_adapted(target: GGUFInfo, path: Path) -> Candidate | None:
+    """The head at an `adapted_path`, if it is one that can draft."""
+    found = check_candidate(target, path, adapted_name(path)) if path.is_file() else None
+    return found if isinstance(found, Candidate) and found.is_head else None
+
+
+def adapted_name(path: Path) -> str:
+    """What to call the head at an `adapted_path`."""
+    return f"{path.stem.split('-', 2)[-1]}, adapted"
+
+
 class Finder:
     """Looks for candidates, one file at a time, so that it can be interleaved with other work.
 
@@ -215,9 +245,10 @@ class Finder:
         """What is found, as it is found; None comes before a file is looked into, which takes a moment."""
         known = self._load()
         kept: dict[str, dict[str, Any]] = {}
-        opened = 0
+        opened, adapted = 0, self._adapted()
+        replaced: set[str] = set()  # heads that have learned since
         try:
-            for model in self._files():
+            for model in [*adapted, *self._files()]:
                 stamp = _stamp(model.path)
                 if stamp is None:  # it is gone since it was listed
                     continue
@@ -231,10 +262,24 @@ class Finder:
                     found = check_candidate(self._target, model.path, model.name)
                     data = _plain(found, stamp)
                 kept[str(model.path)] = data
-                yield found
+                if model in adapted and isinstance(found, Candidate):
+                    if not found.is_head:
+                        continue
+                    replaced.add(model.path.name.split("-", 2)[1])
+                if isinstance(found, Unfit) or found.fingerprint not in replaced:
+                    yield found
         finally:
             if opened or kept.keys() != known.keys():
                 self._store.save_json("candidates", self._target.fingerprint, {"rules": RULES, "files": kept})
+
+    def _adapted(self) -> list[FoundModel]:
+        """Heads that have learned from a person's texts; each takes the place of what it was."""
+        folder = self._store.place(ADAPTED, "")
+        return [
+            replace(model, name=adapted_name(model.path))
+            for model in (models_in(folder, "adapted") if folder is not None else ())
+            if model.path.name.startswith(f"{self._target.fingerprint}-")
+        ]
 
     def _files(self) -> list[FoundModel]:
         """Models other than the target that are small enough, in the places known and beside the target."""
