@@ -193,8 +193,10 @@ class DraftModels:
         """`head` takes the place of the present one, from the next text on."""
         if self.model is not None:
             self._give_up(self.model)
-        self.forced = self.forced and head
-        self._tried -= 1  # it is the same one, but better
+        if self.forced is None:
+            self._found.append(head)
+        else:
+            self.forced = head
         self._take_up(self._forecast(head, 0))
 
     def forget(self) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from specx.backends.gguf.file import GGUFInfo
 from specx.drafters.make.gguf_writing import Source
-from specx.drafters.train.batches import Rows
+from specx.drafters.train.batches import Batches, Rows
 from specx.drafters.train.export import NAMES, target_matrix
 from specx.drafters.train.head import Head
+from specx.drafters.train.loop import Learning, Trainer, has_bf16
+from specx.drafters.train.memory import batch_that_fits
 from specx.drafters.train.shape import HeadShape
+from specx.drafters.train.states import StatesFile
 
-__all__ = ["EMBEDDING", "read_trained"]
+__all__ = ["EMBEDDING", "read_trained", "trained_further"]
 
 EMBEDDING = "token_embd.weight"
 
@@ -58,3 +63,42 @@ def read_trained(target: GGUFInfo, made: GGUFInfo) -> tuple[Head, Rows]:
             values = target_matrix(made, NAMES[name])
             parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
     return head, Rows(ids, target.vocabulary_size)
+
+
+def trained_further(
+    target: GGUFInfo,
+    made: GGUFInfo,
+    states: StatesFile,
+    texts: tuple[Sequence[int], Sequence[int]],
+    *,
+    rate: float,
+    seed: int,
+    memory: int,
+    threads: int,
+) -> tuple[Trainer, Batches, Batches, Rows]:
+    """A head that learns on from where it is.
+
+    Args:
+        target: the model.
+        made: the head's header.
+        states: captured texts.
+        texts: which of them are learned from, and which are held back.
+        rate: the highest learning rate.
+        seed: of everything that is drawn.
+        memory: bytes that may be used.
+        threads: CPU threads.
+
+    Returns:
+        What learns, the batches of both kinds of texts, and the tokens that the head scores.
+
+    Raises:
+        KeyError, NotImplementedError: it is another kind of head, or has matrices that cannot be decoded.
+        SpecxError: the memory does not suffice.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    head, rows = read_trained(target, made)
+    learning = Learning(rate=rate, seed=seed, bf16=has_bf16())
+    size = batch_that_fits(head.shape, target.vocabulary_size, learning, memory)
+    learned, held = (Batches(states, each, rows, seed, size) for each in texts)
+    return Trainer(head, learned, learning), learned, held, rows

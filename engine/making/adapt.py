@@ -156,23 +156,16 @@ class _Work:
         between: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
-        import torch
+        from specx.drafters.train.loaded import trained_further
 
-        from specx.drafters.train.batches import Batches
-        from specx.drafters.train.loaded import read_trained
-        from specx.drafters.train.loop import Learning, Trainer, has_bf16
-        from specx.drafters.train.memory import batch_that_fits
-
-        torch.set_num_threads(task.threads)
-        torch.manual_seed(task.seed)
         self._task, self._target, self._made = task, target, made
         self._between, self._clock = between, clock
         self._draft_share = step_bytes(made) / step_bytes(target)
-        head, self._rows = read_trained(target, made)
-        learning = Learning(rate=RATE, seed=task.seed, bf16=has_bf16())
-        size = batch_that_fits(head.shape, target.vocabulary_size, learning, task.memory)
-        learned, self._held = (Batches(states, each, self._rows, task.seed, size) for each in texts)
-        self._trainer: Trainer = Trainer(head, learned, learning)
+        self._trainer: Trainer
+        self._trainer, learned, self._held, self._rows = trained_further(
+            target, made, states, texts,
+            rate=RATE, seed=task.seed, memory=task.memory, threads=task.threads,
+        )  # fmt: skip
         self._batches = len(learned.epoch(0))
         self._begun, self._paused = clock(), 0.0
 

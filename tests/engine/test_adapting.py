@@ -190,7 +190,7 @@ def learning_states(tokens, features, best, scores):
 def test_it_learns_what_it_is_shown(pair, tmp_path, monkeypatch):
     """Texts in which one token follows another are drafted better afterwards, and the file says so."""
     pytest.importorskip("torch")
-    for name, value in (("PASSES", 40), ("PATIENCE", 40), ("RATE", 3e-3)):
+    for name, value in (("PASSES", 25), ("PATIENCE", 25), ("RATE", 3e-3)):
         monkeypatch.setattr(learning, name, value)
     task = task_of(pair, tmp_path)
     target = read_gguf(Path(task.target))
@@ -206,11 +206,10 @@ def test_it_learns_what_it_is_shown(pair, tmp_path, monkeypatch):
             features = rng.standard_normal((40, 192)).astype(np.float16)
             states.append(learning_states(tokens, features, best, scores))
     outcome = adapt(task)
-    assert outcome.better and outcome.after > 1.5 * outcome.before
+    assert outcome.better, outcome
+    assert outcome.after > 1.5 * outcome.before
     found = check_candidate(target, Path(task.output))
     assert isinstance(found, Candidate) and sum(right for right, _ in found.trial) > 100
-    again = adapt(replace(task, head=task.output, output=str(tmp_path / "more.gguf")))
-    assert again.before == pytest.approx(outcome.after, rel=0.05)  # bfloat16 has ties
 
 
 def test_damage_is_survived(pair, tmp_path, here, monkeypatch):

@@ -172,6 +172,23 @@ def test_a_head_that_is_known_reads_the_prompt():
     assert session.draft_models.candidate is None and not world.log
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_head_that_was_renewed_takes_the_place_of_what_it_was(named):
+    head = replace(candidate("head"), layers=(1, 2, 3), trial=((500, 1000),))
+    world = World(found=[head], known=True)
+    session = session_of(world, forced=head if named else None)
+    session.set_drafter("none")
+    world.log = []
+    session.draft_models = models = models_of(world, session, forced=head if named else None)
+    session.set_drafter("auto")
+    before = models.model
+    better = replace(head, name="better", fingerprint="b", trial=((700, 1000),))
+    models.renew(better)
+    assert models.candidate is better and models.model.calibration.acceptance == 0.7
+    assert before.failed and session.drafter.guessers == [models.model]
+    assert world.log == [("watched", (1, 2, 3)), ("watched", ()), ("watched", (1, 2, 3))]
+
+
 def test_a_good_model_is_found_loaded_kept_and_faster():
     world = World(found=[Unfit(Path("x.gguf"), "x", "no vocabulary"), candidate("good")])
     session = session_of(world)
