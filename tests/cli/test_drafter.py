@@ -23,7 +23,9 @@ MIB = 1 << 20
 
 def usable(name="small", *, remembered=0, measured=False, made="", shared=64):
     candidate = Candidate(Path(f"/models/{name}"), name, "f", shared, 10, 30 * MIB)
-    return Usable(Forecast(candidate, 0.7, 2.5, Chain(2, 1.8, 20.0), 0.05, remembered), measured, 120 * MIB, made)
+    return Usable(
+        Forecast(candidate, 0.7, 2.5, Chain(2, 1.8, 20.0), 0.05, remembered), measured, 120 * MIB, made
+    )
 
 
 def listing(*found, known=True, unfit=(), plain_reason=None):
