@@ -82,21 +82,33 @@ class ContextFullError(SpecxError):
     """The prompt or the conversation no longer fits the context."""
 
     @classmethod
-    def of_prompt(cls, tokens: int, n_ctx: int, trained: int = 0) -> ContextFullError:
+    def of_prompt(
+        cls, tokens: int, n_ctx: int, trained: int = 0, seconds: float | None = None
+    ) -> ContextFullError:
         """A prompt of so many `tokens` is too long for a context of `n_ctx`.
 
         Args:
             trained: the largest context that the model was trained for; 0 if that is unknown.
+            seconds: how long reading it takes; None if that is unknown.
         """
         room = -(-(tokens + 256) // 1024) * 1024
         if trained:
             room = min(room, trained)
+        time = "" if seconds is None else f" (reading it takes about {_time(seconds)})"
+        fits = room if room <= tokens else n_ctx
+        share = f"its first {max(fits - 256, fits // 2) * 100 // tokens}%"
         return cls(
             f"the prompt has {tokens} tokens and the context holds {n_ctx}",
-            f"give it more room with -c {room}"
+            f"give it more room with -c {room}{time}, or shorten it to {share}"
             if room > tokens
-            else f"shorten it: the model was trained for {trained} tokens of context",
+            else f"shorten it to {share}: the model was trained for {trained} tokens of context",
         )
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class RollbackError(SpecxError):

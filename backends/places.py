@@ -9,7 +9,13 @@ import os
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["NO_HOME", "cache_dir", "expanded", "home", "user_folder"]
+__all__ = ["NO_HOME", "cache_dir", "expanded", "home", "model_aliases", "model_folders", "user_folder"]
+
+model_folders: list[Path] = []
+"""Folders of models that the configuration names, besides those of SPECX_MODELS."""
+
+model_aliases: dict[str, str] = {}
+"""What the configuration calls models: their files, or other names of them."""
 
 NO_HOME = "there is no home directory, and SPECX_CACHE names no folder"
 

@@ -46,7 +46,7 @@ class Load:
         swa_full: keep the whole history of sliding-window layers.
         snapshots: most earlier states of the recurrent layers that are kept of a text, to go back to.
         mtp: load the layers that only draft as well.
-        verbose: show llama.cpp's own messages.
+        log: a file that llama.cpp's own messages are added to; "-" is standard error, "" none.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class Load:
     swa_full: bool = False
     snapshots: int = 0
     mtp: bool = False
-    verbose: bool = False
+    log: str = ""
 
     @property
     def kept_states(self) -> int:

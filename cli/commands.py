@@ -18,7 +18,7 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from specx.backends.errors import UsageError
-from specx.cli.help import CLICK_ERROR, GroupedCommand
+from specx.cli.help import CLICK_ERROR, GroupedCommand, taken_option
 from specx.cli.options.values import quickened
 
 __all__ = ["TABLE", "app", "every_command", "invoke"]
@@ -188,12 +188,6 @@ def invoke(arguments: list[str]) -> int:
     return 0
 
 
-def _taken_option(context: Any) -> str:
-    """An option that another one took for its value, as llama.cpp's may stand alone; empty if none was."""
-    options = {name for parameter in context.command.params for name in getattr(parameter, "opts", ())}
-    return next((v for v in context.params.values() if isinstance(v, str) and v in options), "")
-
-
 def _usage_error(problem: Any) -> UsageError:
     """A parser's complaint in the words of every other error."""
     likely = getattr(problem, "possibilities", None)
@@ -202,8 +196,8 @@ def _usage_error(problem: Any) -> UsageError:
     hint = f"see `{context.command_path if context else 'specx'} --help`"
     parameters = context.command.params if context else ()
     if "extra argument" in message and any("-p" in parameter.opts for parameter in parameters):
-        taken = _taken_option(context)
-        hint = f"{taken} is the value of the option before it; {hint}" if taken else hint
+        if taken := taken_option(context):
+            return UsageError(*taken)
         hint = f"a prompt goes after -p, in quotes; {hint}"
     if likely:
         hint = f"did you mean {' or '.join(likely)}? {hint}"

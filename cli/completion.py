@@ -52,17 +52,12 @@ def register(app: typer.Typer) -> None:
     app.command()(completion)
 
 
-def _shells(incomplete: str) -> list[str]:
-    return [name for name in SCRIPTS if name.startswith(incomplete)]
-
-
 def completion(
     shell: Annotated[
         str,
         typer.Argument(
             metavar="|".join(SCRIPTS),
             help="The shell.",
-            autocompletion=_shells,
             show_default=False,
         ),
     ],
@@ -107,21 +102,15 @@ def candidates(command: Any, words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _found(command: Any, before: list[str], incomplete: str) -> Iterator[tuple[str, str]]:
-    from typer._click.shell_completion import ShellComplete
+    from typer._click.shell_completion import _resolve_context, _resolve_incomplete
 
-    class Plain(ShellComplete):
-        name, source_template = "plain", ""
+    from specx.cli.options.completing import values_of
 
-        def source_vars(self) -> dict[str, Any]:
-            return {}
-
-        def get_completion_args(self) -> tuple[list[str], str]:
-            return before, incomplete
-
-        def format_completion(self, item: Any) -> str:
-            return str(item.value)
-
-    kind: Any = Plain
-    for item in kind(command, {}, "specx", ASKED).get_completions(before, incomplete):
+    context = _resolve_context(command, {}, "specx", before)
+    asked, incomplete = _resolve_incomplete(context, before, incomplete)
+    if hasattr(asked, "opts"):  # a parameter
+        yield from ((value, "") for value in values_of(asked, context.command_path, incomplete))
+        return
+    for item in asked.shell_complete(context, incomplete):
         if item.type == "plain":
             yield str(item.value), (item.help or "").split("\n", maxsplit=1)[0]

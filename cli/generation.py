@@ -287,7 +287,7 @@ def generate(
             raise _ReadingStoppedError
 
     writer: Any = session  # what one makes of a grammar the same one takes
-    with Progress("reading the prompt", quiet=quiet) as progress:
+    with Progress("reading the prompt", remaining=True, quiet=quiet) as progress:
         generation = writer.generate(
             prompt,
             request.sampling,
@@ -325,10 +325,11 @@ def summary(
     tokens: int, seconds: float, steps: int, drafted: int, accepted: int, drafter: str, limit: str = ""
 ) -> str:
     """The same from its numbers."""
+    ended = " (the last step found the end of the text)" if 0 < tokens < steps else ""
     drafts = f"{accepted / drafted:.0%} of drafts accepted" if drafted else "nothing drafted"
     return (
         f"{tokens} tokens{limit}, {tokens / max(seconds, 1e-6):.1f} tokens/s, "
-        f"{tokens / max(steps, 1):.2f} tokens/step, {drafts} ({drafter})"
+        f"{tokens / max(steps, 1):.2f} tokens/step{ended}, {drafts} ({drafter})"
     )
 
 

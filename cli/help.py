@@ -10,12 +10,30 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from specx.backends.errors import UsageError
 from specx.cli.options.values import quickened
 
-__all__ = ["CLICK_ERROR", "GroupedCommand"]
+__all__ = ["CLICK_ERROR", "GroupedCommand", "taken_option"]
 
-WRONG_USAGE, CLICK_ERROR = typer.BadParameter.__mro__[1:3]
+WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """The bases of what parsing raises. Typer brings its own copy of click, in a private module."""
+
+
+def taken_option(context: Any) -> tuple[str, str] | None:
+    """What is wrong and what to do where an option took the next one for its value: llama.cpp's may stand
+    alone. None if none did; a text may be anything."""
+    parameters = context.command.params
+    options = {name for parameter in parameters for name in getattr(parameter, "opts", ())}
+    for parameter in parameters:
+        value, texts = context.params.get(parameter.name), parameter.metavar in ("TEXT", "GBNF", "SCHEMA")
+        if isinstance(value, str) and value in options and not texts and parameter.opts[0].startswith("-"):
+            one = parameter.metavar or "VALUE"
+            return (
+                f"{parameter.opts[0]} took {value} for its value",
+                f"give it one: {parameter.opts[0]} {one}",
+            )
+    return None
 
 
 class GroupedCommand(TyperCommand):
@@ -28,10 +46,24 @@ class GroupedCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments."""
         try:
-            return super().parse_args(ctx, args)
+            rest: list[str] = super().parse_args(ctx, list(args))
+            if ctx.resilient_parsing:  # a shell asks how the line may go on
+                return rest
+            if profile := ctx.params.get("profile"):
+                from specx.cli.commands import every_command
+                from specx.cli.options.config import profile_defaults
+
+                found = profile_defaults(profile, ctx.info_name, every_command())
+                ctx.default_map = {**(ctx.default_map or {}), **found}
+                ctx.params.clear()
+                rest = super().parse_args(ctx, list(args))
         except WRONG_USAGE as problem:
-            problem.ctx = problem.ctx or ctx  # an option without its value does not say of which command
+            wrong: Any = problem
+            wrong.ctx = wrong.ctx or ctx  # an option without its value does not say of which command
             raise
+        if taken := taken_option(ctx):
+            raise UsageError(*taken)
+        return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and options."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_staircases"]
 
 COLOURS = {"stock": "#888888", "attention": "#e07a1f", "specx": "#1f6fb4"}
+NAMES = {"stock": "llama.cpp's kernels", "attention": "specx's attention alone", "specx": "specx's kernels"}
 
 
 def draw_staircases(found: StaircaseProbe, path: Path, *, title: str) -> None:
@@ -23,7 +24,8 @@ def draw_staircases(found: StaircaseProbe, path: Path, *, title: str) -> None:
     for panel, depth in zip(panels, depths, strict=True):
         for name, by_depth in found.comparison.steps.items():
             steps = by_depth[depth]
-            panel.plot(list(steps), list(steps.values()), "o-", color=COLOURS[name], label=name, markersize=4)
+            look = {"color": COLOURS[name], "label": NAMES[name], "markersize": 4}
+            panel.plot(list(steps), list(steps.values()), "o-", **look)
         bound = found.weight_bytes / found.bandwidth * 1e3
         panel.axhline(bound, color="#444444", linewidth=0.8, linestyle=":", label="reading the weights once")
         panel.set_xscale("log", base=2)

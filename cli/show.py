@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from specx.backends.errors import ModelError, UsageError
 from specx.backends.settings import CACHE_TYPES, DEFAULT_CTX
-from specx.cli.terminal.console import stdout, write
+from specx.cli.terminal.console import notice, stdout, write
 from specx.cli.terminal.tables import show_fields, show_table
+from specx.engine.setup.explain import gibibytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,11 +58,14 @@ def show(
 ) -> None:
     """Show what a model file holds and what it takes to run it."""
     from specx.backends.gguf.file import read_gguf
-    from specx.backends.hub.models import find_model, list_models
+    from specx.backends.hub.models import find_model, list_models, own_folders
 
     if model and model_flag:
         raise UsageError(f"more than one model is named: {model} and {model_flag}", "leave one of them out")
     if list_all:
+        for folder in own_folders():
+            if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where it may not look
+                notice(f"{folder}, where models are looked for, is no folder")
         _show_list(list_models(), as_json=as_json)
         return
     info = read_gguf(find_model(model if model_flag is None else model_flag))
@@ -79,7 +84,7 @@ def show(
         stdout().print()
         show_table(
             ("tensor", "shape", "type", "size"),
-            [(t.name, " x ".join(map(str, t.shape)), t.type, _size(t.nbytes)) for t in info.tensors],
+            [(t.name, " x ".join(map(str, t.shape)), t.type, gibibytes(t.nbytes)) for t in info.tensors],
         )
 
 
@@ -133,7 +138,7 @@ def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
     tokenizer = ", ".join(filter(None, (info.tokenizer, info.pre_tokenizer)))
     window = f"{info.sliding_window:,} tokens in the windowed layers" if info.sliding_window else ""
     rows = [
-        ("file", f"{info.path} ({_size(info.size)}{split}, GGUF {info.version})"),
+        ("file", f"{info.path} ({gibibytes(info.size)}{split}, GGUF {info.version})"),
         ("name", info.name),
         ("architecture", info.architecture + ("" if info.state == "attention" else f", {info.state}")),
         ("parameters", f"{_count(info.parameters)} in {info.blocks} layers"),
@@ -149,10 +154,10 @@ def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
         ("chat template", f"{len(info.chat_template):,} characters" if info.chat_template else "none"),
         (
             "memory",
-            f"{_size(memory.working)} = {_size(memory.weights)} weights + {_size(memory.kv)} KV cache"
-            f" at {memory.n_ctx:,} tokens + {_size(rest)} for computing and all else",
+            f"{gibibytes(memory.working)} = {gibibytes(memory.weights)} weights + {gibibytes(memory.kv)} "
+            f"KV cache at {memory.n_ctx:,} tokens + {gibibytes(rest)} for computing and all else",
         ),
-        ("several texts", f"{_size(memory.kv)} more for each that is written at the same time"),
+        ("several texts", f"{gibibytes(memory.kv)} more for each that is written at the same time"),
         ("speculation", _speculation(info)),
         ("drafts itself", "with MTP layers" if has_mtp(info) else ""),
         ("fingerprint", info.fingerprint),
@@ -204,14 +209,8 @@ def _show_list(models: Sequence[FoundModel], *, as_json: bool) -> None:
     if not models:
         raise ModelError("no model was found on this machine", "specx pull ORG/REPO fetches one")
     show_table(
-        ("name", "size", "where", "path"), [(m.name, _size(m.size), m.where, str(m.path)) for m in models]
+        ("name", "size", "where", "path"), [(m.name, gibibytes(m.size), m.where, str(m.path)) for m in models]
     )
-
-
-def _size(nbytes: int) -> str:
-    from rich.filesize import decimal
-
-    return decimal(nbytes)
 
 
 def _count(number: int) -> str:

@@ -16,7 +16,7 @@ from specx.drafters import registry
 from specx.drafters.base import Drafter
 from specx.drafters.mixture import MixtureDrafter
 from specx.engine.cost.identity import Identity, identity_text, measure_identity
-from specx.engine.cost.measuring import BetweenSteps, give_up_provisional, measure_steps
+from specx.engine.cost.measuring import BetweenSteps, give_up_provisional, measure_steps, reading_s
 from specx.engine.cost.staircase import Staircase
 from specx.engine.cost.timing import Stopped, never
 from specx.engine.decode import Step
@@ -278,13 +278,13 @@ class Session:
         if not prompt:
             raise UsageError("the prompt is empty", "give some text")
         if len(prompt) >= self.n_ctx:
-            raise ContextFullError.of_prompt(len(prompt), self.n_ctx, self.model.facts.n_ctx_train)
+            seconds = reading_s(self.staircase, len(prompt))
+            raise ContextFullError.of_prompt(len(prompt), self.n_ctx, self.model.facts.n_ctx_train, seconds)
         if sampling.seed is None:
             sampling = replace(sampling, seed=int.from_bytes(os.urandom(4)))
-        limit = n_predict if n_predict >= 0 else None
         request = Request(
-            list(prompt), sampling, limit, stop, ignore_eos, constraint, keep, progress, evidence,
-            score_prompt, shown,
+            list(prompt), sampling, n_predict if n_predict >= 0 else None, stop, ignore_eos, constraint,
+            keep, progress, evidence, score_prompt, shown,
         )  # fmt: skip
         return Generation(self, request, label)
 

@@ -58,7 +58,8 @@ class Asked(AskedModel):
         parse_special: what messages say may be control tokens, as it is with llama.cpp.
         store: keep and use measurements, calibrations and caches under the cache directory.
         measure: time what was never timed here, on this machine; not worth it where nothing is decoded.
-        verbose: tell every decision, and show llama.cpp's own messages.
+        verbose: tell every decision.
+        log: a file that llama.cpp's own messages are added to; "-" is standard error, "" none.
     """
 
     model: Path
@@ -84,6 +85,7 @@ class Asked(AskedModel):
     store: bool = True
     measure: bool = True
     verbose: bool = False
+    log: str = ""
 
 
 _GREEDY_BELOW = 1e-250

@@ -185,4 +185,4 @@ def quiet_library():
     yield
     library = sys.modules.get("specx.backends.llama.libllama")
     if library is not None:
-        library.set_verbose(False)
+        library.set_log("")

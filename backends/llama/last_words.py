@@ -131,8 +131,8 @@ def _problem(reason: str) -> ModelError:
         )
     return ModelError(
         f"llama.cpp gave up{of}: {reason}",
-        "the file may be damaged, or need a newer llama.cpp: `specx show` tells what it holds, and --verbose "
-        "shows what llama.cpp did",
+        "the file may be damaged, or need a newer llama.cpp: `specx show` tells what it holds, and "
+        "--log-file - shows what llama.cpp did",
     )
 
 

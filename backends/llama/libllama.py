@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.bare import bare_package
+from specx.backends.errors import FileError
 from specx.backends.llama import last_words
 from specx.backends.llama.callbacks import called_by_c
 from specx.backends.printable import printable
@@ -34,7 +35,7 @@ __all__ = [
     "recent_errors",
     "recent_log",
     "runs_here",
-    "set_verbose",
+    "set_log",
     "system_info",
 ]
 
@@ -45,7 +46,7 @@ SPINS = "1000"  # of a thread that waits, before it sleeps; 10,000 are too many 
 _ERROR = 4  # of ggml's log levels
 _log: deque[str] = deque(maxlen=_LOG_LINES)
 _errors: deque[str] = deque(maxlen=_LOG_LINES)
-_copy_to_stderr = False
+_copy = ""  # the file that the log goes to as well
 _keep_alive: list[Any] = []  # a collected log callback is a segmentation fault in the next log line
 
 
@@ -67,8 +68,7 @@ def lib() -> Any:
         _log.append(line)
         if level == _ERROR:
             _errors.append(line)
-        if _copy_to_stderr:
-            sys.stderr.write(printable(line))  # a model file has names in it
+        _copied(line)
 
     callback = llama_cpp.llama_log_callback(on_log)
     _keep_alive.append(callback)
@@ -97,10 +97,29 @@ def _share_cxx_library() -> None:
             ctypes.CDLL("libstdc++.so.6", mode=ctypes.RTLD_GLOBAL)
 
 
-def set_verbose(verbose: bool) -> None:
-    """Copy llama.cpp's own messages to stderr as they come."""
-    global _copy_to_stderr  # noqa: PLW0603 -- the C library has one log for the whole process
-    _copy_to_stderr = verbose
+def set_log(file: str) -> None:
+    """Add llama.cpp's own messages to a file as they come; "-" is standard error, "" none.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    global _copy  # noqa: PLW0603 -- the C library has one log for the whole process
+    if file not in ("", "-"):
+        try:
+            Path(file).open("a").close()
+        except OSError as problem:
+            hint = "name another file, or - for standard error"
+            raise FileError(f"--log-file: {file} cannot be written: {problem.strerror}", hint) from problem
+    _copy = file
+
+
+def _copied(line: str) -> None:
+    text = printable(line)  # a model file has names in it
+    if _copy == "-":
+        sys.stderr.write(text)
+    elif _copy:
+        with suppress(OSError), Path(_copy).open("a", encoding="utf-8") as file:
+            file.write(text)
 
 
 def recent_log(contains: str = "") -> list[str]:

@@ -26,7 +26,7 @@ from specx.backends.llama.context_rows import context_rows
 from specx.backends.llama.devices import on_gpu
 from specx.backends.llama.extraction import Extraction, extraction_of
 from specx.backends.llama.kernels import STOCK, Kernels, enable
-from specx.backends.llama.libllama import floats_at, lib, set_verbose
+from specx.backends.llama.libllama import floats_at, lib, set_log
 from specx.backends.llama.params import (
     MAX_WIDTH,
     PROMPT_ROWS,
@@ -80,7 +80,7 @@ class LlamaModel:
         kernels: Kernels = STOCK,
         repack: bool = True,
     ) -> None:
-        set_verbose(load.verbose)
+        set_log(load.log)
         self._lib = lib()
         self.kernels = kernels
         enable(kernels)
@@ -401,7 +401,7 @@ class LlamaModel:
                 f"no room in the KV cache for {rows} more tokens", "give it more room with -c"
             )
         why = "there is too little memory" if code == NO_MEMORY else f"code {code}"
-        hint = "a smaller context (-c) takes less memory; --verbose shows llama.cpp's messages"
+        hint = "a smaller context (-c) takes less memory; --log-file - shows llama.cpp's messages"
         raise ModelError(f"llama.cpp could not compute a batch of {rows} tokens ({why})", hint)
 
     def _extract(self, hidden: bool) -> None:

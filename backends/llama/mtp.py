@@ -15,7 +15,7 @@ from specx.backends.errors import ModelError
 from specx.backends.llama.extraction import nextn_functions
 from specx.backends.llama.head import LlamaHead, Rows
 from specx.backends.llama.kernels import STOCK, Kernels, enable
-from specx.backends.llama.libllama import lib, set_verbose
+from specx.backends.llama.libllama import lib, set_log
 from specx.backends.llama.params import create_context
 from specx.backends.settings import Load
 
@@ -39,7 +39,7 @@ class LlamaMtp(LlamaHead):
         if functions is None:
             raise ModelError("MTP layers are not available in this build of llama.cpp")
         switch, get = functions
-        set_verbose(load.verbose)
+        set_log(load.log)
         self._lib, self._get, self._kernels = lib(), get, kernels
         self._model = None  # it is the target's, whose memory is not given back here
         model = self._lib.llama_get_model(target)

@@ -253,7 +253,7 @@ def load_error(path: Path) -> ModelError:
         )
     reason = FAILED.sub("", (recent_errors() or ["no reason given"])[0])
     return ModelError(
-        f"llama.cpp could not load {name}: {reason}", "run again with --verbose to see its messages"
+        f"llama.cpp could not load {name}: {reason}", "run again with --log-file - to see its messages"
     )
 
 

@@ -18,7 +18,7 @@ from specx.backends.errors import ContextFullError, ModelError
 from specx.backends.llama.batch import Batch
 from specx.backends.llama.callbacks import called_by_c
 from specx.backends.llama.kernels import STOCK, enable
-from specx.backends.llama.libllama import floats_at, lib, set_verbose
+from specx.backends.llama.libllama import floats_at, lib, set_log
 from specx.backends.llama.params import PROMPT_ROWS, create_context, load_weights
 from specx.backends.llama.vocab import LlamaVocab
 from specx.backends.settings import Load
@@ -40,7 +40,7 @@ class SkippingModel:
     """
 
     def __init__(self, load: Load, *, repack: bool = True) -> None:
-        set_verbose(load.verbose)
+        set_log(load.log)
         self._lib = lib()
         self._ctx: Any = None
         enable(STOCK)
@@ -108,7 +108,7 @@ class SkippingModel:
             self._batch.fill_chain(piece, start, 0, len(piece))
             enable(STOCK)
             if self._lib.llama_decode(self._ctx, self._batch.sized(len(piece))):
-                raise ModelError("llama.cpp could not compute a text", "run again with --verbose")
+                raise ModelError("llama.cpp could not compute a text", "run again with --log-file -")
             yield floats_at(self._lib.llama_get_logits(self._ctx), len(piece), self.vocab.size)
 
     def _made_observer(self) -> Any:

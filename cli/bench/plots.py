@@ -90,7 +90,7 @@ def _draw_speedups(axes: Any, run: Run, report: Report, looks: Mapping[str, tupl
     axes.set_yticks(range(len(categories)), categories)
     axes.set_ylim(len(categories) - 0.4, -0.6)
     axes.set_xlabel("speed (geometric mean over prompts, 95% interval)")
-    axes.set_title(f"Speed relative to {run.baseline}")
+    axes.set_title(f"Speed relative to {_told(run.baseline)}")
     axes.grid(axis="x", alpha=0.3)
     # Below the axis: intervals may be anywhere. The distance is in font sizes, whatever the height.
     _legend(axes, loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=4.0, ncols=3)
@@ -99,9 +99,14 @@ def _draw_speedups(axes: Any, run: Run, report: Report, looks: Mapping[str, tupl
 def _legend(axes: Any, **place: Any) -> None:
     """Each label once."""
     handles, labels = axes.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
+    once = dict(zip(map(_told, labels), handles, strict=True))
     if once:
         axes.legend(once.values(), once.keys(), framealpha=0.85, edgecolor="none", **place)
+
+
+def _told(name: str) -> str:
+    """The name of an arm in words."""
+    return name.replace("@stock", " on llama.cpp's kernels").replace("@specx", " on specx's kernels")
 
 
 def _draw_steps(axes: Any, run: Run, report: Report, looks: Mapping[str, tuple[str, str]]) -> None:

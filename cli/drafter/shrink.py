@@ -15,6 +15,7 @@ from specx.cli.drafter.steps import Steps
 from specx.cli.options.values import duration
 from specx.cli.terminal.console import notice, stdout, write
 from specx.cli.terminal.tables import show_table
+from specx.engine.setup.explain import gibibytes
 
 if TYPE_CHECKING:
     from specx.engine.making.prospects import ShrinkStage
@@ -99,8 +100,8 @@ def _show(report: ShrinkReport) -> None:
     if not report.complete:
         stdout().print("the time was up first: run it again to go on, or give it more --time")
     if report.path is not None:
-        size = report.path.stat().st_size / 1e6
-        stdout().print(f"written: {report.path} ({size:.0f} MB); delete it to undo this")
+        size = gibibytes(report.path.stat().st_size)
+        stdout().print(f"written: {report.path} ({size}); delete it to undo this")
 
 
 def _row(report: ShrinkReport, stage: ShrinkStage) -> tuple[str, ...]:

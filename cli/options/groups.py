@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from specx.backends.settings import CACHE_TYPES
-from specx.cli.options.panels import COMPLETING, completed, panel
+from specx.cli.options.panels import panel
 from specx.engine.settings import Asked, SamplingSettings
 
 __all__ = [
@@ -57,7 +57,6 @@ class ModelOptions:
             metavar="MODEL",
             help="A GGUF file, or the name of a model on this machine.",
             show_default=False,
-            autocompletion=completed(("-m",), "") if COMPLETING else None,
         ),
     ] = None
     model_flag: Annotated[
@@ -198,8 +197,22 @@ class ModelOptions:
         bool, _model("--no-cache", text="Neither use nor keep anything in the cache directory.")
     ] = not ASKED.store
     verbose: Annotated[
-        bool, _model("-v", "--verbose", text="Show llama.cpp's own messages, and tracebacks.")
+        bool, _model("-v", "--verbose", text="Tell every decision with its numbers, and show tracebacks.")
     ] = ASKED.verbose
+    log_file: Annotated[
+        str,
+        _model(
+            "--log-file",
+            text="Write llama.cpp's own messages into it; - is standard error.",
+            metavar="FILE",
+            envvar="LLAMA_ARG_LOG_FILE",
+            show_default=False,
+        ),
+    ] = ASKED.log
+    profile: Annotated[
+        str | None,
+        _model("--profile", text="Take options from config.toml: its table [profiles.NAME].", metavar="NAME"),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,6 +213,7 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         parse_special=model.parse_special,
         store=not model.no_cache,
         verbose=model.verbose,
+        log=model.log_file if model.log_file in ("", "-") else str(expanded(Path(model.log_file))),
     )
     check_flash_attention(
         asked.flash_attn, asked.type_v, asked.draft.type_v if draft.drafter != "none" else None

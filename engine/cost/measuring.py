@@ -14,7 +14,7 @@ from specx.backends.base import Cache
 from specx.engine.cost.staircase import Staircase
 from specx.engine.cost.timing import Clock, Stopped, busy_now
 
-__all__ = ["WAITING", "BetweenSteps", "Keeper", "give_up_provisional", "measure_steps"]
+__all__ = ["WAITING", "BetweenSteps", "Keeper", "give_up_provisional", "measure_steps", "reading_s"]
 
 SHARE = 0.3  # of the time, for measurements between steps
 LONGEST_MS = 200.0  # of one of these steps: those who are written wait so long
@@ -38,6 +38,14 @@ def give_up_provisional(staircase: Staircase) -> None:
         staircase.provisional = False
         if not busy_now(staircase.watch):
             staircase.forget()
+
+
+def reading_s(staircase: Staircase, tokens: int) -> float | None:
+    """Seconds that reading so many tokens takes, by the widest step that was timed; None if none was."""
+    if not staircase.depths:
+        return None
+    widest = max(staircase.steps(staircase.depths[0]))
+    return tokens / widest * staircase.cost(widest, tokens // 2) / 1e3
 
 
 def measure_steps(

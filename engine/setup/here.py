@@ -73,3 +73,9 @@ class Here:
         """The surroundings that `asked` wants: its store, and every decision told where it is verbose."""
         store = user_store(asked.store, notice)
         return cls(store, notice, notice if asked.verbose else silent, progress)
+
+    def put_off(self, kind: str, key: str, text: str) -> None:
+        """Tell once that what is kept under (kind, key) is not measured now: it may be so at every start."""
+        if "put_off" not in (self.store.load_json(kind, key) or {}):
+            self.store.save_json(kind, key, {"put_off": True})
+            self.notice(text)

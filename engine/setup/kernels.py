@@ -119,7 +119,9 @@ def load_on_chosen(
             return _FirstUse(load, key, here, stages or Stages(None), watch).chosen()
     if kept is not None:
         return Chosen(load(ggml_device.KERNELS[kept]), Choice(kept, MEASURED))
-    _put_off(here, key)
+    here.put_off(
+        "kernels", key, "the machine is busy: specx's own kernels are used, and compared when it is not"
+    )
     return Chosen(load(SPECX), Choice(SPECX.name, BUSY))
 
 
@@ -157,13 +159,6 @@ def choice_of_auto(times: KernelTimes, store: Store, key: str) -> Kernels:
     return SPECX if times.disturbed or store.root is None else times.best()
 
 
-def _put_off(here: Here, key: str) -> None:
-    """Tell once that nothing is compared now: it may be so at every start."""
-    if "put_off" not in (here.store.load_json("kernels", key) or {}):
-        here.store.save_json("kernels", key, {"put_off": True})
-        here.notice("the machine is busy: specx's own kernels are used, and compared when it is not")
-
-
 @dataclass(frozen=True, slots=True)
 class _FirstUse:
     """The kernels are compared, and the steps of a model timed, when it is used for the first time.
@@ -193,9 +188,8 @@ class _FirstUse:
         model.kernels = best  # others had their turns on it
         took = f"compared kernels in {self.here.clock() - start:.1f} s"
         if times.disturbed:
-            self.here.notice(
-                f"{took}, but the machine was busy: specx's own are used, and compared when it is not"
-            )
+            why = f"{took}, but the machine was busy: specx's own are used, and compared when it is not"
+            self.here.put_off("kernels", self.key, why)
             return Chosen(model, Choice(best.name, BUSY))
         kept = {"choice": best.name, "steps": times.steps, "margin": times.margin(best)}
         store.save_json("kernels", self.key, kept)

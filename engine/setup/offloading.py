@@ -156,7 +156,7 @@ def load_costs(store: Store, key: str, devices: Sequence[Device]) -> MeasuredDev
     """What was measured of `devices` before, with the memory that they have now; None if nothing was."""
     entry = _entry(key, devices)
     data = store.load_json(KIND, entry)
-    if data is None:
+    if data is None or "put_off" in data:
         return None
     free = {device.name: device.memory_free or 0 for device in devices}
     try:
@@ -197,7 +197,8 @@ def _measure(
     times = ", ".join(f"{cost.reading_ms(1, read):.1f} ms on {cost.name}" for cost in costs)
     took = f"timed this model's layers in {here.clock() - start:.1f} s: one token takes {times}"
     if disturbed:
-        here.notice(f"{took}; the machine was busy: this will be measured again next time")
+        why = f"{took}; the machine was busy: this will be measured again next time"
+        here.put_off(KIND, _entry(key, devices), why)
     else:
         here.notice(took)
         kept = {"devices": [cost.to_json() for cost in costs], "kernels": kernels.value}

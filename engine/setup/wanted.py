@@ -42,7 +42,7 @@ def wanted_load(info: GGUFInfo, asked: Asked) -> Load:
         swa_full=asked.swa_full,
         snapshots=best_snapshots(info),
         mtp=asked.drafter == "auto" and asked.draft.model is None and has_mtp(info),
-        verbose=asked.verbose,
+        log=asked.log,
     )
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from specx.backends.places import model_aliases, model_folders
+
 SCRIPT = Path(__file__).with_name("fake_specx.py")
 
 
@@ -72,6 +74,9 @@ def _no_surroundings(monkeypatch, tmp_path):
     (tmp_path / "config.toml").touch()
     monkeypatch.setenv("SPECX_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("COLUMNS", "100")
+    yield
+    model_folders.clear()  # what a configuration has named
+    model_aliases.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 
 from specx.backends.errors import RollbackError
 from specx.cli.chat import Chat, Conversation
-from specx.cli.generation import Request
+from specx.cli.generation import Request, summary
 from specx.cli.options.read import GenerationOptions
 from specx.cli.terminal.console import Progress
 from specx.cli.terminal.lines import history_file
@@ -72,6 +72,11 @@ def test_statistics_on_request(specx):
     assert outcome.err.count("7 tokens, 100.0 tokens/s, 1.00 tokens/step, 33% of drafts accepted (auto)") == 2
     assert "seed: 77" in outcome.err
     assert "error: /stats is 'maybe'\nhint: allowed are on and off" in outcome.err
+
+
+def test_a_step_that_found_the_end_only_is_explained():
+    assert "0.75 tokens/step (the last step found the end of the text), " in summary(3, 1.0, 4, 0, 0, "none")
+    assert "1.00 tokens/step, " in summary(3, 1.0, 3, 0, 0, "none")
 
 
 def test_commands(specx):

@@ -368,4 +368,4 @@ def test_draft_models_that_can_give_nothing_are_told(specx, tmp_path):
 
 def test_an_option_that_was_taken_for_a_value_is_named(specx):
     outcome = specx("complete", specx.model, "-fa", "-p", "hello")
-    assert outcome.code == 2 and "-p is the value of the option before it" in outcome.err
+    assert outcome.code == 2 and "-fa took -p for its value" in outcome.err

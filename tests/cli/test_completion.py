@@ -46,6 +46,12 @@ def completed(*words: str, shell: str = "bash", **env: str) -> list[str]:
         (("complete", "-ctvd", "iq"), ["iq4_nl"]),
         (("complete", "--server", "n"), ["no"]),
         (("completion", ""), ["bash", "zsh", "fish"]),
+        (("bench", "--drafter", "none,su"), ["none,suffix"]),
+        (("bench", "--kernels", "at"), ["attention"]),
+        (("bench", "-o", "j"), ["json", "jsonl"]),
+        (("bench", "--suite", "ch"), ["chat"]),
+        (("show", "-ctk", "q8"), ["q8_0"]),
+        (("cache", "clear", "da"), ["damaged"]),
         (("complete", "-f", ""), []),  # the shell knows files
     ],
 )
@@ -56,8 +62,20 @@ def test_what_a_word_may_become(words, found):
 def test_models_by_their_names(tmp_path):
     for name in ("tiny-q8.gguf", "tiny-q4.gguf", "other.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
-    for words in (("complete", "ti"), ("chat", "-m", "ti"), ("complete", "-md", "ti")):
+    asked = (("complete", "ti"), ("chat", "-m", "ti"), ("complete", "-md", "ti"), ("show", "ti"))
+    for words in (*asked, ("drafter", "list", "ti"), ("drafter", "trim", "x", "--for", "ti")):
         assert completed(*words, LLAMA_CACHE=str(tmp_path)) == ["tiny-q4.gguf", "tiny-q8.gguf"]
+
+
+def test_what_the_configuration_names(tmp_path):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "tiny-q8.gguf").write_bytes(b"GGUF")
+    settings = 'models = ["%s"]\n[aliases]\ntiny = "x"\n[profiles.poet]\ntemp = 1.2\n' % (tmp_path / "models")
+    (tmp_path / "mine.toml").write_text(settings)
+    known = {"SPECX_CONFIG": str(tmp_path / "mine.toml")}
+    assert completed("complete", "--profile", "p", **known) == ["poet"]
+    assert completed("show", "mi", **known) == ["mine/tiny-q8"]
+    assert completed("chat", "ti", **known) == ["tiny"]
 
 
 def test_shells_are_told_more_in_their_own_form():

@@ -193,7 +193,7 @@ def test_what_was_shrunk(specx, found, tmp_path):
     path.write_bytes(b"x" * 3_000_000)
     calls = found(making, "shrink", shrunk(path, complete=False))
     done = specx("drafter", "shrink", specx.model, "--layers", "12", "--quant", "q4_0", "--time", "1.5m")
-    assert done.code == 0 and "written: " in done.out and "(3 MB); delete it to undo this" in done.out
+    assert done.code == 0 and "written: " in done.out and "(3 MiB); delete it to undo this" in done.out
     assert (
         "30      100.0%  1.00x  1.00x" in done.out and "12      60.0%   0.50x  1.20x      written" in done.out
     )

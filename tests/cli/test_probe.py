@@ -78,6 +78,15 @@ def test_the_default_depth_is_256(specx, found):
     assert found[0][1] == [256]
 
 
+def test_a_picture_tells_whose_kernels_they_are(specx, found, tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    path = tmp_path / "steps.svg"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        assert specx("probe", "--staircase", specx.model, "--plot", str(path)).code == 0
+    text = path.read_text()
+    assert "llama.cpp's kernels" in text and "specx's kernels" in text and "stock" not in text
+
+
 @pytest.mark.parametrize("name", ["steps.png", "steps.svg"])
 def test_a_picture_is_drawn(specx, found, tmp_path, name):
     pytest.importorskip("matplotlib")

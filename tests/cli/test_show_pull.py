@@ -124,7 +124,7 @@ def test_json_has_everything_and_nothing_else(app, model):
 
 
 def test_tensors_and_template(app, model, tmp_path):
-    assert "blk.1.attn_k.weight  64 x 32  F32   8.2 kB" in run(app, "show", model, "--tensors").stdout
+    assert "blk.1.attn_k.weight  64 x 32  F32   8 KiB" in run(app, "show", model, "--tensors").stdout
     assert run(app, "show", model, "--template").stdout == "{{ messages }}\n"
     plain = write_model(tmp_path / "plain.gguf", template=None, window=64)
     with pytest.raises(ModelError, match="no chat template"):

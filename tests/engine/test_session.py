@@ -668,12 +668,23 @@ def test_prompts_that_cannot_be_read():
         (30, 0, "-c 1024"),
         (800, 8192, "-c 2048"),
         (8000, 8192, "-c 8192"),
-        (8192, 8192, "shorten it: the model was trained for 8192"),
+        (8000, 8192, "or shorten it to its first 0%"),
+        (8192, 8192, "shorten it to its first 96%: the model was trained for 8192"),
     ):
         session.model.facts = replace(session.model.facts, n_ctx_train=trained)
         with pytest.raises(ContextFullError) as caught:
             session.generate([1] * tokens, GREEDY)
         assert hint in caught.value.hint
+    with pytest.raises(ContextFullError, match="7000 tokens") as caught:
+        session.generate([1] * 7000, GREEDY)
+    staircase = session.staircase
+    widest = max(staircase.steps(staircase.depths[0]))
+    seconds = 7 * staircase.cost(widest, 3500) / widest
+    assert f"-c 8192 (reading it takes about {seconds:.0f} s)" in caught.value.hint
+    staircase.forget()
+    with pytest.raises(ContextFullError) as caught:
+        session.generate([1] * 7000, GREEDY)
+    assert "reading" not in caught.value.hint
     assert len(run(session, prompt=[1] * 29, n_predict=5).tokens) == 2
     with pytest.raises(UsageError, match="telepathy"):
         session.set_drafter("telepathy")

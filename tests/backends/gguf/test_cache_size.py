@@ -7,7 +7,7 @@ import pytest
 
 from specx.backends.gguf.cache_size import CELLS, cells, layer_cache_bytes, window_cells, windowed_layers
 from specx.backends.gguf.file import read_gguf
-from specx.backends.llama.libllama import set_verbose
+from specx.backends.llama.libllama import set_log
 from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import Load
 
@@ -28,8 +28,8 @@ def full(tiny_models):
 def llamas_own_figures(load: Load, capsys: pytest.CaptureFixture[str]) -> float:
     """MiB of all caches and states that llama.cpp reports."""
     capsys.readouterr()
-    LlamaModel(replace(load, verbose=True)).close()
-    set_verbose(False)
+    LlamaModel(replace(load, log="-")).close()
+    set_log("")
     lines = [line for line in capsys.readouterr().err.splitlines() if re.search(r"(KV|RS) buffer size", line)]
     assert lines
     return sum(float(re.search(r"([\d.]+) MiB", line)[1]) for line in lines)

@@ -12,7 +12,7 @@ from specx.backends.errors import ModelError
 from specx.backends.gguf.cache_size import state_bytes
 from specx.backends.gguf.file import read_gguf
 from specx.backends.llama.kernels import ATTENTION, KERNELS, SPECX, STOCK, unavailable
-from specx.backends.llama.libllama import set_verbose, system_info
+from specx.backends.llama.libllama import set_log, system_info
 from specx.backends.llama.memory import DRIVER_BYTES, PACKED, predict_memory, repacked_types, wanted_context
 from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import Load
@@ -233,8 +233,8 @@ def test_what_is_packed_here_is_what_the_kernels_pack():
 def reported(loaded: Load, capsys: pytest.CaptureFixture[str]) -> int:
     """Bytes of the compute buffer that llama.cpp reports."""
     capsys.readouterr()
-    LlamaModel(replace(loaded, verbose=True), repack=False).close()
-    set_verbose(False)
+    LlamaModel(replace(loaded, log="-"), repack=False).close()
+    set_log("")
     lines = [line for line in capsys.readouterr().err.splitlines() if "compute buffer size" in line]
     return round(max(float(re.search(r"([\d.]+) MiB", line)[1]) for line in lines) * MIB)
 

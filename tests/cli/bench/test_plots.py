@@ -53,6 +53,17 @@ def test_every_run_can_be_drawn(run, tmp_path):
     assert text.startswith("<?xml") and "</svg>" in text
 
 
+def test_a_picture_tells_whose_kernels_they_are(tmp_path):
+    from matplotlib import rc_context
+
+    stock = ArmInfo(name="auto@stock", plain="none", threads=2)
+    run = replace(a_run(PLAIN, replace(DRAFTED, arm="auto@stock")), arms=[*a_run(arms=("none",)).arms, stock])
+    with rc_context({"svg.fonttype": "none"}):
+        draw_bench(run, make_report(run), tmp_path / "x.svg")
+    text = (tmp_path / "x.svg").read_text()
+    assert "auto on llama.cpp's kernels" in text and "@" not in text.partition("</metadata>")[2]
+
+
 def test_an_interval_has_its_place_on_the_axis():
     axis = LogAxis([0.5, 2.0], 41)
     line = axis.interval(Estimate(1.4, 1.2, 1.7)).ljust(41)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import fields, replace
 
 import pytest
@@ -252,6 +253,88 @@ def test_a_home_directory_may_be_abbreviated(specx, monkeypatch, tmp_path):
     assert (tmp_path / "answer.txt").exists()
 
 
+PROFILES = """
+temp = 0.1
+[aliases]
+tiny = "{model}"
+lost = "nowhere"
+[profiles.poet]
+temp = 1.5
+model = "tiny"
+json = true
+markdown = true
+[profiles.clerk]
+temp = 0
+"""
+
+
+def test_a_profile_is_stronger_than_the_file_and_weaker_than_flags(specx, monkeypatch, tmp_path):
+    other = tmp_path / "other.gguf"
+    other.touch()
+    (tmp_path / "config.toml").write_text(PROFILES.format(model=other))
+    outcome = specx("complete", "--profile", "poet", "-p", "x")
+    assert outcome.out.startswith("{") and specx.settings[-1].model == other
+    assert specx.session.samplings[-1].temperature == 1.5
+    assert specx("complete", "--profile=poet", "--temp", "0.7", "-p", "x", specx.model).code == 0
+    assert specx.session.samplings[-1].temperature == 0.7 and str(specx.settings[-1].model) == specx.model
+    monkeypatch.setenv("SPECX_PROFILE", "clerk")
+    assert specx("complete", specx.model, "-p", "x").out.startswith("Hello")
+    assert specx.session.samplings[-1].temperature == 0
+    monkeypatch.delenv("SPECX_PROFILE")
+    assert specx("complete", specx.model, "-p", "x").code == 0
+    assert specx.session.samplings[-1].temperature == 0.1
+
+
+def test_a_profile_that_is_not_there_is_told(specx, monkeypatch, tmp_path):
+    (tmp_path / "config.toml").write_text(PROFILES.format(model="x"))
+    wrong = specx("complete", "--profile", "pot", "-p", "x")
+    assert wrong.code == 2
+    assert "there is no profile 'pot'\nhint: there are poet, clerk" in wrong.err
+    (tmp_path / "config.toml").write_text("")
+    wrong = specx("complete", "--profile", "poet", "-p", "x")
+    assert wrong.code == 2 and "below a line [profiles.poet]" in wrong.err
+    monkeypatch.delenv("SPECX_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    wrong = specx("complete", "--profile", "poet", "-p", "x")
+    assert wrong.code == 2 and f"{tmp_path}/none/specx/config.toml" in wrong.err
+
+
+def test_an_alias_is_a_name_wherever_a_model_is_named(specx, tmp_path):
+    other = tmp_path / "other.gguf"
+    other.touch()
+    (tmp_path / "config.toml").write_text(PROFILES.format(model=other))
+    for named in (("tiny",), ("-m", "tiny")):
+        assert specx("complete", *named, "-p", "x").code == 0
+        assert specx.settings[-1].model == other
+    assert specx("complete", specx.model, "-md", "tiny", "-p", "x").code == 0
+    assert specx.settings[-1].draft.model == other
+    wrong = specx("complete", "lost", "-p", "x")
+    assert wrong.code == 1 and "the alias lost: no file and no model here is called 'nowhere'" in wrong.err
+    close = specx("complete", "tinny", "-p", "x")
+    assert close.code == 1 and "did you mean tiny?" in close.err
+
+
+def test_folders_of_models_are_searched(specx, monkeypatch, tmp_path):
+    for folder in ("mine/deep", "theirs"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("mine/deep/one.gguf", "theirs/two.gguf"):
+        (tmp_path / file).write_bytes(b"GGUF")
+    (tmp_path / "config.toml").write_text(f'models = ["{tmp_path}/mine"]\n')
+    monkeypatch.setenv("SPECX_MODELS", f"{tmp_path}/theirs{os.pathsep}{tmp_path}/nowhere")
+    listed = specx("show", "--list")
+    found = {line.split()[0]: line for line in listed.out.splitlines()}
+    assert f"{tmp_path}/mine" in found["deep/one"] and f"{tmp_path}/theirs" in found["two"]
+    assert f"{tmp_path}/nowhere, where models are looked for, is no folder" in listed.err
+    assert specx("complete", "deep/one", "-p", "x").code == 0
+    assert specx.settings[-1].model == tmp_path / "mine" / "deep" / "one.gguf"
+
+
+def test_messages_of_llama_cpp_have_a_file_of_their_own(settings, monkeypatch):
+    assert settings("-v")[0].log == "" and settings("--log-file", "-")[0].log == "-"
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert settings("--log-file", "~/x.log")[0].log == "/home/somebody/x.log"
+
+
 def test_a_table_is_for_one_command(specx, tmp_path):
     (tmp_path / "config.toml").write_text("[chat]\ntemp = 0.1\n[complete]\njson = true\nlogit-bias = '1+2'\n")
     outcome = specx("complete", specx.model, "-p", "x")
@@ -272,8 +355,12 @@ def test_a_table_is_for_one_command(specx, tmp_path):
         ("temp = " + "[" * 100_000, "is not valid TOML"),
         ("temp" + ".a" * 100_000 + " = 1", "thousands of dots"),
         ("# " + "x" * (1 << 21), "is too long"),
+        ("[profiles.poet]\ntmep = 1", "there is no option 'profiles.poet.tmep'\nhint: did you mean temp"),
+        ("profiles = 1", "write [profiles.NAME]"),
+        ("[aliases]\nx = 1", "aliases are no names of models"),
+        ("models = [[1]]", "models is [1]"),
     ],
-    ids=range(9),
+    ids=range(13),
 )
 def test_a_wrong_configuration_is_named(specx, tmp_path, content, message):
     (tmp_path / "config.toml").write_text(content)
@@ -302,6 +389,7 @@ def test_the_groups_cover_the_settings():
         "type_k": "cache_type_k",
         "type_v": "cache_type_v",
         "store": "no_cache",
+        "log": "log_file",
         "draft": "draft_model",
     }
     elsewhere = {"measure", "texts", "answers", "longest"}  # follow from -n, and from the command

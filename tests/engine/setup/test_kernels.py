@@ -274,7 +274,7 @@ def test_steady_work_beside_a_comparison_decides_nothing(monkeypatch, choose, tm
     world = World(monkeypatch, costs(stock=FLAT, attention=STEEP, specx=beside))
     assert choose(world, busy=lambda: world.now > 0).kernels.value == SPECX.name
     assert "the machine was busy" in choose.notices[0]
-    assert Store(tmp_path).load_json("kernels", "model-machine") is None
+    assert Store(tmp_path).load_json("kernels", "model-machine") == {"put_off": True}
     assert world.loads == [STOCK, SPECX]  # it ended with the first that was disturbed
     assert world.closed == 1
     assert choose(world).kernels.value == STOCK.name
