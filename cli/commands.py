@@ -109,6 +109,8 @@ def every_command() -> Mapping[str, Any]:
 class LazyGroup(TyperGroup):
     """A group that lists its commands from `TABLE` and loads the one that is named."""
 
+    every_command = staticmethod(every_command)
+
     def __init__(self, **settings: Any) -> None:
         listed = {name: TyperCommand(name, help=entry.help) for name, entry in TABLE.items()}
         super().__init__(**{**settings, "commands": listed})

@@ -50,10 +50,9 @@ class GroupedCommand(TyperCommand):
             if ctx.resilient_parsing:  # a shell asks how the line may go on
                 return rest
             if profile := ctx.params.get("profile"):
-                from specx.cli.commands import every_command
                 from specx.cli.options.config import profile_defaults
 
-                found = profile_defaults(profile, ctx.info_name, every_command())
+                found = profile_defaults(profile, ctx.info_name, ctx.find_root().command.every_command())
                 ctx.default_map = {**(ctx.default_map or {}), **found}
                 ctx.params.clear()
                 rest = super().parse_args(ctx, list(args))

@@ -21,7 +21,6 @@ __all__ = [
     "DraftOptions",
     "GenerationOptions",
     "ModelOptions",
-    "PromptOptions",
     "SamplingOptions",
 ]
 
@@ -35,9 +34,7 @@ ASKED = Asked(Path())
 SAMPLING = SamplingSettings()
 
 
-_model, _drafting, _sampling, _generation, _prompt = map(
-    panel, ("Model", "Drafting", "Sampling", "Generation", "Prompt")
-)
+_model, _drafting, _sampling, _generation = map(panel, ("Model", "Drafting", "Sampling", "Generation"))
 
 
 def _hidden(*names: str) -> Any:
@@ -439,23 +436,3 @@ class GenerationOptions:
     json_schema_file: Annotated[Path | None, _generation("--json-schema-file", text="A file with one.")] = (
         None
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptOptions:
-    """What the model is asked."""
-
-    TEXTS: ClassVar = ("prompt", "system_prompt")  # what must be UTF-8
-
-    prompt: Annotated[str | None, _prompt("-p", "--prompt", text="The prompt.", metavar="TEXT")] = None
-    file: Annotated[
-        Path | None,
-        _prompt("-f", "--file", text="A file with the prompt (- is standard input); it comes before -p."),
-    ] = None
-    system_prompt: Annotated[
-        str | None, _prompt("-sys", "--system-prompt", text="The system message.", metavar="TEXT")
-    ] = None
-    escape: Annotated[
-        bool,
-        _prompt("-e", "--escape", text=r"Turn \n, \t and the like in -p, -sys and -r into characters."),
-    ] = False

@@ -34,9 +34,9 @@ from specx.cli.options.groups import (
     DraftOptions,
     GenerationOptions,
     ModelOptions,
-    PromptOptions,
     SamplingOptions,
 )
+from specx.cli.options.prompt import PromptOptions
 from specx.cli.terminal.files import is_text
 from specx.engine.settings import Asked, AskedModel, SamplingSettings
 
