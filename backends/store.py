@@ -90,6 +90,9 @@ class Store:
         root: the folder, or None to keep nothing.
         notice: told once what went wrong, if anything does.
         nowhere: why there is no folder, if a person should know that nothing is kept.
+
+    Attributes:
+        told: whether something went wrong.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class Store:
         self.root = root
         self._notice = notice
         self._nowhere = nowhere
-        self._told = False
+        self.told = False
 
     def load_json(self, kind: str, key: str) -> dict[str, Any] | None:
         """The value saved under (kind, key), or None."""
@@ -305,14 +308,16 @@ class Store:
                 except OSError:
                     continue
 
-    @staticmethod
-    def _files(folder: Path, *, hidden: bool = False) -> list[Path]:
+    def _files(self, folder: Path, *, hidden: bool = False) -> list[Path]:
         """Files of a folder; the hidden ones are those that are being written."""
         try:
             return [
                 path for path in folder.iterdir() if path.name.startswith(".") == hidden and path.is_file()
             ]
-        except OSError:
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self._tell(f"the cache cannot be read ({error.strerror or error})")
             return []
 
     def _path(self, kind: str, key: str, suffix: str) -> Path | None:
@@ -378,8 +383,8 @@ class Store:
             total -= size
 
     def _tell(self, text: str) -> None:
-        if not self._told:
-            self._told = True
+        if not self.told:
+            self.told = True
             self._notice(text)
 
 

@@ -168,12 +168,13 @@ def _unexpected(problem: Exception, *, verbose: bool) -> int:
 
     from specx.backends.errors import SpecxError, unexpected
 
-    no_room = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-    if isinstance(problem, OSError) and problem.filename is None and problem.errno in no_room:
+    unwritable = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+    if isinstance(problem, OSError) and problem.filename is None and problem.errno in unwritable:
         _abandon_stdout()
-        return _report(
-            SpecxError(f"the output cannot be written: {problem.strerror}", "make room, or send it elsewhere")
-        )
+        reason, hint = problem.strerror, "make room, or send it elsewhere"
+        if problem.errno == errno.EBADF:
+            reason, hint = "it was opened for reading", "send it somewhere: a terminal, a pipe or a file"
+        return _report(SpecxError(f"the output cannot be written: {reason}", hint))
     if verbose:
         import traceback
 

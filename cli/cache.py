@@ -56,6 +56,8 @@ def show(
         write(json_module.dumps(record) + "\n")
         return
     if not entries:
+        if store.told:  # it cannot be read: who knows what is kept
+            return
         write("nothing is kept" + (f": {NO_HOME}\n" if root is None else f" in {root}\n"))
         return
     write(f"{root}\n")

@@ -192,6 +192,13 @@ def test_a_read_only_store_is_read_and_written_about_once(store, notices, monkey
     assert "Permission denied" in notices[0]
 
 
+def test_a_store_of_another_user_is_not_called_empty(store, notices, monkeypatch):
+    fill(store)
+    monkeypatch.setattr(store_module.Path, "iterdir", refuse)
+    assert store.entries() == [] and store.told
+    assert notices == ["the cache cannot be read (Permission denied)"]
+
+
 def test_damage_that_cannot_be_set_aside(store, notices, monkeypatch):
     fill(store)
     (store.root / "staircase" / "k.json").write_bytes(b"{")

@@ -190,6 +190,26 @@ def test_a_disk_that_is_full():
         assert subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False).returncode == 2
 
 
+def test_a_stdout_that_was_opened_for_reading():
+    command = [sys.executable, "-P", "-m", "specx.cli", "--version"]
+    with open(os.devnull, "rb") as readable:
+        done = subprocess.run(command, stdout=readable, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the output cannot be written: it was opened for reading\nhint: ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder in use cannot be deleted there")
+def test_a_folder_that_was_deleted(tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    command = [sys.executable, "-P", "-m", "specx.cli", "show", "m.gguf"]
+    done = subprocess.run(
+        command, cwd=here, preexec_fn=here.rmdir, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: no file and no model here is called 'm.gguf'\nhint: ")
+
+
 def test_notices_wait_for_the_end_of_a_line_on_a_terminal(monkeypatch):
     class Screen(io.StringIO):
         def isatty(self):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,3 +100,14 @@ def test_earlier_answers_are_shown_as_text(specx, smollm2, tmp_path):
     gone = specx("cache", "show", "--text")
     assert (gone.code, gone.out) == (0, "") and "gone.gguf" in gone.err
     assert max(map(len, specx("cache", "show").out.splitlines()[1:])) <= 80
+
+
+@pytest.mark.parametrize("arguments", [(), ("--text",), ("--json",)])
+def test_a_cache_of_another_user_is_not_called_empty(specx, monkeypatch, arguments):
+    def refuse(_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # root may read anywhere, so pretend
+    shown = specx("cache", "show", *arguments)
+    assert shown.err == "the cache cannot be read (Permission denied)\n"
+    assert "nothing is kept" not in shown.out
