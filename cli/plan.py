@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 MOST_PLACEMENTS = 12
-MOST_WIDTHS = 10
+NARROWEST, STEPS, STEP = 60, 16, 7  # columns of a terminal, of the names of rows, and of a number
 MOST_OPTIONS = 8
 MOST_UNFIT = 4
 
@@ -121,7 +121,8 @@ def _sizes(option: Placement) -> str:
 def _show_steps(steps: dict[int, float]) -> None:
     """Milliseconds by width, and how many times those of a single token."""
     widths = sorted(steps)
-    shown = widths if len(widths) <= MOST_WIDTHS else [n for n in widths if n & (n - 1) == 0]
+    most = (max(stdout().width, NARROWEST) - STEPS) // STEP
+    shown = widths if len(widths) <= most else [n for n in widths if n & (n - 1) == 0]
     stdout().print()
     show_table(
         ("tokens of a step", *(str(n) for n in shown)),

@@ -220,6 +220,14 @@ class Progress:
         self._open.close()
 
 
+def _cut(text: str, width: int) -> str:
+    """As many of its clauses, which commas end, as fit into `width`; at least as much as fits."""
+    if len(text) <= width:
+        return text
+    clauses = text[: width + 1].rpartition(", ")[0]
+    return clauses or text[:width]
+
+
 class StatusLine:
     """The last line of the terminal, beside text that streams above it.
 
@@ -269,7 +277,7 @@ class StatusLine:
             self._rows, self._columns = size.lines, size.columns
             # Index down and up again: a cursor on the last line makes room by scrolling first.
             self._send(f"{below}\x1bD\x1b[1A\x1b7\x1b[1;{size.lines - 1}r\x1b8")
-        line = stderr().render_str(one_line(text)[: size.columns - 1], style="dim")
+        line = stderr().render_str(_cut(one_line(text), size.columns - 1), style="dim")
         with stderr().capture() as drawn:
             stderr().print(line, end="")
         self._send(f"\x1b7\x1b[{size.lines};1H\x1b[2K{drawn.get()}\x1b8")

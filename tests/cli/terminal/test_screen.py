@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import shutil
 import struct
 import subprocess
@@ -17,6 +18,9 @@ from pathlib import Path
 import pyte
 import pytest
 
+from specx.backends.gguf.file import read_gguf
+from specx.backends.store import Store, cache_dir
+from specx.cli.app import run
 from specx.cli.terminal import console
 from specx.cli.terminal.flow import Flow
 from specx.cli.terminal.markdown import MarkdownStream
@@ -25,6 +29,7 @@ from specx.cli.terminal.tables import show_fields, show_table
 SCRIPT = Path(__file__).parents[1] / "fake_specx.py"
 PATIENCE = 240  # seconds that anything may take on a busy machine
 WIDTHS = (60, 80, 200)
+COMMANDS = ("show", "show --list", "plan --no-measure", "drafter list", "cache show")
 LONG = (
     "Speculative decoding guesses the next tokens cheaply, lets the model check several guesses in one step, "
     "and keeps what the model would have written anyway."
@@ -92,6 +97,29 @@ def test_sentences_and_tables_end_lines_between_words(shown_at, columns):
     rest = table[2 : next(i for i, line in enumerate(table) if line.startswith("two"))]
     assert all(line.startswith(" " * first) for line in rest) and bool(rest) == (columns < 200)
     assert table[-1] == f"{'another':15}short"
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize(
+    "command", ["show", "show --list", "plan --no-measure", "drafter list", "cache show"]
+)
+def test_what_commands_report_of_a_real_model(shown_at, capsys, smollm2, command, columns):
+    cache_dir().mkdir()
+    Store(cache_dir()).save_json("kernels", f"{read_gguf(smollm2).fingerprint}-x", {"choice": "specx"})
+    named = [] if command in ("show --list", "cache show") else [str(smollm2)]
+    assert run([*command.split(), *named]) == 0
+    whole = words(capsys.readouterr().out.splitlines())
+    lines = shown_at(columns, lambda: run([*command.split(), *named]))
+    assert max(map(len, lines)) <= columns
+    short = {word for word in whole if len(word) <= 20 and not re.search(r"\d", word)}
+    assert len(short) > 3 and short <= set(words(lines))  # the others are names and numbers
+
+
+def test_the_status_line_ends_between_clauses():
+    text = "12 tokens, 100.0 tokens/s, 1.00 tokens/step, 33% of drafts accepted (auto)"
+    assert console._cut(text, 80) == text
+    assert console._cut(text, 50) == "12 tokens, 100.0 tokens/s, 1.00 tokens/step"
+    assert console._cut("x" * 90, 50) == "x" * 50
 
 
 def test_the_last_column_gives_way_first(shown_at):
