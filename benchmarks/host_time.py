@@ -6,7 +6,8 @@ The prompts are answered once with the models, and what these gave is kept. Step
 target of a billion parameters, as in cascade.py, so what is decided does not depend on the machine. Then the
 same answers are written again with nothing computed: calls give what was kept, after as much memory was read
 as empties the caches of the processor, as reading the weights does (`--warm` leaves that away). Counted is
-the CPU time of the thread, less that of the calls; of each step the least of all repeats. `host` is what
+the CPU time of the thread, less that of the calls; of each step the least of all repeats. The clock is one
+call of C, as a real one, and garbage is looked for as seldom as in the processes of specx. `host` is what
 `specx bench` calls so, `asking` the part within the offers of a draft model, outside of its calls, and
 `after` what is done with a step's tokens. `calls` are those of Python's functions, which do not depend on the
 machine at all. The last line of the output is JSON, with a digest of what was decided: versions that decide
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import gc
 import hashlib
 import json
 import pstats
@@ -25,6 +27,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -40,6 +43,7 @@ from specx.backends.llama.model import LlamaModel
 from specx.backends.scripted import SimulatedClock
 from specx.backends.settings import Load
 from specx.backends.store import Store
+from specx.cli.generation import OBJECTS_TO_COLLECT
 from specx.drafters.free import FreeDrafter
 from specx.drafters.guesser import GuessCosts
 from specx.drafters.mixture import MixtureDrafter, MixtureDrafting
@@ -134,6 +138,8 @@ class Played(Model):
         spent: where their real time goes.
     """
 
+    facts: Any = None  # of the model that was recorded; an attribute, as there
+
     def __init__(
         self,
         like: LlamaModel,
@@ -143,7 +149,7 @@ class Played(Model):
         flush: Callable[[], None],
         spent: Spent,
     ) -> None:
-        self._like, self._facts = like, like.facts
+        self._like, self.facts = like, like.facts
         self.costs, self._clock, self._flush = costs_of(steps), clock, flush
         self._forward, self.prefills = iter(tape["forward"]), iter(tape["prefill"])
         self._spent = spent
@@ -153,11 +159,6 @@ class Played(Model):
     def vocab(self) -> Any:
         """Of the model that was recorded."""
         return self._like.vocab
-
-    @property
-    def facts(self) -> Any:
-        """Of the model that was recorded."""
-        return self._facts
 
     def extract(self, layers: Sequence[int]) -> None:
         """There are no heads."""
@@ -308,7 +309,7 @@ class Bench:
     def _session(self, target: Model, draft: Model | None, clock: SimulatedClock) -> Session:
         asked = Asked(self.options.target, drafter="none", store=False, n_ctx=2048)
         learned = Learned(Store(None), model_key="model", cost_key="cost")
-        session = Session(target, asked, learned, name="target", clock=clock)
+        session = Session(target, asked, learned, name="target", clock=partial(getattr, clock, "_now"))
         known = {str(n): ms for n, ms in TARGET_MS.items()}
         session.staircase.load_json({"0": known, "2048": known})
         session.drafter = self._drafter(target.vocab, draft, clock)
@@ -330,7 +331,7 @@ class Bench:
                 shared=vocab.size if same else 0,
                 target=None if same else vocab,
                 costs=costs,
-                clock=clock,
+                clock=partial(getattr, clock, "_now"),
             )
         )
         return drafter
@@ -436,6 +437,9 @@ def main() -> None:
     draft = LlamaModel(Load(options.draft, 1, 1, n_ctx=2048), kernels=kernels) if options.draft else None
     bench = Bench(options, target, draft)
     bench.record()
+    gc.collect()
+    gc.freeze()  # as the processes of specx do
+    gc.set_threshold(OBJECTS_TO_COLLECT)
     runs = [bench.play() for _ in range(options.repeats)]
     report(bench, runs, bench.play(counting=True))
     if options.profile:

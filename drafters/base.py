@@ -73,7 +73,7 @@ class Text:
         self.position += len(tokens)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # some a step: a frozen one takes three times as long to make
 class Draft:
     """A tree of guessed tokens, most promising first.
 

@@ -154,7 +154,9 @@ class FreeDrafting(Drafting):
     def observe(self, seen: Verified) -> None:
         """Score every source on the emitted tokens, then learn the rows of the whole verified tree."""
         text, tokens = self._text, seen.tokens
-        draft = seen.draft.head(int(np.count_nonzero(seen.draft.probs)))  # what fills a step up says nothing
+        draft = seen.draft
+        if len(draft) and not draft.probs.item(-1):  # what fills a step up says nothing
+            draft = draft.head(int(np.count_nonzero(draft.probs)))
         # Scoring comes first: the rows already tell what was emitted.
         self._trie.observe(tokens, text.seed, text.position - len(tokens), text.temperature)
         if self._drafter.recycles and self._last >= 0:

@@ -119,7 +119,7 @@ class Terms:
         return bool((tokens * self.plain_ms <= self.costs * n).all())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """What a step spent on sources that cost time, for one text.
 

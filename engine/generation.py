@@ -293,7 +293,10 @@ class Generation:
         slot.cached += self._text.tokens[-1 - len(step.tokens) : -1]
         tokens, text, reason = self._decode(step.tokens)
         outlook = None if reason else self.job.outlook
-        self._timed(lambda: self._writer.take_stock(step, slot.cache.length, outlook))
+        clock = self._writer.clock
+        start = clock()
+        self._writer.take_stock(step, slot.cache.length, outlook)
+        self._overhead_s += clock() - start  # no part of a step, but of the time the answer takes
         result.tokens += tokens
         result.text += text
         following = step.tokens[len(tokens) : len(tokens) + 1]
@@ -329,12 +332,6 @@ class Generation:
         rest = self._matcher.feed(self._decoder.flush())[0] + self._matcher.flush()
         self.result.text += rest
         return replace(NOTHING, text=rest, last=True)
-
-    def _timed(self, call: Callable[[], None]) -> None:
-        """What is no part of a step, but of the time the answer takes."""
-        start = self._writer.clock()
-        call()
-        self._overhead_s += self._writer.clock() - start
 
     def _decode(self, tokens: list[int]) -> tuple[list[int], str, str]:
         """The tokens that belong to the answer, the text they release, and why it ends if it does.

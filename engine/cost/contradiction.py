@@ -8,7 +8,6 @@ correction is kept only where nothing else kept the machine busy.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 
 from specx.engine.cost.timing import Busy, Watch, median
@@ -66,14 +65,16 @@ class Calm:
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
         self._busy: Busy | None = None
-        self._seen: Counter[int] = Counter()
+        self._seen: dict[int, int] = {}
+        self._steps = 0
 
     def observe(self, n: int) -> bool:
         """A step of `n` tokens was taken; whether a stretch of them is complete."""
         if self._busy is None:
             self._busy = self._watch()
-        self._seen[n] += 1
-        return self._seen.total() >= WINDOW
+        self._seen[n] = self._seen.get(n, 0) + 1
+        self._steps += 1
+        return self._steps >= WINDOW
 
     def widths(self) -> list[int]:
         """Widths seen often enough since this was asked last; none if others were busy meanwhile."""
@@ -81,6 +82,7 @@ class Calm:
         calm = self._busy is not None and not self._busy()
         self._busy = None
         self._seen.clear()
+        self._steps = 0
         return found if calm else []
 
 

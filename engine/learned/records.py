@@ -22,7 +22,7 @@ MOST_TOKENS = 1 << 16  # a record longer than this is halved: what was long ago 
 MOST_DRAFTERS = 64  # of one model; the shortest records go
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # added to at every step
 class TrackRecord:
     """Sums over the steps of one drafter.
 
@@ -51,7 +51,7 @@ class TrackRecord:
         return (self.promised / self.promised_ms) * (self.plain_ms / self.tokens)
 
     def __add__(self, other: TrackRecord) -> TrackRecord:
-        total = TrackRecord(  # field by field: this is done at every step
+        total = TrackRecord(
             self.tokens + other.tokens,
             self.ms + other.ms,
             self.plain_ms + other.plain_ms,
@@ -91,11 +91,15 @@ class TrackRecords:
 
     def add(self, drafter: str, step: Step, plain_ms: float) -> None:
         """`drafter` brought `step`, where a single token takes `plain_ms` milliseconds."""
+        record = self._new.get(drafter)
+        if record is None or record.tokens > MOST_TOKENS:
+            record = self._new[drafter] = TrackRecord() if record is None else record * 0.5
         count = len(step.tokens)
-        ms, promised_ms = max(step.seconds * 1e3, 1e-6), max(step.promised_ms, 1e-6)
-        taken = TrackRecord(count, ms, count * plain_ms, step.promised, promised_ms)
-        before = self._new.get(drafter)
-        self._new[drafter] = taken if before is None else before + taken
+        record.tokens += count
+        record.ms += max(step.seconds * 1e3, 1e-6)
+        record.plain_ms += count * plain_ms
+        record.promised += step.promised
+        record.promised_ms += max(step.promised_ms, 1e-6)
 
     def all(self) -> dict[str, TrackRecord]:
         """Every drafter's record, what this process added included."""
