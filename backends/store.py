@@ -51,6 +51,7 @@ KINDS = (
     "lengths",
     "machine",
     "model",
+    "opening",
     "pairs",
     "record",
     "recycle",

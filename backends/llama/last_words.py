@@ -15,8 +15,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from specx.backends.errors import ModelError
@@ -25,7 +25,7 @@ from specx.backends.llama.callbacks import called_by_c
 if TYPE_CHECKING:
     import ctypes
 
-__all__ = ["before_the_end", "install", "working_on"]
+__all__ = ["before_the_end", "ending_with", "install", "working_on"]
 
 LONGEST_S = 3.0  # until the process ends, whatever is still to be done
 _PLACE = re.compile(r"(?:.*[/\\])?(?P<file>[^/\\:]+):(?P<line>\d+): (?P<what>.*)", re.DOTALL)
@@ -51,6 +51,16 @@ def before_the_end(action: Callable[[], None], tell: Callable[[ModelError], None
     Both may be called in any thread, while another one is within llama.cpp.
     """
     _actions[:], _tell[:] = [action], [tell]
+
+
+@contextmanager
+def ending_with(action: Callable[[], None]) -> Iterator[None]:
+    """Where llama.cpp gives up inside, `action` runs as well, before the reason is told."""
+    _actions.append(action)
+    try:
+        yield
+    finally:
+        _actions.remove(action)
 
 
 def install(library: ctypes.CDLL) -> None:

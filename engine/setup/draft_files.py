@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from specx.backends.base import Model
 from specx.backends.errors import ModelError
 from specx.backends.gguf.checks import read_runnable
@@ -26,6 +28,7 @@ from specx.engine.setup.finder import Candidate, Finder, Unfit, check_candidate,
 from specx.engine.setup.here import Here
 from specx.engine.setup.load import repack_works
 from specx.engine.setup.offloading import place_draft
+from specx.engine.setup.opening import ended_specx, opening
 from specx.engine.setup.wanted import draft_load
 
 __all__ = ["DraftFiles", "NamedDraft", "named_draft"]
@@ -65,9 +68,11 @@ class DraftFiles:
         yield from self._finder.search()
 
     def obstacle(self, candidate: Candidate) -> str | None:
-        """Why it cannot be loaded now (one clause): it would take more memory than is free."""
+        """Why it cannot be loaded (one clause): it would take more memory than is free, or ended specx."""
         if self._is_own(candidate):
             return None  # it was planned for when the target was loaded
+        if ended_specx(self._here.store, candidate.fingerprint):
+            return "llama.cpp gave up on it before (`specx cache clear opening` forgets that)"
         try:
             info = (
                 read_head(candidate.path).info
@@ -93,7 +98,12 @@ class DraftFiles:
         setup, wanted = self._setup, self._wanted(candidate)
         if setup.asked.draft.n_gpu_layers is None:
             wanted = place_draft(read_gguf(candidate.path), wanted, self._here.store, setup.devices_key)
-        return self._load(wanted)
+        with opening(self._here.store, candidate.fingerprint):
+            model = self._load(wanted)
+            cache = model.open()
+            cache.prefill(np.zeros(2, np.int32))  # what a file is damaged by may be computed with only
+            cache.close()
+        return model
 
     def watch(self, layers: Sequence[int]) -> None:
         """From now on the target gives what enters these layers; with none, no more.
@@ -121,14 +131,16 @@ class DraftFiles:
         if reason := check_head(head, setup.info):
             raise ModelError(f"{candidate.name} cannot draft: {reason}")
         wanted = self._wanted(candidate)
-        model = LlamaHead(
-            head,
-            wanted,
-            target_context=target,
-            scale=widened_by(setup.info),
-            kernels=kernels,
-            repack=repack_works(wanted, self._here),
-        )
+        repack = repack_works(wanted, self._here)
+        with opening(self._here.store, candidate.fingerprint):
+            model = LlamaHead(
+                head,
+                wanted,
+                target_context=target,
+                scale=widened_by(setup.info),
+                kernels=kernels,
+                repack=repack,
+            )
         return PairHead(model)
 
     def _is_own(self, candidate: Candidate) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import gguf
 import pytest
 
 from specx.backends.gguf.file import read_gguf
+from specx.backends.scripted import ScriptedModel
 from specx.backends.settings import Load
+from specx.backends.store import Store
 from specx.engine.settings import Asked, AskedModel
 from specx.engine.setup import draft_files
 from specx.engine.setup.decide import decide
@@ -24,9 +28,9 @@ def target(tmp_path, write_model):
     return read_gguf(write_model(tmp_path / "target.gguf", 64, layers=4))
 
 
-def drafts_of(target, load=lambda _load: None, **options):
+def drafts_of(target, load=lambda _load: ScriptedModel(64), store=None, **options):
     asked = Asked(target.path, threads=3, n_ctx=512, kernels="stock", store=False, **options)
-    here = Here.of(asked)
+    here = Here.of(asked) if store is None else replace(Here.of(asked), store=store)
     return DraftFiles(decide(asked, here), here, load, None)
 
 
@@ -82,7 +86,7 @@ def test_how_it_is_loaded(target, tmp_path, write_model):
     seen = []
     drafts = drafts_of(
         target,
-        seen.append,
+        lambda load: seen.append(load) or ScriptedModel(64),
         type_k="q8_0",
         drafter="model",
         draft=AskedModel(type_v="q8_0", threads=2, n_gpu_layers=0),
@@ -105,3 +109,46 @@ def test_memory_allows_it_or_not(target, tmp_path, write_model, monkeypatch, fre
         assert "of memory, and 1 MiB are free" in reason
     candidate.path.unlink()
     assert "no file" in drafts_of(target).obstacle(candidate)
+
+
+OPENED = """
+import os, sys
+from pathlib import Path
+from specx.backends.llama import last_words
+from specx.backends.store import Store
+from specx.engine.setup.opening import opening
+
+last_words.before_the_end(lambda: None, lambda problem: None)
+with opening(Store(Path(sys.argv[1])), sys.argv[2]):
+    exec(sys.argv[3])
+"""
+GIVES_UP, CRASHES, FAILS = "last_words._end('an assertion')", "os.abort()", "raise OSError"
+
+
+@pytest.mark.parametrize(
+    ("happens", "left_out"),
+    [
+        ([GIVES_UP], True),
+        ([CRASHES], False),  # it may have been killed
+        ([CRASHES, CRASHES, CRASHES], True),
+        ([CRASHES, CRASHES, "pass", CRASHES], False),
+        ([FAILS] * 4, False),
+    ],
+)
+def test_what_ended_specx_when_it_was_opened_is_not_opened_again(
+    target, tmp_path, write_model, happens, left_out
+):
+    small = write_model(tmp_path / "small.gguf", 16)
+    candidate = named_draft(target, Asked(target.path, draft=AskedModel(small))).candidate
+    store = Store(tmp_path / "store")
+    for what in happens:
+        command = [sys.executable, "-P", "-c", OPENED, str(store.root), candidate.fingerprint, what]
+        subprocess.run(command, check=False, capture_output=True)
+    drafts = drafts_of(target, store=store)
+    reason = drafts.obstacle(candidate)
+    assert (reason is not None) == left_out
+    if left_out:
+        assert "gave up on it before" in reason
+        store.clear("opening")
+    drafts.load(candidate)
+    assert drafts.obstacle(candidate) is None and store.load_json("opening", candidate.fingerprint) is None
