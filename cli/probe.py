@@ -121,16 +121,21 @@ def _probe_staircase(asked: Asked, depths: list[int], plot: Path | None, *, json
 
 
 def _show(found: StaircaseProbe) -> None:
-    """One table a depth: milliseconds, the ratio to a single token, and the memory bandwidth that makes."""
-    steps = found.comparison.steps
+    """One table a depth: milliseconds, the ratio to a single token, and what bounds them."""
+    steps, line = found.comparison.steps, found.roofline
     gigabytes = found.weight_bytes / 1e9
+    ours = found.auto if found.auto in steps else "stock"
     for depth in steps["stock"]:
         stdout().print(f"milliseconds of a step after {depth} tokens, and times those of a single token")
         rows = []
         for n in steps["stock"][depth]:
             cells = [f"{by[depth][n]:.1f} ({by[depth][n] / by[depth][1]:.2f})" for by in steps.values()]
-            rows.append((str(n), *cells))
-        show_table(("tokens", *steps), rows)
+            bound = line.bounds[depth][n]
+            computing = "?" if bound.computing is None else f"{bound.computing:.1f}"
+            rows.append(
+                (str(n), *cells, f"{bound.reading:.1f}", computing, f"{found.over(ours, depth, n):.2f}")
+            )
+        show_table(("tokens", *steps, "reading", "computing", f"{ours}/bound"), rows)
         for name, by in steps.items():
             rate = gigabytes / by[depth][1] * 1e3
             share = rate * 1e9 / found.bandwidth
@@ -141,4 +146,10 @@ def _show(found: StaircaseProbe) -> None:
     stdout().print(
         f"memory: {found.bandwidth / 1e9:.1f} GB/s with {found.threads.value} threads, {found.threads.why}"
     )
+    if line.peak:
+        stdout().print(
+            f"integers of 8 bits: {line.peak / 1e9:.0f} billion operations/s with {line.instructions}; "
+            f"a token takes {2 * line.products / 1e9:.2f} billion"
+        )
+    stdout().print("reading, computing: milliseconds that these take at least; the larger is the bound")
     stdout().print(f"--kernels auto takes {found.auto}")

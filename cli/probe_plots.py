@@ -15,7 +15,10 @@ NAMES = {"stock": "llama.cpp's kernels", "attention": "specx's attention alone",
 
 
 def draw_staircases(found: StaircaseProbe, path: Path, *, title: str) -> None:
-    """Milliseconds of a step over its tokens, one line for each of the kernels, one panel a depth."""
+    """Milliseconds of a step over its tokens, one line for each of the kernels, one panel a depth.
+
+    The goal line is the larger of what reading and what computing take at least.
+    """
     from matplotlib.figure import Figure
 
     depths = list(found.comparison.steps["stock"])
@@ -26,8 +29,9 @@ def draw_staircases(found: StaircaseProbe, path: Path, *, title: str) -> None:
             steps = by_depth[depth]
             look = {"color": COLOURS[name], "label": NAMES[name], "markersize": 4}
             panel.plot(list(steps), list(steps.values()), "o-", **look)
-        bound = found.weight_bytes / found.bandwidth * 1e3
-        panel.axhline(bound, color="#444444", linewidth=0.8, linestyle=":", label="reading the weights once")
+        bounds = found.roofline.bounds[depth]
+        least = [bound.ms for bound in bounds.values()]
+        panel.plot(list(bounds), least, color="#444444", linewidth=0.9, linestyle=":", label="bound")
         panel.set_xscale("log", base=2)
         panel.set_xticks(list(steps), [str(n) for n in steps])
         panel.minorticks_off()

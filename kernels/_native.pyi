@@ -481,6 +481,14 @@ def read_bandwidth(bytes: int, threads: int, repeats: int) -> float:
         ValueError: no thread, no repeat, or less than a megabyte.
     """
 
+def integer_peak(instructions: str, threads: int, repeats: int) -> float:
+    """Multiplications and additions a second that `threads` threads do with integers of 8 bits, in registers,
+    with one of the device's instruction sets; the best of `repeats`, 0 where there is no such measurement.
+
+    Raises:
+        ValueError: no thread, or no repeat.
+    """
+
 def dot_rows(
     table: NDArray[np.uint8],
     ids: NDArray[np.int32],

@@ -1,4 +1,4 @@
-"""What the machine can do with a model: the staircases of all kernels, and the bandwidth of its memory."""
+"""What the machine can do with a model: the staircases of all kernels, and what they are bounded by."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specx.backends.llama import kernels as ggml_device
+from specx.backends.llama.kernels import STOCK
 from specx.backends.machine.machine import bytes_to_read, read_memory
 from specx.engine.cost.timing import unwatched, watch_others
+from specx.engine.report.roofline import Roofline, roofline_of
 from specx.engine.settings import Asked
 from specx.engine.setup.choice import Choice
 from specx.engine.setup.decide import decide
@@ -16,13 +19,14 @@ from specx.engine.setup.kernel_times import KernelTimes, compare_kernels
 from specx.engine.setup.kernels import choice_of_auto
 from specx.engine.setup.layers import step_bytes
 from specx.engine.setup.load import loader
-from specx.kernels._native import read_bandwidth
+from specx.kernels._native import integer_peak, read_bandwidth
 
 __all__ = ["WIDTHS", "StaircaseProbe", "probe_staircases"]
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 BUDGET_S = 6.0  # for each of the kernels and depths
 BANDWIDTH_REPEATS = 5
+PEAK_REPEATS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class StaircaseProbe:
         bandwidth: bytes per second that the memory gives to `threads` threads.
         threads: CPU threads in use, and why so many.
         auto: name of the kernels that `--kernels auto` takes.
+        roofline: what each step takes at least.
     """
 
     comparison: KernelTimes
@@ -42,6 +47,11 @@ class StaircaseProbe:
     bandwidth: float
     threads: Choice[int]
     auto: str
+    roofline: Roofline
+
+    def over(self, name: str, depth: int, n: int) -> float:
+        """How many times its bound a step of `n` tokens takes on the kernels `name`."""
+        return self.comparison.steps[name][depth][n] / self.roofline.bounds[depth][n].ms
 
     def to_json(self) -> dict[str, Any]:
         """What `specx probe --staircase --json` prints; "specx" are the better of its two combinations."""
@@ -52,6 +62,11 @@ class StaircaseProbe:
                 "depth": depth,
                 "staircases": {"stock": steps["stock"][depth], "specx": steps[ours][depth]},
                 "by_kernels": {name: by_depth[depth] for name, by_depth in steps.items()},
+                "bounds": {n: bound.to_json() for n, bound in self.roofline.bounds[depth].items()},
+                "times_the_bound": {
+                    name: {n: self.over(name, depth, n) for n in by_depth[depth]}
+                    for name, by_depth in steps.items()
+                },
             }
             for depth in steps["stock"]
         ]
@@ -63,6 +78,7 @@ class StaircaseProbe:
             "threads": self.threads.value,
             "weight_bytes": self.weight_bytes,
             "bandwidth_bytes_per_s": round(self.bandwidth),
+            **self.roofline.to_json(),
             "disturbed": self.comparison.disturbed,
         }
 
@@ -93,6 +109,8 @@ def probe_staircases(
     busy = watch_others()
     bandwidth = read_bandwidth(bytes_to_read(read_memory()), setup.threads.value, BANDWIDTH_REPEATS)
     load = loader(setup.load, here)
+    instructions = "" if ggml_device.unavailable() else ggml_device.instruction_set()
+    peak = integer_peak(instructions, setup.threads_batch.value, PEAK_REPEATS)
     comparison, model, _ = compare_kernels(
         load, depths=depths, widths=widths, budget_s=BUDGET_S, progress=progress, watch=unwatched
     )
@@ -101,4 +119,14 @@ def probe_staircases(
     if comparison.disturbed:
         notice("something else kept the machine busy: what was measured is shown, but not to be relied on")
     auto = choice_of_auto(comparison, here.store, setup.kernels_key)
-    return StaircaseProbe(comparison, step_bytes(setup.info), bandwidth, setup.threads, auto.name)
+    timed = comparison.steps[STOCK.name]
+    roofline = roofline_of(
+        setup.info,
+        setup.load,
+        depths=timed,
+        widths=sorted({n for steps in timed.values() for n in steps}),
+        bandwidth=bandwidth,
+        peak=peak,
+        instructions=instructions,
+    )
+    return StaircaseProbe(comparison, step_bytes(setup.info), bandwidth, setup.threads, auto.name, roofline)

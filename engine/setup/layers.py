@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from specx.backends.gguf.file import GGUFInfo, Tensor
 from specx.backends.llama.memory import cache_bytes, predict_memory
 from specx.backends.settings import ALL_LAYERS, Load
 
-__all__ = ["Division", "Layers", "model_layers", "step_bytes"]
+__all__ = ["Division", "Layers", "model_layers", "step_bytes", "step_products"]
 
 ACTIVATION_BYTES = 4  # of each number that is handed from device to device
+EXPERTS = "_exps."  # in the names of tensors that hold all experts of a layer
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 Division = tuple[tuple[str, int], ...]
@@ -69,25 +71,54 @@ def model_layers(info: GGUFInfo, load: Load) -> Layers:
     )
 
 
-def step_bytes(info: GGUFInfo) -> int:
-    """Bytes of weights that decoding one token reads: of the experts those that a token uses, of the
-    embedding nothing unless it is the head as well, and of layers that only draft nothing either."""
-    return sum(_weight_bytes(info)[1])
+def step_bytes(info: GGUFInfo, tokens: int = 1) -> int:
+    """Bytes of weights that a step reads: of the embedding nothing unless it is the head as well, of layers
+    that only draft nothing either, and of the experts those that its tokens use.
+
+    How many different experts several tokens use depends on the text. Counted is what comes of tokens that
+    choose independently, which is the most that is to be expected.
+
+    Args:
+        info: the model.
+        tokens: of the step.
+    """
+    return sum(_weight_bytes(info, tokens)[1])
 
 
-def _weight_bytes(info: GGUFInfo) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(L + 1,) bytes of the weights of each layer, the head last, and those of them that a token reads."""
+def step_products(info: GGUFInfo) -> int:
+    """How many weights a token is multiplied with, in a step of whatever width."""
+    used = info.experts_used / info.experts if info.experts else 1.0
+    total = 0.0
+    for tensor, layer in _tensors(info):
+        if layer is not None and len(tensor.shape) > 1 and _is_read(info, layer):
+            total += tensor.elements * (used if EXPERTS in tensor.name else 1.0)
+    return round(total)
+
+
+def _weight_bytes(info: GGUFInfo, tokens: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(L + 1,) bytes of the weights of each layer, the head last, and those of them that a step reads."""
     blocks = info.blocks
     weights, read = [0] * (blocks + 1), [0] * (blocks + 1)
-    used = info.experts_used / info.experts if info.experts else 1.0
-    tied = not any(tensor.name == HEAD for tensor in info.tensors)
-    for tensor in info.tensors:
-        layer = blocks if tied and tensor.name == EMBEDDING else _layer_of(tensor, blocks)
+    used = 1.0 - (1.0 - info.experts_used / info.experts) ** tokens if info.experts else 1.0
+    for tensor, layer in _tensors(info):
         if layer is not None:
             weights[layer] += tensor.nbytes
-            if not blocks - info.nextn_layers <= layer < blocks:
-                read[layer] += round(tensor.nbytes * (used if "_exps." in tensor.name else 1.0))
+            if _is_read(info, layer):
+                read[layer] += round(tensor.nbytes * (used if EXPERTS in tensor.name else 1.0))
     return tuple(weights), tuple(read)
+
+
+def _is_read(info: GGUFInfo, layer: int) -> bool:
+    """Whether a layer does not only draft."""
+    return not info.blocks - info.nextn_layers <= layer < info.blocks
+
+
+def _tensors(info: GGUFInfo) -> Iterator[tuple[Tensor, int | None]]:
+    """Every tensor, and the index of its layer: an embedding that is the head as well counts as that."""
+    tied = not any(tensor.name == HEAD for tensor in info.tensors)
+    for tensor in info.tensors:
+        is_head = tied and tensor.name == EMBEDDING
+        yield tensor, info.blocks if is_head else _layer_of(tensor, info.blocks)
 
 
 def _layer_of(tensor: Tensor, blocks: int) -> int | None:

@@ -9,6 +9,7 @@ void bind_foresight(nb::module_& m);
 void bind_chain(nb::module_& m);
 void bind_objective(nb::module_& m);
 void bind_bandwidth(nb::module_& m);
+void bind_peak(nb::module_& m);
 void bind_distinct(nb::module_& m);
 void bind_pieces(nb::module_& m);
 void bind_vocabulary(nb::module_& m);
@@ -22,6 +23,7 @@ NB_MODULE(_native, m) {
     bind_chain(m);
     bind_objective(m);
     bind_bandwidth(m);
+    bind_peak(m);
     bind_distinct(m);
     bind_pieces(m);
     bind_vocabulary(m);

@@ -13,6 +13,7 @@ from specx.backends.machine.machine import CPU, Conditions, Memory
 from specx.engine.report import machine as probe_module
 from specx.engine.report import staircase as staircase_probe
 from specx.engine.report.machine import MachineProbe, Measured, ModelProbe
+from specx.engine.report.roofline import Bound, Roofline
 from specx.engine.report.staircase import StaircaseProbe
 from specx.engine.setup.choice import Choice
 from specx.engine.setup.kernel_times import KernelTimes
@@ -38,8 +39,15 @@ def found(monkeypatch):
         }
         comparison = KernelTimes(steps, disturbed=True)
         threads = Choice(2, "as asked")
+        bounds = {depth: {n: Bound(2.5, 1.25 * n) for n in STOCK} for depth in depths}
+        roofline = Roofline(products=200_000_000, instructions="avx2", peak=320e9, bounds=bounds)
         return StaircaseProbe(
-            comparison, weight_bytes=100_000_000, bandwidth=40e9, threads=threads, auto="stock"
+            comparison,
+            weight_bytes=100_000_000,
+            bandwidth=40e9,
+            threads=threads,
+            auto="stock",
+            roofline=roofline,
         )
 
     monkeypatch.setattr(staircase_probe, "probe_staircases", measured)
@@ -52,10 +60,32 @@ def test_the_table_has_times_ratios_and_bandwidth(specx, found):
     [(settings, depths)] = found
     assert depths == [0] and settings.threads == 2
     lines = outcome.out.splitlines()
-    assert lines[1].split() == ["tokens", "stock", "attention", "specx"]
-    assert lines[4].split() == ["8", "40.0", "(4.00)", "20.0", "(2.50)", "8.0", "(1.60)"]
+    assert lines[1].split() == [
+        "tokens",
+        "stock",
+        "attention",
+        "specx",
+        "reading",
+        "computing",
+        "stock/bound",
+    ]
+    assert lines[2].split()[-3:] == ["2.5", "1.2", "4.00"]
+    assert lines[4].split() == [
+        "8",
+        "40.0",
+        "(4.00)",
+        "20.0",
+        "(2.50)",
+        "8.0",
+        "(1.60)",
+        "2.5",
+        "10.0",
+        "4.00",
+    ]
+    assert max(map(len, lines[:5])) <= 80
     assert any("specx" in line and "20.0 GB/s" in line and "50%" in line for line in lines)
-    assert lines[-2] == "memory: 40.0 GB/s with 2 threads, as asked"
+    assert lines[-4] == "memory: 40.0 GB/s with 2 threads, as asked"
+    assert "320 billion operations/s with avx2; a token takes 0.40 billion" in lines[-3]
     assert lines[-1] == "--kernels auto takes stock"
 
 
@@ -69,6 +99,9 @@ def test_json_holds_both_staircases_of_every_depth(specx, found):
     }
     assert [entry["depth"] for entry in record["depths"]] == [256, 1000]
     assert record["depths"][1]["by_kernels"]["attention"]["8"] == 21.0
+    assert record["depths"][1]["bounds"]["8"] == {"reading_ms": 2.5, "computing_ms": 10.0, "ms": 10.0}
+    assert record["depths"][1]["times_the_bound"]["specx"] == {"1": 2.4, "2": 2.8, "8": 0.9}
+    assert (record["instructions"], record["integer_operations_per_s"]) == ("avx2", 320_000_000_000)
     assert (record["kernels"], record["specx_kernels"], record["disturbed"]) == ("stock", "specx", True)
     assert found[0][1] == [256, 1000]
 
