@@ -8,8 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from specx.backends.base import Model
 from specx.backends.errors import ModelError
 from specx.backends.gguf.checks import read_runnable
@@ -101,7 +99,7 @@ class DraftFiles:
         with opening(self._here.store, candidate.fingerprint):
             model = self._load(wanted)
             cache = model.open()
-            cache.prefill(np.zeros(2, np.int32))  # what a file is damaged by may be computed with only
+            cache.prefill([0, 0])  # what a file is damaged by may be computed with only
             cache.close()
         return model
 

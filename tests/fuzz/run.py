@@ -124,7 +124,7 @@ def headers(world: World, source: random.Random) -> None:
     model = LlamaModel(load)
     tokens = model.vocab.tokenize(b"some text", add_special=True, parse_special=True)[:8] or [0]
     cache = model.open()
-    cache.prefill(np.array(tokens, np.int32))
+    cache.prefill(tokens)
     width = min(2, model.facts.max_width)
     logits = cache.forward(np.arange(width, dtype=np.int32), np.arange(-1, width - 1, dtype=np.int32)).logits
     assert logits.shape == (width, info.vocabulary_size)
