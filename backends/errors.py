@@ -95,14 +95,15 @@ class ContextFullError(SpecxError):
         if trained:
             room = min(room, trained)
         time = "" if seconds is None else f" (reading it takes about {_time(seconds)})"
-        fits = room if room <= tokens else n_ctx
+        fits = max(room, n_ctx) if room <= tokens else n_ctx
         share = f"its first {max(fits - 256, fits // 2) * 100 // tokens}%"
-        return cls(
-            f"the prompt has {tokens} tokens and the context holds {n_ctx}",
-            f"give it more room with -c {room}{time}, or shorten it to {share}"
-            if room > tokens
-            else f"shorten it to {share}: the model was trained for {trained} tokens of context",
-        )
+        if room > tokens:
+            hint = f"give it more room with -c {room}{time}, or shorten it to {share}"
+        elif trained > n_ctx:
+            hint = f"shorten it to {share} and use -c {trained}, all that the model was trained for"
+        else:
+            hint = f"shorten it to {share}: the model was trained for {trained} tokens of context"
+        return cls(f"the prompt has {tokens} tokens and the context holds {n_ctx}", hint)
 
 
 def _time(seconds: float) -> str:

@@ -92,20 +92,20 @@ def _draw_speedups(axes: Any, run: Run, report: Report, looks: Mapping[str, tupl
     axes.set_xlabel("speed (geometric mean over prompts, 95% interval)")
     axes.set_title(f"Speed relative to {_told(run.baseline)}")
     axes.grid(axis="x", alpha=0.3)
-    # Below the axis: intervals may be anywhere. The distance is in font sizes, whatever the height.
-    _legend(axes, loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=4.0, ncols=3)
+    _legend(axes, ncols=2)
 
 
-def _legend(axes: Any, **place: Any) -> None:
-    """Each label once."""
+def _legend(axes: Any, **look: Any) -> None:
+    """Each label once, below the axis: what is drawn may be anywhere. The distance is in font sizes."""
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(map(_told, labels), handles, strict=True))
     if once:
-        axes.legend(once.values(), once.keys(), framealpha=0.85, edgecolor="none", **place)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 4.0, "fontsize": 8}
+        axes.legend(once.values(), once.keys(), edgecolor="none", **below, **look)
 
 
 def _told(name: str) -> str:
-    """The name of an arm in words."""
+    """The name of an arm, with those of kernels in words."""
     return name.replace("@stock", " on llama.cpp's kernels").replace("@specx", " on specx's kernels")
 
 
@@ -116,9 +116,9 @@ def _draw_steps(axes: Any, run: Run, report: Report, looks: Mapping[str, tuple[s
     for number, (plain, depths) in enumerate(run.staircases.items()):
         for style, (depth, steps) in zip(styles, depths.items(), strict=False):
             xs = sorted(map(int, steps))
-            where = f" ({plain})" if len(run.staircases) > 1 else ""
+            where = f"{plain}, " if len(run.staircases) > 1 else "measured "
             colour = GREY if not number else COLOURS[-1 - number % len(COLOURS)]
-            label = f"measured after {depth} tokens{where}"
+            label = f"{where}after {depth} tokens"
             axes.plot(xs, [steps[str(n)] for n in xs], style, color=colour, linewidth=1.2, label=label)
             widest = max(widest, *xs)
     for name, detail in report.details.items():
@@ -148,7 +148,7 @@ def _draw_steps(axes: Any, run: Run, report: Report, looks: Mapping[str, tuple[s
     axes.set_ylabel("milliseconds")
     axes.set_title("What a step costs (dots: as large as their share)")
     axes.grid(alpha=0.3)
-    _legend(axes, loc="upper left", markerscale=0.5)
+    _legend(axes, ncols=2, markerscale=0.5)
 
 
 def _draw_depths(axes: Any, report: Report, looks: Mapping[str, tuple[str, str]]) -> None:
@@ -166,7 +166,7 @@ def _draw_depths(axes: Any, report: Report, looks: Mapping[str, tuple[str, str]]
     axes.grid(alpha=0.3)
     if deepest:
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _legend(axes, loc="best")
+        _legend(axes)
     else:
         _say(axes, NOTHING)
 
@@ -185,7 +185,7 @@ def _say(axes: Any, text: str) -> None:
 def _draw_sources(axes: Any, report: Report) -> None:
     """A bar for each source of each arm."""
     bars = [
-        (f"{source}\n({name})" if len(report.details) > 2 else source, source, drafted, accepted)
+        (f"{source}\n({_told(name)})" if len(report.details) > 2 else source, source, drafted, accepted)
         for name, detail in report.details.items()
         for source, (drafted, accepted) in sorted(detail.by_source.items())
     ]
@@ -222,7 +222,7 @@ def _draw_tokens(axes: Any, run: Run) -> None:
     moments = [t for t, n in zip(times, answer.step_tokens, strict=True) for _ in range(n)]
     for source in sorted(set(answer.sources), key=lambda name: (name != "target", name)):
         own = [i for i, name in enumerate(answer.sources) if name == source]
-        label = f"{answer.arm}: {'the model itself' if source == 'target' else source}"
+        label = "the model itself" if source == "target" else source
         axes.scatter(
             [moments[i] for i in own],
             [i + 1 for i in own],
@@ -234,9 +234,9 @@ def _draw_tokens(axes: Any, run: Run) -> None:
     axes.set_ylabel("tokens written")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.set_title(f"Tokens of {answer.case} over time")
+    axes.set_title(f"Tokens of {answer.case} over time, {_told(answer.arm)}")
     axes.grid(alpha=0.3)
-    _legend(axes, loc="lower right", markerscale=1.5)
+    _legend(axes, ncols=2, markerscale=1.5)
 
 
 def _progress(answer: Answer) -> tuple[Sequence[float], Sequence[int]]:

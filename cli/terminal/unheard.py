@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from specx.cli.terminal.console import stdout
 from specx.cli.terminal.restore import changed
 
 __all__ = ["typing_waits"]
@@ -34,17 +35,18 @@ def typing_waits() -> Iterator[None]:
     iflag &= ~termios.ICRNL  # Enter is what the line editor takes for it
     waiting = [iflag, oflag, cflag, lflag & ~(termios.ECHO | termios.ICANON), *rest]
 
-    def mark() -> None:
-        sys.stdout.write(PASTED)
+    dumb = stdout().is_dumb_terminal
+
+    def send(codes: str) -> None:
+        sys.stdout.write("" if dumb else codes)
         sys.stdout.flush()
 
-    with changed(lambda: UNMARKED, mark):
+    with changed(lambda: "" if dumb else UNMARKED, lambda: send(PASTED)):
         try:
             termios.tcsetattr(sys.stdin, termios.TCSANOW, waiting)
-            mark()
+            send(PASTED)
             yield
         finally:
             with suppress(termios.error, OSError):  # a terminal that is gone
                 termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
-                sys.stdout.write(UNMARKED)
-                sys.stdout.flush()
+                send(UNMARKED)

@@ -665,11 +665,12 @@ def test_prompts_that_cannot_be_read():
     with pytest.raises(ContextFullError, match="30 tokens and the context holds 30"):
         session.generate([1] * 30, GREEDY)
     for tokens, trained, hint in (
+        (40, 30, "shorten it to its first 37%: the model was trained for 30 tokens of context"),
         (30, 0, "-c 1024"),
         (800, 8192, "-c 2048"),
         (8000, 8192, "-c 8192"),
         (8000, 8192, "or shorten it to its first 0%"),
-        (8192, 8192, "shorten it to its first 96%: the model was trained for 8192"),
+        (8192, 8192, "shorten it to its first 96% and use -c 8192, all that the model was trained for"),
     ):
         session.model.facts = replace(session.model.facts, n_ctx_train=trained)
         with pytest.raises(ContextFullError) as caught:
