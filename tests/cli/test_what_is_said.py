@@ -71,6 +71,7 @@ def test_plan_verbose_and_json_agree(specx, smollm2, flags, said):
     assert json.loads(done.stdout)["setup"] == planned
     rows = [" ".join(line.split()) for line in tables.out.splitlines()]
     told = done.stderr.splitlines()
+    assert len(told) < 40 and "llama_model_loader" not in done.stderr  # llama.cpp's log is not among it
     for name, choice in planned.items():
         if name == "changes":
             continue

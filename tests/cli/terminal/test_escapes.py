@@ -11,6 +11,7 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from specx.backends.errors import FileError
 from specx.backends.llama import libllama
 from specx.cli.terminal import console
 from specx.cli.terminal.markdown import MarkdownStream, rendered
@@ -68,9 +69,21 @@ def test_bars_and_streams_of_markdown(screen, monkeypatch):
 def test_the_log_of_llama_cpp_is_shown_without_control_characters(monkeypatch, capsys):
     lib = libllama.lib()
     assert lib is not None
-    monkeypatch.setattr(libllama, "_copy_to_stderr", True)
+    monkeypatch.setattr(libllama, "_copy", "-")
     libllama._keep_alive[0](2, b"name = \x1b[2Jx\n", None)
     assert capsys.readouterr().err == "name = \\x1b[2Jx\n"
+
+
+def test_the_log_of_llama_cpp_goes_where_it_is_told_to(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(libllama, "_copy", "")  # and afterwards as before
+    libllama.lib()
+    libllama.set_log(str(tmp_path / "x.log"))
+    libllama._keep_alive[0](2, b"one\n", None)
+    libllama.set_log("")
+    libllama._keep_alive[0](2, b"two\n", None)
+    assert (tmp_path / "x.log").read_text() == "one\n" and capsys.readouterr().err == ""
+    with pytest.raises(FileError, match="nowhere/x.log cannot be written: No such file"):
+        libllama.set_log(str(tmp_path / "nowhere" / "x.log"))
 
 
 def test_json_is_exact(capsys):
