@@ -59,7 +59,7 @@ class Resident:
         self.model = LlamaModel(Load(path, 2, 2, n_ctx=2048), kernels=KERNELS["specx"])
         slowed(self.model, steps, clock)
         self._open, self._caches, self.free = self.model.open, list[Cache](), self.model.close
-        self.model.open, self.model.close = self._opened, self.empty  # type: ignore[method-assign]
+        self.model.open, self.model.close = self._opened, self.empty  # type: ignore[method-assign,assignment]
 
     def _opened(self) -> Cache:
         self._caches.append(self._open())

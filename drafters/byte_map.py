@@ -6,7 +6,7 @@ by their role (what begins a sequence, begins or ends a turn, ends a text), neve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ TURN_ENDS = (b"<|im_end|>", b"<end_of_turn>", b"<|eot_id|>", b"<turn|>", b"<|end
 ROLES = ("turn start", "turn end", "bos", "eos", "eot")  # the first that both have is taken
 MARK = b"\x01"  # a text that no other merges with
 SHORT = 32  # bytes of a text whose tokens are remembered
+WORD = 8  # tokens of a word that are looked back on
 MOST_KEPT = 4096  # tokenized texts that are remembered, of some ten bytes each
 
 
@@ -190,6 +191,26 @@ class ByteMap:
                 return tokens[:i]
             at += len(part)
         return tokens
+
+    def may_follow(self, tokens: Sequence[int], token: int) -> bool:
+        """Whether the target may write `token` after `tokens`.
+
+        Where its tokenizer makes other tokens of the same bytes it would have written these: after " action"
+        comes no "s" if " actions" is one token.
+        """
+        piece = self.target.pieces.piece
+        word, begun = list[int](), b""
+        for before in reversed(tokens[-WORD:]):
+            if not (part := piece(before)):
+                break
+            word.insert(0, before)
+            begun = part + begun
+            if part[:1].isspace():
+                break
+        text = begun + piece(token)
+        if not word or whole(begun) < len(begun) or whole(text) < len(text) or self.target.of(begun) != word:
+            return True
+        return self.target.of(text)[: len(word)] == word
 
     @staticmethod
     def _match_roles(target: Vocab, draft: Vocab) -> tuple[dict[int, int], dict[int, int]]:

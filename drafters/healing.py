@@ -3,7 +3,7 @@
 The model gives two rows: after the text without its last token, and after all of it. In the first stands how
 likely the longer tokens are beside the last one, in the second what follows the last one. Both ways say what
 the target's next token is; where they say the same, their probabilities add up (token healing, as in
-Guidance).
+Guidance). What the target would have written as one token with its last one is left out: it did not.
 """
 
 from __future__ import annotations
@@ -147,17 +147,19 @@ def _best(byte_map: ByteMap, ways: Sequence[_Way], text: Text, position: int) ->
     for way in ways:
         tokens = byte_map.continued(way.text)
         together.setdefault(tokens[0] if tokens else -1 - way.token, []).append(way)
-    scores: list[tuple[float, _Way]] = []
+    scores: list[tuple[float, int, _Way]] = []
     for token, same in together.items():
         score = float(np.logaddexp.reduce([way.log_share for way in same]))
         if text.temperature > 0:
             noise = gumbel(text.seed & (2**64 - 1), position, np.array([max(token, 0)], np.int32))
             score = score / text.temperature + float(noise[0])
-        scores.append((score, max(same, key=lambda way: way.log_share)))
+        scores.append((score, token, max(same, key=lambda way: way.log_share)))
     scores.sort(key=lambda scored: -scored[0])
-    best = scores[0][1]
-    margin = scores[0][0] - scores[1][0] if len(scores) > 1 else math.inf
-    return Found(best.replaced, best.token, best.text, margin)
+    possible = (each for each in scores if each[1] < 0 or byte_map.may_follow(text.tokens, each[1]))
+    first = next(possible, scores[0])
+    second = next(possible, None)
+    best = first[2]
+    return Found(best.replaced, best.token, best.text, first[0] - second[0] if second else math.inf)
 
 
 def _log_total(row: NDArray[np.float32]) -> float:

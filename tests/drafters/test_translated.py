@@ -153,6 +153,36 @@ def test_a_word_that_the_target_has_half_written_is_not_taken_for_a_whole_one():
         assert target.piece(chain[-1]) == byte
 
 
+class Unsure(Reciting):
+    """Goes on from "a" with " cats" rather than " cat", and from there with " on"."""
+
+    def row(self, held):
+        written = b"".join(self.vocab.piece(token) for token in held)
+        logits = np.full(self.vocab.size, -20.0, np.float32)
+        said = {b"a": {b" cats": 5.0, b" cat": 4.5}, b"a cat": {b" on": 3.0, b" c": 2.0}}.get(written, {})
+        for word, logit in said.items():
+            logits[self.vocab.words.index(word)] = logit
+        return logits
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.01])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((b" cat", b" on"), b"s"),
+        ((b" cat", b" cats", b" on"), b" on"),
+        ((b" ca", b" cats", b" on"), b" on"),
+        ((b" ca", b"ts", b" on"), b" on"),
+    ],
+    ids=["it cannot write that as one", "it can", "instead of two", "instead of the last of two"],
+)
+def test_a_word_that_the_target_would_have_written_otherwise_does_not_go_on(words, said, temperature):
+    target, draft = Words(*words), Words(b" cat", b" cats", b" on", b" c")
+    text = Text(written(target, b"a cat"), 7, temperature, NO_TRUNCATION)
+    guesser = source_of(target, Unsure(draft, b"", max_width=8)).follow(text)
+    assert target.piece(guesser.guess([]).token) == said
+
+
 def test_special_tokens_meet_by_their_role():
     target, draft = Words(), Words(starts=b"<start_of_turn>", ends=b"<end_of_turn>", bos=True)
     byte_map = ByteMap(target, draft)
