@@ -82,7 +82,7 @@ def test_the_log_of_llama_cpp_goes_where_it_is_told_to(monkeypatch, tmp_path, ca
     libllama.set_log("")
     libllama._keep_alive[0](2, b"two\n", None)
     assert (tmp_path / "x.log").read_text() == "one\n" and capsys.readouterr().err == ""
-    with pytest.raises(FileError, match="nowhere/x.log cannot be written: No such file"):
+    with pytest.raises(FileError, match=r"nowhere/x\.log cannot be written: No such file"):
         libllama.set_log(str(tmp_path / "nowhere" / "x.log"))
 
 
