@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from specx.backends.scripted_vocab import ScriptedVocab
 from specx.engine.cost.company import CompanyCosts
 from specx.engine.cost.staircase import Staircase
 
@@ -77,7 +78,7 @@ def test_what_was_measured_beside_other_work_decides_no_number():
 
     class Odd:
         n_ctx, room, length, max_width = 100, 100, 0, 8
-        model = type("M", (), {"facts": type("F", (), {"settles": 1})})
+        model = type("M", (), {"facts": type("F", (), {"settles": 1}), "vocab": ScriptedVocab(8)})
 
         def forward(self, tokens, parents):
             times.append(len(tokens))

@@ -86,7 +86,7 @@ class Timed(ScriptedModel):
     """Steps that take what `cost` says, on a simulated clock."""
 
     def __init__(self, cost, **options):
-        super().__init__(8, max_leaves=1, **options)
+        super().__init__(options.pop("vocab_size", 8), max_leaves=1, **options)
         self.cost, self.simulated, self.calls = cost, SimulatedClock(), []
 
     def forward(self, trees, want=Want.LOGITS):
@@ -109,6 +109,18 @@ def test_a_step_is_timed_and_leaves_nothing_behind():
     cache = plain.open()
     assert time_step(cache, 8, plain.simulated) > 0  # read, as it cannot be a step
     assert (cache.length, plain.calls) == (0, [])
+
+
+def test_a_step_is_of_different_tokens():
+    seen = []
+
+    class Seen(Timed):
+        def forward(self, trees, want=Want.LOGITS):
+            seen.extend(tree.tokens.tolist() for tree in trees)
+            return super().forward(trees, want)
+
+    time_step(Seen(lambda _call: 1.0, vocab_size=4096).open(), 32, SimulatedClock())
+    assert len(set(seen[0])) == 32 and max(seen[0]) < 4096
 
 
 class Turns:
