@@ -1,6 +1,6 @@
 """Files that end the process when they are opened: a damaged one that passes every check of its header.
 
-Draft models are found, not asked for, so such a file must not end the answers of a healthy model again and again.
+Draft models are found, not asked for: such a file must not end a healthy model's answers again and again.
 What is being opened is noted in the store before, and the note is taken back after.
 """
 
