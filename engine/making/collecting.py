@@ -146,7 +146,7 @@ class Work:
     @property
     def collected(self) -> bool:
         """Whether everything was captured that will be."""
-        return (self.folder / DONE).exists()
+        return (self.folder / DONE).exists() and (self.folder / STATES).exists()
 
 
 def begin(info: GGUFInfo, asked: Asked, wanted: Wanted, told: TrainTold, output: Path) -> Work:
@@ -160,6 +160,7 @@ def begin(info: GGUFInfo, asked: Asked, wanted: Wanted, told: TrainTold, output:
     shape = HeadShape.of_target(info, wanted.rows)
     settings, seconds, costs = _settings(info, shape, wanted), 0.0, None
     if folder.exists() and wanted.resume:
+        _check_files(folder)
         known = _read_settings(folder / SETTINGS, told.notice)
         seconds, costs = float(known.pop("seconds", 0.0)), known.pop("costs", None)
         differing = sorted(key for key in settings if key in known and known[key] != settings[key])
@@ -183,6 +184,16 @@ def begin(info: GGUFInfo, asked: Asked, wanted: Wanted, told: TrainTold, output:
     work.costs = None if costs is None else np.array(costs)
     work.note_time()
     return work
+
+
+def _check_files(folder: Path) -> None:
+    """Raise FileError if something in the folder of a training is no file: a pipe would be waited for."""
+    try:
+        for path in folder.iterdir():
+            if not path.is_file():
+                raise FileError(f"{path} is no file", "begin anew: --force")
+    except OSError as error:
+        raise FileError(f"cannot read {folder}: {error.strerror or error}", "begin anew: --force") from error
 
 
 def _settings(info: GGUFInfo, shape: HeadShape, wanted: Wanted) -> dict[str, Any]:

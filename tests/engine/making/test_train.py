@@ -1,6 +1,7 @@
 """Training from end to end: text, states, a head; and whatever happens on the way."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from specx.backends.errors import FileError, SpecxError, UsageError
 from specx.backends.gguf.file import read_gguf
 from specx.drafters.make.gguf_writing import Source
-from specx.engine.making.collecting import AT_ONCE, CHECKPOINT, LIBRARIES, STATES, TEXTS, texts_that_fit
+from specx.engine.making.collecting import AT_ONCE, CHECKPOINT, DONE, LIBRARIES, STATES, TEXTS, texts_that_fit
 from specx.engine.making.train import TrainTold, Wanted, default_output, train
 from specx.engine.settings import Asked
 
@@ -124,6 +125,20 @@ def test_damaged_states_are_told_and_left_out(target, tmp_path):
     assert report.path.exists()
     assert {text.split(" ")[0] for text in said} >= {"settings.json", "the"}
     assert any("damaged bytes of captured states" in text for text in said)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_what_is_no_file_is_not_waited_for(target, tmp_path):
+    folder = tmp_path / "head.training"
+    folder.mkdir()
+    os.mkfifo(folder / STATES)
+    wanted = Wanted(output=tmp_path / "head.gguf", resume=True, **WANTED)
+    with pytest.raises(FileError, match="is no file") as caught:
+        train(asked(target), wanted, TrainTold())
+    assert "--force" in caught.value.hint
+    (folder / STATES).unlink()
+    (folder / DONE).touch()  # but what was collected is gone
+    assert train(asked(target), wanted, TrainTold()).captured >= 2500
 
 
 def test_text_of_a_person_alone(target, tmp_path):
