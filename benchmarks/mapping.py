@@ -4,12 +4,15 @@ The target answers every prompt greedily. At every fourth token of the answer (`
 asked for the next four, in two ways:
 
 - *own*: it reads the text so far in its own tokenization, made anew, and continues in its own tokens. As many
-  of the next tokens of the answer are right as have all their bytes written by it.
+  of the next tokens of the answer are right as have all their bytes written by it. *made* are those of them
+  that the target makes of what it wrote: where it says two line ends and the answer has one, the bytes of
+  that one are right, but the target has a token for two.
 - *mapped*: it is asked as it is while drafting, for the target's tokens.
 
 Only tokens before the first wrong one count. The mapping keeps *mapped / own* of what the draft model knows.
 That can be more than 1, since mapped drafting weighs other ways to end a text that stops within a word. Its
-time is what it takes outside the draft model, divided by the time inside, without the prompt.
+time is what it takes outside the draft model, divided by the time inside, without the prompt; in CPU time the
+threads of the draft model count as one, as they work side by side.
 
     python benchmarks/mapping.py TARGET.gguf DRAFT.gguf --prompts FILE [FILE ...] [-n 64] [--limit 200]
 
@@ -67,20 +70,22 @@ class Count:
 
     Attributes:
         places: where the draft model was asked.
-        own, mapped: tokens that were right.
+        own, made, mapped: tokens that were right.
         own_first, mapped_first: places whose very next token was right.
     """
 
     places: int = 0
     own: int = 0
+    made: int = 0
     mapped: int = 0
     own_first: int = 0
     mapped_first: int = 0
 
-    def add(self, own: int, mapped: int) -> None:
+    def add(self, own: int, made: int, mapped: int) -> None:
         """At one place so many tokens were right."""
         self.places += 1
         self.own += own
+        self.made += made
         self.mapped += mapped
         self.own_first += own > 0
         self.mapped_first += mapped > 0
@@ -95,33 +100,35 @@ class Times:
     """Seconds of drafting.
 
     Attributes:
-        inside: the draft model.
-        total: all of it.
+        inside, cpu_inside: the draft model, by the clock and of all threads.
+        total, cpu_total: all of it.
     """
 
     def __init__(self) -> None:
-        self.inside = self.total = 0.0
+        self.inside = self.total = self.cpu_inside = self.cpu_total = 0.0
 
     @contextmanager
     def of(self, model: LlamaModel) -> Iterator[None]:
         """What happens meanwhile is drafting, and its calls of `model` are inside."""
         for name in ("forward", "read"):
             setattr(model, name, self._timed(getattr(model, name)))
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.total += time.perf_counter() - start
+            self.cpu_total += time.process_time() - cpu
             for name in ("forward", "read"):
                 delattr(model, name)
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             try:
                 return call(*arguments, **options)
             finally:
                 self.inside += time.perf_counter() - start
+                self.cpu_inside += time.process_time() - cpu
 
         return timed
 
@@ -158,8 +165,11 @@ class OwnContinuation:
             if role >= 0 and self._before != [role]:
                 self._before.append(role)
 
-    def right(self, following: Sequence[int]) -> int:
-        """How many of the tokens that follow the draft model writes, before it writes something else."""
+    def right(self, following: Sequence[int]) -> tuple[int, int]:
+        """How many of the tokens that follow the draft model writes, before it writes something else.
+
+        By their bytes, and by the tokens that the target makes of what it writes.
+        """
         end = whole(self._said)
         tokens, goal = self._before + self._tokenized(self._said[:end]), self._said[end:]
         self._reader.changed(in_common(self._held, tokens))
@@ -172,7 +182,9 @@ class OwnContinuation:
                 break
             goal += piece
             ends.append(len(goal))
-        return self._written(tokens, goal, ends, last)
+        right, written = self._written(tokens, goal, ends, last)
+        made = self._map.continued(written[len(self._said) - end :])
+        return right, min(right, in_common(made, following)) if last is None else right
 
     def _tokenized(self, text: bytes) -> list[int]:
         return self._draft.tokenize(text, add_special=False, parse_special=False)
@@ -181,19 +193,24 @@ class OwnContinuation:
         """The answer is finished."""
         self._reader.close()
 
-    def _written(self, tokens: list[int], goal: bytes, ends: Sequence[int], last: int | None) -> int:
-        """How many of the tokens that end at `ends` of `goal` come true, and of `last` without bytes."""
+    def _written(
+        self, tokens: list[int], goal: bytes, ends: Sequence[int], last: int | None
+    ) -> tuple[int, bytes]:
+        """How many of the tokens that end at `ends` of `goal` come true, and of `last` without bytes.
+
+        And what was written.
+        """
         written, chain = b"", list[int]()
         while goal.startswith(written) and (len(written) < len(goal) or last is not None):
             token = int(self._reader.logits(tokens, chain)[0].argmax())
             piece = self._draft.piece(token)
             if not piece:
                 ended = written == goal and token in self._draft.eog and last in self._target.eog
-                return sum(end <= len(written) for end in ends) + ended
+                return sum(end <= len(written) for end in ends) + ended, written
             chain.append(token)
             written += piece
         agreed = in_common(list(written), list(goal))
-        return sum(end <= agreed for end in ends)
+        return sum(end <= agreed for end in ends), written
 
 
 def main() -> int:
@@ -276,7 +293,7 @@ def compare(arguments: argparse.Namespace, answers: Sequence[Answer]) -> tuple[d
                     following = answer.output[i : i + arguments.chain]
                     right = alone.right(following)
                     with (times if i else Times()).of(model):  # at first it reads the prompt
-                        counts[answer.category].add(right, drafting.right(following))
+                        counts[answer.category].add(*right, drafting.right(following))
                         drafting.said(following)
                     alone.said(following)
                 alone.close()
@@ -328,14 +345,17 @@ def report(counts: dict[str, Count], times: Times) -> None:
     """Print a table, and the same as JSON."""
     rows = dict(sorted(counts.items()))
     rows["all"] = Count(*(sum(column) for column in zip(*map(astuple, counts.values()), strict=True)))
-    print(f"{'category':<18}{'places':>8}{'own':>8}{'mapped':>8}{'kept':>8}{'first token kept':>18}")
+    names = f"{'category':<18}{'places':>8}{'own':>8}{'made':>8}{'mapped':>8}"
+    print(f"{names}{'kept':>8}{'of made':>9}{'first token kept':>18}")
     for name, count in rows.items():
         first = f"{count.mapped_first / max(count.own_first, 1):18.3f}"
-        print(f"{name:<18}{count.places:8}{count.own:8}{count.mapped:8}{count.kept:8.3f}{first}")
+        tokens = f"{count.places:8}{count.own:8}{count.made:8}{count.mapped:8}"
+        print(f"{name:<18}{tokens}{count.kept:8.3f}{count.mapped / max(count.made, 1):9.3f}{first}")
     share = (times.total - times.inside) / times.inside
-    print(f"mapping: {share:.1%} of the time in the draft model ({times.inside:.1f} s)")
+    cpu = (times.cpu_total - times.cpu_inside) / (times.cpu_inside / this_cpu().default_threads)
+    print(f"mapping: {share:.1%} of the draft model's time ({times.inside:.1f} s), {cpu:.1%} by CPU time")
     tables = {name: {**asdict(count), "kept": count.kept} for name, count in rows.items()}
-    print(json.dumps({"counts": tables, "mapping_time": share}))
+    print(json.dumps({"counts": tables, "mapping_time": share, "mapping_cpu_time": cpu}))
 
 
 if __name__ == "__main__":

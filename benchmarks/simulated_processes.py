@@ -241,4 +241,4 @@ def print_simulation(processes: int) -> bool:
                 flush=True,
             )
     print(json.dumps({name: asdict(found) for name, found in figures.items()}))
-    return all(found.of_free <= ALLOWED for found in figures.values())
+    return all(max(found.of_free, found.ratio) <= ALLOWED for found in figures.values())
