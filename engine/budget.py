@@ -5,6 +5,8 @@ bounds what that can cost: what a step would lose if nothing of its draft came t
 *budget* of the text, which is a small allowance, interest on every token, and what earlier drafts of this
 text saved (conservative exploration: Wu et al., Conservative Bandits, 2016). A text of n tokens thus takes at
 most ALLOWANCE + INTEREST * n plain steps longer than plain decoding, as far as steps cost what was measured.
+Where they cost more, the excess is owed: nothing is drafted before it is paid back, so the bound grows by
+what one step takes longer.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from specx.engine.learned.lengths import Outlook
 __all__ = ["ALLOWANCE", "INTEREST", "Asked", "Budget", "Decision", "Part", "Planned", "Terms"]
 
 # In plain steps. benchmarks/simulate.py compares such numbers on recorded outputs.
-ALLOWANCE = 3.5  # at the start of a text
+ALLOWANCE = 1.0  # at the start of a text
 INTEREST = 0.02  # for every token
 MOST = 16.0  # savings of long ago do not pay for a bad stretch
 
@@ -32,7 +34,7 @@ class Budget:
     """Of one text.
 
     Attributes:
-        steps: plain steps that may be lost now.
+        steps: plain steps that may be lost now; negative while some are owed.
     """
 
     __slots__ = ("steps",)
@@ -47,7 +49,7 @@ class Budget:
     def settle(self, accepted: int, lost: float) -> None:
         """A step gave `accepted` tokens beyond the sure one, and took `lost` plain steps longer than these
         would have taken."""
-        self.steps = min(max(self.steps + INTEREST * (accepted + 1) - lost, 0.0), MOST)
+        self.steps = min(self.steps + INTEREST * (accepted + 1) - lost, MOST)
 
 
 class Planned(Protocol):
@@ -98,13 +100,16 @@ class Terms:
         return max(self.plain_ms * (1 + self.jobs[0].budget.steps) - spent_ms, self.plain_ms)
 
     def caps(self) -> list[int]:
-        """Most nodes of each of several texts whose price its budget covers, if none of them comes true."""
+        """Most nodes of each of several texts whose price its budget covers, if none of them comes true.
+
+        A text that has nothing left gets none: what costs nothing for one may cost something for all.
+        """
         first = 1 if self.even else len(self.jobs)  # index of the plain step
         share = len(self.jobs) if self.even else 1  # of what a common width costs
         extra = (self.costs[first:] - self.plain_ms) / share
         budgets = np.array([job.budget.steps for job in self.jobs])
         spare = np.maximum(budgets * self.plain_ms - self.spent_ms, 0.0)
-        affordable = extra <= spare[:, None]
+        affordable = (extra <= spare[:, None]) & (budgets > 0)[:, None]
         last = affordable.shape[1] - 1 - affordable[:, ::-1].argmax(axis=1)
         caps: list[int] = np.where(affordable.any(axis=1), last, 0).tolist()
         return caps

@@ -304,4 +304,5 @@ def _affording(terms: Terms) -> list[int]:
     if len(terms.jobs) > 1:
         caps = terms.caps()
         return [i for i, room in enumerate(terms.rooms) if room.limit > 0 and caps[i] > 0]
-    return [0] if terms.wider_ms <= terms.affordable_ms() else []
+    owes = terms.jobs[0].budget.steps < 0  # steps turned out dearer than they are thought to be
+    return [0] if not owes and terms.wider_ms <= terms.affordable_ms() else []

@@ -6,9 +6,10 @@ that was costly while something else kept the machine busy is explored again som
 
 A step that is far off is an outlier and counts for nothing until it has happened several times in a row: then
 it is the estimate that is wrong, and it is moved at once. Single tokens, which are taken all the time, speak
-for every width, so that one nobody tries, because it is thought too costly, becomes cheaper with them; other
-widths speak for themselves. Several of them in a row that are too costly speak for all wide steps, for a
-while: something else contends for what they lived on.
+for every width, so that one nobody tries, because it is thought too costly, becomes cheaper with them. Other
+widths speak for those near them as well, down to nothing for single tokens: something else may contend for
+what wide steps live on, or the table may be wrong about them, and a text of sixty tokens has no time to find
+that out width by width. As all steps may have become slower, they speak for these, too, half as loud.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ __all__ = ["CLIP", "IN_A_ROW", "Regimes", "Weights"]
 STEP_RATE = 0.15  # weight of one real step in the running estimate of its width
 REGIME_RATE = 0.1  # weight of one real step in the estimate of the machine's present speed
 SPEED_DECAY = 0.003  # per step: what one width says of all others is forgotten: they are explored again
-CONTENTION_RATE = 0.3  # weight of one wide step that is cheaper than thought in how costly wide steps are
+WIDE_REGIME_RATE = 0.05  # weight in it of a step that is no single token
+CONTENTION_RATE = 0.1  # weight of one wide step that is dearer than thought in how costly wide steps are
+RELIEF_RATE = 0.3  # and of one that is cheaper
 DECAY = 0.001  # per step: what was learned of a width is forgotten, too, unless the width is seen again
 DECAY_EVERY = 16  # steps decay at once: NumPy took half of the time that a step is observed in
 CLIP = 2.0  # a step more than this many times off is an outlier
@@ -55,6 +58,7 @@ class Regimes:
         self.present: dict[int, NDArray[np.float64]] = {}
         self.speed = 1.0
         self.contention = np.ones(max_width + 1)
+        self._widths = np.arange(max_width + 1)
         self._narrowest = max_width  # that steps have had
         self._steps = 0
         self._outliers: dict[int, list[float]] = {}  # by width, its latest steps if all were off to one side
@@ -143,11 +147,14 @@ class Regimes:
         self._outliers.pop(n, None)
         for depth, weight in weights:
             self.present[depth][n] *= ratio ** (STEP_RATE * (weight if weight < 1.0 else 1.0))
-        self.speed *= ratio**REGIME_RATE
-        if n != self._narrowest:
-            self._wide_outliers.clear()
-            if ratio < 1:
-                self.contention = np.maximum(self.contention * ratio**CONTENTION_RATE, 1.0)
+        if n == self._narrowest:
+            self.speed *= ratio**REGIME_RATE
+            return
+        self.speed *= ratio**WIDE_REGIME_RATE
+        self._wide_outliers.clear()
+        rate = CONTENTION_RATE if ratio > 1 else RELIEF_RATE
+        wide = np.interp(self._widths, (self._narrowest, n, 4 * n), (0.0, rate, 0.0))
+        self.contention = np.maximum(self.contention * ratio**wide, 1.0)
 
     def _decay(self, weights: Weights) -> None:
         """Forget a little of what steps told; several steps' worth now and then, which takes less time."""
@@ -173,8 +180,7 @@ class Regimes:
         for width, times in self._wide_outliers:
             least[width] = min(times, least.get(width, np.inf))
         known = sorted(least)
-        widths = np.arange(self.max_width + 1)
-        self.contention *= np.exp(np.interp(widths, known, np.log([least[width] for width in known])))
+        self.contention *= np.exp(np.interp(self._widths, known, np.log([least[width] for width in known])))
         self._wide_outliers.clear()
         self._outliers.clear()
 
