@@ -22,7 +22,7 @@ from specx.backends.errors import FileError
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
-FORMAT = "specx training 1"
+FORMAT = "specx training 2"
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

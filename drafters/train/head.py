@@ -121,10 +121,9 @@ class Head(nn.Module):
         gate = functional.silu(functional.linear(x, self.ffn_gate))
         return functional.linear(gate * functional.linear(x, self.ffn_up), self.ffn_down) + middle
 
-    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Scores (..., R) of hidden states (..., d); of `rows` (n,) of the output matrix only, if given."""
-        output = self.output if rows is None else self.output[rows]
-        return functional.linear(self.output_norm(hidden), output)
+    def logits(self, hidden: Tensor, output: Tensor | None = None) -> Tensor:
+        """Scores (..., R) of hidden states (..., d); of some rows (n, d) of the output matrix, if given."""
+        return functional.linear(self.output_norm(hidden), self.output if output is None else output)
 
     def _turned(self, x: Tensor, heads: int, positions: Tensor) -> Tensor:
         """(B, heads, N, w) with the rotary embedding of `positions` (N,), of neighbouring pairs."""

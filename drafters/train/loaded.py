@@ -98,7 +98,7 @@ def trained_further(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     head, rows = read_trained(target, made)
-    learning = Learning(rate=rate, seed=seed, bf16=has_bf16())
+    learning = Learning(rate=rate, orthogonal=False, seed=seed, bf16=has_bf16())
     size = batch_that_fits(head.shape, target.vocabulary_size, learning, memory)
     learned, held = (Batches(states, each, rows, seed, size) for each in texts)
     return Trainer(head, learned, learning), learned, held, rows

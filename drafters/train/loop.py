@@ -18,6 +18,7 @@ from torch import Tensor
 
 from specx.drafters.train.batches import Batch, Batches, Window
 from specx.drafters.train.head import Head, Keys
+from specx.drafters.train.muon import Muon
 
 __all__ = ["Learning", "Trainer", "batch_loss", "has_bf16"]
 
@@ -38,16 +39,18 @@ class Learning:
         least: share of the rate at the end.
         decay: of weights.
         clip: most that the norm of a gradient may be.
+        orthogonal: whether steps of matrices are Muon's, not AdamW's: of little text these are better.
         bf16: multiply in bfloat16.
         seed: of everything that is drawn.
     """
 
     steps: int = 4
-    rate: float = 2e-4
+    rate: float = 3e-4
     warm_up: float = 0.05
     least: float = 0.05
     decay: float = 0.01
     clip: float = 1.0
+    orthogonal: bool = True
     bf16: bool = False
     seed: int = 0
 
@@ -76,11 +79,15 @@ class Trainer:
         self.head, self._batches, self._learning = head, batches, learning
         matrices = [p for p in head.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in head.parameters() if p.requires_grad and p.ndim == 1]
-        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
         self._parameters = matrices + others
-        self._optimizer = torch.optim.AdamW(
-            groups, lr=learning.rate, betas=(0.9, 0.95), weight_decay=learning.decay
-        )
+        rate, decay = learning.rate, learning.decay
+        stepped: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
+        self._optimizers: list[torch.optim.Optimizer] = []
+        if learning.orthogonal:
+            self._optimizers.append(Muon(matrices, rate, decay, learning.bf16))
+        else:
+            stepped.append({"params": matrices, "weight_decay": decay})
+        self._optimizers.append(torch.optim.AdamW(stepped, lr=rate, betas=(0.9, 0.95), fused=True))
         self.step = self.tokens = 0
         self._epoch: tuple[int, list[list[Window]]] = (0, batches.epoch(0))
 
@@ -96,14 +103,15 @@ class Trainer:
         learning = self._learning
         batch = self._batches.load(self._next())
         torch.manual_seed(learning.seed * 1_000_003 + self.step)
-        for group in self._optimizer.param_groups:
+        for group in (group for each in self._optimizers for group in each.param_groups):
             group["lr"] = learning.rate_at(done)
         with self.precision():
             loss = batch_loss(self.head, batch, learning.steps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, learning.clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens += int((batch.weights > 0).sum())
         return float(loss.detach())
@@ -122,7 +130,7 @@ class Trainer:
             "step": self.step,
             "tokens": self.tokens,
             "head": self.weights(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -134,7 +142,8 @@ class Trainer:
         with torch.no_grad():
             for name, weight in self.weights().items():
                 weight.copy_(state["head"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
+        for optimizer, known in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(known)
         self.step, self.tokens = state["step"], state["tokens"]
 
     def _next(self) -> list[Window]:
@@ -161,6 +170,9 @@ def batch_loss(head: Head, batch: Batch, steps: int) -> Tensor:
     steps = min(steps, tokens.shape[1] - 1)
     n = tokens.shape[1] - steps
     candidates, offsets, place = _candidates(rows, weights, len(head.output))
+    output = head.output[candidates]
+    if torch.is_autocast_enabled("cpu"):
+        output = output.to(torch.get_autocast_dtype("cpu"))  # once, not in each step
     hidden, known = head.encode(torch.from_numpy(batch.features)[:, :n]), Keys()
     starts, total = torch.arange(n), torch.zeros(())
     for k in range(steps):
@@ -171,7 +183,7 @@ def batch_loss(head: Head, batch: Batch, steps: int) -> Tensor:
         hidden = head.step(tokens[:, here], hidden, known, starts)
         weight = weights[:, here]
         wanted = weight > 0
-        logits = head.logits(hidden[wanted], candidates).float() + offsets
+        logits = head.logits(hidden[wanted], output).float() + offsets
         said = logits.log_softmax(-1).gather(-1, place[rows[:, here][wanted].clamp(min=0)])
         losses = -(said * likely[:, here][wanted]).sum(-1)
         total = total + DECAY**k * (losses * weight[wanted]).sum() / weight.sum().clamp(min=1.0)
