@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import pty
 import re
@@ -65,7 +66,8 @@ def shown_at(monkeypatch):
                 each.cache_clear()
             try:
                 action()
-                print(end="\x04", flush=True)
+                terminal.write("\x04")
+                terminal.flush()
             finally:
                 for each in (console.stdout, console.stderr):
                     each.cache_clear()
@@ -113,6 +115,30 @@ def test_what_commands_report_of_a_real_model(shown_at, capsys, smollm2, command
     assert max(map(len, lines)) <= columns
     short = {word for word in whole if len(word) <= 20 and not re.search(r"\d", word)}
     assert len(short) > 3 and short <= set(words(lines))  # the others are names and numbers
+
+
+def test_long_reading_shows_the_time_that_is_left(shown_at, monkeypatch, specx):
+    bars = []
+
+    def reading(label, **how):
+        bars.append((label, how))
+        return console.Progress(label, **how)
+
+    monkeypatch.setattr("specx.cli.generation.Progress", reading)
+    assert specx("complete", specx.model, "-p", "x").code == 0
+    label, how = bars[-1]
+    seconds = itertools.count()
+    monkeypatch.setattr("rich.console.monotonic", lambda: next(seconds))
+    monkeypatch.setattr(console, "SHOW_AFTER", 0.0)
+    monkeypatch.setattr(console, "REFRESH_EVERY", 0.0)
+
+    def read():
+        bar = console.Progress(label, **how)
+        for done in range(4):
+            bar.count(done, 100)
+        bar._open.close()  # and it is still there
+
+    assert any(re.search(r"reading the prompt.* 3% \d+:\d\d$", line) for line in shown_at(80, read))
 
 
 def test_the_status_line_ends_between_clauses():

@@ -214,6 +214,9 @@ def test_a_comparison_on_a_busy_machine_ends(monkeypatch, choose):
     assert 0 < world.now < 20
     assert "the machine was busy" in choose.notices[0]
     world.now = 0.0
+    choose(world, busy=lambda: world.now > 0)
+    assert not choose.notices  # it is said once
+    world.now = 0.0
     choose(world)  # compared again, and it is the model that is slow
     assert world.now > 60
     assert "busy" not in choose.notices[0]
