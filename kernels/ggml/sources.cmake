@@ -9,10 +9,11 @@ set(_names device/isa device/threads weights/pack
            floats/float_matmul floats/float_matmul_generic floats/float_matmul_avx2 floats/float_matmul_avx512
            floats/float_matmul_neon
            attention/attention attention/attention_c attention/attention_generic attention/attention_avx2
-           attention/attention_avx512 attention/attention_neon)
+           attention/attention_avx512 attention/attention_neon
+           layers/rows layers/rows_c layers/rows_generic layers/rows_avx2 layers/rows_avx512 layers/rows_neon)
 list(TRANSFORM _names REPLACE "(.+)" "${_dir}/\\1.cpp" OUTPUT_VARIABLE SPECX_KERNEL_SOURCES)
 set(SPECX_KERNEL_FOLDERS)
-foreach(_folder device weights matmul floats attention experts)
+foreach(_folder device weights matmul floats attention experts layers)
     list(APPEND SPECX_KERNEL_FOLDERS ${_dir}/${_folder})
 endforeach()
 
@@ -28,7 +29,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
     set(_avx2 -mavx2 -mfma -mf16c)
     set(_avx512 ${_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
         -Wno-uninitialized -Wno-maybe-uninitialized)  # GCC 12 gives it for its own intrinsics
-    foreach(_name matmul/kernels_avx2 floats/float_matmul_avx2 attention/attention_avx2)
+    foreach(_name matmul/kernels_avx2 floats/float_matmul_avx2 attention/attention_avx2 layers/rows_avx2)
         _specx_flags(${_name} ${_avx2})
     endforeach()
     include(CheckCXXCompilerFlag)
@@ -39,7 +40,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
         _specx_flags(matmul/kernels_avx_vnni ${_avx2} -mavxvnni)
     endif()
     if(SPECX_COMPILES_AVX512_VNNI)
-        foreach(_name matmul/kernels_avx512_vnni floats/float_matmul_avx512 attention/attention_avx512)
+        foreach(_name matmul/kernels_avx512_vnni floats/float_matmul_avx512 attention/attention_avx512
+                layers/rows_avx512)
             _specx_flags(${_name} ${_avx512})
         endforeach()
         if(SPECX_COMPILES_AMX_INT8)

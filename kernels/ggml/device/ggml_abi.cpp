@@ -23,6 +23,14 @@ bool find(void* handle, const char* name, Function* function) {
     return symbol != nullptr;
 }
 
+constexpr struct {
+    Op number;
+    const char* name;
+} kNames[] = {{kOpAdd, "ADD"},           {kOpMul, "MUL"},           {kOpRmsNorm, "RMS_NORM"},
+              {kOpMulMat, "MUL_MAT"},    {kOpMulMatId, "MUL_MAT_ID"}, {kOpScale, "SCALE"},
+              {kOpGetRows, "GET_ROWS"},  {kOpSetRows, "SET_ROWS"},  {kOpRope, "ROPE"},
+              {kOpFlashAttnExt, "FLASH_ATTN_EXT"}, {kOpUnary, "UNARY"}, {kOpGlu, "GLU"}};
+
 const char* find_in(void* handle, Functions* functions) {
     const char* (*version)() = nullptr;
     const char* (*op_name)(int32_t) = nullptr;
@@ -35,11 +43,9 @@ const char* find_in(void* handle, Functions* functions) {
                  find(handle, "ggml_nbytes", &functions->nbytes);
     if (!found) return "this process has no ggml, or one without the functions needed";
     if (std::strcmp(version(), kRelease) != 0) return "the ggml release is not the one this was written for";
-    if (tensor_overhead() != kObjectHeader + sizeof(Tensor) ||
-        std::strcmp(op_name(kOpFlashAttnExt), "FLASH_ATTN_EXT") != 0 ||
-        std::strcmp(op_name(kOpMulMat), "MUL_MAT") != 0 || std::strcmp(op_name(kOpMulMatId), "MUL_MAT_ID") != 0) {
-        return "ggml's structures are not laid out as expected";
-    }
+    if (tensor_overhead() != kObjectHeader + sizeof(Tensor)) return "ggml's structures are not laid out as expected";
+    for (const auto& op : kNames)
+        if (std::strcmp(op_name(op.number), op.name) != 0) return "ggml's operations are not numbered as expected";
     return nullptr;
 }
 

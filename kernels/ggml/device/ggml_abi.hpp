@@ -17,16 +17,29 @@ constexpr size_t kObjectHeader = 32;  // what ggml_tensor_overhead() adds to a t
 
 enum Op : int32_t {
     kOpNone = 0,
+    kOpAdd = 2,
+    kOpMul = 7,
+    kOpRmsNorm = 25,
     kOpMulMat = 29,
     kOpMulMatId = 30,
+    kOpScale = 32,
     kOpReshape = 36,
     kOpView = 37,
     kOpPermute = 38,
     kOpTranspose = 39,
+    kOpGetRows = 40,
+    kOpSetRows = 42,
+    kOpRope = 48,
     kOpFlashAttnExt = 74,
+    kOpUnary = 91,
+    kOpGlu = 100,
 };
 
-enum Type : int32_t { kTypeF32 = 0, kTypeF16 = 1, kTypeQ8_0 = 8, kTypeI32 = 26, kTypeBF16 = 30 };
+enum Unary : int32_t { kUnaryGelu = 8, kUnarySilu = 10 };
+enum Glu : int32_t { kGluGelu = 1, kGluSilu = 2 };
+enum Rope : int32_t { kRopeNeighbours = 0, kRopeHalves = 2 };
+
+enum Type : int32_t { kTypeF32 = 0, kTypeF16 = 1, kTypeQ8_0 = 8, kTypeI32 = 26, kTypeI64 = 27, kTypeBF16 = 30 };
 enum Status : int32_t { kStatusAllocFailed = -2, kStatusFailed = -1, kStatusSuccess = 0 };
 enum DeviceType : int32_t { kDeviceCpu = 0, kDeviceAccel = 3 };
 
@@ -60,11 +73,16 @@ struct Tensor {
 };
 static_assert(sizeof(Tensor) == 336, "ggml_tensor");
 
-struct Graph {  // the leading members of ggml_cgraph
+struct Graph {  // ggml_cgraph
     int size;
     int n_nodes;
     int n_leafs;
     Tensor** nodes;
+    void* others[4];  // gradients, leaves, counts of uses
+    size_t set_size;
+    void* set[2];
+    int32_t order;
+    uint64_t uid;  // the same for the same graph in the same memory; 0: not known
 };
 
 struct BufferTypeInterface {

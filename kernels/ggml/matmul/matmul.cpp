@@ -53,6 +53,38 @@ void multiply_group(const Kernels& kernels, int index, int64_t k, int rows, cons
     }
 }
 
+// Groups of 16 rows, all tiles of tokens.
+void multiply_range(Isa isa, int type, int64_t k, int64_t rows, int64_t n, const void* packed, const void* scratch,
+                    float* out, size_t out_stride_bytes, int64_t first_group, int64_t last_group) {
+    const Kernels& kernels = *kernels_of(isa);
+    const int index = format_index(type);
+    const GroupLayout layout(*kFormats[index], k);
+    const Tiles tiles(n, kernels.max_tile);
+    const size_t tile_bytes = scratch_size(type, k, tiles.small + 1);
+    const int64_t at_once = std::max<int64_t>(1, static_cast<int64_t>(kCachedActivations / tile_bytes));
+    for (int64_t tile = 0; tile < tiles.count; tile += at_once)
+        for (int64_t g = first_group; g < last_group; ++g) {
+            Part range(0, 0, 1);
+            range.begin = tile;
+            range.end = std::min(tile + at_once, tiles.count);
+            multiply_group(kernels, index, k, static_cast<int>(std::min<int64_t>(kRows, rows - g * kRows)),
+                           static_cast<const uint8_t*>(packed) + static_cast<size_t>(g) * layout.group_bytes, tiles,
+                           range, static_cast<const uint8_t*>(scratch), out + g * kRows,
+                           out_stride_bytes / sizeof(float));
+        }
+    if (kernels.leave) kernels.leave();
+}
+
+// Blocks [begin, end) of a tile.
+void quantize_part(const Kernels& kernels, int type, int64_t k, const Tiles& tiles, int64_t tile, const float* x,
+                   size_t row_stride_bytes, void* scratch, int64_t begin, int64_t end) {
+    const int index = format_index(type);
+    const size_t token_bytes = static_cast<size_t>(k / kBlock) * activation_bytes(*kFormats[index]);
+    const auto first = static_cast<size_t>(tiles.first(tile));
+    kernels.quantize[index](reinterpret_cast<const uint8_t*>(x) + first * row_stride_bytes, row_stride_bytes,
+                            tiles.size(tile), begin, end, static_cast<uint8_t*>(scratch) + first * token_bytes);
+}
+
 }  // namespace
 
 bool matmul_supported(int type, int64_t k, int64_t rows) {
@@ -93,20 +125,24 @@ size_t scratch_size(int type, int64_t k, int64_t n) {
 void quantize_rows(Isa isa, int type, int64_t k, int64_t n, const float* x, size_t row_stride_bytes,
                    void* scratch, int ith, int nth) {
     const Kernels& kernels = *kernels_of(isa);
-    const int index = format_index(type);
     const int64_t blocks = k / kBlock;
-    const size_t token_bytes = static_cast<size_t>(blocks) * activation_bytes(*kFormats[index]);
     const Tiles tiles(n, kernels.max_tile);
     // By blocks, not by tokens: two threads must not write to the same cache lines, and one token is shared, too.
     const Part part(tiles.count * blocks, ith, nth);
     for (int64_t next = part.begin; next < part.end;) {
-        const int64_t tile = next / blocks, first = tiles.first(tile);
-        const int64_t end = std::min((tile + 1) * blocks, part.end);
-        kernels.quantize[index](reinterpret_cast<const uint8_t*>(x) + static_cast<size_t>(first) * row_stride_bytes,
-                                row_stride_bytes, tiles.size(tile), next - tile * blocks, end - tile * blocks,
-                                static_cast<uint8_t*>(scratch) + static_cast<size_t>(first) * token_bytes);
+        const int64_t tile = next / blocks, end = std::min((tile + 1) * blocks, part.end);
+        quantize_part(kernels, type, k, tiles, tile, x, row_stride_bytes, scratch, next - tile * blocks,
+                      end - tile * blocks);
         next = end;
     }
+}
+
+void quantize_blocks(int type, int64_t k, int64_t n, const float* x, size_t row_stride_bytes, void* scratch,
+                     int64_t first_block, int64_t last_block) {
+    const Kernels& kernels = *kernels_of(best_isa());
+    const Tiles tiles(n, kernels.max_tile);
+    for (int64_t tile = 0; tile < tiles.count; ++tile)
+        quantize_part(kernels, type, k, tiles, tile, x, row_stride_bytes, scratch, first_block, last_block);
 }
 
 void join_rows(Isa isa, int type, int64_t k, int64_t n, const void* const* rows, void* scratch) {
@@ -128,24 +164,13 @@ void join_rows(Isa isa, int type, int64_t k, int64_t n, const void* const* rows,
 
 void multiply(Isa isa, int type, int64_t k, int64_t rows, int64_t n, const void* packed, const void* scratch,
               float* out, size_t out_stride_bytes, int ith, int nth) {
-    const Kernels& kernels = *kernels_of(isa);
-    const int index = format_index(type);
-    const GroupLayout layout(*kFormats[index], k);
-    const Tiles tiles(n, kernels.max_tile);
-    const size_t tile_bytes = scratch_size(type, k, tiles.small + 1);
-    const int64_t at_once = std::max<int64_t>(1, static_cast<int64_t>(kCachedActivations / tile_bytes));
     const Part groups((rows + kRows - 1) / kRows, ith, nth);
-    for (int64_t tile = 0; tile < tiles.count; tile += at_once)
-        for (int64_t g = groups.begin; g < groups.end; ++g) {
-            Part range(0, 0, 1);
-            range.begin = tile;
-            range.end = std::min(tile + at_once, tiles.count);
-            multiply_group(kernels, index, k, static_cast<int>(std::min<int64_t>(kRows, rows - g * kRows)),
-                           static_cast<const uint8_t*>(packed) + static_cast<size_t>(g) * layout.group_bytes, tiles,
-                           range, static_cast<const uint8_t*>(scratch), out + g * kRows,
-                           out_stride_bytes / sizeof(float));
-        }
-    if (kernels.leave) kernels.leave();
+    multiply_range(isa, type, k, rows, n, packed, scratch, out, out_stride_bytes, groups.begin, groups.end);
+}
+
+void multiply_groups(int type, int64_t k, int64_t rows, int64_t n, const void* packed, const void* scratch, float* out,
+                     size_t out_stride_bytes, int64_t first_group, int64_t last_group) {
+    multiply_range(best_isa(), type, k, rows, n, packed, scratch, out, out_stride_bytes, first_group, last_group);
 }
 
 void quantize_rows(int type, int64_t k, int64_t n, const float* x, size_t row_stride_bytes, void* scratch,

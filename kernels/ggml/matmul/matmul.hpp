@@ -44,6 +44,10 @@ size_t scratch_size(int type, int64_t k, int64_t n);
 void quantize_rows(int type, int64_t k, int64_t n, const float* x, size_t row_stride_bytes, void* scratch,
                    int ith, int nth);
 
+// Blocks [first_block, last_block) of 32 of all n rows.
+void quantize_blocks(int type, int64_t k, int64_t n, const float* x, size_t row_stride_bytes, void* scratch,
+                     int64_t first_block, int64_t last_block);
+
 // What quantize_rows() would make of n rows, from those rows each quantized alone (n = 1).
 void join_rows(int type, int64_t k, int64_t n, const void* const* rows, void* scratch);
 
@@ -51,6 +55,10 @@ void join_rows(int type, int64_t k, int64_t n, const void* const* rows, void* sc
 // the rows. nth need not be the number of threads: more parts than threads can be handed out dynamically.
 void multiply(int type, int64_t k, int64_t rows, int64_t n, const void* packed, const void* scratch,
               float* out, size_t out_stride_bytes, int ith, int nth);
+
+// Groups [first_group, last_group) of 16 rows.
+void multiply_groups(int type, int64_t k, int64_t rows, int64_t n, const void* packed, const void* scratch, float* out,
+                     size_t out_stride_bytes, int64_t first_group, int64_t last_group);
 
 // The same with a given instruction set, which must be available; for the tests. Quantize and multiply with
 // the same one: the order of the activations in the scratch memory depends on it.

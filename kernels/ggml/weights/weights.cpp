@@ -194,9 +194,12 @@ BufferType* make_weight_buffer_type(ggml::Device* device, const ggml::Functions*
     return &g_type;
 }
 
+bool is_in_our_buffer(const Tensor* tensor) {
+    return tensor->buffer != nullptr && tensor->buffer->type == &g_type;
+}
+
 bool is_packed(const Tensor* tensor) {
-    return tensor->buffer != nullptr && tensor->buffer->type == &g_type && tensor->view_src == nullptr &&
-           packable(tensor);
+    return is_in_our_buffer(tensor) && tensor->view_src == nullptr && packable(tensor);
 }
 
 const void* packed_matrix(const Tensor* tensor, int64_t index) {

@@ -10,6 +10,9 @@ namespace specx {
 // The one buffer type, made known to ggml as belonging to `device`. `functions` must outlive it.
 ggml::BufferType* make_weight_buffer_type(ggml::Device* device, const ggml::Functions* functions);
 
+// Whether `tensor` is in that buffer type.
+bool is_in_our_buffer(const ggml::Tensor* tensor);
+
 // Whether `tensor` is a whole tensor in that buffer type whose matrices are packed.
 bool is_packed(const ggml::Tensor* tensor);
 

@@ -31,11 +31,12 @@ class Buffer {
     uint8_t* p_;
 };
 
+inline uint32_t random_state = 1;
+
 inline uint32_t random_bits() {  // Marsaglia's xorshift
-    static uint32_t state = 1;
-    state ^= state << 13;
-    state ^= state >> 17;
-    return state ^= state << 5;
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 17;
+    return random_state ^= random_state << 5;
 }
 
 // Between -2.1 and 2.1.
@@ -70,3 +71,5 @@ bool on_every_other_isa(Check check) {
 bool check_matmul();
 bool check_floats();
 bool check_attention();
+bool check_rows();
+bool check_plan();
