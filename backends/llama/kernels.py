@@ -1,14 +1,16 @@
 """specx's own kernels: the ggml device of kernels/ggml, loaded into the llama.cpp of this process.
 
 The device offers two things that can be switched separately: attention over the KV cache, and weights kept in
-a layout of its own. Which of them is faster than llama.cpp's own kernels depends on the machine and on the
-model, so it is measured (engine/setup/kernels.py).
+a layout of its own. With both it also takes what lies between them: norms, activations and the like. Which of
+them is faster than llama.cpp's own kernels depends on the machine and on the model, so it is measured
+(engine/setup/kernels.py).
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ __all__ = [
     "STOCK",
     "Kernels",
     "describe",
+    "device_fingerprint",
     "enable",
     "instruction_set",
     "library",
@@ -59,6 +62,16 @@ def library() -> Path | None:
         return None
     path = Path(native.origin).with_name("libspecx-ggml.so")
     return path if path.is_file() else None
+
+
+@functools.cache
+def device_fingerprint() -> str:
+    """Short hex digest that tells this build of the device from others, for keys of measurements."""
+    path = library()
+    if path is None:
+        return ""
+    built = path.stat()
+    return hashlib.sha256(f"{built.st_size}:{built.st_mtime_ns}".encode()).hexdigest()[:8]
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import re
 
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama import libllama
+from specx.backends.llama.kernels import device_fingerprint
 from specx.backends.machine.machine import machine_fingerprint
 from specx.backends.settings import Load
 
@@ -62,6 +63,7 @@ def _step_key(info: GGUFInfo, load: Load, layers: str) -> str:
     parts = (
         info.fingerprint,
         libllama.build_fingerprint(),
+        device_fingerprint(),
         machine_fingerprint(),
         f"u{load.n_ubatch}",
         layers,

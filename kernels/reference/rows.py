@@ -1,4 +1,4 @@
-"""What a layer does to rows of floats between two multiplications, in 64-bit floats: kernels/ggml/layers/rows.hpp."""
+"""What a layer does to rows of floats between multiplications, in 64 bits: kernels/ggml/layers/rows.hpp."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def silu(x: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """The form with a hyperbolic tangent (Hendrycks and Gimpel, 2016); (1 + tanh u) / 2 is 1 / (1 + e^-2u)."""
+    """The form with a hyperbolic tangent (Hendrycks and Gimpel, 2016): (1 + tanh u) / 2 = 1 / (1 + e^-2u)."""
     return x / (1 + np.exp(-np.sqrt(8 / np.pi) * (x + 0.044715 * x**3)))
 
 
@@ -37,8 +37,8 @@ class Rotation:
         base, scale: an angle is scale * position / base^(2 pair / dims).
         extrapolation: the share of YaRN; 0 is none of it.
         magnitude: cosines and sines are multiplied by it.
-        beta_fast, beta_slow: turns in `trained_context` positions between which YaRN goes from angles that are not
-            scaled to those that are.
+        beta_fast, beta_slow: turns in `trained_context` positions between which YaRN goes from angles that
+            are not scaled to those that are.
     """
 
     halves: bool

@@ -62,16 +62,16 @@ struct Task {
     Kind kind;
     const ggml::Tensor* op;
     const ggml::Tensor* product = nullptr;  // of a norm with its weights, computed with it
-    Rows x, other, out;                     // of tasks that go row by row; see run.cpp
+    Rows x = {}, other = {}, out = {};      // of tasks that go row by row; see run.cpp
     int64_t period = 0;                     // columns after which `other` begins again; 0: it has as many as x
-    Cut cut;
+    Cut cut = {};
     int64_t unit = 0;        // smallest unit of the cut; 0: not cut
     size_t scratch = 0;      // where its memory begins, from the start of all
     size_t tables = 0;       // the same of angles
     bool wait = false;       // for the other threads, before it
     bool prepared = false;   // experts: what the task before prepared is used again
     int accesses = 0;
-    Access access[7];
+    Access access[7] = {};
 };
 
 struct Plan {
