@@ -172,6 +172,39 @@ def test_sliding_windows_and_large_heads(tmp_path, stock, gemma3):
         assert distance(rows, expected[key]) < 3e-2, key
 
 
+STEPS = (
+    LOAD
+    + """
+model_path, library = sys.argv[1:]
+load(library, 1, 1)
+device = ctypes.CDLL(library)
+model = llama.llama_model_load_from_file(model_path.encode(), llama.llama_model_default_params())
+params = llama.llama_context_default_params()
+params.n_ctx, params.n_threads, params.n_threads_batch, params.flash_attn_type = 256, 2, 2, 1
+context = llama.llama_init_from_model(model, params)
+
+def step():
+    before, after = [(ctypes.c_int64 * 2)() for _ in range(2)]
+    for counts, decoded in ((before, False), (after, True)):
+        if decoded:
+            assert llama.llama_decode(context, llama.llama_batch_get_one((llama.llama_token * 1)(9), 1)) == 0
+        first = ctypes.addressof(counts)
+        device.specx_ggml_counts(ctypes.c_void_p(first), ctypes.c_void_p(first + 8))
+    return [now - then for then, now in zip(before, after)]
+
+print(json.dumps([step(), step()]))
+"""
+)
+
+
+def test_a_step_is_one_piece_with_few_barriers(smollm2):
+    done = run(STEPS, str(smollm2), str(LIBRARY))
+    assert done.returncode == 0, done.stderr[-2000:]
+    for pieces, barriers in json.loads(done.stdout):
+        assert pieces == 1
+        assert 0 < barriers <= 30 * 11 + 2
+
+
 SAVE = (
     LOAD
     + """
@@ -253,6 +286,15 @@ static_assert(GGML_OP_MUL_MAT_ID == int(mine::kOpMulMatId) && GGML_OP_VIEW == in
 static_assert(GGML_OP_RESHAPE == int(mine::kOpReshape) && GGML_OP_PERMUTE == int(mine::kOpPermute), "op");
 static_assert(GGML_OP_TRANSPOSE == int(mine::kOpTranspose), "op");
 static_assert(GGML_OP_FLASH_ATTN_EXT == int(mine::kOpFlashAttnExt), "op");
+static_assert(GGML_OP_ADD == int(mine::kOpAdd) && GGML_OP_MUL == int(mine::kOpMul), "op");
+static_assert(GGML_OP_RMS_NORM == int(mine::kOpRmsNorm) && GGML_OP_SCALE == int(mine::kOpScale), "op");
+static_assert(GGML_OP_GET_ROWS == int(mine::kOpGetRows) && GGML_OP_SET_ROWS == int(mine::kOpSetRows), "op");
+static_assert(GGML_OP_ROPE == int(mine::kOpRope) && GGML_OP_UNARY == int(mine::kOpUnary), "op");
+static_assert(GGML_OP_GLU == int(mine::kOpGlu) && GGML_TYPE_I64 == int(mine::kTypeI64), "op");
+static_assert(GGML_UNARY_OP_GELU == int(mine::kUnaryGelu) && GGML_UNARY_OP_SILU == int(mine::kUnarySilu), "");
+static_assert(GGML_GLU_OP_GEGLU == int(mine::kGluGelu) && GGML_GLU_OP_SWIGLU == int(mine::kGluSilu), "glu");
+static_assert(GGML_ROPE_TYPE_NORMAL == int(mine::kRopeNeighbours), "rope");
+static_assert(GGML_ROPE_TYPE_NEOX == int(mine::kRopeHalves), "rope");
 static_assert(GGML_TYPE_F32 == int(mine::kTypeF32) && GGML_TYPE_F16 == int(mine::kTypeF16), "type");
 static_assert(GGML_TYPE_Q8_0 == int(mine::kTypeQ8_0) && GGML_TYPE_I32 == int(mine::kTypeI32), "type");
 static_assert(GGML_BACKEND_DEVICE_TYPE_ACCEL == int(mine::kDeviceAccel), "device type");

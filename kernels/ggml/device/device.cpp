@@ -46,6 +46,7 @@ struct Plugin {
     std::atomic<bool> attention_on{wanted("SPECX_ATTENTION")};
     std::atomic<bool> weights_on{wanted("SPECX_WEIGHTS")};
     const bool layers_on = wanted("SPECX_LAYERS");  // where both others are on
+    std::atomic<int64_t> pieces{0}, barriers{0};    // computed so far
 };
 
 // One for the process; never destroyed, since ggml uses the devices until the very end.
@@ -107,6 +108,8 @@ ggml::Status graph_compute(Backend* backend, Graph* graph) {
     try {
         const Plan& plan = computer->plans.of(graph, computer->threads);
         if (!computer->scratch.reserve(plan.scratch_bytes)) return ggml::kStatusAllocFailed;
+        plugin().pieces += !plan.tasks.empty();
+        plugin().barriers += plan.barriers;
         run(plan, computer->scratch.start());
     } catch (const std::exception&) {  // out of memory, or of threads
         return ggml::kStatusFailed;
@@ -221,4 +224,10 @@ SPECX_EXPORT const char* specx_ggml_describe() {
     std::snprintf(line, sizeof line, "attention %s, weights %s, %s", p.attention_on.load() ? "on" : "off",
                   p.weights_on.load() ? "on" : "off", specx::isa_name(specx::best_isa()));
     return line;
+}
+
+// How many pieces of graphs were computed in this process so far, and how many barriers are between their tasks.
+SPECX_EXPORT void specx_ggml_counts(int64_t* pieces, int64_t* barriers) {
+    *pieces = specx::plugin().pieces.load();
+    *barriers = specx::plugin().barriers.load();
 }
