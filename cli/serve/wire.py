@@ -56,8 +56,11 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What came is no HTTP."""
+        """What came is no HTTP. A request before it that is being answered gets this answer instead."""
         self._forget_deadline()
+        if not self._between():
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # it is too late for a response
             self.transport.close()
             return

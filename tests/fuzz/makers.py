@@ -209,13 +209,15 @@ def listing(random, good):
 
 
 def exchange(port, sent, *, cut):
-    """Send bytes to a server and return all that it answers; with `cut`, hang up after a little of it."""
+    """Send bytes to a server, then a request that asks for the end, and return all that it answers.
+
+    With `cut`, hang up after a little of it.
+    """
     received = b""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection, suppress(ConnectionError):
-        connection.sendall(sent)
+        connection.sendall(sent + b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         if cut:
             return connection.recv(20)
-        connection.shutdown(socket.SHUT_WR)
         while data := connection.recv(1 << 16):
             received += data
     return received

@@ -47,6 +47,7 @@ from specx.backends.llama.vocab import LlamaVocab, load_vocabulary
 from specx.backends.scripted import ScriptedModel
 from specx.backends.settings import Load
 from specx.backends.store import Store
+from specx.cli.serve import wire
 from specx.engine.api.asks import Defaults, read_ask
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
@@ -68,6 +69,7 @@ MESSAGES = [
     {"role": "user", "content": "a\nb"},
 ]
 SETTINGS = SamplingSettings(seed=3, temperature=0.7)
+WAITS_S = 0.5  # of a server, for what does not come
 UNFORESEEN = re.compile(r"\b[A-Z]\w+(?:Error|Exception)\b")  # in what a person is told
 HEAD_LAYERS = (1, 3, 4)
 
@@ -175,10 +177,11 @@ def bodies(world: World, source: random.Random) -> None:
 def requests(world: World, source: random.Random) -> None:
     """Requests over the wire, at a server that answers others after them as it did before."""
     del world
+    wire.HEAD_S = WAITS_S
     defaults = Defaults(sampling=SamplingSettings(temperature=0.0), n_predict=4, model="scripted")
     served = serving.Served(
         serving.session_of,
-        policy=serving.Policy(),
+        policy=serving.Policy(timeout_s=WAITS_S),
         defaults=defaults,
         most_waiting=8,
         socket=None,
@@ -197,7 +200,7 @@ def requests(world: World, source: random.Random) -> None:
     assert served.reported == [] and served.problem is None
     assert not any(answer.startswith(b"HTTP/1.1 5") for answer in answers), answers
     if not any(answer.startswith(b"HTTP/1.1 2") for answer in answers):
-        raise SpecxError("none was right")
+        raise SpecxError("the first request of each connection was refused")
 
 
 def hubs(world: World, source: random.Random) -> None:

@@ -56,6 +56,17 @@ def test_what_is_no_http_is_said_in_json_and_closed(serve):
     assert server.client.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize("asked", [b"GET /v1/models", b"GET /metrics", b"GET /x", b"POST /v1/completions"])
+def test_a_body_that_is_no_http(serve, asked):
+    """It may come while the answer is made already; the fixture looks at what was reported."""
+    server = serve()
+    head = asked + b" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    received = exchange(server, head + b"3\r\nabc\r\nzz\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 400")
+    server.quiet()
+    assert server.client.get("/health").status_code == 200
+
+
 def test_several_requests_share_a_connection_one_after_the_other(serve):
     server = serve()
     asked = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
