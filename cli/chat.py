@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from specx.backends.places import expanded
 from specx.cli import SIGNALLED
 from specx.cli.conversation import Conversation
 from specx.cli.generation import Counted, Request, generate, is_cut, opened, requested, statistics
+from specx.cli.idle import idle
 from specx.cli.options.adapting import AdaptOptions
 from specx.cli.options.read import (
     DraftOptions,
@@ -100,14 +102,17 @@ def chat(
     first = _first_message(prompt)
     system = prompt_text(prompt.system_prompt or "", prompt)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    with opened(model, draft, request, learning, server=held.server, quiet=shown.quiet) as session:
+    typed = interactive and not first
+    with opened(
+        model, draft, request, learning, server=held.server, quiet=shown.quiet, idle=typed
+    ) as session:
         if not shown.quiet:
             notice(session.summary())
         talk = Chat(session, request, system=system)
         talk.stats = interactive and not shown.quiet if shown.stats is None else shown.stats
         talk.markdown = shown.markdown and sys.stdout.isatty()
         talk.context_shift = model.context_shift
-        talk.scripted, talk.quiet = not sys.stdin.isatty(), shown.quiet
+        talk.scripted, talk.quiet, talk.typed = not sys.stdin.isatty(), shown.quiet, typed
         history = history_file() if interactive and not model.no_cache else None
         reader = Editor(history, list(talk.commands)) if interactive else PlainLines()
         with on_end(partial(talk.end, reader)):
@@ -154,7 +159,7 @@ class Chat:
         if self.template.notice:
             notice(self.template.notice)
         self.stats = self.markdown = self.context_shift = False
-        self.scripted = self.failed = self.quiet = False
+        self.scripted = self.failed = self.quiet = self.typed = False
         self.last: Result | None = None
         self._replaceable: set[Path] = set()  # files that /save may write, as they exist
         self._ended = self._waiting = False
@@ -200,7 +205,8 @@ class Chat:
     def _read(self, reader: Reader) -> str | None:
         self._waiting = True
         try:
-            return reader.read()
+            with idle(self.session) if self.typed else nullcontext():
+                return reader.read()
         finally:
             self._waiting = False
 

@@ -122,6 +122,7 @@ def opened(
     quiet: bool = False,
     answers: int | None = None,
     longest: int | None = None,
+    idle: bool = False,
 ) -> Iterator[Session | Remote]:
     """The model in a running server that does what is asked, or else one that is loaded here.
 
@@ -130,8 +131,9 @@ def opened(
         learning: whether a draft head learns, which it does here.
         server: "auto", or "no" for never in a server.
         longest: the most tokens that a text can have, if that is known.
+        idle: somebody types before the first answer, which leaves time to measure.
     """
-    asked = replace(_asked(model, draft, request, answers), longest=longest)
+    asked = replace(_asked(model, draft, request, answers), longest=longest, idle=idle)
     if learning is not None and learning.adapt:
         asked, server = learning.of(asked), "no"
     with _in_server(asked, server, quiet=quiet) or _held(load_session(asked, quiet=quiet)) as session:

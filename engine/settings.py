@@ -58,6 +58,7 @@ class Asked(AskedModel):
         parse_special: what messages say may be control tokens, as it is with llama.cpp.
         store: keep and use measurements, calibrations and caches under the cache directory.
         measure: time what was never timed here, on this machine; not worth it where nothing is decoded.
+        idle: there will be time for that while nobody waits (`measure_idle`), so that opening takes none.
         verbose: tell every decision.
         log: a file that llama.cpp's own messages are added to; "-" is standard error, "" none.
     """
@@ -84,6 +85,7 @@ class Asked(AskedModel):
     parse_special: bool = False
     store: bool = True
     measure: bool = True
+    idle: bool = False
     verbose: bool = False
     log: str = ""
 

@@ -124,7 +124,8 @@ def _kernels(
     timed = placed.kernels if asked.kernels == "auto" and as_placed else None
     wanted = timed.value if timed else asked.kernels
     key = keys.kernels_key(info, load)
-    chosen = choose_kernels(wanted, here.store, key, here.notice, measure=asked.measure)
+    options = {"measure": asked.measure, "idle": asked.idle}
+    chosen = choose_kernels(wanted, here.store, key, here.notice, **options)
     return timed if timed and chosen.value == timed.value else chosen
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,12 +18,14 @@ from specx.backends.base import Cache, Model
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
 from specx.engine.cost.rate import chain_rate
-from specx.engine.cost.staircase import FIRST_DEPTH
+from specx.engine.cost.staircase import FIRST_DEPTH, Staircase
 from specx.engine.cost.timing import (
     TILES,
     Clock,
     Measurement,
+    Stopped,
     Watch,
+    never,
     powers,
     time_step,
     watch_others,
@@ -66,6 +68,11 @@ class KernelTimes:
 
     steps: dict[str, dict[int, Steps]] = field(default_factory=dict)
     disturbed: bool = False
+
+    def add(self, kernels: Kernels, staircase: Staircase) -> None:
+        """Take over what was measured of all steps on `kernels`."""
+        steps = {depth: staircase.steps(depth) for depth in staircase.depths}
+        self.steps[kernels.name] = {d: {n: by[n] for n in WIDTHS if n in by} for d, by in steps.items()}
 
     def best(self) -> Kernels:
         """The kernels of the highest expected rate; what replaces less wins a near tie."""
@@ -230,7 +237,11 @@ def _part(progress: Callable[[float], None] | None, done: float, share: float) -
 
 
 def time_multiplication(
-    model: SwitchableModel, *, clock: Clock = time.perf_counter, watch: Watch = watch_others
+    model: SwitchableModel,
+    *,
+    clock: Clock = time.perf_counter,
+    watch: Watch = watch_others,
+    stopped: Stopped = never,
 ) -> KernelTimes:
     """Time narrow steps in an empty context, on llama.cpp's multiplication with either attention.
 
@@ -238,12 +249,12 @@ def time_multiplication(
         model: loaded on llama.cpp's kernels; no text is open.
         clock: seconds.
         watch: how other work is watched for.
+        stopped: whether to stop at once; then nothing follows from it.
     """
     cache = model.open()
     widths = [n for n in NARROW if n <= cache.max_width]
-    measurement: Measurement[str] = Measurement(
-        ALONE_S, clock=clock, watch=watch, turns=2 * len(widths), most=ALONE_VISITS
-    )
+    options: Any = {"clock": clock, "watch": watch, "stopped": stopped}
+    measurement: Measurement[str] = Measurement(ALONE_S, turns=2 * len(widths), most=ALONE_VISITS, **options)
 
     def step(name: str, n: int) -> float:
         model.kernels = ggml_device.KERNELS[name]

@@ -16,7 +16,7 @@ from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.store import Store
 from specx.engine.cost.measuring import WAITING
 from specx.engine.cost.staircase import BUDGET_S, FIRST_DEEPER_S, FIRST_DEPTH, Staircase
-from specx.engine.cost.timing import Watch, busy_now, watch_others
+from specx.engine.cost.timing import Stopped, Watch, busy_now, never, watch_others
 from specx.engine.learned.knowledge import keep_staircase
 from specx.engine.setup import keys
 from specx.engine.setup.basis import is_contradicted
@@ -24,7 +24,6 @@ from specx.engine.setup.choice import ASKED, MEASURED, Choice
 from specx.engine.setup.here import Here, Stages
 from specx.engine.setup.kernel_times import (
     ALONE_S,
-    WIDTHS,
     KernelTimes,
     SwitchableModel,
     compare_kernels,
@@ -32,13 +31,16 @@ from specx.engine.setup.kernel_times import (
 )
 
 __all__ = [
+    "LATER",
     "Chosen",
     "choice_of_auto",
     "choose_kernels",
+    "compare_idle",
     "load_on_chosen",
     "remembered_choice",
 ]
 
+LATER = "compared while nobody waits"
 BUSY = "for the machine was busy when they were to be compared"
 CARRIED = "as measured with another number of threads"
 CLEAR = 1.25  # times the rate of the next best: then another number of threads is not thought to change it
@@ -57,7 +59,13 @@ class Chosen:
 
 
 def choose_kernels(
-    wanted: str, store: Store, key: str, notice: Callable[[str], None], *, measure: bool = True
+    wanted: str,
+    store: Store,
+    key: str,
+    notice: Callable[[str], None],
+    *,
+    measure: bool = True,
+    idle: bool = False,
 ) -> Choice[str | None]:
     """The kernels to load a model on; None if they are to be compared on it first.
 
@@ -70,6 +78,7 @@ def choose_kernels(
         key: what it depends on.
         notice: told what a person should know.
         measure: compare them if that was never done.
+        idle: `compare_idle` does that later, unless it was found to leave the choice open.
     """
     reason = None if wanted == STOCK.name else ggml_device.unavailable()
     if reason:
@@ -81,13 +90,20 @@ def choose_kernels(
     kept, why = remembered_choice(store, key), MEASURED
     if kept is None:
         kept, why = _with_other_threads(store, key), CARRIED
-    if kept is not None:
-        return Choice(kept, why)
+    if kept is None:
+        kept, why = _without_comparison(store, key, measure=measure, idle=idle)
+    return Choice(kept, why)
+
+
+def _without_comparison(store: Store, key: str, *, measure: bool, idle: bool) -> tuple[str | None, str]:
+    """Name of the kernels, and why, where nothing was compared; None if that is done now."""
     if store.root is None:
-        return Choice(SPECX.name, "for nothing is kept that could be compared")
+        return SPECX.name, "for nothing is kept that could be compared"
     if not measure:
-        return Choice(SPECX.name, "for nothing is decoded that would be worth a comparison")
-    return Choice(None, "compared when it is loaded")
+        return SPECX.name, "for nothing is decoded that would be worth a comparison"
+    if idle and "open" not in (store.load_json("kernels", key) or {}):
+        return SPECX.name, LATER
+    return None, "compared when it is loaded"
 
 
 def load_on_chosen(
@@ -135,6 +151,41 @@ def _with_other_threads(store: Store, key: str) -> str | None:
     return remembered_choice(store, other)
 
 
+def compare_idle(
+    load: Load,
+    key: str,
+    here: Here,
+    staircase: Staircase,
+    *,
+    stopped: Stopped,
+    watch: Watch = watch_others,
+) -> None:
+    """Compare llama.cpp's kernels with specx's, on which a model is loaded and was timed.
+
+    What is found is kept for later runs: this one goes on as it began, for its last bits depend on them.
+    Where a few steps leave the choice open, that is kept, and the next run compares when it loads the model.
+
+    Args:
+        load: loads the model once more, on given kernels; there is memory for it.
+        key: what the choice depends on.
+        here: where it is kept, and who is told.
+        staircase: of specx's kernels.
+        stopped: whether to stop at once.
+        watch: how other work is watched for.
+    """
+    with here.store.measuring():
+        if stopped() or staircase.disturbed or not staircase.depths or remembered_choice(here.store, key):
+            return
+        first = _FirstUse(load, key, here, Stages(None), watch, stopped)
+        if busy_now(watch) or (times := first.on_stock()).disturbed or stopped():
+            return
+        times.add(SPECX, staircase)
+        if first.is_sure(times):
+            first.keep(SPECX, times)
+        else:
+            here.store.save_json("kernels", key, {"open": True})
+
+
 def remembered_choice(store: Store, key: str) -> str | None:
     """Name of the kernels that were chosen before; None if they never were, or by times that proved wrong."""
     data = store.load_json("kernels", key) or {}
@@ -172,14 +223,14 @@ class _FirstUse:
     here: Here
     stages: Stages
     watch: Watch
+    stopped: Stopped = never
 
     def chosen(self) -> Chosen:
         """The model, loaded on the kernels of the highest expected rate."""
-        start, store = self.here.clock(), self.here.store
-        times, model = self._on_specx(self._on_stock())
+        start = self.here.clock()
+        times, model = self._on_specx(self.on_stock())
         best, loaded = SPECX, SPECX
-        sure = not times.disturbed and times.least_rate(SPECX.name) > SURE * times.most_of_stock
-        if not sure and not times.disturbed:
+        if not times.disturbed and not self.is_sure(times):
             times, model, loaded = self._in_context(times, model)
             best = SPECX if times.disturbed else times.best()
         if best != loaded:
@@ -191,10 +242,7 @@ class _FirstUse:
             why = f"{took}, but the machine was busy: specx's own are used, and compared when it is not"
             self.here.put_off("kernels", self.key, why)
             return Chosen(model, Choice(best.name, BUSY))
-        kept = {"choice": best.name, "steps": times.steps, "margin": times.margin(best)}
-        store.save_json("kernels", self.key, kept)
-        if (common := keys.any_threads(self.key)) is not None:
-            store.save_json("kernels", common, {"latest": self.key})
+        self.keep(best, times)
         if best == STOCK:
             self.here.notice(f"{took}: llama.cpp's own are the fastest for this model here")
         else:
@@ -202,15 +250,27 @@ class _FirstUse:
             self.here.notice(f"{took}: specx's own for {what}, {times.explained(best)}")
         return Chosen(model, Choice(best.name, MEASURED))
 
-    def _on_stock(self) -> KernelTimes:
+    def is_sure(self, times: KernelTimes) -> bool:
+        """Whether nothing else can be faster than specx's kernels."""
+        return times.least_rate(SPECX.name) > SURE * times.most_of_stock
+
+    def keep(self, best: Kernels, times: KernelTimes) -> None:
+        """Keep the choice, with what it rests on."""
+        kept = {"choice": best.name, "steps": times.steps, "margin": times.margin(best)}
+        self.here.store.save_json("kernels", self.key, kept)
+        if (common := keys.any_threads(self.key)) is not None:
+            self.here.store.save_json("kernels", common, {"latest": self.key})
+
+    def on_stock(self) -> KernelTimes:
+        """Times of llama.cpp's multiplication."""
         self.stages.next(0.15, "first use: loading with llama.cpp's kernels")
         model = self.load(STOCK)
         try:
             self.stages.next(0.3, "first use: timing llama.cpp's kernels")
             start, clock = self.here.clock(), self.here.clock
             while True:  # it may be so short that one burst is a large part of it
-                times = time_multiplication(model, clock=clock, watch=self.watch)
-                if not times.disturbed or clock() - start > ALONE_S or busy_now(self.watch):
+                times = time_multiplication(model, clock=clock, watch=self.watch, stopped=self.stopped)
+                if not times.disturbed or self.stopped() or clock() - start > ALONE_S or busy_now(self.watch):
                     return times
         finally:
             model.close()
@@ -231,8 +291,7 @@ class _FirstUse:
             model.close()
             raise
         keep_staircase(self.here.store, f"{self.key}-{SPECX.name}", staircase)
-        steps = {depth: staircase.steps(depth) for depth in staircase.depths}
-        times.steps[SPECX.name] = {d: {n: by[n] for n in WIDTHS if n in by} for d, by in steps.items()}
+        times.add(SPECX, staircase)
         times.disturbed = staircase.disturbed
         return times, model
 

@@ -23,8 +23,10 @@ from specx.engine.setup.kernel_times import DEPTH, KernelTimes, compare_kernels
 from specx.engine.setup.kernels import (
     BUSY,
     CARRIED,
+    LATER,
     choice_of_auto,
     choose_kernels,
+    compare_idle,
     load_on_chosen,
 )
 
@@ -366,3 +368,43 @@ def test_what_is_done_is_told_and_never_goes_back(monkeypatch, given):
     assert fractions == sorted(fractions) and 0 == fractions[0] < fractions[-1] <= 1
     assert all(label.startswith("first use: ") for _, label in told)
     assert any("about" in label for _, label in told)
+
+
+def idle_comparison(monkeypatch, tmp_path, given, *, stopped=lambda: False, busy=False):
+    """What is kept after a comparison beside a model that is loaded on specx's kernels and was timed."""
+    world, store = World(monkeypatch, given), Store(tmp_path)
+    assert choose_kernels("auto", store, "key", print, idle=True) == Choice(SPECX.name, LATER)
+    staircase = Staircase(64, watch=unwatched)
+    staircase.measure_first(world.load(SPECX).open(), clock=world.clock)
+    here, loads = Here(store, clock=world.clock), len(world.loads)
+    watch = (lambda: lambda: True) if busy else unwatched
+    compare_idle(world.load, "key", here, staircase, stopped=stopped, watch=watch)
+    assert set(world.loads[loads:]) <= {STOCK} and world.closed == len(world.loads) - loads
+    return store
+
+
+def test_kernels_are_compared_while_nobody_waits_and_taken_by_the_next_run(monkeypatch, tmp_path):
+    store = idle_comparison(monkeypatch, tmp_path, BILLION)
+    assert choose_kernels("auto", store, "key", print, idle=True) == Choice(SPECX.name, MEASURED)
+
+
+def test_what_is_left_open_then_is_compared_when_the_next_run_loads_the_model(monkeypatch, tmp_path):
+    store = idle_comparison(monkeypatch, tmp_path, costs(specx=STEEP))
+    chosen = choose_kernels("auto", store, "key", print, idle=True)
+    assert chosen.value is None
+    again = World(monkeypatch, costs(specx=STEEP))
+    here = Here(store, clock=again.clock)
+    assert load_on_chosen(chosen, again.load, "key", here, watch=unwatched).kernels.value == ATTENTION.name
+
+
+def test_who_types_fast_or_beside_others_leaves_it_for_later(monkeypatch, tmp_path):
+    calls = []
+
+    def stopped():
+        calls.append(1)
+        return len(calls) > 5
+
+    for options in ({"stopped": stopped}, {"busy": True}, {"stopped": lambda: True}):
+        store = idle_comparison(monkeypatch, tmp_path, BILLION, **options)
+        assert choose_kernels("auto", store, "key", print, idle=True) == Choice(SPECX.name, LATER)
+    assert len(calls) > 5
