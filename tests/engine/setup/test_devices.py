@@ -263,7 +263,9 @@ def test_what_was_timed_beside_other_work_is_not_kept(decide, tmp_path):
     decide.machine.watch = lambda: lambda: True
     told = decide([CPU, GPU]).told
     assert len(told) == 1 and "the machine was busy" in told[0]
-    assert not list((tmp_path / "devices").glob("*.json"))
+    assert decide([CPU, GPU]).told == []  # it is said once
+    (kept,) = (tmp_path / "devices").glob("*.json")
+    assert "put_off" in kept.read_text() and '"devices"' not in kept.read_text()
     decide.machine.watch = unwatched
     assert "busy" not in decide([CPU, GPU]).told[0]
     assert decide([CPU, GPU]).told == []
