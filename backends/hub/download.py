@@ -221,7 +221,8 @@ def _explained(error: Exception, name: HubName, cache: Path) -> DownloadError:
         (errors.HFValidationError, f"{repository!r} is no repository name", "write ORG/REPO"),
         (TooManyRedirects, f"the hub redirects without end for {repository}", "try again later"),
         (
-            (ValueError, TypeError, LookupError, AttributeError),  # huggingface_hub takes what comes
+            # huggingface_hub takes what comes
+            (ValueError, TypeError, LookupError, AttributeError, RecursionError),
             f"what answers for {repository} is not Hugging Face",
             "log in to the network, or check HF_ENDPOINT and the proxy",
         ),

@@ -22,6 +22,7 @@ __all__ = ["Prompt", "Workload", "load_suite", "parse_synthetic", "sample", "sui
 Message = Mapping[str, Any]
 
 SUITE = Path(__file__).with_name("suite")
+MOST_BYTES = 1 << 28  # of a file of prompts
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -179,7 +180,8 @@ def _unanswered(before: Message, after: Message) -> bool:
 
 def _read_file(path: Path) -> list[Prompt]:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except FileNotFoundError as problem:
         raise FileError(
             f"there is no suite and no file {path}", f"the suites are {', '.join(suite_names())}"
@@ -187,6 +189,8 @@ def _read_file(path: Path) -> list[Prompt]:
     except (OSError, ValueError) as problem:  # ValueError: a name with a NUL character
         reason = getattr(problem, "strerror", None) or problem
         raise FileError(f"cannot read {path}: {reason}", "check its name") from problem
+    if len(data) > MOST_BYTES:
+        raise FileError(f"{path} has more than {MOST_BYTES:,} bytes", "take a part of it")
     return _parse_file(data, str(path), path.stem, path.suffix.lower())
 
 

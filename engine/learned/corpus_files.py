@@ -78,13 +78,13 @@ def read_texts(path: Path) -> list[str]:
         UsageError: it is too large, no text, or has none.
     """
     try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= MAX_BYTES else b""
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # what has no end says that it has no size
     except (OSError, ValueError) as problem:  # ValueError: a name with a NUL character
         reason = getattr(problem, "strerror", None) or problem
         raise FileError(f"cannot read {path}: {reason}", "check its name") from problem
-    if size > MAX_BYTES:
-        raise UsageError(f"{path} is too large: {size:,} bytes", f"give at most {MAX_BYTES:,} bytes of text")
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{path} is too large", f"give at most {MAX_BYTES:,} bytes of text")
     if b"\0" in data:
         raise UsageError(f"{path} is no text in UTF-8: it has NUL bytes", "leave it out, or convert it first")
     try:

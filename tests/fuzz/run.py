@@ -177,7 +177,7 @@ def bodies(world: World, source: random.Random) -> None:
 def requests(world: World, source: random.Random) -> None:
     """Requests over the wire, at a server that answers others after them as it did before."""
     del world
-    wire.HEAD_S = WAITS_S
+    wire.HEAD_S, wire.KEPT_S = WAITS_S, 1
     defaults = Defaults(sampling=SamplingSettings(temperature=0.0), n_predict=4, model="scripted")
     served = serving.Served(
         serving.session_of,

@@ -287,7 +287,8 @@ def test_odd_names_are_passed_over(hub, server, tmp_path, name):
 )
 def test_a_listing_that_is_none(hub, server, listing):
     server.listing = listing
-    refusal(hub)
+    told = refusal(hub)
+    assert "is not Hugging Face" in told or "no GGUF file" in told or "commit" in told, told
 
 
 @pytest.mark.parametrize("revision", ["..", "../../x", "/etc", "a\nb", ""])

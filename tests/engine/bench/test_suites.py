@@ -8,11 +8,13 @@ import re
 import sys
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from specx.backends.errors import FileError, UsageError
+from specx.engine.bench import suites
 from specx.engine.bench.suites import Prompt, Workload, load_suite, parse_synthetic, sample, suite_names
 
 LENGTHS = {  # characters of a whole prompt: shortest and longest
@@ -319,6 +321,13 @@ def test_names_that_are_nothing_show_what_there_is(tmp_path):
     for bad in (tmp_path, "a\0b"):
         with pytest.raises(FileError, match="cannot read"):
             load_suite(bad)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero")
+def test_a_file_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(suites, "MOST_BYTES", 99)
+    with pytest.raises(FileError, match="has more than 99 bytes"):
+        load_suite("/dev/zero")
 
 
 # --- synthetic workloads ------------------------------------------------------------------------------------
