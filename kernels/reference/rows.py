@@ -14,17 +14,20 @@ Array = NDArray[np.float64]
 
 def silu(x: Array) -> Array:
     """x times the logistic function of x (Elfwing et al., 2017)."""
-    return x / (1 + np.exp(-x))
+    activated: Array = x / (1 + np.exp(-x))
+    return activated
 
 
 def gelu(x: Array) -> Array:
     """The form with a hyperbolic tangent (Hendrycks and Gimpel, 2016): (1 + tanh u) / 2 = 1 / (1 + e^-2u)."""
-    return x / (1 + np.exp(-np.sqrt(8 / np.pi) * (x + 0.044715 * x**3)))
+    activated: Array = x / (1 + np.exp(-np.sqrt(8 / np.pi) * (x + 0.044715 * x**3)))
+    return activated
 
 
 def rms_norm(x: Array, epsilon: float) -> Array:
     """Rows of `x`, (..., n), over the root of the mean of their squares (Zhang and Sennrich, 2019)."""
-    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon)
+    normed: Array = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon)
+    return normed
 
 
 @dataclass(frozen=True, slots=True)
