@@ -392,7 +392,14 @@ def test_the_groups_cover_the_settings():
         "log": "log_file",
         "draft": "draft_model",
     }
-    elsewhere = {"measure", "texts", "answers", "longest", "adapt"}  # follow from -n, and from the command
+    elsewhere = {
+        "measure",
+        "texts",
+        "answers",
+        "longest",
+        "adapt",
+        "idle",
+    }  # follow from -n, and from the command
     assert {renamed.get(name, name) for name in names - elsewhere} <= known
     drafts = {f"{renamed.get(field.name, field.name)}_draft" for field in fields(AskedModel)}
     assert drafts - {"model_draft"} <= known

@@ -43,7 +43,7 @@ def test_whoever_asks_for_anything_else_looks_elsewhere(runtime, model, tmp_path
 
 
 def test_what_a_process_does_with_it_changes_nothing(runtime, model):
-    same = Asked(model, answers=1, texts=8, measure=False, verbose=True)
+    same = Asked(model, answers=1, texts=8, measure=False, verbose=True, log="-", idle=True)
     assert place_of(same, make=True) == place_of(Asked(model))
 
 
