@@ -250,9 +250,11 @@ def rpc_servers(model: ModelOptions) -> tuple[str, ...]:
     """The servers of --rpc, each once.
 
     Raises:
-        UsageError: one of them is not HOST:PORT.
+        UsageError: one of them is not HOST:PORT, or there is none in what is given.
     """
     servers = [server.strip() for server in (model.rpc or "").split(",") if server.strip()]
+    if model.rpc and not servers:
+        raise UsageError(f"--rpc names no server: {model.rpc!r}", "write HOST:PORT, with commas between")
     for server in servers:
         from specx.backends.llama.rpc import endpoint_problem
 

@@ -197,6 +197,7 @@ def test_a_draft_model_that_is_not_there(specx):
         (("-tb", "1000"), "at most 512 threads"),
         (("-n", "-2"), "-1"),
         (("-r", ""), "leave it out"),
+        (("--rpc", " , "), "write HOST:PORT"),
     ],
 )
 def test_a_wrong_value_says_what_is_allowed(specx, arguments, hint):
