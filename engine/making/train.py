@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from specx.backends.errors import ModelError, SpecxError
 from specx.backends.gguf.checks import read_runnable
 from specx.backends.gguf.file import read_gguf
+from specx.backends.llama.libllama import lib
 from specx.drafters.make.trim import kept_rows
 from specx.drafters.train.batches import Rows, token_scores
 from specx.drafters.train.states import StatesFile
@@ -105,6 +106,7 @@ def train(asked: Asked, wanted: Wanted, told: TrainTold) -> TrainReport:
 
 def _learn(work: Work) -> TrainReport:
     """Train the head on what was captured, and write it."""
+    lib()  # before torch, which takes the OpenMP that is loaded, and this one does not spin
     from specx.drafters.train.export import head_bytes, write_head
     from specx.drafters.train.run import best_weights
 
