@@ -5,6 +5,8 @@ These lie between those that were, along another depth, or along the same with a
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.engine.cost.isotonic import monotone_steps
+from specx.engine.cost.regimes import CLIP
 from specx.engine.cost.timing import TILES
 
-__all__ = ["Steps", "filled", "following", "interpolated", "read_table", "widest"]
+__all__ = ["Steps", "corrected", "filled", "following", "interpolated", "read_table", "widest"]
 
 NOISE = 0.02  # of a time of which nothing is known but the time; the median of what is measured undisturbed
 Steps = dict[int, float]
@@ -43,6 +46,29 @@ def read_table(data: Mapping[str, Any]) -> tuple[dict[int, Steps], dict[int, Ste
     if any(d < 0 or 1 not in s for d, s in depths.items()):
         raise ValueError("a staircase begins with the time of one token")
     return depths, noise
+
+
+def corrected(steps: Steps, noise: Steps, made: Steps) -> dict[str, Any]:
+    """Times of a depth as they are kept, moved half of the way to what real steps take.
+
+    Widths that no step had between two that had follow these, as far as both were off to the same side: else
+    they would look dear beside them for ever.
+
+    Args:
+        steps, noise: milliseconds by width, and their relative noise where it is known.
+        made: what real steps made of a time, a factor, of the widths that they had.
+    """
+    seen = sorted(made)
+
+    def change(n: int) -> float:
+        i = bisect_left(seen, n)
+        if n in made or not 0 < i < len(seen):
+            return made.get(n, 1.0)
+        below, above = math.log(made[seen[i - 1]]), math.log(made[seen[i]])
+        return math.exp(min(below, above, key=abs)) if below * above > 0 else 1.0
+
+    times = {n: ms * min(change(n), CLIP) ** 0.5 for n, ms in steps.items()}
+    return {str(n): [ms, noise[n]] if n in noise else ms for n, ms in times.items()}
 
 
 def widest(steps: Mapping[str, Any]) -> int:

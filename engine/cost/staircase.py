@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Cache
 from specx.engine.cost.contradiction import Calm, Contradiction
-from specx.engine.cost.filling import Steps, filled, following, read_table, widest
+from specx.engine.cost.filling import Steps, corrected, filled, following, read_table, widest
 from specx.engine.cost.regimes import CLIP, Regimes, Weights
 from specx.engine.cost.timing import (
     TILES,
@@ -52,6 +52,8 @@ LIKE_WIDTHS = (1, 2, 16, 4)  # where steps are known with another number of thre
 LIKE_NOISE = 0.05  # of the times that follow from those
 BUDGET_S = 1.2  # for the first depth; a 1B model on two cores gets through most widths in that time
 DEEPER_BUDGET_S = 0.8
+FORCED = 4  # widths at first use, and one less at the second depth: what the choice of kernels rests on
+READ_S = 3.0  # to get to the second depth at first use; a slower model is timed there when a text is there
 FIRST_DEEPER_S = 0.4  # at the first use, where somebody waits
 LIKE_S = 0.4
 NEAR = 2  # times the deepest: beyond, a slope and not a measurement says what steps cost
@@ -79,7 +81,7 @@ class Staircase:
         self._scaled = 1.0  # what real steps have multiplied the whole table with
         self._contradiction = Contradiction(watch)
         self._calm = Calm(watch)
-        self._sound: dict[tuple[int, int], float] = {}  # by depth and width: what real steps made of a time
+        self._sound: dict[int, Steps] = {}  # by depth and width: what real steps made of a time, a factor
         self._weighed: tuple[int, Weights] | None = None  # `_weights` of a length, since the last step
         self.contradicted = False
         self.like: Staircase | None = None  # what is known of steps with another number of threads
@@ -181,7 +183,7 @@ class Staircase:
         stopped: Stopped = never,
         progress: Callable[[float], None] = lambda _fraction: None,
     ) -> float:
-        """Time the widths in an empty cache and, if the context is long enough, at `FIRST_DEPTH`.
+        """Time the widths in an empty cache and, with room, at `FIRST_DEPTH`; returns the seconds it took.
 
         Where they are known with another number of threads, a few are timed and the others follow. Once more
         if others kept the machine busy and do so no longer: a few bursts are much of a short measurement.
@@ -190,13 +192,11 @@ class Staircase:
             cache: empty, and empty afterwards.
             clock, progress: seconds; told the fraction that is done.
             stopped: whether to stop at once; then nothing is known.
-
-        Returns the seconds it took.
         """
         start, like = clock(), self.like
         self._measure_depths(cache, clock, stopped, progress)
-        late = clock() - start > BUDGET_S + DEEPER_BUDGET_S
-        if self._disturbed and not late and not stopped() and not busy_now(self.watch):
+        soon = clock() - start < BUDGET_S + DEEPER_BUDGET_S
+        if self._disturbed and soon and not stopped() and not busy_now(self.watch):
             self.forget()
             self.like = like
             self._measure_depths(cache, clock, stopped, progress)
@@ -209,13 +209,14 @@ class Staircase:
         self, cache: Cache, clock: Clock, stopped: Stopped, progress: Callable[[float], None]
     ) -> None:
         whole: Measurement[None] = Measurement(BUDGET_S + DEEPER_BUDGET_S, clock=clock, watch=self.watch)
-        self.measure(cache, clock=clock, stopped=stopped, progress=lambda done: progress(0.5 * done))
-        roomy = cache.n_ctx >= FIRST_DEPTH + max(WIDTHS)
-        if roomy and not stopped() and not whole.ended and not self.like:
-            read = whole.prefill(cache, FIRST_DEPTH, stopped)
-            progress(0.8)
-            if read:
-                budget: Any = {"budget_s": FIRST_DEEPER_S, "widths": FIRST_WIDTHS}
+        roomy = cache.n_ctx >= FIRST_DEPTH + max(WIDTHS) and self.like is None
+        first: Any = {"forced": FORCED, "progress": lambda done: progress(0.5 * done)}
+        self.measure(cache, clock=clock, stopped=stopped, **first)
+        soon = self.quiet_cost(8, 0) / 8 * FIRST_DEPTH < READ_S * 1e3
+        if soon and roomy and not stopped() and not whole.ended:
+            if whole.prefill(cache, FIRST_DEPTH, stopped):
+                progress(0.8)
+                budget: Any = {"budget_s": FIRST_DEEPER_S, "widths": FIRST_WIDTHS, "forced": FORCED - 1}
                 self.measure(cache, clock=clock, stopped=stopped, **budget)
             cache.rewind(0)
         whole.finish()
@@ -231,14 +232,14 @@ class Staircase:
         stopped: Stopped = never,
         widths: Sequence[int] = DEEPER_WIDTHS,
         progress: Callable[[float], None] | None = None,
+        forced: int = 2,
     ) -> float:
-        """Time the widths at the cache's present length; returns the seconds it took.
+        """Time the widths at the cache's present length, which stays; returns the seconds it took.
 
-        Widths are taken in the order of what they tell, until the budget is spent; at least 1 and 2 are. The
-        committed tokens stay. Nothing is measured where not every width fits, or if `stopped` says so.
+        The most telling come first, until the budget is spent. Nothing is measured where not all of them fit.
         """
         start = clock()
-        told: Any = {"stopped": stopped, "progress": progress}
+        told: Any = {"stopped": stopped, "progress": progress, "forced": forced}
         for _ in self.measuring(lambda: cache, clock, budget_s=budget_s, deeper=widths, **told):
             pass
         return clock() - start
@@ -253,6 +254,7 @@ class Staircase:
         stopped: Stopped = never,
         deeper: Sequence[int] = DEEPER_WIDTHS,
         progress: Callable[[float], None] | None = None,
+        forced: int = 2,
     ) -> Iterator[int]:
         """`measure`, one step at a time: yields the width of each. What goes by in between does not count.
 
@@ -262,6 +264,7 @@ class Staircase:
             longest_ms: widths that are expected to take longer are left out, but for the narrowest two.
             deeper: widths that are timed where those of another depth are known.
             progress: told the fraction that is done.
+            forced: so many widths are timed once whatever the budget.
         """
         length, room = cache_of().length, cache_of().room
         first = self._depths.keys() <= self._wrong
@@ -289,7 +292,7 @@ class Staircase:
 
         measurement.times[None] = {}
         widths = [*widths[:2], *(n for n in widths[2:] if first or expected[n] <= longest_ms)]
-        yield from measurement.turn_by_turn(visits(widths, measurement.times[None]), step, guess)
+        yield from measurement.turn_by_turn(visits(widths, measurement.times[None], forced), step, guess)
         if not measurement.stopped:
             self._take_over(length, measurement.sound(None), disturbed=measurement.disturbed)
 
@@ -298,8 +301,8 @@ class Staircase:
         for depth in self._wrong:
             for by_depth in (self._depths, self._noise, self._reach):
                 by_depth.pop(depth, None)
-        gone = {length, *self._wrong}
-        self._sound = {(depth, n): c for (depth, n), c in self._sound.items() if depth not in gone}
+        for depth in (length, *self._wrong):
+            self._sound.pop(depth, None)
         self._disturbed -= self._wrong
         self._wrong.clear()
         if disturbed:
@@ -362,22 +365,20 @@ class Staircase:
 
     def _to_json(self, depths: Set[int]) -> dict[str, Any]:
         self._settle()
-        return {str(depth): {str(self._reach[depth]): None, **self._kept(depth)} for depth in sorted(depths)}
+        return {
+            str(depth): {
+                str(self._reach[depth]): None,
+                **corrected(self._depths[depth], self._noise[depth], self._sound.get(depth, {})),
+            }
+            for depth in sorted(depths)
+        }
 
     def _settle(self) -> None:
         """What real steps say now is to be kept, of the widths that they speak for."""
         measured, present = self._regimes.measured, self._regimes.present
         for n in self._calm.widths():
             for depth, table in measured.items():
-                self._sound[depth, n] = present[depth].item(n) / table.item(n)
-
-    def _kept(self, depth: int) -> dict[str, Any]:
-        kept: dict[str, Any] = {}
-        for n, ms in self._depths[depth].items():
-            time_ms = ms * min(self._sound.get((depth, n), 1.0), CLIP) ** 0.5
-            noise = self._noise[depth].get(n)
-            kept[str(n)] = time_ms if noise is None else [time_ms, noise]
-        return kept
+                self._sound.setdefault(depth, {})[n] = present[depth].item(n) / table.item(n)
 
     def load_json(self, data: Mapping[str, Any]) -> None:
         """Take over what `to_json` gave.

@@ -378,7 +378,9 @@ def relative_noise(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
     return {n: max(spread, usual) for n, spread in spreads.items()}
 
 
-def visits(widths: list[int], times: Mapping[int, list[float]]) -> Iterator[tuple[int, None, int]]:
+def visits(
+    widths: list[int], times: Mapping[int, list[float]], forced: int = 2
+) -> Iterator[tuple[int, None, int]]:
     """Which width is timed next: all of them twice, the narrowest more often, then those that do not settle.
 
     Those that their neighbours contradict come before what only is repeated.
@@ -386,13 +388,16 @@ def visits(widths: list[int], times: Mapping[int, list[float]]) -> Iterator[tupl
     Args:
         widths: the most informative first.
         times: what has been measured so far, as it grows.
+        forced: so many are visited once whatever the budget.
 
     Returns:
         (visit, arm, width): the narrowest are visited whatever the budget, all others as far as it reaches.
     """
     narrow, others = widths[:2], widths[2:]
-    yield from ((0, None, n) for n in narrow)
-    yield from ((1 if i == 0 else 2, None, n) for i, n in enumerate([*narrow * 2, *others]))
+    yield from ((0, None, n) for n in widths[:forced])
+    seen = set(widths[:forced])
+    once = [*narrow * 2, *(n for n in others if n not in seen)]
+    yield from ((1 if i == 0 else 2, None, n) for i, n in enumerate(once))
     yield from ((2, None, n) for n in doubtful(times))
     yield from ((2, None, n) for n in others)
     for _ in range(RETRIES):

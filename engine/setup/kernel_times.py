@@ -71,8 +71,10 @@ class KernelTimes:
 
     def add(self, kernels: Kernels, staircase: Staircase) -> None:
         """Take over what was measured of all steps on `kernels`."""
-        steps = {depth: staircase.steps(depth) for depth in staircase.depths}
-        self.steps[kernels.name] = {d: {n: by[n] for n in WIDTHS if n in by} for d, by in steps.items()}
+        timed = [n for n in WIDTHS if n in staircase.steps(staircase.depths[0])]
+        self.steps[kernels.name] = {
+            depth: {n: staircase.quiet_cost(n, depth) for n in timed} for depth in staircase.depths
+        }
 
     def best(self) -> Kernels:
         """The kernels of the highest expected rate; what replaces less wins a near tie."""

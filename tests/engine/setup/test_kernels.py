@@ -333,16 +333,28 @@ def test_the_first_use_of_a_billion_parameters_takes_less_than_five_seconds(monk
     assert Store(tmp_path).load_json("kernels", "m-t2-b2")["margin"] > 1.1
 
 
+def test_a_model_ten_times_as_large_is_compared_by_the_same_widths(monkeypatch, choose, tmp_path):
+    """Budgets reach for two widths only, and reading as far as the second depth would take long."""
+    world = World(monkeypatch, {name: {n: 10 * ms for n, ms in by.items()} for name, by in BILLION.items()})
+    world.reading = True
+    assert choose(world).kernels.value == SPECX.name
+    kept = Store(tmp_path).load_json("kernels", "model-machine")
+    assert set(kept["steps"]["specx"]["0"]) >= {"1", "2", "4", "8"} and kept["margin"] > 1.1
+    assert (world.read, world.loads) == (0, [STOCK, SPECX])
+    assert world.now < 14
+
+
 def test_another_number_of_threads_is_not_compared_and_hardly_measured(monkeypatch, choose, tmp_path):
     choose(World(monkeypatch, BILLION), key="m-t2-b2")
     alone = {name: {n: 1.8 * ms for n, ms in steps.items()} for name, steps in BILLION.items()}
     world, store = World(monkeypatch, alone), Store(tmp_path)
+    world.reading = True
     assert choose(world, key="m-t1-b1").kernels == Choice(SPECX.name, CARRIED)
     assert (world.loads, world.steps, world.now) == ([SPECX], 0, 0.0)
     staircase = kept_staircase(store, "m-t1-b1-specx", Staircase(64, watch=unwatched))
     assert not staircase.depths
     staircase.measure_first(world.load(SPECX).open(), clock=world.clock)
-    assert world.now < 2 * LIKE_S
+    assert world.now < LIKE_S + 0.1 and world.read == 0
     for depth in (0, DEPTH):
         for n, ms in alone["specx"].items():
             assert staircase.cost(n, depth) == pytest.approx(ms, rel=0.12)
