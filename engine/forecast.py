@@ -31,10 +31,15 @@ def known_pair(candidate: Candidate, learned: Learned) -> tuple[ModelCalibration
     back when it was trained.
     """
     calibration, costs = learned.load_pair(candidate.fingerprint)
-    if calibration.trials < REMEMBERED and candidate.trial:
+    if _counts_trial(candidate, calibration):
         right, reached = (sum(counts) for counts in zip(*candidate.trial, strict=True))
         calibration = ModelCalibration.of_trial(right, reached)
     return calibration, costs
+
+
+def _counts_trial(candidate: Candidate, kept: ModelCalibration) -> bool:
+    """Whether the trial of a candidate tells more than what is kept of it."""
+    return bool(candidate.trial) and kept.trials < REMEMBERED
 
 
 def forecast(
@@ -58,7 +63,9 @@ def forecast(
     token_ms = costs.token_ms if costs else float(steps[1]) * candidate.step_bytes / target_bytes
     known = calibration.trials if calibration.trials >= REMEMBERED else 0
     if known and calibration.acceptance is not None:
-        return Forecast.of(candidate, steps, calibration.acceptance, token_ms, known)
+        tried = _counts_trial(candidate, learned.load_pair(candidate.fingerprint)[0])
+        by_step = [right / max(reached, 1) for right, reached in candidate.trial] if tried else ()
+        return Forecast.of(candidate, steps, calibration.acceptance, token_ms, known, by_step)
     assumed = ACCEPTANCE * (TRANSLATED if candidate.translated else 1.0)
     acceptance = (assumed + sum(disappointing)) / (1 + len(disappointing))
     return Forecast.of(candidate, steps, acceptance, token_ms)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ __all__ = ["EAGLE3", "HeadFile", "check_head", "head_of", "read_head"]
 EAGLE3 = "eagle3"
 
 LAYERS_READ = 3  # llama.cpp takes exactly so many
-USUAL_TRIAL = 64  # tokens that shares rest on where a file does not say on how many
+USUAL_TRIAL = 64  # drafts that shares rest on where a file does not say on how many
 MOST_TRIED = 1 << 40  # tokens of a trial that can be
 IDS, EMBEDDING, OUTPUT = "d2t", "token_embd.weight", "output.weight"
 FEATURES_NORM = "enc.output_norm.weight"
@@ -67,15 +68,14 @@ class HeadFile:
         were, when it was trained; empty if the file does not say."""
         try:
             told = json.loads(str(self.info.metadata.get(HEAD_TRAINED, "")))
-            shares = told["by_step"]
-            reached = told.get("reached", [USUAL_TRIAL] * len(shares))
-            counts = tuple(
-                (round(float(share) * int(count)), int(count))
-                for share, count in zip(shares, reached, strict=True)
-            )
+            shares, left, counts = told["by_step"], USUAL_TRIAL, []
+            for share, reached in zip_longest(shares, told.get("reached", ())):
+                tried = left if reached is None else int(reached)
+                left = round(float(share) * tried)
+                counts.append((left, tried))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             return ()
-        return counts if all(0 <= right <= tried <= MOST_TRIED for right, tried in counts) else ()
+        return tuple(counts) if all(0 <= right <= tried <= MOST_TRIED for right, tried in counts) else ()
 
     def told(self) -> str:
         """What it reads and scores, in words."""

@@ -39,8 +39,9 @@ HELD = 4  # one text in so many is not learned from
 ENOUGH = 1024  # tokens that the target chose, from which on there is something to learn
 LEAST_HELD = 200  # of them held back
 MEASURED_TOKENS = 4000  # held back, and looked at: the newest
-PASSES = 8  # over the text, at most
-PATIENCE = 2  # passes without a gain after which it ends
+PASSES, UPDATES = 8, 120  # over the text and batches, at most: whichever is more
+ROUNDS = 10  # how often what was learned is measured meanwhile
+PATIENCE = 2  # rounds that did not pay after which it ends
 RATE = 3e-4  # of learning
 GAIN = 1.03  # times as many tokens a step are a head that is better, and not one that was lucky
 PRICE = 0.1  # seconds of waiting that a second of idle time is worth
@@ -174,9 +175,10 @@ class _Work:
         before = best = self._measured(self._trainer.head)
         weights, last, since = self._weights(), self._seconds, 0
         why = "the text was read often enough"
-        for number in range(PASSES):
-            for i in range(self._batches):
-                self._trainer.learn((number + i / self._batches) / PASSES)
+        updates = max(PASSES * self._batches, UPDATES)
+        for number in range(ROUNDS):
+            for i in range(number * updates // ROUNDS, (number + 1) * updates // ROUNDS):
+                self._trainer.learn(i / updates)
                 self._pause()
             found = self._measured(self._trainer.head)
             took, last = self._seconds - last, self._seconds

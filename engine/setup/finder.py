@@ -131,15 +131,17 @@ class Forecast:
         acceptance: float,
         token_ms: float,
         remembered: int = 0,
+        by_step: Sequence[float] = (),
     ) -> Forecast:
-        """The objective for drafts of a constant acceptance.
+        """The objective for drafts of a constant acceptance, or of one for each token.
 
         Args:
             candidate: the model.
             costs: (W + 1,) milliseconds of a step of the target by its tokens.
             acceptance, token_ms, remembered: see the class.
+            by_step: of the first, second and further tokens, where that is known.
         """
-        chain = chain_rate(costs, draft_ms=token_ms, acceptance=acceptance)
+        chain = chain_rate(costs, draft_ms=token_ms, acceptance=by_step or acceptance)
         return cls(candidate, acceptance, token_ms, chain, 1 / float(costs[1]), remembered)
 
     def explained(self) -> str:

@@ -49,7 +49,7 @@ def _place(tmp_path, monkeypatch):
     """A store of its own, little to learn from, and anything that differs counts as better."""
     monkeypatch.setenv("SPECX_CACHE", str(tmp_path / "store"))
     monkeypatch.setattr(adapting, "ENOUGH", 60)
-    for name, value in (("ENOUGH", 60), ("LEAST_HELD", 10), ("PASSES", 2)):
+    for name, value in (("ENOUGH", 60), ("LEAST_HELD", 10), ("UPDATES", 4), ("ROUNDS", 2)):
         monkeypatch.setattr(learning, name, value)
 
 
@@ -149,7 +149,7 @@ def test_a_head_that_is_no_better_is_not_written(pair, tmp_path, here, monkeypat
 def test_it_learns_only_while_it_pays(pair, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     task, ticks = task_of(pair, tmp_path), iter(range(1_000_000))
-    monkeypatch.setattr(learning, "PASSES", 50)
+    monkeypatch.setattr(learning, "ROUNDS", 4)
     paid = adapt(
         replace(task, costs=(np.inf, 10.0, 10.1, 10.2, 10.3), expected=10), clock=lambda: next(ticks)
     )
@@ -190,7 +190,7 @@ def learning_states(tokens, features, best, scores):
 def test_it_learns_what_it_is_shown(pair, tmp_path, monkeypatch):
     """Texts in which one token follows another are drafted better afterwards, and the file says so."""
     pytest.importorskip("torch")
-    for name, value in (("PASSES", 25), ("PATIENCE", 25), ("RATE", 3e-3)):
+    for name, value in (("UPDATES", 60), ("PATIENCE", 9), ("RATE", 3e-3)):
         monkeypatch.setattr(learning, name, value)
     task = task_of(pair, tmp_path)
     target = read_gguf(Path(task.target))

@@ -242,6 +242,7 @@ def test_a_trial_counts_until_enough_was_scored_here(tmp_path):
     learned = Learned(Store(tmp_path), model_key="m", cost_key="c")
     promised = forecast(head, learned, costs, 10)
     assert (promised.acceptance, promised.remembered) == (390 / 900, 900)
+    assert promised.rate == pytest.approx(max(1 / 10, 1.5 / (11 + 1), 1.65 / (12 + 2)))  # by token
     assert forecast(unknown, learned, costs, 10).remembered == 0
     poor = replace(head, trial=((60, 600), (6, 60)))
     assert forecast(poor, learned, costs, 10).rate < promised.rate
