@@ -17,6 +17,7 @@ from specx.backends.base import Want
 from specx.drafters.base import Text, Verified
 from specx.drafters.calibration.collapse import Collapse
 from specx.drafters.calibration.model import ModelCalibration
+from specx.drafters.runners import Runner, Runners
 
 __all__ = ["AT_ONCE", "Guess", "GuessCosts", "Guesser", "GuesserSource", "LoadedSource"]
 
@@ -93,10 +94,12 @@ class Guess:
     Attributes:
         token: its id.
         margin: how far ahead of the runner-up it is, in units of the tempered logits.
+        others: runners-up, best first, and how far behind it they are; at most `RUNNERS`.
     """
 
     token: int
     margin: float
+    others: tuple[Runner, ...] = ()
 
 
 class Guesser(Protocol):
@@ -161,6 +164,7 @@ class GuesserSource(Protocol):
         costs: of its work; corrected in place.
         calibration: how often it is right; learned further in place.
         collapse: the alarm for one that is right far too rarely.
+        runners: how often its runners-up are right.
         needs: what it wants of the target's forward calls.
     """
 
@@ -169,6 +173,7 @@ class GuesserSource(Protocol):
     costs: GuessCosts
     calibration: ModelCalibration
     collapse: Collapse
+    runners: Runners
 
     @property
     def loaded(self) -> bool:
@@ -191,7 +196,7 @@ class LoadedSource(GuesserSource, Generic[Room]):
     ) -> None:
         self.costs, self.clock = costs, clock
         self.calibration = calibration or ModelCalibration()
-        self.collapse = Collapse()
+        self.collapse, self.runners = Collapse(), Runners()
         self.failure = ""
         self.failed = False
         self._idle: list[Room] = []  # of texts that are finished

@@ -20,6 +20,7 @@ from specx.drafters.base import Text, Verified
 from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.guesser import AT_ONCE, Guess, GuessCosts, Guesser, LoadedSource
 from specx.drafters.ranking import ranked
+from specx.drafters.runners import RUNNERS
 
 if TYPE_CHECKING:
     from specx.drafters.recording import Recorder
@@ -249,6 +250,8 @@ class HeadGuesser(Guesser):
         """The best token, by the target's rule and noise, and how far ahead of the next it is."""
         assert self._runner is not None
         columns = self._runner.columns
-        rows, scores = ranked(row, self._text, self._text.position + len(chain), 2, columns)
-        best = int(rows[0]) if columns is None else int(columns[rows[0]])
-        return Guess(best, float(scores[0] - scores[1]) if len(rows) > 1 else float("inf"))
+        rows, scores = ranked(row, self._text, self._text.position + len(chain), 1 + RUNNERS, columns)
+        best, *others = (rows if columns is None else columns[rows]).tolist()
+        behind = (scores[0] - scores[1:]).tolist()
+        margin = behind[0] if behind else float("inf")
+        return Guess(best, margin, tuple(zip(others, behind, strict=True)))

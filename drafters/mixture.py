@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from specx.backends.base import Want
 from specx.drafters.base import Draft, Drafter, Drafting, Offer, Room, Text, Verified
 from specx.drafters.guesser import Guesser, GuesserSource
+from specx.drafters.runners import Runner, beside
 from specx.kernels._native import AskedChain, Below, Foresight
 
 __all__ = ["MixtureDrafter"]
@@ -66,19 +67,24 @@ class _Source:
         source: what is known of it.
         guesser: follows the text.
         chain: what it has given in the present step.
+        others: runners-up of each of its tokens.
     """
 
-    __slots__ = ("chain", "guesser", "source")
+    __slots__ = ("chain", "guesser", "others", "source")
 
     def __init__(self, source: GuesserSource, guesser: Guesser, below: Below, index: int) -> None:
         self.source, self.guesser = source, guesser
         self.chain = AskedChain(below, index)
+        self.others: list[Sequence[Runner]] = []
 
-    def observe(self, seen: Verified) -> None:
+    def observe(self, seen: Verified, *, noisy: bool) -> None:
         """Learn from what was emitted, up to the first token that was wrong."""
-        collapse = self.source.collapse
-        for hazard, right in self.chain.score(seen.tokens):
+        collapse, others = self.source.collapse, self.others
+        for place, (hazard, right) in enumerate(self.chain.score(seen.tokens)):
             collapse.observe(hazard, right)
+            if not right and place < len(others) and others[place]:
+                self.source.runners.score(noisy, others[place], seen.tokens[place])
+        self.others = []
         self.guesser.observe(seen)
 
 
@@ -104,6 +110,7 @@ class MixtureDrafting(Drafting):
         draft, self._room = self._free.propose(Room(room.limit, leaves)), room
         noisy = self._text.temperature > 0
         for asked in sources:
+            asked.others = []
             asked.chain.begin(asked.source.calibration.counts, noisy, draft.arrays, room.leaves == 1)
         return draft
 
@@ -130,7 +137,7 @@ class MixtureDrafting(Drafting):
         self._free.observe(seen)
         self._emitted = True
         for asked in self._sources:
-            asked.observe(seen)
+            asked.observe(seen, noisy=self._text.temperature > 0)
 
     def close(self) -> None:
         """The text is finished."""
@@ -196,7 +203,14 @@ class MixtureDrafting(Drafting):
         unclaimed = chain.add([guess.token for guess in guesses], [guess.margin for guess in guesses])
         if unclaimed and (left := self._room.limit - len(chain)) > 0:
             below = self._free.propose(Room(left, 1), chain.tokens).arrays
-        return Draft(*chain.draft(below, others))
+        draft = Draft(*chain.draft(below, others))
+        asked.others += [guess.others for guess in guesses]
+        if self._room.leaves == 1 or not any(asked.others):
+            return draft
+        source, noisy = self._drafter.source(asked.source), self._text.temperature > 0
+        return beside(
+            draft, chain.tokens, asked.others, asked.source.runners, source, self._room.leaves, noisy=noisy
+        )
 
     def _others(self, asked: _Source) -> list[AskedChain]:
         """The chains of the other sources."""
