@@ -25,7 +25,7 @@ from specx.engine.learned.lengths import Outlook
 __all__ = ["ALLOWANCE", "INTEREST", "Asked", "Budget", "Decision", "Part", "Planned", "Terms"]
 
 # In plain steps. benchmarks/simulate.py compares such numbers on recorded outputs.
-ALLOWANCE = 1.0  # at the start of a text
+ALLOWANCE = 1.5  # at the start of a text
 INTEREST = 0.02  # for every token
 MOST = 16.0  # savings of long ago do not pay for a bad stretch
 

@@ -83,9 +83,10 @@ def test_cold_answers_lose_no_more_than_the_budget(simulate, traces, name, mean)
     assert answers.speeds[0] > 0.95
 
 
-@pytest.mark.parametrize("factor", [1.3, 1.6])
-def test_a_table_that_is_wrong_about_wide_steps_costs_little(simulate, traces, factor):
+@pytest.mark.parametrize(("factor", "mean"), [(1.3, 1.0), (1.6, 0.95)])
+def test_a_table_that_is_wrong_about_wide_steps_costs_little(simulate, traces, factor, mean):
+    # It was 1.005 and 0.938, and 0.875 in the worst answer, when what a step cost too much was forgiven.
     believed = steps_of("zen5-specx-135m-1-thread")
     answers = Answers(simulate, traces, believed, dearer(believed, factor))
-    assert answers.mean > 0.97
-    assert answers.speeds[0] > 0.95
+    assert answers.mean > mean
+    assert answers.speeds[0] > 0.94
