@@ -20,6 +20,7 @@ from specx.drafters.train.states import StatesFile
 __all__ = ["EMBEDDING", "read_trained", "trained_further"]
 
 EMBEDDING = "token_embd.weight"
+SMALL = 512  # tokens of a batch: of little text, more steps are worth more than better ones
 
 
 def read_trained(target: GGUFInfo, made: GGUFInfo) -> tuple[Head, Rows]:
@@ -99,6 +100,6 @@ def trained_further(
     torch.manual_seed(seed)
     head, rows = read_trained(target, made)
     learning = Learning(rate=rate, orthogonal=False, seed=seed, bf16=has_bf16())
-    size = batch_that_fits(head.shape, target.vocabulary_size, learning, memory)
+    size = min(batch_that_fits(head.shape, target.vocabulary_size, learning, memory), SMALL)
     learned, held = (Batches(states, each, rows, seed, size) for each in texts)
     return Trainer(head, learned, learning), learned, held, rows
