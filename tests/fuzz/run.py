@@ -3,7 +3,7 @@
 `python tests/fuzz/run.py KIND COUNT [SEED]` tries COUNT cases of a kind (one of `KINDS`, or all), each in a
 process of its own, and prints those that do not end in a result or in a SpecxError: a signal, a hang, 2 GB of
 memory beyond what the process had, or an error nobody has foreseen. A seed is always the same case. Where
-llama.cpp gives up, its reason is printed as well; that is no fault if it was told. Ctrl-C goes on to the next kind.
+llama.cpp gives up, its reason is printed as well; that is no fault if it was told. Ctrl-C ends a kind early.
 `python tests/fuzz/run.py all 1250` is the long form: 10,000 cases.
 """
 
