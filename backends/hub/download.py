@@ -243,7 +243,10 @@ def _explained(error: Exception, name: HubName, cache: Path) -> DownloadError:
         if files := cached_files(repository):
             hint += f"; already here: specx chat {repository}/{next(iter(files))}"
         return DownloadError(f"Hugging Face cannot be reached for {repository}", hint)
-    return DownloadError(f"{repository} could not be fetched: {type(error).__name__}: {error}", "try again")
+    told = f"{repository} could not be fetched: {type(error).__name__}: {error}", "try again"
+    if isinstance(error, OSError) and error.strerror:  # a folder where a file is to be, and the like
+        told = f"{cache} cannot be used: {error.strerror}", "set HF_HOME to another folder"
+    return DownloadError(*told)
 
 
 def _refused(status: int, repository: str) -> DownloadError:

@@ -307,3 +307,9 @@ def test_checking_is_told(hub):
     told.clear()
     pull("org/m", hub=hub, progress=lambda *args: told.append(args))
     assert {name for name, _, _ in told} == {"checking m.gguf"}
+
+
+def test_a_folder_in_the_place_of_a_file(hub, tmp_path):
+    (tmp_path / f"cache/models--org--m/snapshots/{COMMIT}/m.gguf").mkdir(parents=True)
+    told = refusal(hub)
+    assert "cannot be used: " in told and "Error" not in told
