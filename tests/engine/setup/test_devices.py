@@ -272,11 +272,11 @@ def test_what_was_timed_beside_other_work_is_not_kept(decide, tmp_path):
 
 
 def test_the_work_of_a_remote_device_is_not_that_of_others():
-    machine, watched = Machine({"CPU": HOST, "RPC0": FAST}), []
+    machine, watched = Machine({"CPU": HOST, "RPC0": FAST}), set()
 
     def watch():
-        watched.append(1)
-        return lambda: len(watched) > 1  # whatever is watched after the host
+        watched.add(len(machine.loaded))
+        return lambda: len(machine.loaded) > 1  # as soon as the remote one computes
 
     _, disturbed = machine.measure([CPU, device("RPC0", "GPU", 4 * GIB)], watch=watch)
-    assert (disturbed, watched) == (False, [1])
+    assert (disturbed, watched, len(machine.loaded)) == (False, {1}, 2)
