@@ -225,22 +225,31 @@ class Store:
             yield
 
     @contextmanager
-    def measuring(self, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+    def measuring(
+        self, waiting: Callable[[], None] = lambda: None, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[bool]:
         """Keep other processes from measuring: two at once would measure each other.
 
         Goes on where the store cannot be written, or another process takes longer than anything should.
 
         Args:
             waiting: called once if another process measures now.
+            stopped: whether to wait no longer; nothing is to be measured then.
 
         Yields:
             Whether another process was waited for, which may have kept what is to be measured.
         """
-        with self._lock(".measuring", MEASURING_S, waiting) as waited:
+        with self._lock(".measuring", MEASURING_S, waiting, stopped) as waited:
             yield waited
 
     @contextmanager
-    def _lock(self, name: str, most_s: float, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+    def _lock(
+        self,
+        name: str,
+        most_s: float,
+        waiting: Callable[[], None] = lambda: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[bool]:
         """Hold the lock in the file `name`, waited for at most `most_s`; says whether it was waited for."""
         lock = self._open_lock(name)
         if lock is None:
@@ -251,7 +260,7 @@ class Store:
             waited = not _try_lock(lock)
             if waited:
                 waiting()
-                while time.monotonic() < deadline and not _try_lock(lock):
+                while time.monotonic() < deadline and not stopped() and not _try_lock(lock):
                     time.sleep(0.01)
             yield waited
         finally:

@@ -26,12 +26,11 @@ class Recorder:
         layers: how many layers of the target the states are of.
         width: d_t, values of each that mean something.
         scale: what states are divided by.
-        most: tokens that are held; of more, the oldest texts go.
+        most: tokens that are held, and of a text that is still written; of more, the oldest go.
     """
 
     def __init__(self, layers: int, width: int, scale: float = 1.0, most: int = 1 << 13) -> None:
-        self.layers, self.width, self.scale = layers, width, scale
-        self._most = most
+        self.layers, self.width, self.scale, self.most = layers, width, scale, most
         self._held: list[States] = []
 
     def follow(self, text: Text) -> TextRecord:
@@ -41,7 +40,7 @@ class Recorder:
     def add(self, states: States) -> None:
         """Hold a stretch of a text."""
         self._held.append(states)
-        while len(self._held) > 1 and sum(len(each.tokens) for each in self._held) > self._most:
+        while len(self._held) > 1 and sum(len(each.tokens) for each in self._held) > self.most:
             del self._held[0]
 
     def take(self) -> list[States]:
@@ -95,10 +94,10 @@ class TextRecord:
         best: NDArray[np.int32],
         scores: NDArray[np.float16],
     ) -> None:
-        if at != self._end or not self._features:
+        recorder = self._recorder
+        if at != self._end or not self._features or self._end - self._begin >= recorder.most:
             self.finish()
             self._begin = self._end = at
-        recorder = self._recorder
         own = features.reshape(len(features), recorder.layers, -1)[:, :, : recorder.width]
         scaled = own.reshape(len(features), -1) / np.float32(recorder.scale)
         self._features.append(np.clip(scaled, -WIDEST, WIDEST).astype(np.float16))

@@ -29,7 +29,7 @@ from specx.backends.gguf.head_target import own_width, widened_by
 from specx.backends.machine.machine import available_memory, this_cpu
 from specx.backends.store import Store
 from specx.drafters.recording import RECORDED, Recorder
-from specx.drafters.train.states import StatesFile, StatesWriter
+from specx.drafters.train.states import Layout, StatesFile, StatesWriter
 from specx.engine.generation import Arrivals, Generation
 from specx.engine.making.adapt import ENOUGH, Outcome, Task, layout_of
 from specx.engine.setup.finder import ADAPTED, Candidate, adapted_path, check_adapted
@@ -38,6 +38,7 @@ __all__ = ["MEMORY", "Adapting", "Learner", "Process", "check_torch"]
 
 MEMORY = 1 << 30  # bytes that the process may take
 DISK = 128 << 20  # that recorded texts may take: beyond, the older half goes
+HELD = 1 << 13  # tokens that are in memory between two answers; half of `DISK` at most
 MORE = 0.25  # as much new text, in shares of what there was, is learned from anew
 Found = TypeVar("Found")
 Source = Iterable[Generation] | Arrivals
@@ -149,7 +150,8 @@ class Adapting:
         self._recorder: Recorder | None = None
         self._learner: Learner | None = None
         self._lock: int | None = None
-        self._new = 0  # tokens that were not learned from
+        self._new: int | None = None  # tokens that the target chose and nobody learned from, once counted
+        self._learned = 0  # that the target chose, of what is being learned from
         self._told = False
 
     def recorder(self, head: Candidate) -> Recorder | None:
@@ -165,10 +167,11 @@ class Adapting:
             return None
         if self._head is None or self._paths(head) != self._paths(self._head):
             self._stop()
-            self._new = 0
+            self._new = None
         self._head = head
         width, scale = own_width(self._target), widened_by(self._target)
-        self._recorder = Recorder(len(head.layers), width, scale)
+        most = min(HELD, DISK // 2 // layout_of(self._target, head.layers, RECORDED).token_bytes)
+        self._recorder = Recorder(len(head.layers), width, scale, most)
         return self._recorder
 
     def beside(self, writing: Callable[[Source], Iterator[Found]], source: Source) -> Iterator[Found]:
@@ -193,15 +196,15 @@ class Adapting:
                 self._notice("--adapt has no head to adapt: specx drafter train makes one")
             return
         try:
-            self._keep(self._recorder)
-        except FileError as error:
-            self._notice(f"--adapt goes no further: {error.message}")
+            new = self._keep(self._recorder)
+            if self._learner is not None:
+                self._learner.go_on(working=True)
+            elif new >= max(ENOUGH, MORE * self._known()):
+                self._begin(self._head)
+        except (FileError, OSError) as error:  # of a file, or there can be no process
+            why = error.message if isinstance(error, FileError) else error.strerror or error
+            self._notice(f"--adapt goes no further: {why}")
             self.close()
-            return
-        if self._learner is not None:
-            self._learner.go_on(working=True)
-        elif self._new >= max(ENOUGH, MORE * self._known()):
-            self._begin(self._head)
 
     def finish(self, wait: Callable[[], None]) -> None:
         """Wait until nothing is learned any more; `wait` is called again and again meanwhile."""
@@ -212,6 +215,8 @@ class Adapting:
 
     def close(self) -> None:
         """Learn no more; what was learned since the last better head is lost. Safe to call twice."""
+        if self._learner is not None:
+            self._over()
         self._stop()
         self._recorder = None
         if self._lock is not None:
@@ -230,46 +235,48 @@ class Adapting:
         return path.with_suffix(".states"), path
 
     def _known(self) -> int:
-        """Tokens that were learned from before, in whatever process."""
+        """Tokens that the target chose and that were learned from before, in whatever process."""
         assert self._head is not None
         known = self._store.load_json(ADAPTED, self._paths(self._head)[1].stem) or {}
-        tokens = known.get("tokens")
-        return tokens if isinstance(tokens, int) else 0
+        chosen = known.get("chosen")
+        return chosen if isinstance(chosen, int) else 0
 
-    def _keep(self, recorder: Recorder) -> None:
-        """Append what was recorded to the file of texts."""
+    def _note(self, chosen: int) -> None:
+        """So many are learned from."""
+        assert self._head is not None
+        self._store.save_json(ADAPTED, self._paths(self._head)[1].stem, {"chosen": chosen})
+
+    def _keep(self, recorder: Recorder) -> int:
+        """Append what was recorded to the file of texts; how many tokens are new."""
         assert self._head is not None
         texts = recorder.take()
-        if not texts:
-            return
-        path = self._paths(self._head)[0]
-        layout = layout_of(self._target, self._head.layers, RECORDED)
-        try:
+        if texts:
+            path = self._paths(self._head)[0]
+            layout = layout_of(self._target, self._head.layers, RECORDED)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.touch(0o600)
-        except OSError as error:
-            raise FileError(f"cannot write {path}: {error.strerror or error}") from error
-        try:
-            writer = StatesWriter(path, layout)
-        except FileError:  # it holds something else
-            path.unlink(missing_ok=True)
-            writer = StatesWriter(path, layout)
-        with writer:
-            for text in texts:
-                writer.append(text)
-                self._new += len(text.tokens) - text.start
-        if writer.bytes > DISK:
-            self._halve(path, StatesFile(path, layout))
+            with _writer(path, layout) as writer:
+                for text in texts:
+                    writer.append(text)
+                    if self._new is not None:
+                        self._new += len(text.tokens) - text.start
+            if self._new is None:
+                self._new = max(StatesFile(path, layout).chosen - self._known(), 0)
+            if writer.bytes > DISK:
+                self._halve(path, layout)
+        return self._new or 0
 
-    def _halve(self, path: Path, states: StatesFile) -> None:
+    def _halve(self, path: Path, layout: Layout) -> None:
         """Leave the newer half of the texts."""
-        layout = layout_of(self._target, self._head.layers if self._head else (), RECORDED)
-        shorter = path.with_name(f".{path.name}.tmp")
+        states, shorter = StatesFile(path, layout), path.with_name(f".{path.name}.tmp")
         shorter.unlink(missing_ok=True)
-        with StatesWriter(shorter, layout) as writer:
+        with _writer(shorter, layout) as writer:
             for i in range(len(states) // 2, len(states)):
                 writer.append(states[i])
         shorter.replace(path)
+        left = StatesFile(path, layout).chosen
+        gone = states.chosen - left  # of the oldest, from which was learned first
+        self._new, self._learned = min(self._new or 0, left), max(self._learned - gone, 0)
+        self._note(max(self._known() - gone, 0))
 
     def _begin(self, head: Candidate) -> None:
         """Start to learn, if there is memory for it."""
@@ -278,9 +285,7 @@ class Adapting:
             self._explain("nothing is learned: too little memory is free")
             return
         costs, (states, output) = self._costs(), self._paths(head)
-        written = StatesFile(states, layout_of(self._target, head.layers, RECORDED)).tokens
-        self._store.save_json(ADAPTED, output.stem, {"tokens": written})
-        self._new = 0
+        chosen = StatesFile(states, layout_of(self._target, head.layers, RECORDED)).chosen
         task = Task(
             str(self._target.path),
             str(head.path),
@@ -290,14 +295,15 @@ class Adapting:
             max(this_cpu().default_threads // 2, 1),
             MEMORY,
             () if costs is None else tuple(costs.tolist()),
-            written,
+            chosen,
         )
         self._learner = self._start(task)
+        self._learned, self._new = chosen, 0
 
     def _hear(self) -> None:
         """Take over what came of it, if it is over."""
         assert self._learner is not None and self._head is not None
-        outcome = self._learner.ended()
+        outcome = self._over()
         if outcome is None:
             return
         self._stop()
@@ -316,6 +322,25 @@ class Adapting:
             self._notice(f"the draft head was adapted to your texts: {outcome.after:.2f} instead of {said}")
             self._head = better
             self.renew(better)
+
+    def _over(self) -> Outcome | str | None:
+        """What came of it if it is over: then it is known what was learned from."""
+        assert self._learner is not None
+        outcome = self._learner.ended()
+        if outcome is not None:
+            self._note(self._learned)
+        return outcome
+
+
+def _writer(path: Path, layout: Layout) -> StatesWriter:
+    """Appends texts to a file that only its owner can read; what is no such file is begun anew."""
+    path.touch(0o600)
+    try:
+        return StatesWriter(path, layout)
+    except FileError:
+        path.unlink(missing_ok=True)
+        path.touch(0o600)
+        return StatesWriter(path, layout)
 
 
 class _Between(Arrivals):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from specx.backends.machine.machine import available_memory
 from specx.engine.cost.timing import Stopped
 from specx.engine.session import Session
@@ -12,6 +14,10 @@ from specx.engine.setup.load import loader
 __all__ = ["measure_idle"]
 
 LOADED_FAST = 1 << 30  # bytes of weights that are loaded once more before anybody has typed a message
+
+
+class _StoppedError(Exception):
+    """A model is not loaded to its end."""
 
 
 def measure_idle(session: Session, stopped: Stopped) -> None:
@@ -28,5 +34,11 @@ def measure_idle(session: Session, stopped: Stopped) -> None:
     available = available_memory()
     if setup.need.weights > LOADED_FAST or (available is not None and available < 2 * setup.need.working):
         return
-    here = Here.of(session.asked, notice=session.notice)
-    compare_idle(loader(setup.load, here), setup.kernels_key, here, session.staircase, stopped=stopped)
+
+    def check(_fraction: float, _label: str | None = None) -> None:
+        if stopped():
+            raise _StoppedError
+
+    here = Here.of(session.asked, notice=session.notice, progress=check)
+    with suppress(_StoppedError):
+        compare_idle(loader(setup.load, here), setup.kernels_key, here, session.staircase, stopped=stopped)

@@ -351,8 +351,8 @@ class Session:
             slot.clear()
 
     def measure_staircase(self, cache: Cache | None = None, stopped: Stopped = never) -> None:
-        """Time steps at the present depth of a text, if it matters and no other waits; `stopped` ends it."""
-        cache, staircase = cache or self.cache, self.staircase
+        """Time steps at the depth of a text, or of the latest, if it matters and no other waits."""
+        cache, staircase = cache or self.slots[-1].cache, self.staircase
         if not self._measures:
             return
         give_up_provisional(staircase)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specx.backends.machine.machine import this_cpu
 from specx.backends.scripted import ScriptedModel
 from specx.engine.bench.suites import Prompt
 
@@ -229,7 +230,7 @@ def test_a_draft_model_is_right_as_far_as_it_says_what_the_target_says(modules):
     drafting = mapping.Mapped(mapped, answer)
     for at, right in ((0, 4), (4, 1)):
         following = output[at : at + 4]
-        assert (alone.right(following), drafting.right(following)) == (right, right)
+        assert (alone.right(following), drafting.right(following)) == ((right, right), right)
         alone.said(following)
         drafting.said(following)
 
@@ -237,18 +238,21 @@ def test_a_draft_model_is_right_as_far_as_it_says_what_the_target_says(modules):
 def test_tokens_kept_by_a_mapping_are_counted_by_category(modules, capsys):
     mapping = modules["mapping"]
     count = mapping.Count()
-    for own, mapped in ((4, 4), (3, 2), (0, 1), (1, 0)):
-        count.add(own, mapped)
-    assert (count.places, count.own, count.mapped, count.own_first, count.mapped_first) == (4, 8, 7, 3, 3)
+    for own, made, mapped in ((4, 4, 4), (3, 2, 2), (0, 0, 1), (1, 0, 0)):
+        count.add(own, made, mapped)
+    assert count == mapping.Count(4, 8, 6, 7, 3, 3)
     times = mapping.Times()
     times.inside, times.total = 2.0, 2.1
-    mapping.report({"code": count, "math": mapping.Count(1, 1, 1, 1, 1)}, times)
+    times.cpu_inside, times.cpu_total = 3.0, 3.0 + 0.3 / this_cpu().default_threads
+    mapping.report({"code": count, "math": mapping.Count(1, 1, 1, 1, 1, 1)}, times)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["mapping_time"] == pytest.approx(0.05)
+    assert found["mapping_cpu_time"] == pytest.approx(0.1)
     assert found["counts"]["code"]["kept"] == 7 / 8
     assert found["counts"]["all"] == {
         "places": 5,
         "own": 9,
+        "made": 7,
         "mapped": 8,
         "own_first": 4,
         "mapped_first": 4,

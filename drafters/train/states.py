@@ -187,6 +187,11 @@ class StatesFile:
         """Tokens of all texts."""
         return sum(n for _, n, _ in self._records)
 
+    @property
+    def chosen(self) -> int:
+        """Those of them that the target chose."""
+        return sum(n - start for _, n, start in self._records)
+
     def length(self, index: int) -> int:
         """Tokens of one text."""
         return self._records[index][1]

@@ -25,7 +25,9 @@ WAITING = "another specx measures this machine: waiting for what it finds"
 class Keeper(Protocol):
     """Where measurements are kept."""
 
-    def measuring(self, staircase: Staircase, waiting: Callable[[], None]) -> AbstractContextManager[None]:
+    def measuring(
+        self, staircase: Staircase, waiting: Callable[[], None], stopped: Stopped
+    ) -> AbstractContextManager[None]:
         """Keep other processes from measuring; what one has found meanwhile is taken over."""
 
     def save_staircase(self, staircase: Staircase) -> None:
@@ -68,8 +70,8 @@ def measure_steps(
         stopped: whether to stop at once; then nothing is known.
     """
     first, disturbed = not staircase.depths, staircase.disturbed
-    with keeper.measuring(staircase, lambda: notice(WAITING)):
-        if not staircase.needs_measuring(cache.length):
+    with keeper.measuring(staircase, lambda: notice(WAITING), stopped):
+        if stopped() or not staircase.needs_measuring(cache.length):
             return
         measure = staircase.measure if cache.length or not first else staircase.measure_first
         seconds = measure(cache, clock=clock, stopped=stopped)

@@ -133,14 +133,17 @@ class Learned:
         return kept_staircase(self._store, self._cost_key, staircase)
 
     @contextmanager
-    def measuring(self, staircase: Staircase, waiting: Callable[[], None]) -> Iterator[None]:
+    def measuring(
+        self, staircase: Staircase, waiting: Callable[[], None], stopped: Callable[[], bool]
+    ) -> Iterator[None]:
         """Keep other processes from measuring; what one has found meanwhile is taken over.
 
         Args:
             staircase: of which a part is to be measured.
             waiting: called once if another process measures now.
+            stopped: whether to wait no longer.
         """
-        with self._store.measuring(waiting) as waited:
+        with self._store.measuring(waiting, stopped) as waited:
             if waited and not staircase.depths:
                 self.load_staircase(staircase)
             yield

@@ -76,6 +76,7 @@ class Here:
 
     def put_off(self, kind: str, key: str, text: str) -> None:
         """Tell once that what is kept under (kind, key) is not measured now: it may be so at every start."""
-        if "put_off" not in (self.store.load_json(kind, key) or {}):
-            self.store.save_json(kind, key, {"put_off": True})
+        kept = self.store.load_json(kind, key) or {}
+        if "put_off" not in kept:
+            self.store.save_json(kind, key, {**kept, "put_off": True})
             self.notice(text)

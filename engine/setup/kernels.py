@@ -173,7 +173,7 @@ def compare_idle(
         stopped: whether to stop at once.
         watch: how other work is watched for.
     """
-    with here.store.measuring():
+    with here.store.measuring(stopped=stopped):
         if stopped() or staircase.disturbed or not staircase.depths or remembered_choice(here.store, key):
             return
         first = _FirstUse(load, key, here, Stages(None), watch, stopped)

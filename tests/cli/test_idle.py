@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
 from specx.backends.errors import ModelError
 from specx.cli.idle import idle
 from specx.engine.session import Session
@@ -44,6 +46,34 @@ def test_what_goes_wrong_is_told_and_ends_nothing():
     with idle(session):
         assert session.began.wait(10)
     assert session.told == ["measured", "no memory"]
+
+
+def test_a_ctrl_c_waits_until_nobody_else_uses_the_model():
+    """However often: the model would be freed, or asked by two threads."""
+    session = Measuring()
+    join, joined = threading.Thread.join, []
+
+    def interrupted(thread, timeout=None):
+        if thread.name == "idle" and len(joined) < 3:
+            joined.append(thread)
+            raise KeyboardInterrupt
+        join(thread, timeout)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Thread, "join", interrupted)
+        with idle(session):
+            assert session.began.wait(10)
+    assert len(joined) == 3 and session.ended
+    session.notice("later")
+    assert session.told == ["measured", "later"]
+
+
+def test_a_fault_is_told_in_a_line(capsys):
+    session = Measuring(ZeroDivisionError("none"))
+    with idle(session):
+        assert session.began.wait(10)
+    assert session.told == ["measured", "unexpected ZeroDivisionError: none"]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_in_a_server_there_is_nothing_to_measure():

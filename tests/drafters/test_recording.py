@@ -110,5 +110,12 @@ def test_states_are_cut_and_scaled_and_texts_are_bounded(target):
         record.finish()
     held = recorder.take()
     assert [len(states.tokens) for states in held] == [21, 21]
+    long = Text(list(range(20)))
+    record = recorder.follow(long)
+    record.read(0, states_of(target, long.tokens, 0, 19))
+    for token in range(30):
+        grow(target, long, record, [token])
+    record.finish()
+    assert [(len(states.tokens), states.start) for states in recorder.take()] == [(42, 20)]
     expected = (states_of(target, texts[0].tokens, 0, 21)[:, :-1] / 4.0).astype(np.float16)
     np.testing.assert_array_equal(held[0].features, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -253,6 +254,76 @@ def test_damage_is_survived(pair, tmp_path, here, monkeypatch):
         assert session.draft_models.adapting._recorder is None
     assert [notice for notice in notices if "No space left" in notice]
     assert len([notice for notice in notices if "--adapt" in notice]) == 1
+
+
+def test_what_several_short_runs_wrote_is_learned_from_together(pair, tmp_path, here, monkeypatch):
+    """And only what the target chose counts, on both sides; who ended it before its end learned nothing."""
+    monkeypatch.setattr(adapting, "ENOUGH", 60)
+    here.outcome = Outcome(1.0, 1.0, 0, 0, 0.0, "it no longer pays")
+
+    def known():
+        (entry,) = kept(tmp_path, ".json")
+        return json.loads(entry.read_text())["chosen"]
+
+    def written():
+        (path,) = kept(tmp_path, ".states")
+        return StatesFile(path, layout_of(read_gguf(pair[0]), (1, 3, 4), RECORDED)).chosen
+
+    for runs in (1, 2, 3):  # of some 20 tokens each
+        with opened(pair) as session:
+            answers(session, 1)
+        assert len(here.tasks) == (runs == 3)
+    assert here.tasks[0].expected == known() == written() >= 60  # what came of it was there at the end
+    monkeypatch.setattr(adapting, "ENOUGH", 30)
+    monkeypatch.setattr(here, "ended", lambda _self: None)
+    for runs in (1, 2):
+        with opened(pair) as session:
+            answers(session, 1)
+        assert len(here.tasks) == runs
+    assert known() < written()
+    with opened(pair) as session:
+        answers(session, 1)
+    assert len(here.tasks) == 3 and here.tasks[-1].expected == written()
+
+
+def test_nobody_else_reads_what_is_kept(pair, tmp_path, here, monkeypatch):
+    """Whatever was there, and after the older half of it has gone."""
+    monkeypatch.setattr(adapting, "ENOUGH", 10_000)
+    before = os.umask(0o022)
+    try:
+        with opened(pair) as session:
+            answers(session, 1)
+            (path,) = kept(tmp_path, ".states")
+            assert path.stat().st_mode & 0o777 == 0o600
+            path.write_bytes(b"something else")
+            path.chmod(0o644)
+            answers(session, 1)
+            assert path.stat().st_mode & 0o777 == 0o600
+            monkeypatch.setattr(adapting, "DISK", path.stat().st_size + 1)
+            answers(session, 4)
+            assert path.stat().st_mode & 0o777 == 0o600
+            assert len(StatesFile(path, layout_of(read_gguf(pair[0]), (1, 3, 4), RECORDED))) < 5
+    finally:
+        os.umask(before)
+
+
+def test_texts_that_are_removed_and_a_process_that_cannot_be_begun_end_no_answer(
+    pair, tmp_path, here, monkeypatch
+):
+    notices = []
+
+    def none(_task):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    with opened(pair) as session:
+        plain = answers(session, 3)
+    monkeypatch.setattr(adapting, "Process", none)
+    with opened(pair, notices) as session:
+        session.draft_models.adapting._note(0)
+        assert answers(session, 3) == plain
+    assert [notice for notice in notices if "adapt" in notice] == [
+        "--adapt goes no further: Resource temporarily unavailable"
+    ]
 
 
 def test_texts_take_a_bounded_part_of_the_disk(pair, tmp_path, here, monkeypatch):
