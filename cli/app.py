@@ -86,12 +86,12 @@ def run(arguments: Sequence[str]) -> int:
 def _leave(code: int) -> NoReturn:
     """End the process, which the kernel does faster than Python takes its modules and objects apart.
 
-    What is registered for the end runs, and what is written is flushed. Threads that are waited for are left
-    to Python.
+    As at Python's own end, threads that are no daemons are waited for, then what is registered for the end
+    runs, and what is written is flushed.
     """
     threads = sys.modules.get("threading")
-    if threads is not None and sum(not thread.daemon for thread in threads.enumerate()) > 1:
-        sys.exit(code)
+    if threads is not None:
+        threads._shutdown()  # a server's may not have ended yet
     import atexit
 
     atexit._run_exitfuncs()

@@ -201,6 +201,15 @@ def _usage_error(problem: Any) -> UsageError:
         if taken := taken_option(context):
             return UsageError(*taken)
         hint = f"a prompt goes after -p, in quotes; {hint}"
-    if likely:
+    option = getattr(problem, "option_name", None)
+    if option and context is not None and context.parent is None and _takes(option):
+        hint = f"it comes after the command: specx COMMAND {option}; {hint}"
+    elif likely:
         hint = f"did you mean {' or '.join(likely)}? {hint}"
     return UsageError(message[:1].lower() + message[1:], hint)
+
+
+def _takes(option: str) -> bool:
+    """Whether a command has it."""
+    parameters = (parameter for command in every_command().values() for parameter in command.params)
+    return any(option in parameter.opts for parameter in parameters)

@@ -49,7 +49,7 @@ class GroupedCommand(TyperCommand):
             rest: list[str] = super().parse_args(ctx, list(args))
             if ctx.resilient_parsing:  # a shell asks how the line may go on
                 return rest
-            if profile := ctx.params.get("profile"):
+            if (profile := ctx.params.get("profile")) is not None:
                 from specx.cli.options.config import profile_defaults
 
                 found = profile_defaults(profile, ctx.info_name, ctx.find_root().command.every_command())

@@ -58,7 +58,7 @@ def find_model(name: str | None) -> Path:
     if name == "":  # an empty shell variable must not mean the model that no name means
         raise UsageError("the name of the model is empty", "leave it out, or take one of: specx show --list")
     if name is not None:
-        return _by_path(name) or _by_alias(name) or _by_name(name)
+        return _by_path(name) or _by_alias(name) or _by_name(name, model_aliases)
     if wanted := os.environ.get("SPECX_MODEL"):
         try:
             return find_model(wanted)
@@ -145,7 +145,8 @@ def _expanded(name: str) -> Path | None:
         return None
 
 
-def _by_name(name: str) -> Path:
+def _by_name(name: str, aliases: Iterable[str] = ()) -> Path:
+    """A model by one of its names; `aliases` may have been meant as well."""
     models = list_models()
     wanted = name.casefold()
     keys: tuple[Callable[[FoundModel], str], ...] = (
@@ -160,7 +161,7 @@ def _by_name(name: str) -> Path:
     hub = parse_hub_name(name)
     if hub is not None and (path := _by_repository(hub)) is not None:
         return path
-    raise ModelError(f"no file and no model here is called {name!r}", _suggestion(name, models, hub))
+    raise ModelError(f"no file and no model here is called {name!r}", _suggestion(name, models, hub, aliases))
 
 
 def _by_repository(hub: HubName) -> Path | None:
@@ -176,11 +177,11 @@ def _by_repository(hub: HubName) -> Path | None:
     return files[fitting[0]] if fitting else None
 
 
-def _suggestion(name: str, models: list[FoundModel], hub: HubName | None) -> str:
+def _suggestion(name: str, models: list[FoundModel], hub: HubName | None, aliases: Iterable[str]) -> str:
     from difflib import get_close_matches
 
     known = {m.name: m.name for m in models} | {m.path.name: m.name for m in models}
-    known |= {alias: alias for alias in model_aliases}
+    known |= {alias: alias for alias in aliases}
     folder = _expanded(str(Path(name).parent)) if "\0" not in name else None
     if folder is not None:
         known |= {f.name: str(f) for f in _gguf_files(folder, deep=False)}

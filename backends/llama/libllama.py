@@ -101,16 +101,26 @@ def set_log(file: str) -> None:
     """Add llama.cpp's own messages to a file as they come; "-" is standard error, "" none.
 
     Raises:
-        FileError: the file cannot be written.
+        FileError: the file cannot be written, or is a model.
     """
     global _copy  # noqa: PLW0603 -- the C library has one log for the whole process
     if file not in ("", "-"):
+        hint = "name another file, or - for standard error"
+        if _is_model(Path(file)):
+            raise FileError(f"--log-file: {file} is a model", hint)
         try:
             Path(file).open("a").close()
         except OSError as problem:
-            hint = "name another file, or - for standard error"
             raise FileError(f"--log-file: {file} cannot be written: {problem.strerror}", hint) from problem
     _copy = file
+
+
+def _is_model(path: Path) -> bool:
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(4) == b"GGUF"
+    return False
 
 
 def _copied(line: str) -> None:

@@ -139,11 +139,17 @@ def _profiles(path: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any
     tables = profiles.values() if isinstance(profiles, dict) else [profiles]
     if not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"{path}: {PROFILES} holds something else than profiles", f"write [{PROFILES}.NAME]")
+    for name, table in profiles.items():
+        if "profile" in table:
+            raise UsageError(f"{path}: the profile {name} names a profile", "write its options out")
     return dict(profiles)
 
 
 def _folders(path: Path, value: Any) -> list[Path]:
-    return [expanded(Path(_text(path, MODELS, folder))) for folder in _as_list(value)]
+    folders = [_text(path, MODELS, folder) for folder in _as_list(value)]
+    if "" in folders:
+        raise UsageError(f"{path}: {MODELS} holds an empty name", "give the names of folders")
+    return [expanded(Path(folder)) for folder in folders]
 
 
 def _aliases(path: Path, value: Any) -> dict[str, str]:
@@ -204,7 +210,7 @@ def _text(path: Path, key: str, value: Any) -> str:
     """The value as it would be typed."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str | int | float):
+    if isinstance(value, str | int | float) and "\0" not in str(value):  # which nobody can type
         return str(value)
     raise UsageError(f"{path}: {key} is {value!r}", "give one value")
 

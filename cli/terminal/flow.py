@@ -17,6 +17,9 @@ __all__ = ["Flow"]
 PIECES = re.compile(r"\n|[^\S\n]+|\S+")
 TAB = 4  # columns
 NARROWEST = 20  # columns below which lines end anywhere
+SKIN, VARIANT, JOINER = "\U0001f3fb-\U0001f3ff", "\ufe0f", "\u200d"
+JOINED = re.compile(f"[{SKIN}{VARIANT}{JOINER}]")
+"""What makes one emoji of several characters on some terminals, and not on others."""
 
 
 class Flow:
@@ -35,21 +38,22 @@ class Flow:
         if width < NARROWEST:
             write(text)
             return
-        for piece in PIECES.findall(printable(text).expandtabs(TAB)):
+        for piece in PIECES.findall(printable(text)):
             if piece == "\n":
                 self._begin_line()
             elif piece.isspace():
-                self._gap, self._word = self._gap + piece, ""
+                before = " " * ((self._column + _width(self._gap)) % TAB)
+                blanks = (before + piece).expandtabs(TAB).removeprefix(before)
+                self._gap, self._word = self._gap + blanks, ""
             else:
                 self._go_on(piece, width)
 
     def _go_on(self, piece: str, width: int) -> None:
         """More of a word, or a new one after `_gap`."""
-        from rich.cells import cell_len
-
-        shown, word = cell_len(self._word), self._word + piece
-        if self._column + cell_len(self._gap + piece) > width and self._column > shown:
-            if cell_len(word) <= width:  # it has room in a line of its own
+        shown, word = _width(self._word), self._word + piece
+        full = self._column + _width(self._gap + piece) > width
+        if full and self._column > shown and not JOINED.search(self._word):
+            if _width(word) <= width:  # it has room in a line of its own
                 if shown:
                     sys.stdout.write(f"\x1b[{shown}D\x1b[K")
                 piece = word
@@ -58,7 +62,7 @@ class Flow:
                 self._begin_line()
         line = self._gap
         for char in piece:
-            if self._column + cell_len(line + char) > width:
+            if self._column + _width(line + char) > width:
                 self._write(line)
                 self._begin_line()
                 line, word = char, ""  # what is in the line before cannot be taken away any more
@@ -68,10 +72,8 @@ class Flow:
         self._word = word
 
     def _write(self, text: str) -> None:
-        from rich.cells import cell_len
-
         write(text)
-        self._column += cell_len(text)
+        self._column += _width(text)
         self._gap = ""
 
     def _begin_line(self) -> None:
@@ -84,3 +86,16 @@ class Flow:
         if width != self._width:  # the line may go on elsewhere now: what is shown of it stays
             self._width, self._word = width, ""
         return width
+
+
+def _width(text: str) -> int:
+    """Columns that it takes at most, which it does where no emoji are joined."""
+    from rich.cells import cell_len
+
+    if text.isascii():
+        return len(text)
+    return sum(_alone(char) if JOINED.match(char) else cell_len(char) for char in text)
+
+
+def _alone(char: str) -> int:
+    return {VARIANT: 1, JOINER: 0}.get(char, 2)

@@ -72,6 +72,8 @@ def test_help_imports_nothing_heavy():
         (("chta",), "no such command 'chta'. Did you mean 'chat'?", "see `specx --help`"),
         (("complete", "--tmep", "1"), "no such option: --tmep", "did you mean --temp"),
         (("complete", "--temp", "hot"), "invalid value for '--temp'", "see `specx complete --help`"),
+        (("--profile", "x", "chat"), "no such option: --profile", "it comes after the command"),
+        (("--nonsense", "chat"), "no such option: --nonsense", "see `specx --help`"),
         (("complete", "--temp"), "option '--temp' requires an argument", "see `specx complete --help`"),
         (("drafter", "train", "x", "--time"), "option '--time' requires", "see `specx drafter train --help`"),
         (("complete", "a", "b"), "got unexpected extra argument", "a prompt goes after -p"),

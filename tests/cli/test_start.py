@@ -86,6 +86,17 @@ def test_threads_that_go_on_are_waited_for():
     assert done.stdout.endswith("after\n") and done.returncode == 0
 
 
+def test_what_native_code_holds_when_other_threads_end_late_is_no_leak():
+    done = python(
+        "import sys, threading, time; from specx.kernels._native import SuffixAutomaton; "
+        "held = [SuffixAutomaton()]; held.append(held); "
+        "threading.Thread(target=time.sleep, args=(0.5,)).start(); "
+        "threading.Thread(target=lambda kept: time.sleep(60), args=(held,), daemon=True).start(); "
+        "from specx.cli.app import main; sys.argv = ['specx', '--version']; main()"
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_a_model_is_freed_unless_the_process_ends(specx, monkeypatch, ends):
     monkeypatch.setattr(cli, "process_ends", ends)

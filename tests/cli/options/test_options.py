@@ -291,6 +291,8 @@ def test_a_profile_that_is_not_there_is_told(specx, monkeypatch, tmp_path):
     wrong = specx("complete", "--profile", "pot", "-p", "x")
     assert wrong.code == 2
     assert "there is no profile 'pot'\nhint: there are poet, clerk" in wrong.err
+    empty = specx("complete", "--profile", "", "-p", "x")
+    assert empty.code == 2 and "there is no profile ''" in empty.err
     (tmp_path / "config.toml").write_text("")
     wrong = specx("complete", "--profile", "poet", "-p", "x")
     assert wrong.code == 2 and "below a line [profiles.poet]" in wrong.err
@@ -313,6 +315,13 @@ def test_an_alias_is_a_name_wherever_a_model_is_named(specx, tmp_path):
     assert wrong.code == 1 and "the alias lost: no file and no model here is called 'nowhere'" in wrong.err
     close = specx("complete", "tinny", "-p", "x")
     assert close.code == 1 and "did you mean tiny?" in close.err
+
+
+def test_an_alias_that_names_an_alias_is_not_advised_to(specx, tmp_path):
+    (tmp_path / "config.toml").write_text('[aliases]\nround = "around"\naround = "round"\n')
+    wrong = specx("complete", "round", "-p", "x")
+    assert wrong.code == 1 and "the alias round: no file and no model here is called 'around'" in wrong.err
+    assert "did you mean" not in wrong.err
 
 
 def test_folders_of_models_are_searched(specx, monkeypatch, tmp_path):
@@ -360,8 +369,12 @@ def test_a_table_is_for_one_command(specx, tmp_path):
         ("profiles = 1", "write [profiles.NAME]"),
         ("[aliases]\nx = 1", "aliases are no names of models"),
         ("models = [[1]]", "models is [1]"),
+        (r'models = "a\u0000b"', r"models is 'a\x00b'"),
+        (r'log-file = "a\u0000b"', r"log-file is 'a\x00b'"),
+        ('models = ""', "models holds an empty name"),
+        ('[profiles.poet]\nprofile = "clerk"', "the profile poet names a profile"),
     ],
-    ids=range(13),
+    ids=range(17),
 )
 def test_a_wrong_configuration_is_named(specx, tmp_path, content, message):
     (tmp_path / "config.toml").write_text(content)

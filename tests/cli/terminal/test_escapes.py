@@ -84,6 +84,10 @@ def test_the_log_of_llama_cpp_goes_where_it_is_told_to(monkeypatch, tmp_path, ca
     assert (tmp_path / "x.log").read_text() == "one\n" and capsys.readouterr().err == ""
     with pytest.raises(FileError, match=r"nowhere/x\.log cannot be written: No such file"):
         libllama.set_log(str(tmp_path / "nowhere" / "x.log"))
+    (tmp_path / "model").write_bytes(b"GGUF and more")
+    with pytest.raises(FileError, match="model is a model"):
+        libllama.set_log(str(tmp_path / "model"))
+    assert (tmp_path / "model").read_bytes() == b"GGUF and more"
 
 
 def test_json_is_exact(capsys):

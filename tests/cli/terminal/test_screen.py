@@ -175,6 +175,40 @@ def test_an_answer_ends_its_lines_between_words(shown_at, columns):
     assert any(len(line) >= columns - 16 for line in lines)
 
 
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_tabs_end_where_they_do_however_the_text_is_cut(shown_at, size):
+    text = "ab\tc\n\tabc\td\te\n"
+
+    def stream():
+        flow = Flow()
+        for start in range(0, len(text), size):
+            flow.add(text[start : start + size])
+
+    assert [line for line in shown_at(60, stream) if line] == ["ab  c", "    abc d   e"]
+
+
+@pytest.mark.parametrize(
+    "emoji", ["\U0001f468\u200d\U0001f469\u200d\U0001f467", "\u2764\ufe0f", "\U0001f44d\U0001f3fd"]
+)
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_emoji_that_terminals_may_join_are_never_taken_away(capsys, monkeypatch, emoji, size):
+    text = " ".join(f"{'a' * (i % 7)}{emoji}b" for i in range(60))
+    monkeypatch.setattr(Flow, "_columns", lambda _self: 40)
+    flow = Flow()
+    flow._able = True
+    for start in range(0, len(text), size):
+        flow.add(text[start : start + size])
+    written = re.sub(r"\x1b\[(\d+)D\x1b\[K", r"<\1>", capsys.readouterr().out)
+    for word, taken in re.findall(r"([^\s<]*)<(\d)>\n", written):
+        assert int(taken) == sum(1 if char in "ab\u2764" else 2 for char in word)
+        assert not re.search("[\u200d\ufe0f\U0001f3fd]", word)
+    written = re.sub(r"[^\s<]*<\d>", "", written)
+    most = {"\u200d": 0, "\ufe0f": 1, "\u2764": 1, "a": 1, "b": 1, " ": 1}
+    for line in written.split("\n"):
+        assert sum(most.get(char, 2) for char in line) <= 40
+    assert "".join(written.split()) == text.replace(" ", "")
+
+
 def test_a_pipe_gets_an_answer_as_it_is(capsys):
     flow = Flow()
     flow.add(LONG)
