@@ -146,7 +146,7 @@ def write_head(
         **{key: value for key, value in source.entries.items() if _of_tokenizer(key)},
         HEAD_TARGET: text(head_target(target)),
         HEAD_TRAINED: text(json.dumps(dict(trained), sort_keys=True)),
-        **made_entries("train", target, target, {key: trained[key] for key in sorted(trained)}),
+        **made_entries("train", target, target, _told(trained)),
     }
     if adapted is not None:
         before, gained = adapted
@@ -196,3 +196,8 @@ def _tensor(name: str, values: Array, kind: str) -> NewTensor:
     data = plain if kind == "F32" else quants.quantize(plain, type_)
     whole = np.ascontiguousarray(data).view(np.uint8)
     return NewTensor(name, plain.shape[::-1], int(type_), whole.reshape(len(plain), -1))
+
+
+def _told(trained: Mapping[str, Any]) -> dict[str, object]:
+    """What of it a list of drafters says: its numbers, but not what was measured at every step."""
+    return {key: trained[key] for key in sorted(trained) if not isinstance(trained[key], list)}
