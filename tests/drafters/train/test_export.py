@@ -92,7 +92,14 @@ def test_a_head_says_what_it_is_for(write_tiny, tmp_path):
     info = read_gguf(write_tiny(tmp_path / "target.gguf", "llama"))
     other = read_gguf(write_tiny(tmp_path / "other.gguf", "llama", blocks=7))
     head = random_head(info)
-    write_head(tmp_path / "head.gguf", weights_of(head), head.shape, ROWS, info, trained={"tokens": 5, "by_step": [0.5]})
+    write_head(
+        tmp_path / "head.gguf",
+        weights_of(head),
+        head.shape,
+        ROWS,
+        info,
+        trained={"tokens": 5, "by_step": [0.5]},
+    )
     made = read_gguf(tmp_path / "head.gguf")
     assert made.architecture == "eagle3"
     assert made.metadata[HEAD_TARGET] == head_target(info) != head_target(other)
