@@ -98,9 +98,13 @@ class DraftFiles:
             wanted = place_draft(read_gguf(candidate.path), wanted, self._here.store, setup.devices_key)
         with opening(self._here.store, candidate.fingerprint):
             model = self._load(wanted)
-            cache = model.open()
-            cache.prefill([0, 0])  # what a file is damaged by may be computed with only
-            cache.close()
+            try:
+                cache = model.open()
+                cache.prefill([0, 0])  # what a file is damaged by may be computed with only
+                cache.close()
+            except BaseException:
+                model.close()
+                raise
         return model
 
     def watch(self, layers: Sequence[int]) -> None:

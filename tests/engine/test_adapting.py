@@ -297,7 +297,7 @@ def test_nobody_else_reads_what_is_kept(pair, tmp_path, here, monkeypatch):
             assert path.stat().st_mode & 0o777 == 0o600
             path.write_bytes(b"something else")
             path.chmod(0o644)
-            answers(session, 1)
+            answers(session, 2)
             assert path.stat().st_mode & 0o777 == 0o600
             monkeypatch.setattr(adapting, "DISK", path.stat().st_size + 1)
             answers(session, 4)

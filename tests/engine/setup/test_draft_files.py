@@ -11,6 +11,7 @@ from pathlib import Path
 import gguf
 import pytest
 
+from specx.backends.errors import ModelError
 from specx.backends.gguf.file import read_gguf
 from specx.backends.scripted import ScriptedModel
 from specx.backends.settings import Load
@@ -152,3 +153,22 @@ def test_what_ended_specx_when_it_was_opened_is_not_opened_again(
         store.clear("opening")
     drafts.load(candidate)
     assert drafts.obstacle(candidate) is None and store.load_json("opening", candidate.fingerprint) is None
+
+
+def test_a_model_that_can_be_loaded_and_not_asked_does_not_stay_in_memory(target, write_model, tmp_path):
+    small = write_model(tmp_path / "small.gguf", 16)
+    candidate = named_draft(target, Asked(target.path, draft=AskedModel(small))).candidate
+
+    class Broken(ScriptedModel):
+        closed = False
+
+        def open(self):
+            raise ModelError("there is no memory for it", "free some")
+
+        def close(self):
+            self.closed = True
+
+    broken = Broken(64)
+    with pytest.raises(ModelError, match="no memory"):
+        drafts_of(target, lambda _load: broken).load(candidate)
+    assert broken.closed
