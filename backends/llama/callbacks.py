@@ -37,7 +37,7 @@ def within_c(frame: FrameType | None) -> bool:
 def interruptible(module: Any, context: Any, call: Callable[[], None]) -> Iterator[list[BaseException]]:
     """Make `call` after every operation of a llama_context; raising there ends what libllama computes.
 
-    Only the CPU backend asks.
+    llama.cpp's own kernels ask after every operation, specx's at every barrier, and GPUs not at all.
 
     Args:
         module: llama_cpp.

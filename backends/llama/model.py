@@ -275,7 +275,7 @@ class LlamaModel:
     @contextmanager
     def watched(self, progress: Progress | None, done: int, total: int) -> Iterator[None]:
         """Call `progress` after every operation of llama.cpp's as well: raising there ends a call that takes
-        seconds. Only the CPU backend asks."""
+        seconds. GPUs do not ask."""
         if progress is None:
             yield
             return

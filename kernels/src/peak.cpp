@@ -140,7 +140,7 @@ Loop loop_of(const std::string& name) {
     if (name == "avx_vnni" && __builtin_cpu_supports("avx2")) return {avx_vnni_turns, 64.0 * kSums};
     if (name == "avx512_vnni" && __builtin_cpu_supports("avx512vnni")) return {avx512_vnni_turns, 128.0 * kSums};
 #elif defined(__aarch64__)
-    if (name == "neon") return {neon_turns, 32.0 * kSums};
+    if (name == "neon_dotprod") return {neon_turns, 32.0 * kSums};
     if (name == "neon_i8mm") return {i8mm_turns, 64.0 * kSums};
 #endif
     return {nullptr, 0};

@@ -44,11 +44,11 @@ def load(library, attention, weights):
 DECODE = (
     LOAD
     + """
-model_path, out_path, library, attention, weights, kv_type, depths = json.loads(sys.argv[1])
+model_path, out_path, library, attention, weights, kv_type, depths, threads = json.loads(sys.argv[1])
 load(library, attention, weights)
 model = llama.llama_model_load_from_file(model_path.encode(), llama.llama_model_default_params())
 params = llama.llama_context_default_params()
-params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = 1024, 256, 2, 2
+params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = 1024, 256, threads, threads
 params.flash_attn_type, params.type_k, params.type_v = 1, kv_type, kv_type
 context = llama.llama_init_from_model(model, params)
 memory = llama.llama_get_memory(context)
@@ -92,11 +92,13 @@ def run(script, *arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def logits(tmp_path, model, *, attention, weights, device=True, kv_type=1, depths=(40, 600), **environment):
+def logits(
+    tmp_path, model, *, attention, weights, device=True, kv_type=1, depths=(40, 600), threads=2, **environment
+):
     """Logits of 16 tokens at each depth, decoded in batches of every width: {depth/width: (16, vocab)}."""
     out = tmp_path / "logits.npz"
     library = str(LIBRARY) if device else ""
-    job = [str(model), str(out), library, attention, weights, kv_type, depths]
+    job = [str(model), str(out), library, attention, weights, kv_type, depths, threads]
     done = run(DECODE, json.dumps(job), **environment)
     assert done.returncode == 0, done.stderr[-2000:]
     with np.load(out) as arrays:
@@ -183,11 +185,13 @@ params = llama.llama_context_default_params()
 params.n_ctx, params.n_threads, params.n_threads_batch, params.flash_attn_type = 256, 2, 2, 1
 context = llama.llama_init_from_model(model, params)
 
+token = (llama.llama_token * 1)(9)
+
 def step():
     before, after = [(ctypes.c_int64 * 2)() for _ in range(2)]
     for counts, decoded in ((before, False), (after, True)):
         if decoded:
-            assert llama.llama_decode(context, llama.llama_batch_get_one((llama.llama_token * 1)(9), 1)) == 0
+            assert llama.llama_decode(context, llama.llama_batch_get_one(token, 1)) == 0
         first = ctypes.addressof(counts)
         device.specx_ggml_counts(ctypes.c_void_p(first), ctypes.c_void_p(first + 8))
     return [now - then for then, now in zip(before, after)]
@@ -203,6 +207,48 @@ def test_a_step_is_one_piece_with_few_barriers(smollm2):
     for pieces, barriers in json.loads(done.stdout):
         assert pieces == 1
         assert 0 < barriers <= 30 * 11 + 2
+
+
+ENDED = (
+    STEPS.partition("token =")[0]
+    + """
+left = 0
+tokens = (llama.llama_token * 64)(*range(64))
+
+@llama.ggml_abort_callback
+def asked(_data):
+    global left
+    left -= 1
+    return left == 0
+
+def decode(asks):
+    global left
+    left = asks
+    status = llama.llama_decode(context, llama.llama_batch_get_one(tokens, 64))
+    return [status, asks - left]
+
+llama.llama_set_abort_callback(context, asked, None)
+print(json.dumps([decode(40), decode(1 << 20)]))
+"""
+)
+
+
+def test_a_computation_can_be_ended_in_the_middle(smollm2):
+    """llama.cpp's callback is asked at each barrier; llama_decode returns 2 where it was ended."""
+    done = run(ENDED, str(smollm2), str(LIBRARY))
+    assert done.returncode == 0, done.stderr[-2000:]
+    (status, asked), (after, asked_after) = json.loads(done.stdout)
+    assert (status, asked) == (2, 40)
+    assert after == 0
+    assert 30 * 4 < asked_after <= 30 * 16
+
+
+def test_a_smaller_team_than_was_asked_for(tmp_path, smollm2):
+    """OpenMP gives two threads; three would cut at the ends of heads."""
+    settings = {"attention": 1, "weights": 1, "depths": (40,)}
+    few, usual = (logits(tmp_path, smollm2, threads=n, OMP_THREAD_LIMIT="2", **settings) for n in (3, 2))
+    for key, rows in few.items():
+        np.testing.assert_array_equal(rows, usual[key], err_msg=key)
 
 
 SAVE = (
@@ -301,6 +347,7 @@ static_assert(GGML_BACKEND_DEVICE_TYPE_ACCEL == int(mine::kDeviceAccel), "device
 static_assert(GGML_TENSOR_FLAG_COMPUTE == int(mine::kFlagCompute), "flag");
 static_assert(GGML_HINT_SRC0_IS_HADAMARD == int(mine::kHintHadamard), "hint");
 static_assert(GGML_STATUS_FAILED == int(mine::kStatusFailed), "status");
+static_assert(GGML_STATUS_ABORTED == int(mine::kStatusAborted), "status");
 """
 
 

@@ -99,6 +99,7 @@ class Memory {
 
 struct Computer {  // the context of a Backend
     int threads = 1;
+    Abort abort;
     Plans plans;
     Memory scratch;
 };
@@ -110,7 +111,7 @@ ggml::Status graph_compute(Backend* backend, Graph* graph) {
         if (!computer->scratch.reserve(plan.scratch_bytes)) return ggml::kStatusAllocFailed;
         plugin().pieces += !plan.tasks.empty();
         plugin().barriers += plan.barriers;
-        run(plan, computer->scratch.start());
+        if (!run(plan, computer->scratch.start(), computer->abort)) return ggml::kStatusAborted;
     } catch (const std::exception&) {  // out of memory, or of threads
         return ggml::kStatusFailed;
     }
@@ -161,6 +162,10 @@ Backend* init_backend(Device* device, const char*) {
 
 void set_n_threads(Backend* backend, int threads) { static_cast<Computer*>(backend->context)->threads = threads; }
 
+void set_abort_callback(Backend* backend, bool (*callback)(void*), void* data) {
+    static_cast<Computer*>(backend->context)->abort = {callback, data};
+}
+
 BufferType* buffer_type(Device* device) {
     return device == &plugin().weights ? plugin().weight_type : plugin().ggml.cpu_buffer_type();
 }
@@ -170,8 +175,9 @@ size_t device_count(Registry*) { return 2; }
 Device* get_device(Registry*, size_t index) { return index == 0 ? &plugin().compute : &plugin().weights; }
 
 void* proc_address(Registry*, const char* name) {
-    bool found = std::strcmp(name, "ggml_backend_set_n_threads") == 0;
-    return found ? reinterpret_cast<void*>(set_n_threads) : nullptr;
+    if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) return reinterpret_cast<void*>(set_n_threads);
+    if (std::strcmp(name, "ggml_backend_set_abort_callback") == 0) return reinterpret_cast<void*>(set_abort_callback);
+    return nullptr;
 }
 
 void fill_in(Device* device, Registry* registry) {

@@ -40,7 +40,7 @@ enum Glu : int32_t { kGluGelu = 1, kGluSilu = 2 };
 enum Rope : int32_t { kRopeNeighbours = 0, kRopeHalves = 2 };
 
 enum Type : int32_t { kTypeF32 = 0, kTypeF16 = 1, kTypeQ8_0 = 8, kTypeI32 = 26, kTypeI64 = 27, kTypeBF16 = 30 };
-enum Status : int32_t { kStatusAllocFailed = -2, kStatusFailed = -1, kStatusSuccess = 0 };
+enum Status : int32_t { kStatusAllocFailed = -2, kStatusFailed = -1, kStatusSuccess = 0, kStatusAborted = 1 };
 enum DeviceType : int32_t { kDeviceCpu = 0, kDeviceAccel = 3 };
 
 constexpr int32_t kFlagCompute = 16;   // ggml_tensor::flags: the node has to be computed

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "float_matmul.hpp"
 #include "formats.hpp"
@@ -17,7 +18,7 @@ using ggml::Tensor;
 constexpr int64_t kFewTokens = 32;
 constexpr int64_t kMoved = 8;        // tasks that a multiplication is moved before, at most
 constexpr int64_t kQuantized = 32;   // columns that are quantized together
-constexpr size_t kKnownPlans = 256;  // a graph may come in so many pieces, each with a plan
+constexpr size_t kKnownTasks = 1 << 14;  // of all plans that are kept, 8 MB: a graph may come in many pieces
 
 int64_t boundary(int64_t columns, int64_t unit, int member, int size) {
     const int64_t units = (columns + unit - 1) / unit;
@@ -60,6 +61,7 @@ class Planner {
     };
 
     void add(const Tensor* op);
+    void forget_overwritten(const Tensor* op);
     void add_multiplication(const Tensor* op);
     void add_norm(const Tensor* op, const Tensor* product);
     void add_rotation(const Tensor* op);
@@ -111,6 +113,19 @@ bool conflict(const Task& a, const Task& b) {
         for (int j = 0; j < b.accesses; ++j)
             if (conflict(a.access[i], b.access[j])) return true;
     return false;
+}
+
+bool overlap(const Tensor* a, const Tensor* b) {
+    Task both = {};
+    touch(both, a, true), touch(both, b, true);
+    return conflict(both.access[0], both.access[1]);
+}
+
+// Whether `out` may be written while `x` is still being read, element by element: ggml may give it the memory of `x`,
+// which nobody needs by then, in any other place.
+bool fits_over(const Tensor* out, const Tensor* x) {
+    const bool same = out->data == x->data && std::memcmp(out->nb, x->nb, sizeof x->nb) == 0;
+    return same || !overlap(out, x);
 }
 
 // Rows of the activations that are multiplied at once: all of them, unless their strides differ.
@@ -317,6 +332,12 @@ void Planner::add(const Tensor* op) {
     }
 }
 
+// What was quantized is not used again once there is something else in its place.
+void Planner::forget_overwritten(const Tensor* op) {
+    for (Quantized& held : held_)
+        if (held.x != nullptr && overlap(op, held.x)) held.x = nullptr;
+}
+
 // Whether both are cut, and at the same places: then no thread touches what another one does.
 bool Planner::same_cut(const Access& a, const Cut& cut_a, const Access& b, const Cut& cut_b) const {
     const bool same_rows = a.row_bytes != 0 && a.row_bytes == b.row_bytes && a.begin == b.begin && a.end == b.end &&
@@ -400,21 +421,24 @@ Plan Planner::plan(const Graph* graph) {
         if (!computed(i)) continue;
         if (op->op != ggml::kOpRmsNorm) {
             add(op);
+            forget_overwritten(op);
             continue;
         }
         int next = i + 1;
         while (next < graph->n_nodes && !computed(next)) ++next;
         const Tensor* product = next < graph->n_nodes ? graph->nodes[next] : nullptr;
         const bool fused = product != nullptr && product->op == ggml::kOpMul && product->src[0] == op &&
-                           product->src[1] != op && is_one_row(product->src[1]);
+                           product->src[1] != op && is_one_row(product->src[1]) && fits_over(product, op->src[0]);
         add_norm(op, fused ? product : nullptr);
+        forget_overwritten(op);
+        if (fused) forget_overwritten(product);
         if (fused) i = next;
     }
     place_barriers();
     Plan plan;
     plan.threads = threads_;
     place_scratch(&plan);
-    plan.tasks = std::move(tasks_);
+    plan.tasks.assign(tasks_.begin(), tasks_.end());  // not the room for more
     return plan;
 }
 
@@ -433,10 +457,16 @@ const Plan& Plans::of(const Graph* graph, int threads) {
         known_.splice(known_.begin(), known_, known);
         return known->plan;
     }
-    if (!known_.empty() && known_.front().uid == 0) known_.pop_front();
-    if (known_.size() >= kKnownPlans) known_.pop_back();
+    if (!known_.empty() && known_.front().uid == 0) forget(known_.begin());
     known_.push_front({graph->uid, make_plan(graph, threads)});
+    tasks_ += known_.front().plan.tasks.size() + 1;
+    while (tasks_ > kKnownTasks && known_.size() > 1) forget(std::prev(known_.end()));
     return known_.front().plan;
+}
+
+void Plans::forget(std::list<Known>::iterator known) {
+    tasks_ -= known->plan.tasks.size() + 1;
+    known_.erase(known);
 }
 
 }  // namespace specx

@@ -87,16 +87,29 @@ Plan make_plan(const ggml::Graph* graph, int threads);
 class Plans {
   public:
     const Plan& of(const ggml::Graph* graph, int threads);
+    size_t tasks() const { return tasks_; }  // of all that are kept
 
   private:
     struct Known {
         uint64_t uid;
         Plan plan;
     };
+    void forget(std::list<Known>::iterator known);
+
     std::list<Known> known_;  // the latest first
+    size_t tasks_ = 0;
 };
 
-// Compute it with a team of threads. `scratch`: plan.scratch_bytes, aligned to kAlignment.
-void run(const Plan& plan, char* scratch);
+// ggml's way to end a computation: whether `callback`, if there is one, says so.
+struct Abort {
+    bool (*callback)(void* data) = nullptr;
+    void* data = nullptr;
+
+    bool wanted() const { return callback != nullptr && callback(data); }
+};
+
+// Compute it with a team of threads. `scratch`: plan.scratch_bytes, aligned to kAlignment. `abort` is asked at each
+// barrier, by the thread that calls; false if it ended the computation.
+bool run(const Plan& plan, char* scratch, const Abort& abort = {});
 
 }  // namespace specx

@@ -1,5 +1,6 @@
 // How the tasks of a plan are done, by each member of a team.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "float_matmul.hpp"
@@ -18,6 +19,14 @@ struct Member {
     char* scratch;
     Team* team;
     int index, size;
+    bool as_planned;  // whether the team is as large as the plan was made for
+
+    // A cut that suits a task with the planned team alone is not made with another.
+    Cut::Part part_of(const Task& task) const {
+        Cut cut = task.cut;
+        if (!as_planned) cut.unit = task.unit;
+        return cut.part(index, size);
+    }
 };
 
 float* row_of(const Rows& rows, int64_t row, int64_t column = 0) {
@@ -48,7 +57,7 @@ void each_stretch(const Task& task, const Cut::Part& part, Work work) {
 }
 
 void compute_elementwise(const Task& task, const Member& member) {
-    const Cut::Part part = task.cut.part(member.index, member.size);
+    const Cut::Part part = member.part_of(task);
     const RowKernels& k = member.kernels;
     const Tensor* op = task.op;
     switch (task.kind) {
@@ -82,7 +91,7 @@ float* unweighted(const Task& task, int64_t row, int64_t column) {
 }
 
 void compute_squares(const Task& task, const Member& member) {
-    const Cut::Part part = task.cut.part(member.index, member.size);
+    const Cut::Part part = member.part_of(task);
     if (part.first >= part.last) return;
     auto* sums = reinterpret_cast<float*>(member.scratch + task.scratch);
     for (int64_t row = part.first_row; row < part.last_row; ++row)
@@ -91,7 +100,7 @@ void compute_squares(const Task& task, const Member& member) {
 }
 
 void compute_normalization(const Task& task, const Member& member) {
-    const Cut::Part part = task.cut.part(member.index, member.size);
+    const Cut::Part part = member.part_of(task);
     if (part.first >= part.last) return;
     const auto* sums = reinterpret_cast<const float*>(member.scratch + task.scratch);
     const float* weights = norm_weights(task);
@@ -105,7 +114,7 @@ void compute_normalization(const Task& task, const Member& member) {
 }
 
 void compute_norm(const Task& task, const Member& member) {
-    const Cut::Part part = task.cut.part(member.index, member.size);
+    const Cut::Part part = member.part_of(task);
     const int64_t n = task.op->ne[0];
     const float* weights = norm_weights(task);
     float sums[kLongestNorm / kRowUnit];
@@ -119,7 +128,7 @@ void compute_norm(const Task& task, const Member& member) {
 }
 
 void compute_angles(const Task& task, const Member& member) {
-    const Cut::Part part = task.cut.part(member.index, member.size);
+    const Cut::Part part = member.part_of(task);
     const Rotation rotation = rotation_of(task.op);
     auto* table = reinterpret_cast<float*>(member.scratch + task.tables);
     const auto* positions = static_cast<const int32_t*>(task.op->src[1]->data);
@@ -128,7 +137,7 @@ void compute_angles(const Task& task, const Member& member) {
 }
 
 void compute_rotation(const Task& task, const Member& member) {
-    const Cut::Part part = task.cut.part(member.index, member.size);
+    const Cut::Part part = member.part_of(task);
     const Tensor* op = task.op;
     const int64_t head = op->ne[0], dims = op->op_params[1];
     const bool halves = op->op_params[2] == ggml::kRopeHalves;
@@ -151,7 +160,7 @@ int64_t index_at(const Tensor* indices, int64_t i) {
 }
 
 void compute_rows(const Task& task, const Member& member) {
-    const Cut::Part part = task.cut.part(member.index, member.size);
+    const Cut::Part part = member.part_of(task);
     const int64_t at = part.first, n = part.last - at;
     if (n <= 0) return;
     for (int64_t row = part.first_row; row < part.last_row; ++row) {
@@ -171,13 +180,13 @@ void quantize(const Task& task, const Member& member) {
     char* scratch = member.scratch + task.scratch;
     if (task.unit == 0)
         return quantize_rows(w->type, w->ne[0], task.x.count, x, task.x.stride, scratch, member.index, member.size);
-    const Cut::Part part = task.cut.part(member.index, member.size);
+    const Cut::Part part = member.part_of(task);
     quantize_blocks(w->type, w->ne[0], task.x.count, x, task.x.stride, scratch, part.first / 32, part.last / 32);
 }
 
 void multiply_cut(const Task& task, const Member& member) {
     const Tensor* w = task.op->src[0];
-    const Cut::Part part = task.cut.part(member.index, member.size);
+    const Cut::Part part = member.part_of(task);
     multiply_groups(w->type, w->ne[0], w->ne[1], task.out.count, packed_matrix(w, 0), member.scratch + task.scratch,
                     reinterpret_cast<float*>(task.out.start), task.op->nb[1], part.first / kGroupRows,
                     (part.last + kGroupRows - 1) / kGroupRows);
@@ -230,24 +239,34 @@ void compute(const Task& task, const Member& member) {
 struct Job {
     const Plan& plan;
     char* scratch;
+    const Abort& abort;
+    std::atomic<size_t> end;  // the task that nobody begins any more, nor those after it
 };
 
-// The plan's cuts are those of a team as large as it was made for. OpenMP may give a smaller one, which waits everywhere.
+// OpenMP may give a smaller team than the plan was made for, which waits everywhere. The first member asks whether to go
+// on; the others learn it at the barrier, by the number of the task, as the answer at the next one may come before they
+// have read it.
 void run_tasks(void* argument, Team* team, int index, int size) {
-    const Job& job = *static_cast<const Job*>(argument);
-    const Member member = {row_kernels(best_isa()), job.scratch, team, index, size};
+    Job& job = *static_cast<Job*>(argument);
     const bool as_planned = size == job.plan.threads;
-    for (const Task& task : job.plan.tasks) {
-        if (task.wait || !as_planned) team_barrier(team);
+    const Member member = {row_kernels(best_isa()), job.scratch, team, index, size, as_planned};
+    for (size_t i = 0; i < job.plan.tasks.size(); ++i) {
+        const Task& task = job.plan.tasks[i];
+        if (task.wait || !as_planned) {
+            if (index == 0 && job.abort.wanted()) job.end.store(i);
+            team_barrier(team);
+            if (i >= job.end.load()) return;
+        }
         compute(task, member);
     }
 }
 
 }  // namespace
 
-void run(const Plan& plan, char* scratch) {
-    Job job = {plan, scratch};
+bool run(const Plan& plan, char* scratch, const Abort& abort) {
+    Job job = {plan, scratch, abort, {plan.tasks.size()}};
     if (!plan.tasks.empty()) team_run(plan.threads, run_tasks, &job);
+    return job.end.load() == plan.tasks.size();
 }
 
 }  // namespace specx

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
 
 import pytest
 
 from specx.backends.gguf.file import Tensor, read_gguf
+from specx.backends.llama import kernels
 from specx.backends.llama.memory import cache_bytes
 from specx.backends.settings import Load
 from specx.engine.report.roofline import roofline_of
@@ -64,6 +66,12 @@ def test_more_tokens_use_more_experts(info):
 def test_the_peak_is_measured_with_what_the_processor_has():
     assert integer_peak("generic", 1, 1) > 0
     assert integer_peak("no such instructions", 1, 1) == 0
+    library = kernels.library()
+    if library is not None:
+        describe = ctypes.CDLL(str(library)).specx_ggml_describe
+        describe.restype = ctypes.c_char_p
+        instructions = describe().decode().rpartition(", ")[2]
+        assert instructions == "amx_int8" or integer_peak(instructions, 1, 1) > 0
     for threads, repeats in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match="at least one"):
             integer_peak("generic", threads, repeats)

@@ -28,29 +28,8 @@ ggml::Buffer packed_buffer() {
 }
 
 // A graph under construction, and its memory.
-class Layer {
-  public:
-    explicit Layer(int64_t tokens) : tokens_(tokens) { build(); }
-
-    // Compute it, with `first` as the first of the tokens in `input`; the results of all tokens.
-    std::vector<float> run_with(int threads, const std::vector<float>& input, int64_t first) {
-        std::memcpy(x_->data, input.data() + first * kWidth, tokens_ * kWidth * sizeof(float));
-        for (int64_t i = 0; i < tokens_; ++i) {
-            static_cast<int32_t*>(positions_->data)[i] = static_cast<int32_t>(first + i);
-            static_cast<int64_t*>(places_->data)[i] = first + i;
-            auto* mask = static_cast<uint16_t*>(mask_->data) + i * kCells;
-            for (int64_t cell = 0; cell < kCells; ++cell) mask[cell] = cell <= first + i ? 0 : 0xfc00;
-        }
-        ggml::Graph graph = {};
-        graph.n_nodes = static_cast<int>(nodes_.size()), graph.nodes = nodes_.data();
-        const Plan plan = make_plan(&graph, threads);
-        Buffer scratch(plan.scratch_bytes);
-        run(plan, reinterpret_cast<char*>(scratch.data()));
-        const auto* out = static_cast<const float*>(nodes_.back()->data);
-        return std::vector<float>(out, out + tokens_ * kWidth);
-    }
-
-  private:
+class Builder {
+  protected:
     Tensor* tensor(ggml::Type type, int64_t n0, int64_t n1 = 1, int64_t n2 = 1, void* data = nullptr) {
         tensors_.push_back({});
         Tensor* t = &tensors_.back();
@@ -91,12 +70,57 @@ class Layer {
         t->view_src = of;
         return t;
     }
-    Tensor* product(Tensor* w, Tensor* x) { return node(ggml::kOpMulMat, w, x, w->ne[1], x->ne[1], 1); }
-    Tensor* norm(Tensor* x, void* data = nullptr) {
+    Tensor* product(Tensor* w, Tensor* x, void* data = nullptr) {
+        return node(ggml::kOpMulMat, w, x, w->ne[1], x->ne[1], 1, data);
+    }
+    Tensor* norm(Tensor* x, void* data = nullptr, void* weighted = nullptr) {
         Tensor* t = node(ggml::kOpRmsNorm, x, nullptr, x->ne[0], x->ne[1], x->ne[2], data);
         set(t, 0, 1e-5f);
-        return node(ggml::kOpMul, t, input(x->ne[0]), x->ne[0], x->ne[1], x->ne[2], t->data);
+        if (weighted == nullptr) weighted = t->data;
+        return node(ggml::kOpMul, t, input(x->ne[0]), x->ne[0], x->ne[1], x->ne[2], weighted);
     }
+    static void set(Tensor* t, int i, float value) { std::memcpy(t->op_params + i, &value, sizeof value); }
+
+    // Whether it was computed to the end.
+    bool compute(int threads, const Abort& abort = {}) {
+        ggml::Graph graph = {};
+        graph.n_nodes = static_cast<int>(nodes_.size()), graph.nodes = nodes_.data();
+        const Plan plan = make_plan(&graph, threads);
+        Buffer scratch(plan.scratch_bytes);
+        return run(plan, reinterpret_cast<char*>(scratch.data()), abort);
+    }
+
+    ggml::Buffer buffer_ = packed_buffer();
+    std::list<Tensor> tensors_;
+    std::list<Buffer> memory_;
+    std::vector<Tensor*> nodes_;
+};
+
+class Layer : Builder {
+  public:
+    explicit Layer(int64_t tokens) : tokens_(tokens) { build(); }
+
+    // Compute it, with `first` as the first of the tokens in `input`; the results of all tokens.
+    std::vector<float> run_with(int threads, const std::vector<float>& input, int64_t first) {
+        std::memcpy(x_->data, input.data() + first * kWidth, tokens_ * kWidth * sizeof(float));
+        for (int64_t i = 0; i < tokens_; ++i) {
+            static_cast<int32_t*>(positions_->data)[i] = static_cast<int32_t>(first + i);
+            static_cast<int64_t*>(places_->data)[i] = first + i;
+            auto* mask = static_cast<uint16_t*>(mask_->data) + i * kCells;
+            for (int64_t cell = 0; cell < kCells; ++cell) mask[cell] = cell <= first + i ? 0 : 0xfc00;
+        }
+        compute(threads);
+        const auto* out = static_cast<const float*>(nodes_.back()->data);
+        return std::vector<float>(out, out + tokens_ * kWidth);
+    }
+
+    // Compute it until it was asked so many times whether to go on.
+    bool ends_when_asked(int threads, int times) {
+        const auto last = [](void* left) { return --*static_cast<int*>(left) == 0; };
+        return !compute(threads, {last, &times}) && times == 0;
+    }
+
+  private:
     Tensor* rotated(Tensor* x, int64_t heads, int32_t mode) {
         Tensor* t = node(ggml::kOpRope, view(x, kHead, heads, tokens_), positions_, kHead, heads, tokens_, x->data);
         t->op_params[1] = kHead, t->op_params[2] = mode, t->op_params[4] = 4096;
@@ -110,8 +134,6 @@ class Layer {
         std::memcpy(t->ne, cache->ne, sizeof t->ne), std::memcpy(t->nb, cache->nb, sizeof t->nb);
         return t;
     }
-    static void set(Tensor* t, int i, float value) { std::memcpy(t->op_params + i, &value, sizeof value); }
-
     Tensor* attended(Tensor* q, Tensor* k, Tensor* v) {
         Tensor* t = node(ggml::kOpFlashAttnExt, view(q, kHead, tokens_, kHeads), view(k, kHead, kCells, kKvHeads), kHead,
                          kHeads, tokens_);
@@ -130,8 +152,10 @@ class Layer {
         Tensor* x = node(ggml::kOpScale, x_, nullptr, kWidth, tokens_, 1);
         set(x, 0, 1.5f);
         Tensor* normed = norm(x);
-        Tensor* q = product(weights(kWidth, kWidth), normed);
-        q = norm(view(q, kHead, kHeads, tokens_), q->data);
+        // What nobody needs any more may lie anywhere in the memory of what is computed then.
+        Tensor* room = tensor(ggml::kTypeF32, kWidth, tokens_ + 1);
+        Tensor* q = product(weights(kWidth, kWidth), normed, room->data);
+        q = norm(view(q, kHead, kHeads, tokens_), nullptr, static_cast<float*>(room->data) + kWidth / 2);
         q = rotated(q, kHeads, ggml::kRopeHalves);
         Tensor* v = product(weights(kWidth, kHead * kKvHeads), normed);
         Tensor* k = product(weights(kWidth, kHead * kKvHeads), normed);
@@ -150,12 +174,45 @@ class Layer {
     }
 
     int64_t tokens_;
-    ggml::Buffer buffer_ = packed_buffer();
-    std::list<Tensor> tensors_;
-    std::list<Buffer> memory_;
-    std::vector<Tensor*> nodes_;
     Tensor *positions_, *places_, *mask_, *x_;
 };
+
+// Multiplied, doubled in its place and multiplied again.
+class Doubled : Builder {
+  public:
+    bool check() {
+        Tensor* x = node(ggml::kOpScale, input(kWidth), nullptr, kWidth, 1, 1);
+        set(x, 0, 1.0f);
+        Tensor* w = weights(kWidth, kHidden);
+        const Tensor* before = product(w, x);
+        set(node(ggml::kOpScale, x, nullptr, kWidth, 1, 1, x->data), 0, 2.0f);
+        const Tensor* after = product(w, x);
+        compute(2);
+        for (int64_t i = 0; i < kHidden; ++i)
+            if (static_cast<float*>(after->data)[i] != 2 * static_cast<float*>(before->data)[i])
+                return failed("what was overwritten is still used: row", i, best_isa());
+        return true;
+    }
+};
+
+// Plans of graphs that were never seen before, for ever.
+bool check_plans() {
+    Tensor x = {};
+    std::vector<Tensor*> nodes(1000, &x);
+    float values[16] = {};
+    x.ne[0] = 16, x.ne[1] = x.ne[2] = x.ne[3] = 1, x.nb[0] = 4, x.nb[1] = x.nb[2] = x.nb[3] = 64;
+    x.op = ggml::kOpScale, x.flags = ggml::kFlagCompute, x.data = values, x.src[0] = &x;
+    Plans plans;
+    ggml::Graph graph = {};
+    graph.nodes = nodes.data();
+    for (int i = 0; i < 100; ++i) {
+        graph.uid = i % 4 == 0 ? 0 : static_cast<uint64_t>(i), graph.n_nodes = i % 2 == 0 ? 1 : 1000;
+        if (plans.of(&graph, 1).tasks.size() != static_cast<size_t>(graph.n_nodes))
+            return failed("the plan of another graph", i, best_isa());
+    }
+    if (plans.of(&graph, 1).tasks.size() != 1000) return failed("the latest plan was lost", 1000, best_isa());
+    return plans.tasks() <= 1 << 14 || failed("plans grow: tasks", static_cast<int64_t>(plans.tasks()), best_isa());
+}
 
 bool check(int64_t tokens) {
     const uint32_t seed = random_bits();
@@ -175,6 +232,8 @@ bool check(int64_t tokens) {
     for (int threads = 2; threads <= 4; ++threads)
         if (layer.run_with(threads, input, 0) != expected)
             return failed("other bits with more threads: layer of tokens", tokens, best_isa());
+    for (int threads = 1; threads <= 4; ++threads)
+        if (!layer.ends_when_asked(threads, 3)) return failed("not ended: layer of tokens", tokens, best_isa());
     Layer one = layer_of(1);
     for (int64_t i = 0; i < tokens; ++i) {
         const std::vector<float> alone = one.run_with(2, input, i);
@@ -186,4 +245,4 @@ bool check(int64_t tokens) {
 
 }  // namespace
 
-bool check_plan() { return check(1) && check(5) && check(40); }
+bool check_plan() { return Doubled().check() && check_plans() && check(1) && check(5) && check(40); }
