@@ -17,7 +17,7 @@ from specx.backends.llama import head as head_module
 from specx.backends.llama import mtp as mtp_module
 from specx.backends.llama.kernels import unavailable
 from specx.backends.llama.memory import predict_memory
-from specx.engine import drafting
+from specx.engine import budget, drafting
 from specx.engine.session import Session
 from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.finder import Finder, own_candidate
@@ -41,8 +41,12 @@ def models(tmp_path_factory, write_hybrid):
 
 @pytest.fixture
 def asked_for(monkeypatch):
-    """How many pairs were asked for, by call; nothing is looked for on this machine."""
+    """How many pairs were asked for, by call; nothing is looked for on this machine.
+
+    What is drafted is hardly ever right, and goes on all the same.
+    """
     asked = []
+    monkeypatch.setattr(budget, "ALLOWANCE", budget.MOST)
     monkeypatch.setattr(drafting, "REMEMBERED", 1 << 30)
     monkeypatch.setattr(drafting.DraftModels, "_pays", lambda *_: True)
     monkeypatch.setattr(Finder, "search", lambda _self: iter(()))
