@@ -400,20 +400,16 @@ def report(bench: Bench, runs: Sequence[Sequence[Counted]], calls: Sequence[Coun
         if own:
             host, asking, _ = (fmean(times[i] for i in own) for times in least)
             print(f"{len(own)} steps {what}: host {host:.3f} ms, asking {asking:.3f} ms")
-    figures = {name: round(fmean(times), 4) for name, times in zip(NAMES, least, strict=True)}
-    print(
-        json.dumps(
-            figures
-            | {
-                "calls": round(fmean(step.calls for step in calls), 1),
-                "steps": len(calls),
-                "asked": round(fmean(step.asked for step in calls), 3),
-                "tokens": sum(len(each[0]) for each in bench.decided),
-                "simulated_ms": round(sum(each[3] for each in bench.decided), 3),
-                "decided": hashlib.sha256(repr(bench.decided).encode()).hexdigest()[:16],
-            }
-        )
-    )
+    figures: dict[str, Any] = {name: round(fmean(times), 4) for name, times in zip(NAMES, least, strict=True)}
+    figures |= {
+        "calls": round(fmean(step.calls for step in calls), 1),
+        "steps": len(calls),
+        "asked": round(fmean(step.asked for step in calls), 3),
+        "tokens": sum(len(each[0]) for each in bench.decided),
+        "simulated_ms": round(sum(each[3] for each in bench.decided), 3),
+        "decided": hashlib.sha256(repr(bench.decided).encode()).hexdigest()[:16],
+    }
+    print(json.dumps(figures))
 
 
 def main() -> None:
