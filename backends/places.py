@@ -9,7 +9,16 @@ import os
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["NO_HOME", "cache_dir", "expanded", "home", "model_aliases", "model_folders", "user_folder"]
+__all__ = [
+    "NO_HOME",
+    "cache_dir",
+    "expanded",
+    "home",
+    "is_model",
+    "model_aliases",
+    "model_folders",
+    "user_folder",
+]
 
 model_folders: list[Path] = []
 """Folders of models that the configuration names, besides those of SPECX_MODELS."""
@@ -30,6 +39,17 @@ def home() -> Path | None:
     except RuntimeError:
         return None
     return found if found.is_absolute() else None
+
+
+def is_model(path: Path) -> bool:
+    """Whether a GGUF file is there, which nothing but a model may be written over."""
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(4) == b"GGUF"
+    except (OSError, ValueError):  # it cannot be read, or its name has a NUL character
+        pass
+    return False
 
 
 def _of_account() -> Path | None:

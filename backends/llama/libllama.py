@@ -25,6 +25,7 @@ from specx.backends.bare import bare_package
 from specx.backends.errors import FileError
 from specx.backends.llama import last_words
 from specx.backends.llama.callbacks import called_by_c
+from specx.backends.places import is_model
 from specx.backends.printable import printable
 
 __all__ = [
@@ -106,21 +107,13 @@ def set_log(file: str) -> None:
     global _copy  # noqa: PLW0603 -- the C library has one log for the whole process
     if file not in ("", "-"):
         hint = "name another file, or - for standard error"
-        if _is_model(Path(file)):
+        if is_model(Path(file)):
             raise FileError(f"--log-file: {file} is a model", hint)
         try:
             Path(file).open("a").close()
         except OSError as problem:
             raise FileError(f"--log-file: {file} cannot be written: {problem.strerror}", hint) from problem
     _copy = file
-
-
-def _is_model(path: Path) -> bool:
-    with suppress(OSError):
-        if path.is_file():
-            with path.open("rb") as file:
-                return file.read(4) == b"GGUF"
-    return False
 
 
 def _copied(line: str) -> None:

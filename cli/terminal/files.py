@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from specx.backends.errors import FileError, SpecxError, UsageError
+from specx.backends.places import is_model
 
 __all__ = [
     "check_folder",
@@ -103,7 +104,7 @@ def check_folder(path: Path) -> None:
     """Before anything is computed: whether the folder of `path`, which is to be written, exists.
 
     Raises:
-        FileError: it does not.
+        FileError: it does not, or a model is at `path`.
     """
     try:
         folder = path.absolute().parent
@@ -112,6 +113,12 @@ def check_folder(path: Path) -> None:
         folder, exists = path.parent, False
     if not exists:
         raise FileError(f"there is no folder {folder}", "create it first")
+    _spare_model(path)
+
+
+def _spare_model(path: Path) -> None:
+    if is_model(path):
+        raise FileError(f"{path} is a model, and stays one", "choose another place")
 
 
 def check_plot(path: Path, endings: Sequence[str]) -> None:
@@ -165,8 +172,9 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by a file with `text` in one step; a device or a pipe is simply written to.
 
     Raises:
-        SpecxError: the file cannot be written; an older file is left as it was.
+        SpecxError: the file cannot be written, or is a model; an older file is left as it was.
     """
+    _spare_model(path)
     data = text.encode(errors="replace")  # as on standard output; a name of a file may be no text
     temporary = None
     try:

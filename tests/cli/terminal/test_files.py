@@ -23,3 +23,13 @@ def test_a_file_of_exactly_so_many_bytes(tmp_path, monkeypatch):
     path.write_bytes(b"five!")
     with pytest.raises(FileError, match="more than 4 bytes"):
         read_text(path)
+
+
+@pytest.mark.parametrize("write", [files.check_folder, lambda path: files.write_atomically(path, "a text")])
+def test_a_model_is_not_written_over(tmp_path, write):
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"GGUF and more")
+    with pytest.raises(FileError, match="is a model, and stays one"):
+        write(model)
+    assert model.read_bytes() == b"GGUF and more"
+    write(tmp_path / "answer.txt")
