@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,7 @@ def test_two_batches_do_not_share_an_output(batch, source, output, start):
     process = start(source, "-o", output, delay=0.2)
     while not output.exists() or not output.stat().st_size:
         assert process.poll() is None
+    process.send_signal(signal.SIGSTOP)  # however long the other one takes to begin
     done = batch(source, "-o", output, "--resume")
     assert done.code == 1 and "another process" in done.err
 
