@@ -1,6 +1,6 @@
 """What a step takes outside of the models, in CPU time, whatever else the machine does.
 
-    python benchmarks/host_time.py TARGET.gguf PROMPTS.jsonl [...] [--draft DRAFT.gguf] [--none]
+    python benchmarks/host_time.py TARGET.gguf PROMPTS.jsonl [...] [--draft DRAFT] [--head HEAD] [--none]
 
 The prompts are answered once with the models, and what these gave is kept. Steps take what was measured of a
 target of a billion parameters, as in cascade.py, so what is decided does not depend on the machine. Then the
@@ -8,10 +8,10 @@ same answers are written again with nothing computed: calls give what was kept, 
 as empties the caches of the processor, as reading the weights does (`--warm` leaves that away). Counted is
 the CPU time of the thread, less that of the calls; of each step the least of all repeats. The clock is one
 call of C, as a real one, and garbage is looked for as seldom as in the processes of specx. `host` is what
-`specx bench` calls so, `asking` the part within the offers of a draft model, outside of its calls, and
-`after` what is done with a step's tokens. `calls` are those of Python's functions, which do not depend on the
-machine at all. The last line of the output is JSON, with a digest of what was decided: versions that decide
-the same have the same one.
+`specx bench` calls so, `asking` the part within the offers of a draft model or head, outside of its calls,
+and `after` what is done with a step's tokens. `calls` are those of Python's functions, which do not depend on
+the machine at all. The last line of the output is JSON, with a digest of what was decided: versions that
+decide the same have the same one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pstats
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,21 +34,27 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from cascade import DRAFT_MS, TARGET_MS, WIDEST, costs_of
-from numpy.typing import NDArray
+from cascade import DRAFT_MS, TARGET_MS
+from tapes import HEAD_FURTHER_MS, HEAD_MS, Played, PlayedHead, RecordedHead, Spent, Tape, recorded
 
-from specx.backends.base import Cache, FeatureSink, Model, Output, Progress, RowSink, Tree, Want
+from specx.backends.base import Model
+from specx.backends.gguf.checks import read_runnable
+from specx.backends.gguf.head_target import widened_by
+from specx.backends.gguf.heads import check_head, read_head
+from specx.backends.llama.head import LlamaHead
 from specx.backends.llama.kernels import KERNELS
 from specx.backends.llama.model import LlamaModel
 from specx.backends.scripted import SimulatedClock
-from specx.backends.settings import Load
+from specx.backends.settings import HEAD_ROWS, Load
 from specx.backends.store import Store
 from specx.cli.generation import OBJECTS_TO_COLLECT
 from specx.drafters.free import FreeDrafter
 from specx.drafters.guesser import GuessCosts
+from specx.drafters.head import DraftHead
 from specx.drafters.mixture import MixtureDrafter, MixtureDrafting
 from specx.drafters.model import DraftModel
 from specx.drafters.none import NoDrafter
+from specx.drafters.pairs import PairHead, PairModel
 from specx.engine.bench.suites import load_suite, sample
 from specx.engine.generation import Generation
 from specx.engine.learned.knowledge import Learned
@@ -60,181 +66,6 @@ CACHES = 64 << 20  # bytes that are read in place of a model's weights
 LONGEST = 512  # tokens of a prompt; longer ones are left out
 NAMES = ("host_ms", "asking_ms", "after_ms")
 
-Tape = dict[str, list[Any]]
-"""What the calls of one model gave, in their order: of `forward` and of the sinks of `prefill`."""
-
-
-class Spent:
-    """CPU seconds of this thread, by what they went for."""
-
-    def __init__(self) -> None:
-        self.seconds = {"models": 0.0, "asking": 0.0, "after": 0.0}
-
-    def on(self, what: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """`call`, whose time is for `what`, but for that of the models."""
-        seconds = self.seconds
-
-        def timed(*given: Any, **options: Any) -> Any:
-            start, models = time.thread_time(), seconds["models"]
-            try:
-                return call(*given, **options)
-            finally:
-                seconds[what] += time.thread_time() - start - (seconds["models"] - models)
-
-        return timed
-
-    def on_method(self, what: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        """The same of a method, as a class has it."""
-        timed = self.on(what, method)
-
-        def bound(this: Any, *given: Any) -> Any:
-            return timed(this, *given)
-
-        return bound
-
-
-def recorded(model: LlamaModel, tape: Tape, steps: Mapping[int, float], clock: SimulatedClock) -> None:
-    """Keep what a model gives on `tape`, and let its calls take simulated milliseconds."""
-    costs, forward, opened = costs_of(steps), model.forward, model.open
-
-    def keeping(trees: Sequence[Tree], want: Want = Want.LOGITS) -> list[Output]:
-        clock.sleep(costs[min(sum(map(len, trees)), WIDEST)] * 1e-3)
-        outputs = forward(trees, want)
-        tape["forward"].append(outputs[0].logits.copy())
-        return outputs
-
-    def open_keeping() -> Cache:
-        cache = opened()
-        read = cache.prefill
-
-        def prefill(
-            tokens: Sequence[int], *, progress: Any = None, rows: RowSink | None = None, features: Any = None
-        ) -> None:
-            clock.sleep(len(tokens) * costs[WIDEST] / WIDEST * 1e-3)
-            sunk: list[Any] = []
-
-            def sink(tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
-                sunk.append((tokens.copy(), logits.copy()))
-                assert rows is not None
-                rows(tokens, logits)
-
-            read(tokens, progress=progress, rows=sink if rows is not None else None)
-            tape["prefill"].append(sunk)
-
-        cache.prefill = prefill  # type: ignore[method-assign]
-        return cache
-
-    model.forward, model.open = keeping, open_keeping  # type: ignore[method-assign,assignment]
-
-
-class Played(Model):
-    """Gives what is on a tape.
-
-    Args:
-        like: the model that was recorded.
-        tape: what it gave.
-        steps, clock: what calls take.
-        flush: empties the caches of the processor.
-        spent: where their real time goes.
-    """
-
-    facts: Any = None  # of the model that was recorded; an attribute, as there
-
-    def __init__(
-        self,
-        like: LlamaModel,
-        tape: Tape,
-        steps: Mapping[int, float],
-        clock: SimulatedClock,
-        flush: Callable[[], None],
-        spent: Spent,
-    ) -> None:
-        self._like, self.facts = like, like.facts
-        self.costs, self._clock, self._flush = costs_of(steps), clock, flush
-        self._forward, self.prefills = iter(tape["forward"]), iter(tape["prefill"])
-        self._spent = spent
-        self.forward = spent.on("models", self.forward)  # type: ignore[method-assign]
-
-    @property
-    def vocab(self) -> Any:
-        """Of the model that was recorded."""
-        return self._like.vocab
-
-    def extract(self, layers: Sequence[int]) -> None:
-        """There are no heads."""
-
-    def open(self) -> Cache:
-        """Room for the one text."""
-        cache = PlayedCache(self, self._clock)
-        cache.keep = self._spent.on("models", cache.keep)  # type: ignore[method-assign]
-        cache.prefill = self._spent.on("models", cache.prefill)  # type: ignore[method-assign]
-        return cache
-
-    def forward(self, trees: Sequence[Tree], want: Want = Want.LOGITS) -> list[Output]:
-        """What comes next on the tape."""
-        (tree,) = trees
-        self._clock.sleep(self.costs[min(len(tree), WIDEST)] * 1e-3)
-        logits = next(self._forward)
-        if len(logits) != len(tree):
-            raise SystemExit("error: something else was decided than when it was recorded")
-        self._flush()
-        logits += 0.0  # it was written just now
-        return [Output(logits)]
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class PlayedCache(Cache):
-    """Holds as many tokens as were kept."""
-
-    def __init__(self, model: Played, clock: SimulatedClock) -> None:
-        self._model, self._clock, self._length = model, clock, 0
-
-    @property
-    def model(self) -> Played:
-        """Gives what follows."""
-        return self._model
-
-    @property
-    def length(self) -> int:
-        """Of the tokens."""
-        return self._length
-
-    def prefill(
-        self,
-        tokens: Sequence[int],
-        *,
-        progress: Progress | None = None,
-        rows: RowSink | None = None,
-        features: FeatureSink | None = None,
-    ) -> None:
-        """The sink gets what is on the tape."""
-        self._clock.sleep(len(tokens) * self._model.costs[WIDEST] / WIDEST * 1e-3)
-        self._length += len(tokens)
-        for sunk in next(self._model.prefills):
-            assert rows is not None
-            rows(*sunk)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """So many more."""
-        self._length += len(rows)
-
-    def reusable(self, length: int) -> int:
-        """Any."""
-        return length
-
-    def rewind(self, length: int) -> None:
-        """So many are left."""
-        self._length = length
-
-    def shift(self, keep: int, discard: int) -> None:
-        """Never asked for."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Nothing is held."""
-
 
 @dataclass(frozen=True, slots=True)
 class Counted:
@@ -243,7 +74,7 @@ class Counted:
     Attributes:
         host_ms, asking_ms, after_ms: see the head of this file.
         calls: of functions of Python.
-        asked: how often the draft model was asked.
+        asked: how often the draft model or head was asked.
     """
 
     host_ms: float
@@ -259,13 +90,19 @@ class Bench:
     Args:
         options: of the command line.
         target: the model.
-        draft: the draft model, if there is one.
+        draft, head: the draft model and the draft head, if there are any.
     """
 
-    def __init__(self, options: argparse.Namespace, target: LlamaModel, draft: LlamaModel | None) -> None:
-        self.options, self.target, self.draft = options, target, draft
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        target: LlamaModel,
+        draft: LlamaModel | None,
+        head: LlamaHead | None,
+    ) -> None:
+        self.options, self.target, self.draft, self.head = options, target, draft, head
         self.prompts: list[list[int]] = []
-        self.tapes: tuple[Tape, Tape] = (defaultdict(list), defaultdict(list))
+        self.tapes: tuple[Tape, Tape, Tape] = (defaultdict(list), defaultdict(list), defaultdict(list))
         self.decided: list[Any] = []
         self._memory = np.zeros(CACHES // 8)
 
@@ -275,7 +112,8 @@ class Bench:
         recorded(self.target, self.tapes[0], TARGET_MS, clock)
         if self.draft is not None:
             recorded(self.draft, self.tapes[1], DRAFT_MS, clock)
-        session = self._session(self.target, self.draft, clock)
+        head = self.head and RecordedHead(self.head, self.tapes[2], clock)
+        session = self._session(self.target, self.draft, head, clock)
         self.prompts = list(self._tokenized(session))
         self.decided = [_decided(chunk) for chunk, _ in self._answers(session)]
 
@@ -289,7 +127,8 @@ class Bench:
         flush = (lambda: None) if self.options.warm or counting else self._flush
         target = Played(self.target, self.tapes[0], TARGET_MS, clock, flush, spent)
         draft = self.draft and Played(self.draft, self.tapes[1], DRAFT_MS, clock, flush, spent)
-        session = self._session(target, draft, clock)
+        head = self.head and PlayedHead(self.head, self.tapes[2], clock, flush, spent)
+        session = self._session(target, draft, head, clock)
         found, decided = list[Counted](), []
         with (
             patch.object(MixtureDrafting, "_take", spent.on_method("asking", MixtureDrafting._take)),
@@ -306,34 +145,32 @@ class Bench:
     def _flush(self) -> None:
         self._memory.sum()
 
-    def _session(self, target: Model, draft: Model | None, clock: SimulatedClock) -> Session:
+    def _session(
+        self, target: Model, draft: Model | None, head: PairModel | None, clock: SimulatedClock
+    ) -> Session:
         asked = Asked(self.options.target, drafter="none", store=False, n_ctx=2048)
         learned = Learned(Store(None), model_key="model", cost_key="cost")
         session = Session(target, asked, learned, name="target", clock=partial(getattr, clock, "_now"))
         known = {str(n): ms for n, ms in TARGET_MS.items()}
         session.staircase.load_json({"0": known, "2048": known})
-        session.drafter = self._drafter(target.vocab, draft, clock)
+        session.drafter = self._drafter(target.vocab, draft, head, clock)
         return session
 
-    def _drafter(self, vocab: Any, draft: Model | None, clock: SimulatedClock) -> Any:
+    def _drafter(self, vocab: Any, draft: Model | None, head: PairModel | None, clock: SimulatedClock) -> Any:
         if self.options.none:
             return NoDrafter()
-        free = FreeDrafter(vocab.size)
-        if draft is None:
+        free, now = FreeDrafter(vocab.size), partial(getattr, clock, "_now")
+        if draft is None and head is None:
             return free
         drafter = MixtureDrafter(free)
-        same = draft.vocab.fingerprint == vocab.fingerprint
-        costs = GuessCosts(3.5, 0.5, 0.5, 0.0)
-        drafter.guessers.append(
-            DraftModel(
-                lambda: draft,
-                n_ctx=2048,
-                shared=vocab.size if same else 0,
-                target=None if same else vocab,
-                costs=costs,
-                clock=partial(getattr, clock, "_now"),
-            )
-        )
+        if draft is not None:
+            same = draft.vocab.fingerprint == vocab.fingerprint
+            costs = GuessCosts(3.5, 0.5, 0.5, 0.0)
+            known: Any = {"shared": vocab.size if same else 0, "target": None if same else vocab}
+            drafter.guessers.append(DraftModel(lambda: draft, n_ctx=2048, **known, costs=costs, clock=now))
+        if head is not None:
+            costs = GuessCosts(HEAD_MS, HEAD_FURTHER_MS, HEAD_FURTHER_MS, 0.0)
+            drafter.guessers.append(DraftHead(lambda: PairHead(head), costs=costs, clock=now))
         return drafter
 
     def _tokenized(self, session: Session) -> Iterator[list[int]]:
@@ -412,6 +249,17 @@ def report(bench: Bench, runs: Sequence[Sequence[Counted]], calls: Sequence[Coun
     print(json.dumps(figures))
 
 
+def load_head(options: argparse.Namespace, target: LlamaModel) -> LlamaHead:
+    """The draft head, whose states the target gives from now on."""
+    info, file = read_runnable(options.target), read_head(options.head)
+    if reason := check_head(file, info):
+        raise SystemExit(f"error: {options.head} cannot draft: {reason}")
+    target.extract(file.layers)
+    load = Load(options.head, 1, 1, n_ctx=2048, n_batch=HEAD_ROWS, n_ubatch=HEAD_ROWS)
+    scale = widened_by(info)
+    return LlamaHead(file, load, target_context=target.context, scale=scale, kernels=KERNELS["specx"])
+
+
 def main() -> None:
     """Record, then write again."""
     parser = argparse.ArgumentParser(
@@ -420,6 +268,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("prompts", type=Path, nargs="+")
     parser.add_argument("--draft", type=Path)
+    parser.add_argument("--head", type=Path)
     parser.add_argument("--none", action="store_true", help="draft nothing")
     parser.add_argument("--limit", type=int, default=1, help="prompts of each category")
     parser.add_argument("-n", type=int, default=64, help="tokens of an answer")
@@ -431,7 +280,7 @@ def main() -> None:
     kernels = KERNELS["specx"]
     target = LlamaModel(Load(options.target, 1, 1, n_ctx=2048), kernels=kernels)
     draft = LlamaModel(Load(options.draft, 1, 1, n_ctx=2048), kernels=kernels) if options.draft else None
-    bench = Bench(options, target, draft)
+    bench = Bench(options, target, draft, load_head(options, target) if options.head else None)
     bench.record()
     gc.collect()
     gc.freeze()  # as the processes of specx do
@@ -441,7 +290,7 @@ def main() -> None:
     if options.profile:
         profile = cProfile.Profile(time.thread_time)
         profile.runcall(bench.play)
-        pstats.Stats(profile).sort_stats("tottime").print_stats(60)
+        pstats.Stats(profile).sort_stats("tottime").print_stats(400)
 
 
 if __name__ == "__main__":
