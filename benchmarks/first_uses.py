@@ -4,9 +4,9 @@
 
 Each round begins with an empty cache and starts so many `specx complete` of one prompt at the same time,
 beside `--load` processes that do nothing but run. With `--then-quiet` another one follows alone, and what is
-kept after it decides as the cache of the first run of all, which was made in peace: how many tokens per
-second the width that is thought best brings, by the times that were measured in peace, at several rates
-of acceptance. A machine that is not quiet between the rounds says nothing.
+kept after it is compared with caches that were made in peace, `--peace` of them: how many tokens per second
+the width brings that is thought best, at several rates of acceptance. What a width truly takes is the median
+of these caches. A machine that is not quiet between the rounds says nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +20,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from specx.engine.cost.rate import chain_rate
+from specx.engine.cost.staircase import Staircase
+from specx.engine.cost.timing import TILES
 
 FAR = 1.5  # times as long, or as short: no noise of an undisturbed measurement
-LOST = 1.03  # times as slow as by the cache that was made in peace
+LOST = 1.03  # times as slow as the best
+WIDEST = 64  # tokens of a step that a table knows of
+SHORT = 100  # tokens of a context
 ACCEPTANCES = (0.3, 0.6, 0.8, 0.95)
 PROMPT = "Once upon a time there was a small machine that"
 
@@ -49,30 +57,34 @@ def run(model: str, cache: Path, count: int, tokens: int) -> tuple[list[str], li
     return texts, times
 
 
-def kept(cache: Path) -> tuple[str | None, dict[str, float]]:
-    """The kernels that were chosen, if any, and the kept milliseconds of steps in a short context."""
+def kept(cache: Path) -> tuple[str | None, Staircase]:
+    """The kernels that were chosen, if any, and the kept table of steps."""
     chosen = [_read(path).get("choice") for path in (cache / "kernels").glob("*.json")]
-    steps: dict[str, float] = {}
+    staircase = Staircase(WIDEST)
     for path in (cache / "staircase").glob("*.json"):
-        first = _read(path).get("steps", {}).get("0", {})
-        steps |= {n: value[0] if isinstance(value, list) else value for n, value in first.items() if value}
-    return next((name for name in chosen if name), None), steps
+        staircase.load_json(_read(path).get("steps", {}))
+    return next((name for name in chosen if name), None), staircase
 
 
 def _read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def lost(right: dict[str, float], steps: dict[str, float]) -> float:
-    """How many times slower than by `right` the widths are that `steps` say are best, in the worst case."""
-    true = {int(n): ms for n, ms in right.items() if n in steps}
-    if 1 not in true:
-        return float("inf")
+def costs(staircase: Staircase) -> NDArray[np.float64]:
+    """(W + 1,) milliseconds of a step, by its tokens, that decisions in a short context rest on."""
+    return staircase.costs(SHORT)[: TILES + 1]
+
+
+def lost(true: NDArray[np.float64], table: NDArray[np.float64]) -> float:
+    """How many times slower than the best the widths truly are that `table` says are best, at worst.
+
+    Args:
+        true, table: (W + 1,) milliseconds of a step, by its tokens.
+    """
     worst = 1.0
     for acceptance in ACCEPTANCES:
-        thought = chain_rate({n: steps[str(n)] for n in true}, acceptance=acceptance)
-        best = chain_rate(true, acceptance=acceptance)
-        worst = max(worst, best.rate * true[thought.drafted + 1] / thought.tokens)
+        thought, best = (chain_rate(steps, acceptance=acceptance) for steps in (table, true))
+        worst = max(worst, best.rate * float(true[thought.drafted + 1]) / thought.tokens)
     return worst
 
 
@@ -99,21 +111,43 @@ def main() -> None:
     parser.add_argument("--load", type=int, nargs="+", default=[0])
     parser.add_argument("--then-quiet", action="store_true")
     parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--peace", type=int, default=5)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        [text], [alone_s] = run(options.model, Path(folder), 1, options.tokens)
-        kernels, right = kept(Path(folder))
-        [_], [later_s] = run(options.model, Path(folder), 1, options.tokens)
-    single = right.get("1", 0.0)
-    print(f"alone: {alone_s:.1f} s, then {later_s:.1f} s; kernels {kernels}, one token {single:.2f} ms")
+    peace = [in_peace(options.model, options.tokens) for _ in range(options.peace)]
+    texts, names = {each.text for each in peace}, {each.kernels for each in peace}
+    if len(texts) > 1 or len(names) > 1:
+        sys.exit(f"in peace there were {len(texts)} texts, and the kernels {names}")
+    true = np.median([each.costs for each in peace], axis=0)
+    seconds = [" and ".join(f"{s:.1f}" for s in each.seconds) for each in peace]
+    print(f"in peace: {', '.join(seconds)} s; kernels {peace[0].kernels}, one token {true[1]:.2f} ms")
+    print(f"by their own tables: {', '.join(f'{lost(true, each.costs):.3f}x' for each in peace)}")
     for busy in options.load:
-        rounds(options, busy, text, kernels, right)
+        rounds(options, busy, peace[0].text, peace[0].kernels, true)
+
+
+@dataclass(frozen=True, slots=True)
+class Peace:
+    """What comes of a first use in peace, and of a second: (W + 1,) milliseconds by width."""
+
+    text: str
+    kernels: str | None
+    costs: NDArray[np.float64]
+    seconds: list[float]
+
+
+def in_peace(model: str, tokens: int) -> Peace:
+    """A first use, and a second one."""
+    with tempfile.TemporaryDirectory() as folder:
+        [text], first = run(model, Path(folder), 1, tokens)
+        kernels, staircase = kept(Path(folder))
+        _, second = run(model, Path(folder), 1, tokens)
+    return Peace(text, kernels, costs(staircase), first + second)
 
 
 def rounds(
-    options: argparse.Namespace, busy: int, text: str, kernels: str | None, right: dict[str, float]
+    options: argparse.Namespace, busy: int, text: str, kernels: str | None, true: NDArray[np.float64]
 ) -> None:
-    """Rounds beside so many busy processes; `text`, `kernels` and `right` are what came of peace."""
+    """Rounds beside so many busy processes; `text`, `kernels` and the `true` times are what came of peace."""
     other_texts = wrong_kernels = wrong_steps = nothing = slow = 0
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -122,15 +156,17 @@ def rounds(
             if options.then_quiet:
                 quiet, alone = run(options.model, Path(folder), 1, options.tokens)
                 texts, times = texts + quiet, times + alone
-            chosen, steps = kept(Path(folder))
+            chosen, staircase = kept(Path(folder))
         other_texts += sum(each != text for each in texts)
         wrong_kernels += chosen not in (None, kernels)
-        off = {n: ms / right[n] for n, ms in steps.items() if n in right}
-        wrong_steps += any(not 1 / FAR <= ratio <= FAR for ratio in off.values())
-        nothing += not steps
-        slower = lost(right, steps) if options.then_quiet else 1.0
+        timed = [n for n in staircase.steps(0) if n <= TILES] if 0 in staircase.depths else []
+        table = costs(staircase)
+        off = [float(table[n] / true[n]) for n in timed]
+        wrong_steps += any(not 1 / FAR <= ratio <= FAR for ratio in off)
+        nothing += not timed
+        slower = lost(true, table) if timed else 1.0
         slow += slower > LOST or (options.then_quiet and chosen != kernels)
-        worst = max(off.values(), key=lambda r: max(r, 1 / r), default=1.0)
+        worst = max(off, key=lambda r: max(r, 1 / r), default=1.0)
         took = ", ".join(f"{seconds:.1f}" for seconds in times)
         print(
             f"load {busy}, round {number + 1}: {took} s, kernels {chosen}, {len(off)} widths, "
@@ -138,8 +174,8 @@ def rounds(
         )
     print(
         f"{options.rounds} rounds of {options.at_once}, load {busy}: {other_texts} other texts, "
-        f"{wrong_kernels} wrong kernels and {wrong_steps} wrong tables kept, nothing kept {nothing} times"
-        + (f", {slow} decide more than {LOST - 1:.0%} worse than in peace" if options.then_quiet else "")
+        f"{wrong_kernels} wrong kernels and {wrong_steps} wrong tables kept, nothing kept {nothing} times, "
+        f"{slow} decide more than {LOST - 1:.0%} worse than is possible"
     )
 
 

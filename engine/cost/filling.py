@@ -51,8 +51,8 @@ def read_table(data: Mapping[str, Any]) -> tuple[dict[int, Steps], dict[int, Ste
 def corrected(steps: Steps, noise: Steps, made: Steps) -> dict[str, Any]:
     """Times of a depth as they are kept, moved half of the way to what real steps take.
 
-    Widths that no step had between two that had follow these, as far as both were off to the same side: else
-    they would look dear beside them for ever.
+    Widths that no step had between two that had follow these where both were off to the same side: else they
+    would look dear, or cheap, beside them for ever.
 
     Args:
         steps, noise: milliseconds by width, and their relative noise where it is known.
@@ -65,7 +65,8 @@ def corrected(steps: Steps, noise: Steps, made: Steps) -> dict[str, Any]:
         if n in made or not 0 < i < len(seen):
             return made.get(n, 1.0)
         below, above = math.log(made[seen[i - 1]]), math.log(made[seen[i]])
-        return math.exp(min(below, above, key=abs)) if below * above > 0 else 1.0
+        share = (n - seen[i - 1]) / (seen[i] - seen[i - 1])
+        return math.exp(below + share * (above - below)) if below * above > 0 else 1.0
 
     times = {n: ms * min(change(n), CLIP) ** 0.5 for n, ms in steps.items()}
     return {str(n): [ms, noise[n]] if n in noise else ms for n, ms in times.items()}

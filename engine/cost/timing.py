@@ -63,6 +63,10 @@ LONG_MS = 500.0  # a step to which building its graph is nothing
 AGAIN = 2  # times a step is taken again at once if others held it up
 LATE = 1 << 30  # a visit that is made within the budget only
 RETRIES = 3  # rounds over the widths whose repetitions disagree, or that are implausible
+# Of processors that were idle the first tenth of a second of steps is a quarter slower, and whole tenths are
+# off by a tenth, all widths alike. So each is timed in several, which small models have the time for.
+ROUNDS = 2  # there and back
+WIDE = 16  # tokens: wider steps take long and are seldom the best, so all others are repeated before them
 
 Arm = TypeVar("Arm", bound=Hashable)
 Clock = Callable[[], float]
@@ -381,7 +385,7 @@ def relative_noise(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
 def visits(
     widths: list[int], times: Mapping[int, list[float]], forced: int = 2
 ) -> Iterator[tuple[int, None, int]]:
-    """Which width is timed next: all of them twice, the narrowest more often, then those that do not settle.
+    """Which width is timed next: all of them twice, then those that do not settle, then all several times.
 
     Those that their neighbours contradict come before what only is repeated.
 
@@ -393,15 +397,17 @@ def visits(
     Returns:
         (visit, arm, width): the narrowest are visited whatever the budget, all others as far as it reaches.
     """
-    narrow, others = widths[:2], widths[2:]
+    narrow, others = widths[:2], [n for n in widths[2:] if n <= WIDE]
     yield from ((0, None, n) for n in widths[:forced])
     seen = set(widths[:forced])
     once = [*narrow * 2, *(n for n in others if n not in seen)]
     yield from ((1 if i == 0 else 2, None, n) for i, n in enumerate(once))
     yield from ((2, None, n) for n in doubtful(times))
-    yield from ((2, None, n) for n in others)
+    yield from ((2, None, n) for n in (*others, *(n for n in widths[2:] if n > WIDE)))
     for _ in range(RETRIES):
         yield from ((2, None, n) for n in dict.fromkeys((*unsettled(times), *doubtful(times))))
+    for _ in range(ROUNDS):
+        yield from ((2, None, n) for n in (*widths, *reversed(widths)))
 
 
 def in_proportion(times: Mapping[int, list[float]], n: int) -> float:

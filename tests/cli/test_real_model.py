@@ -384,4 +384,5 @@ def test_a_notice_never_lands_within_the_text(smollm2, tmp_path, open_terminal):
     assert shell.process.wait(PATIENCE) == 0
     text = fresh(*arguments, env={"SPECX_KERNELS": "auto"}).out
     assert f"{text.rstrip()}" in shell.shown.replace("\r\n", "\n")
-    assert "measured this model" in shell.shown
+    # Where the machine is quiet, the steps are timed while kernels are compared.
+    assert any(told in shell.shown for told in ("compared kernels in", "measured this model"))

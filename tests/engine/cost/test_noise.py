@@ -1,7 +1,8 @@
 """Decisions that noise cannot turn: first uses beside others, then quiet ones, on a simulated machine.
 
 It has two CPUs. Others that do nothing but run take their share of them, and hold a step of two threads up
-far longer than that; short bursts, a hot processor and a slow drift come on top. What others had is seen as
+far longer than that; short bursts, a hot processor, a slow drift, a cold start and better and worse tenths of
+a second come on top. What others had is seen as
 it is on a real machine: in ticks of 10 ms, and as time that threads waited.
 """
 
@@ -12,7 +13,7 @@ import pytest
 
 from specx.backends.base import Want
 from specx.backends.llama import kernels as ggml_device
-from specx.backends.llama.kernels import SPECX, STOCK
+from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK
 from specx.backends.machine.other_work import Work
 from specx.backends.scripted import ScriptedCache, ScriptedModel
 from specx.backends.store import Store
@@ -38,6 +39,7 @@ LARGE = {
 TURNED = {"stock": SMALL["specx"], "specx": SMALL["stock"]}  # where llama.cpp's own are the right ones
 SLOWER = {0: 1.0, 1: 9.0, 2: 12.0, 4: 20.0}  # times, a step beside so many others; as it was measured
 SHARE = {0: 0.0, 1: 0.7, 2: 1.0, 4: 1.4}  # CPUs that they get meanwhile
+COLD, COLD_S = 0.3, 0.06  # how much slower the first steps are, and how fast that goes
 ALLOWED = 1.03  # times as slow as by a cache that was made in peace
 
 
@@ -52,12 +54,15 @@ class Room:
     """
 
     def __init__(self, seed, true, *, load=0, begin=0.0, end=np.inf, hot=0.0):
+        self.uneven = 0.02 if true is LARGE else 0.05  # as was measured: of short steps some have all of it
         self.rng = np.random.default_rng(seed)
         self.true = {name: np.interp(range(65), WIDTHS, steps) for name, steps in true.items()}
         self.true["attention"] = self.true["stock"] * 0.98
         self.load, self.begin, self.end, self.hot = load, begin, end, hot
         self.now = self.others_s = self.waited_s = 0.0
         self.next_burst = self.rng.exponential(0.3)
+        self.woke, self.stretch = 0.0, np.random.default_rng(seed + 5000)
+        self.until, self.worse = 0.0, 1.0
 
     def clock(self):
         return self.now
@@ -73,14 +78,16 @@ class Room:
         """Time of a step passes: some of it, then what happens meanwhile, until the work is done."""
         left = self.true[name][n] / 1e3 * (1 + abs(self.rng.normal(0, 0.01)))
         left *= 1 + self.hot * min(self.now / 3, 1.0) + 0.01 * np.sin(self.now)
+        left *= 1 + COLD * np.exp((self.woke - self.now) / COLD_S)
         while left > 0:
             busy = self.busy()
             slower = SLOWER[busy] * self.rng.uniform(0.6, 1.4) if busy else 1.0
-            took = min(left * slower, 0.05)
+            worse = self.present()
+            took = min(left * slower * worse, 0.05)
             self.now += took
             self.others_s += took * SHARE[busy]
             self.waited_s += took * (1 - 1 / slower) if busy else 0.0
-            left -= took / slower
+            left -= took / slower / worse
         while self.next_burst < self.now:  # something short had one of the CPUs, and the step waited for it
             burst = self.rng.exponential(0.006)
             self.now, self.others_s, self.waited_s = (
@@ -89,6 +96,13 @@ class Room:
                 self.waited_s + burst,
             )
             self.next_burst = self.now + self.rng.exponential(0.3)
+
+    def present(self):
+        """How much slower it is in this tenth of a second, about: a processor's clock, and other guests."""
+        if self.now >= self.until:
+            self.until = self.now + self.stretch.exponential(0.1)
+            self.worse = 1 + abs(self.stretch.normal(0, self.uneven))
+        return self.worse
 
     def watch(self):
         then, others, waited = self.now, self.others_s, self.waited_s
@@ -103,6 +117,7 @@ class Room:
         return seen
 
     def load_model(self, kernels):
+        self.woke = self.now
         return Machine(self, kernels)
 
 
@@ -159,7 +174,7 @@ def rate(room, store, name, acceptance):
 @pytest.mark.parametrize("true", [SMALL, LARGE, TURNED], ids=["small", "large", "turned"])
 def test_after_a_first_use_beside_others_a_quiet_one_decides_as_in_peace(monkeypatch, tmp_path, load, true):
     monkeypatch.setattr(ggml_device, "unavailable", lambda: None)
-    right = (STOCK if true is TURNED else SPECX).name
+    right = {STOCK.name, ATTENTION.name} if true is TURNED else {SPECX.name}  # these two are nearly as fast
     for seed in range(20):
         store, peace = Store(tmp_path / f"{seed}"), Store(tmp_path / f"{seed}-peace")
         rng = np.random.default_rng(1000 * load + seed)
@@ -167,7 +182,8 @@ def test_after_a_first_use_beside_others_a_quiet_one_decides_as_in_peace(monkeyp
         first = Room(seed, true, load=load, begin=begin, end=begin + length, hot=0.08 * (seed % 3 == 0))
         use(first, store, monkeypatch)
         quiet = Room(seed + 100, true)
-        assert use(quiet, store, monkeypatch) == right == use(Room(seed, true), peace, monkeypatch), seed
+        kept, in_peace = use(quiet, store, monkeypatch), use(Room(seed, true), peace, monkeypatch)
+        assert {kept, in_peace} <= right, seed
         for acceptance in (0.3, 0.6, 0.8, 0.95):
-            as_in_peace = rate(quiet, peace, right, acceptance)
-            assert ALLOWED * rate(quiet, store, right, acceptance) >= as_in_peace, (seed, acceptance)
+            as_in_peace = rate(quiet, peace, in_peace, acceptance)
+            assert ALLOWED * rate(quiet, store, kept, acceptance) >= as_in_peace, (seed, acceptance)
