@@ -117,6 +117,8 @@ def main() -> None:
     texts, names = {each.text for each in peace}, {each.kernels for each in peace}
     if len(texts) > 1 or len(names) > 1:
         sys.exit(f"in peace there were {len(texts)} texts, and the kernels {names}")
+    if not all(each.kept for each in peace):
+        sys.exit("the machine is not quiet: a first use in peace kept nothing")
     true = np.median([each.costs for each in peace], axis=0)
     seconds = [" and ".join(f"{s:.1f}" for s in each.seconds) for each in peace]
     print(f"in peace: {', '.join(seconds)} s; kernels {peace[0].kernels}, one token {true[1]:.2f} ms")
@@ -130,6 +132,7 @@ class Peace:
     """What comes of a first use in peace, and of a second: (W + 1,) milliseconds by width."""
 
     text: str
+    kept: bool
     kernels: str | None
     costs: NDArray[np.float64]
     seconds: list[float]
@@ -141,7 +144,7 @@ def in_peace(model: str, tokens: int) -> Peace:
         [text], first = run(model, Path(folder), 1, tokens)
         kernels, staircase = kept(Path(folder))
         _, second = run(model, Path(folder), 1, tokens)
-    return Peace(text, kernels, costs(staircase), first + second)
+    return Peace(text, bool(staircase.depths), kernels, costs(staircase), first + second)
 
 
 def rounds(
