@@ -167,9 +167,9 @@ def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
 
 def _head(info: GGUFInfo) -> str:
     """What a draft head reads and scores; empty for other files."""
-    from specx.backends.gguf.heads import EAGLE3, head_of
+    from specx.backends.gguf.heads import HEADS, head_of
 
-    if info.architecture != EAGLE3:
+    if info.architecture not in HEADS:
         return ""
     try:
         return head_of(info).told()

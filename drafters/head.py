@@ -38,11 +38,13 @@ class HeadRunner(Protocol):
         first, length: it holds the tokens with the indices `first <= i < length`, and their hidden states.
         columns: (R,) int32 tokens that the columns of its logits stand for, rising; None where there is one
             for each token.
+        most: tokens that it drafts one after the other; None if there is no end.
     """
 
     first: int
     length: int
     columns: NDArray[np.int32] | None
+    most: int | None = None
 
     def common(self, text: Sequence[int]) -> int:
         """Up to which index `text` has the tokens that it holds; at least `first`."""
@@ -159,6 +161,7 @@ class HeadGuesser(Guesser):
         self._waiting: list[NDArray[np.float32]] = []  # states that the head has not read yet
         self._at = self._known = 0  # indices of the first of their tokens, and after the last
         self._roomless = False
+        self.ended = False
         self._record = source.recorder.follow(text) if source.recorder is not None else None
         if runner is not None:
             runner.rewind(min(runner.common(text.tokens), len(text.tokens) - 1))
@@ -191,6 +194,7 @@ class HeadGuesser(Guesser):
 
     def observe(self, seen: Verified) -> None:
         """The text has grown by what a step gave."""
+        self.ended = False
         if seen.output.hidden is not None:
             at, rows = len(self._text.tokens) - 1 - len(seen.tokens), seen.rows()
             if self._record is not None:
@@ -214,6 +218,7 @@ class HeadGuesser(Guesser):
             self._roomless = True
             return None
         try:
+            self.ended = len(chain) + 1 == self._runner.most
             return self._choice(self._logits(self._runner, chain), chain)
         except (SpecxError, ValueError) as error:  # it cannot be computed, or has no logit above -inf
             source.fail(str(error))

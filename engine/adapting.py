@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from specx.backends.errors import FileError, ModelError, SpecxError
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.gguf.head_target import own_width, widened_by
+from specx.backends.gguf.heads import read_head
 from specx.backends.machine.machine import available_memory, this_cpu
 from specx.backends.store import Store
 from specx.drafters.recording import RECORDED, Recorder
@@ -156,8 +157,8 @@ class Adapting:
 
     def recorder(self, head: Candidate) -> Recorder | None:
         """What is to record for a head that is asked from now on; None if nothing is learned of it."""
-        if self._target.path == head.path:
-            return None  # layers of the target itself are as they are
+        if self._target.path == head.path or read_head(head.path).block is not None:
+            return None  # layers of the target itself are as they are, and blocks are not learned
         if self._lock is None:
             self._lock = self._store.claim(ADAPTED)
         if self._lock is None:

@@ -1,4 +1,4 @@
-"""Tiny draft heads of random weights in llama.cpp's EAGLE-3 form, and what one computes, in NumPy."""
+"""Tiny draft heads of random weights in llama.cpp's forms, and what they compute, in NumPy."""
 
 from __future__ import annotations
 
@@ -109,7 +109,13 @@ def write_eagle3(
         del weights["output.weight"]
     entries = metadata(layers, d_target, width, norm_before_fc, norm_before_residual)
     entries |= {key: (value, kind) for key, value, kind in extra}
-    writer = gguf.GGUFWriter(path, "eagle3")
+    write(path, "eagle3", entries, weights, tokens, without, replaced)
+    return weights
+
+
+def write(path, architecture, entries, weights, tokens, without, replaced):
+    """Write a file of these entries and weights."""
+    writer = gguf.GGUFWriter(path, architecture)
     for key, (value, kind) in entries.items():
         if key not in without:
             types = (gguf.GGUFValueType.ARRAY, kind) if isinstance(value, list) else (kind,)
@@ -121,6 +127,88 @@ def write_eagle3(
             writer.add_tensor(name, values)
     for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
         getattr(writer, step)()
+
+
+def write_dflash(
+    path,
+    *,
+    n_vocab,
+    layers,
+    width=WIDTH,
+    blocks=2,
+    size=6,
+    mask=1,
+    causal=False,
+    markov=0,
+    from_anchor=True,
+    n_draft=None,
+    own_embeddings=True,
+    own_output=True,
+    tokens=None,
+    seed=0,
+    extra=(),
+    without=(),
+    replaced=(),
+):
+    """Write a head of random 32-bit weights that drafts a block at once; arguments as of `write_eagle3`.
+
+    Args:
+        blocks: layers of its own.
+        size, mask, causal: of the block.
+        markov: rank of the bias by the token before; 0 for none.
+        from_anchor: whether the first place drafts, where there is one.
+
+    Returns:
+        Weights by name.
+    """
+    rng, kinds = np.random.default_rng(seed), gguf.GGUFValueType
+
+    def matrix(inputs, outputs):
+        return (rng.standard_normal((outputs, inputs)) / np.sqrt(inputs)).astype(np.float32)
+
+    def norm(n):
+        return rng.uniform(0.5, 1.5, n).astype(np.float32)
+
+    weights = {"fc.weight": matrix(len(layers) * width, width), "enc.output_norm.weight": norm(width)}
+    for i in range(blocks):
+        block = f"blk.{i}."
+        for name, inputs, outputs in (
+            ("attn_q", width, HEADS * HEAD),
+            ("attn_k", width, KV_HEADS * HEAD),
+            ("attn_v", width, KV_HEADS * HEAD),
+            ("attn_output", HEADS * HEAD, width),
+            ("ffn_gate", width, FEED),
+            ("ffn_up", width, FEED),
+            ("ffn_down", FEED, width),
+        ):
+            weights[f"{block}{name}.weight"] = matrix(inputs, outputs)
+        for name, size_of in (("attn_norm", width), ("ffn_norm", width), ("attn_q_norm", HEAD)):
+            weights[f"{block}{name}.weight"] = norm(size_of)
+        weights[f"{block}attn_k_norm.weight"] = norm(HEAD)
+    weights["output_norm.weight"] = norm(width)
+    if own_output:
+        weights["output.weight"] = 3 * matrix(width, n_draft or n_vocab)
+    if own_embeddings:
+        weights["token_embd.weight"] = rng.standard_normal((n_vocab, width)).astype(np.float32)
+    if n_draft is not None:
+        weights["d2t"] = np.sort(rng.choice(n_vocab, n_draft, replace=False)).astype(np.int64)
+    if markov:
+        weights["markov_w1.weight"] = rng.standard_normal((n_vocab, markov)).astype(np.float32)
+        weights["markov_w2.weight"] = rng.standard_normal((n_draft or n_vocab, markov)).astype(np.float32)
+    entries = {
+        key.replace("eagle3", "dflash"): found
+        for key, found in metadata(layers, width, width, False, False).items()
+        if "norm_before" not in key and "target_hidden" not in key
+    }
+    entries["dflash.block_count"] = blocks, kinds.UINT32
+    entries["dflash.block_size"] = size, kinds.UINT32
+    entries["dflash.attention.causal"] = causal, kinds.BOOL
+    if markov:
+        entries["dflash.sample_from_anchor"] = from_anchor, kinds.BOOL
+    if mask is not None:
+        entries["tokenizer.ggml.mask_token_id"] = mask, kinds.UINT32
+    entries |= {key: (value, kind) for key, value, kind in extra}
+    write(path, "dflash", entries, weights, tokens, without, replaced)
     return weights
 
 
@@ -180,6 +268,77 @@ class NumpyHead:
     def normed(self, x, name):
         """RMS norm."""
         return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + EPSILON) * self.weights[name]
+
+
+class NumpyBlockHead:
+    """What a head computes that drafts a block at once, from its weights."""
+
+    def __init__(self, weights, *, size=6, mask=1, causal=False, from_anchor=True):
+        self.weights, self.size, self.mask, self.causal = weights, size, mask, causal
+        self.first = 0 if "markov_w1.weight" in weights and from_anchor else 1
+        self.blocks = sum(name.endswith("attn_q.weight") for name in weights)
+
+    def draft(self, features, token):
+        """(most, R) logits after n tokens with these states (n, k * d) and one more."""
+        weights = self.weights
+        known = normed(features @ weights["fc.weight"].T, weights["enc.output_norm.weight"])
+        tokens = [token] + [self.mask] * (self.size - 1)
+        x, n = weights["token_embd.weight"][tokens], len(features)
+        for i in range(self.blocks):
+            block = f"blk.{i}."
+            inner = normed(x, weights[block + "attn_norm.weight"])
+            x = x + self.attended(block, known, inner, n) @ weights[block + "attn_output.weight"].T
+            inner = normed(x, weights[block + "ffn_norm.weight"])
+            gate, up = (inner @ weights[f"{block}ffn_{name}.weight"].T for name in ("gate", "up"))
+            x = x + (gate / (1 + np.exp(-gate)) * up) @ weights[block + "ffn_down.weight"].T
+        logits = normed(x, weights["output_norm.weight"]) @ weights["output.weight"].T
+        return self.biased(logits, token)[self.first :]
+
+    def attended(self, block, known, inner, n):
+        """(size, H * d) what the tokens of a block see of the known ones and each other."""
+
+        def rows(x, name, start):
+            out = (x @ self.weights[f"{block}attn_{name}.weight"].T).reshape(len(x), -1, HEAD)
+            if name == "v":
+                return out
+            out = normed(out, self.weights[f"{block}attn_{name}_norm.weight"])
+            return np.stack([turned(row, start + i) for i, row in enumerate(out)])
+
+        query = rows(inner, "q", n)
+        keys, values = (np.concatenate([rows(known, name, 0), rows(inner, name, n)]) for name in "kv")
+        found = np.empty((len(inner), HEADS, HEAD))
+        for place in range(len(inner)):
+            seen = n + (place + 1 if self.causal else len(inner))
+            for head in range(HEADS):
+                scores = keys[:seen, head // (HEADS // KV_HEADS)] @ query[place, head] / np.sqrt(HEAD)
+                shares = np.exp(scores - scores.max())
+                found[place, head] = shares / shares.sum() @ values[:seen, head // (HEADS // KV_HEADS)]
+        return found.reshape(len(inner), -1)
+
+    def biased(self, logits, token):
+        """With what the token before says, each being the likeliest."""
+        if "markov_w1.weight" not in self.weights:
+            return logits
+        for place in range(self.first, len(logits)):
+            bias = self.weights["markov_w2.weight"] @ self.weights["markov_w1.weight"][token]
+            logits[place] = logits[place] + bias
+            token = logits[place].argmax()
+            if "d2t" in self.weights:
+                token = self.weights["d2t"][token]
+        return logits
+
+
+def normed(x, weight):
+    """RMS norm."""
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + EPSILON) * weight
+
+
+def turned(rows, position):
+    """Rotary embedding of halves (i, i + d / 2)."""
+    angles = position * ROPE_BASE ** (-np.arange(0, HEAD, 2) / HEAD)
+    low, high = rows[:, : HEAD // 2], rows[:, HEAD // 2 :]
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([low * cos - high * sin, low * sin + high * cos], axis=1)
 
 
 def rotated(rows, position):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.errors import ModelError
+from specx.backends.gguf.block_heads import DFLASH, Block, block_of, block_problems, block_shapes
 from specx.backends.gguf.checks import check_values
 from specx.backends.gguf.file import GGUFInfo, Tensor, read_gguf
 from specx.backends.gguf.head_target import HEAD_TARGET, HEAD_TRAINED, head_target, own_width
@@ -23,11 +24,14 @@ from specx.backends.gguf.layer_inputs import given_layers
 from specx.backends.gguf.reading import read_span
 from specx.backends.gguf.vocab_match import match_vocabularies
 
-__all__ = ["EAGLE3", "HeadFile", "check_head", "head_of", "read_head"]
+__all__ = ["EAGLE3", "HEADS", "HeadFile", "check_head", "head_of", "read_head"]
 
 EAGLE3 = "eagle3"
+HEADS = frozenset({EAGLE3, DFLASH})
+"""Architectures of the files that are heads and can be run."""
 
-LAYERS_READ = 3  # llama.cpp takes exactly so many
+LAYERS_READ = 3  # llama.cpp takes exactly so many in EAGLE-3
+MOST_LAYERS_READ = 64
 USUAL_TRIAL = 64  # drafts that shares rest on where a file does not say on how many
 MOST_TRIED = 1 << 40  # tokens of a trial that can be
 IDS, EMBEDDING, OUTPUT = "d2t", "token_embd.weight", "output.weight"
@@ -36,7 +40,7 @@ FEATURES_NORM = "enc.output_norm.weight"
 
 @dataclass(frozen=True, slots=True)
 class HeadFile:
-    """An EAGLE-3 head.
+    """An EAGLE-3 head, or one that drafts a block at once.
 
     Attributes:
         info: its header.
@@ -46,6 +50,7 @@ class HeadFile:
         trimmed: whether these are not all, but those of the tensor d2t.
         own_embedding, own_output: whether it has these matrices, or reads the target's.
         made_for: what `head_target` gives for its target; empty if the file does not say.
+        block: what is drafted at once; None in EAGLE-3, where each token is read before the next is drafted.
     """
 
     info: GGUFInfo
@@ -56,11 +61,13 @@ class HeadFile:
     own_embedding: bool
     own_output: bool
     made_for: str
+    block: Block | None = None
 
     @property
     def step_bytes(self) -> int:
-        """Bytes of its weights that are read for a token: all but those of the embedding."""
-        return sum(tensor.nbytes for tensor in self.info.tensors if tensor.name not in (EMBEDDING, IDS))
+        """Bytes of its weights that are read for a drafted token: all but those of the embedding."""
+        read = sum(tensor.nbytes for tensor in self.info.tensors if tensor.name not in (EMBEDDING, IDS))
+        return read // (self.block.most if self.block is not None else 1)
 
     @property
     def trial(self) -> tuple[tuple[int, int], ...]:
@@ -81,7 +88,8 @@ class HeadFile:
         """What it reads and scores, in words."""
         layers = ", ".join(map(str, self.layers))
         rows, size = f"{self.rows:,}", f"{self.info.vocabulary_size:,}"
-        return f"reads what enters layers {layers} of a target, scores {rows} of {size} tokens"
+        told = f"reads what enters layers {layers} of a target, scores {rows} of {size} tokens"
+        return told + (f", drafts {self.block.most} at once" if self.block is not None else "")
 
     def ids(self) -> NDArray[np.int64]:
         """(R,) the tokens that the columns of its output stand for, as they lie in the file.
@@ -110,24 +118,26 @@ def head_of(info: GGUFInfo) -> HeadFile:
     Raises:
         ModelError: it is none, or llama.cpp would end the process for it.
     """
-    if info.architecture != EAGLE3:
+    if info.architecture not in HEADS:
         raise ModelError(
-            f"{info.path.name} is no EAGLE-3 head", "specx runs heads in llama.cpp's eagle3 form"
+            f"{info.path.name} is no draft head", "specx runs heads in llama.cpp's eagle3 and dflash forms"
         )
     check_values(info)
     tensors = {tensor.name: tensor for tensor in info.tensors}
-    found = info.metadata.get(f"{EAGLE3}.target_layers", ())
+    found = info.metadata.get(f"{info.architecture}.target_layers", ())
     layers = tuple(layer for layer in (found if isinstance(found, tuple) else (found,)) if type(layer) is int)
     ids, made_for = tensors.get(IDS), info.metadata.get(HEAD_TARGET, "")
+    block = block_of(info, tensors) if info.architecture == DFLASH else None
     head = HeadFile(
         info,
         layers,
-        info.integer("target_hidden_size"),
+        info.integer("target_hidden_size") if block is None else info.embedding_length,
         ids.elements if ids is not None else info.vocabulary_size,
         ids is not None,
         EMBEDDING in tensors,
-        OUTPUT in tensors,
+        OUTPUT in tensors or (block is not None and EMBEDDING in tensors),
         made_for if isinstance(made_for, str) else "",
+        block,
     )
     for problem in _problems(head, tensors):
         raise ModelError(f"{info.path} is damaged: {problem}", download_again(info.path))
@@ -145,11 +155,15 @@ def check_head(head: HeadFile, target: GGUFInfo) -> str | None:
 
 def _problems(head: HeadFile, tensors: dict[str, Tensor]) -> Iterator[str]:
     """What is wrong with a file, one clause each."""
-    info = head.info
-    if info.blocks != 1:
+    info, form = head.info, head.info.architecture
+    if head.block is None and info.blocks != 1:
         yield f"it has {info.blocks} layers, and an EAGLE-3 head has one"
-    if len(head.layers) != LAYERS_READ or len(set(head.layers)) < LAYERS_READ or min(head.layers) < 0:
-        yield f"{EAGLE3}.target_layers is {list(head.layers)}, not {LAYERS_READ} layers of a target"
+    if head.block is not None:
+        yield from block_problems(info, head.block, tensors)
+    read, needed = len(head.layers), f"{LAYERS_READ} " if head.block is None else ""
+    right = read == LAYERS_READ if needed else 0 < read <= MOST_LAYERS_READ
+    if not right or len(set(head.layers)) < read or min(head.layers) < 0:
+        yield f"{form}.target_layers is {list(head.layers)}, not {needed}layers of a target"
     for key, value in (
         ("target_hidden_size", head.target_width),
         ("embedding_length", info.embedding_length),
@@ -158,7 +172,7 @@ def _problems(head: HeadFile, tensors: dict[str, Tensor]) -> Iterator[str]:
         ("attention.head_count_kv", info.kv_heads[0]),
     ):
         if value < 1:
-            yield f"{EAGLE3}.{key} is {value}"
+            yield f"{form}.{key} is {value}"
     if info.key_length != info.value_length:
         yield f"its keys have {info.key_length} dimensions and its values {info.value_length}"
     if not info.vocabulary_size:
@@ -169,7 +183,7 @@ def _problems(head: HeadFile, tensors: dict[str, Tensor]) -> Iterator[str]:
 
 def _wrong_shapes(head: HeadFile, tensors: dict[str, Tensor]) -> Iterator[str]:
     """Tensors that are missing, or have other sizes than the metadata says."""
-    for name, shape in _shapes(head).items():
+    for name, shape in _shapes(head, tensors).items():
         tensor = tensors.get(name)
         if tensor is None:
             yield f"tensor {name} is missing"
@@ -183,10 +197,23 @@ def _wrong_shapes(head: HeadFile, tensors: dict[str, Tensor]) -> Iterator[str]:
         yield f"tensor {factors.name} has {factors.elements} values of type {factors.type}"
 
 
-def _shapes(head: HeadFile) -> dict[str, tuple[int, ...]]:
+def _shapes(head: HeadFile, tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Sizes of all tensors that must be there, the fastest dimension first."""
-    info = head.info
-    d, read, block = info.embedding_length, LAYERS_READ * head.target_width, "blk.0."
+    info, read = head.info, len(head.layers) * head.target_width
+    if head.block is not None:
+        shapes = block_shapes(info, head.block, tensors, read, head.rows)
+    else:
+        shapes = _pair_shapes(info, read)
+    if head.own_embedding:
+        shapes[EMBEDDING] = (info.embedding_length, info.vocabulary_size)
+    if head.own_output and OUTPUT in tensors:
+        shapes[OUTPUT] = (info.embedding_length, head.rows)
+    return shapes
+
+
+def _pair_shapes(info: GGUFInfo, read: int) -> dict[str, tuple[int, ...]]:
+    """Sizes of the tensors of EAGLE-3 but for those of its tokens."""
+    d, block = info.embedding_length, "blk.0."
     queries, keys = info.heads * info.key_length, info.kv_heads[0] * info.key_length
     shapes: dict[str, tuple[int, ...]] = {
         "fc.weight": (read, d),
@@ -204,10 +231,6 @@ def _shapes(head: HeadFile) -> dict[str, tuple[int, ...]]:
     }
     if info.metadata.get(f"{EAGLE3}.norm_before_fc", False):
         shapes[FEATURES_NORM] = (read,)
-    if head.own_embedding:
-        shapes[EMBEDDING] = (d, info.vocabulary_size)
-    if head.own_output:
-        shapes[OUTPUT] = (d, head.rows)
     return shapes
 
 
@@ -219,7 +242,7 @@ def _wrong_ids(head: HeadFile, tensors: dict[str, Tensor]) -> Iterator[str]:
     if tensor.type != "I64" or len(tensor.shape) != 1 or not 0 < tensor.elements <= size:
         yield f"tensor {IDS} is of type {tensor.type} and size {tensor.shape}"
         return
-    if not head.own_output:
+    if OUTPUT not in tensors:
         yield f"it has the tensor {IDS}, and no {OUTPUT} for these tokens"
     ids = np.sort(head.ids())
     if ids[0] < 0 or ids[-1] >= size or not np.diff(ids).all():

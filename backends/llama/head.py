@@ -1,4 +1,5 @@
-"""EAGLE-3 heads on libllama: what the target gives is encoded, and pairs of a token and a state are decoded.
+"""Draft heads on libllama. In EAGLE-3 what the target gives is encoded, and pairs of a token and a state are
+decoded; what drafts a block at once is in `block_head.py`.
 
 A head has a context of its own, small, because it scores all tokens of its vocabulary in every row, wanted or
 not. Its bits decide nothing but what is drafted.
@@ -21,11 +22,11 @@ from specx.backends.llama.params import create_context, load_weights
 from specx.backends.settings import HEAD_ROWS as ROWS
 from specx.backends.settings import Load
 
-__all__ = ["LlamaHead", "Rows"]
+__all__ = ["HeadContext", "LlamaHead", "Rows"]
 
 
-class LlamaHead:
-    """A loaded EAGLE-3 head, shared by the texts it follows. Implements `PairModel` of `drafters.pairs`.
+class HeadContext:
+    """A loaded head with a context of its own, shared by the texts it follows.
 
     Args:
         head: its file.
@@ -42,7 +43,7 @@ class LlamaHead:
         max_texts: most texts at once.
 
     Raises:
-        ModelError: it cannot be loaded, or this build of llama.cpp runs no heads.
+        ModelError: it cannot be loaded.
     """
 
     def __init__(
@@ -55,15 +56,8 @@ class LlamaHead:
         kernels: Kernels = STOCK,
         repack: bool = True,
     ) -> None:
-        functions = nextn_functions()
-        if functions is None:
-            raise ModelError(
-                "draft heads are not available in this build of llama.cpp",
-                "install the llama-cpp-python that specx asks for: pip install -U specx",
-            )
-        switch, get = functions
         set_log(load.log)
-        self._lib, self._get, self._kernels = lib(), get, kernels
+        self._lib, self._kernels = lib(), kernels
         self._ctx: Any = None
         self._model: Any = None
         self.layers, self.n_ctx, self.max_texts = head.layers, load.n_ctx, load.texts
@@ -81,8 +75,60 @@ class LlamaHead:
             self.close()
             raise
         self._memory = self._lib.llama_get_memory(self._ctx)
+
+    def forget(self, slot: int, position: int, end: int = -1) -> None:
+        """Forget what a text holds from `position` on, or up to `end`.
+
+        Raises:
+            ModelError: llama.cpp does not.
+        """
+        if not self._lib.llama_memory_seq_rm(self._memory, slot, position, end):
+            raise ModelError(f"llama.cpp does not forget what a head holds from {position} on")
+
+    def close(self) -> None:
+        """Give the memory back. Safe to call twice."""
+        if self._ctx is not None:
+            self._lib.llama_free(self._ctx)
+            self._ctx = None
+        if self._model is not None:
+            self._lib.llama_model_free(self._model)
+            self._model = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_ctx"):
+            self.close()
+
+    def _known(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What it reads (n, k * d_t) of what entered the target's layers, which may have been widened."""
+        layers = features.reshape(len(features), len(self.layers), -1)[:, :, : self._read]
+        read = layers.reshape(len(features), -1)
+        return read / np.float32(self._scale) if self._scale != 1.0 else read
+
+    def _check(self, code: int) -> None:
+        if code == 1:
+            raise ContextFullError("no room in the cache of the draft head", "this is a fault in specx")
+        if code:
+            raise ModelError(f"llama.cpp could not compute a draft head (code {code})")
+
+
+class LlamaHead(HeadContext):
+    """A loaded EAGLE-3 head, shared by the texts it follows. Implements `PairModel` of `drafters.pairs`.
+
+    Raises:
+        ModelError: it cannot be loaded, or this build of llama.cpp runs no heads.
+    """
+
+    def __init__(self, head: HeadFile, load: Load, **options: Any) -> None:
+        functions = nextn_functions()
+        if functions is None:
+            raise ModelError(
+                "draft heads are not available in this build of llama.cpp",
+                "install the llama-cpp-python that specx asks for: pip install -U specx",
+            )
+        super().__init__(head, load, **options)
+        switch, self._get = functions
         switch(self._ctx, True, True)
-        self._states = Rows(self._lib, 3 * head.target_width, tokens=False)
+        self._states = Rows(self._lib, len(self.layers) * self._read, tokens=False)
         self._pairs = Rows(self._lib, self._width, tokens=True)
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -91,10 +137,7 @@ class LlamaHead:
         Raises:
             ModelError: they cannot be computed.
         """
-        layers = features.reshape(len(features), len(self.layers), -1)[:, :, : self._read]
-        read = layers.reshape(len(features), -1)
-        if self._scale != 1.0:
-            read = read / np.float32(self._scale)
+        read = self._known(features)
         found = np.empty((len(read), self._width), np.float32)
         for at in range(0, len(read), ROWS):
             piece = read[at : at + ROWS]
@@ -133,53 +176,36 @@ class LlamaHead:
         logits = floats_at(self._lib.llama_get_logits(self._ctx), last + 1, self._vocabulary)[last]
         return logits if self.columns is None else logits[self.columns], states[last]
 
-    def forget(self, slot: int, position: int) -> None:
-        """Forget the pairs of a text from `position` on.
-
-        Raises:
-            ModelError: llama.cpp does not.
-        """
-        if not self._lib.llama_memory_seq_rm(self._memory, slot, position, -1):
-            raise ModelError(f"llama.cpp does not forget what a head holds from {position} on")
-
-    def close(self) -> None:
-        """Give the memory back. Safe to call twice."""
-        if self._ctx is not None:
-            self._lib.llama_free(self._ctx)
-            self._ctx = None
-        if self._model is not None:
-            self._lib.llama_model_free(self._model)
-            self._model = None
-
-    def __del__(self) -> None:
-        if hasattr(self, "_ctx"):
-            self.close()
-
-    def _check(self, code: int) -> None:
-        if code == 1:
-            raise ContextFullError("no room in the cache of the draft head", "this is a fault in specx")
-        if code:
-            raise ModelError(f"llama.cpp could not compute a draft head (code {code})")
-
 
 class Rows:
-    """A llama_batch of states, with tokens or without, over buffers that live as long as it does.
+    """A llama_batch of states, of tokens or of both, over buffers that live as long as it does.
 
     All rows or none may be wanted of a head: with some, llama.cpp gives the wrong ones.
+
+    Args:
+        module: llama_cpp.
+        width: of a state; 0 if there are none.
+        tokens: whether there are tokens.
+        wanted: whether rows give logits.
+        sections: whether a row has the positions of a model that rotates in sections (M-RoPE).
     """
 
-    def __init__(self, module: Any, width: int, *, tokens: bool) -> None:
+    def __init__(
+        self, module: Any, width: int, *, tokens: bool, wanted: bool = True, sections: bool = False
+    ) -> None:
+        self._sections = sections
         self._states = np.zeros((ROWS, width), np.float32)
         self._tokens = np.zeros(ROWS, np.int32)
-        self._positions = np.zeros(ROWS, np.int32)
+        self._positions = np.zeros(4 * ROWS, np.int32)
         self._counts = np.ones(ROWS, np.int32)
         self._slots = np.zeros((ROWS, 1), np.int32)
-        self._wanted = np.ones(ROWS, np.int8)
+        self._wanted = np.full(ROWS, wanted, np.int8)
         self._pointers = self._slots.ctypes.data + 4 * np.arange(ROWS, dtype=np.uintp)
         self._struct = module.llama_batch()
         if tokens:
             self._point("token", self._tokens, ctypes.c_int32)
-        self._point("embd", self._states, ctypes.c_float)
+        if width:
+            self._point("embd", self._states, ctypes.c_float)
         self._point("pos", self._positions, ctypes.c_int32)
         self._point("n_seq_id", self._counts, ctypes.c_int32)
         self._point("logits", self._wanted, ctypes.c_int8)
@@ -187,14 +213,24 @@ class Rows:
         self._struct.seq_id = ctypes.cast(self._pointers.ctypes.data, pointer)
 
     def filled(
-        self, tokens: NDArray[np.int32] | None, states: NDArray[np.float32], slot: int, position: int
+        self,
+        tokens: NDArray[np.int32] | None,
+        states: NDArray[np.float32] | None,
+        slot: int,
+        position: int,
     ) -> Any:
         """The C struct for consecutive rows of a text."""
-        n = len(states)
-        self._states[:n] = states
+        n = 0
+        if states is not None:
+            n = len(states)
+            self._states[:n] = states
         if tokens is not None:
+            n = len(tokens)
             self._tokens[:n] = tokens
-        self._positions[:n] = np.arange(position, position + n)
+        positions = np.arange(position, position + n, dtype=np.int32)
+        self._positions[:n] = positions
+        if self._sections:  # a row of states has four, of which three are those of a text
+            self._positions[: 4 * n] = np.concatenate([positions, positions, positions, 0 * positions])
         self._slots[:n] = slot
         self._struct.n_tokens = n
         return self._struct

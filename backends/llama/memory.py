@@ -14,7 +14,7 @@ from typing import Any
 
 from specx.backends.gguf.cache_size import cells, layer_cache_bytes, window_cells, windowed_layers
 from specx.backends.gguf.file import GGUFInfo, Tensor, type_bytes
-from specx.backends.gguf.heads import EAGLE3
+from specx.backends.gguf.heads import HEADS
 from specx.backends.gguf.mtp import mtp_layer
 from specx.backends.llama.kernels import SPECX, STOCK, Kernels, library
 from specx.backends.llama.params import MAX_WIDTH, PROMPT_ROWS, check_cache_type
@@ -176,7 +176,7 @@ def predict_memory(
         return need
     other, its = draft
     needed = predict_memory(other, its, kernels=kernels, repacked=repacked, gpus=gpus, drafting=False)
-    if other.architecture == EAGLE3:
+    if other.architecture in HEADS:
         needed = replace(needed, logits=_head_bytes(other, its, max(n_ubatch, MAX_WIDTH)))
     return _with_draft(need, needed, _process_bytes(gpus))
 
@@ -382,7 +382,9 @@ def _drafter_bytes(info: GGUFInfo, load: Load, *, history: bool) -> int:
 def _head_bytes(head: GGUFInfo, load: Load, target_rows: int) -> int:
     """What a draft head gives and is given: logits of all rows of a call, what enters the target's layers in
     a call and of the tokens that wait, and the states of all tokens."""
-    read = 3 * head.integer("target_hidden_size")
+    layers = head.metadata.get(f"{head.architecture}.target_layers")
+    read = len(layers) if isinstance(layers, tuple) else 1
+    read *= head.integer("target_hidden_size") or head.embedding_length
     states = load.texts * (HEAD_HELD * read + load.n_ctx * head.embedding_length)
     return 4 * (HEAD_ROWS * head.vocabulary_size + target_rows * read + states)
 
@@ -400,7 +402,7 @@ def _mtp_bytes(info: GGUFInfo, load: Load, n_ubatch: int) -> int:
 
 
 def _vocabulary_bytes(info: GGUFInfo) -> int:
-    if info.trim is not None or info.architecture == EAGLE3:  # nobody asks what its tokens are called
+    if info.trim is not None or info.architecture in HEADS:  # nobody asks what its tokens are called
         return 0
     return info.vocabulary_size * (MERGED_TOKEN_BYTES if info.tokenizer == "gpt2" else TOKEN_BYTES)
 

@@ -17,7 +17,7 @@ from typing import Any
 from specx.backends.base import Vocab
 from specx.backends.errors import ModelError
 from specx.backends.gguf.file import read_gguf
-from specx.backends.gguf.heads import EAGLE3, head_of
+from specx.backends.gguf.heads import HEADS, head_of
 from specx.backends.llama.vocab import load_vocabulary
 from specx.drafters.byte_map import Tokens
 from specx.engine.bench.suites import load_suite
@@ -106,7 +106,7 @@ def inspect_drafter(
     if not other.vocabulary_size:
         raise ModelError(f"{other.path.name} cannot draft: it has no vocabulary", "take a language model")
     overlap, head = None, ""
-    if other.architecture == EAGLE3:
+    if other.architecture in HEADS:
         head = head_of(other).told()
     else:
         with load_vocabulary(target.info.path) as ours, load_vocabulary(other.path) as theirs:

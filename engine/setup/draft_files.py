@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from specx.backends.base import Model
 from specx.backends.errors import ModelError
@@ -121,8 +122,10 @@ class DraftFiles:
         Raises:
             ModelError: it cannot be loaded, or does not go with the target any more.
         """
+        from specx.backends.llama.block_head import LlamaBlockHead
         from specx.backends.llama.head import LlamaHead
         from specx.backends.llama.mtp import LlamaMtp
+        from specx.drafters.blocks import BlockHead
         from specx.drafters.pairs import PairHead
 
         setup, kernels = self._setup, KERNELS[self._setup.kernels.value or STOCK.name]
@@ -134,16 +137,16 @@ class DraftFiles:
             raise ModelError(f"{candidate.name} cannot draft: {reason}")
         wanted = self._wanted(candidate)
         repack = repack_works(wanted, self._here)
+        options: Any = {
+            "target_context": target,
+            "scale": widened_by(setup.info),
+            "kernels": kernels,
+            "repack": repack,
+        }
         with opening(self._here.store, candidate.fingerprint):
-            model = LlamaHead(
-                head,
-                wanted,
-                target_context=target,
-                scale=widened_by(setup.info),
-                kernels=kernels,
-                repack=repack,
-            )
-        return PairHead(model)
+            if head.block is not None:
+                return BlockHead(LlamaBlockHead(head, wanted, **options))
+            return PairHead(LlamaHead(head, wanted, **options))
 
     def _is_own(self, candidate: Candidate) -> bool:
         """Whether it is a part of the target."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from specx.backends.errors import ModelError, unexpected
 from specx.backends.gguf.checks import check_runnable
 from specx.backends.gguf.file import GGUFInfo, read_gguf
-from specx.backends.gguf.heads import EAGLE3, check_head, head_of
+from specx.backends.gguf.heads import HEADS, check_head, head_of
 from specx.backends.gguf.mtp import has_mtp, mtp_bytes, mtp_layer
 from specx.backends.gguf.vocab_match import match_vocabularies
 from specx.backends.hub.models import FoundModel, list_models, models_in, real_path
@@ -160,7 +160,7 @@ def check_candidate(target: GGUFInfo, path: Path, name: str | None = None) -> Ca
     name = name or path.stem
     try:
         info = read_gguf(path)
-        if info.architecture == EAGLE3:
+        if info.architecture in HEADS:
             return _check_head(target, info, name)
         check_runnable(info, drafting=True)
         if reason := info.obstacle or info.state_reason:  # drafts are written, and taken back, one by one

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from specx.backends.errors import DoesNotFitError
 from specx.backends.gguf.cache_size import CELLS
 from specx.backends.gguf.file import GGUFInfo
-from specx.backends.gguf.heads import EAGLE3
+from specx.backends.gguf.heads import HEADS
 from specx.backends.llama.devices import list_devices
 from specx.backends.llama.kernels import KERNELS, SPECX, STOCK, library
 from specx.backends.llama.libllama import system_info
@@ -243,7 +243,7 @@ class _Search:
     def _beside(self, draft: GGUFInfo | None, load: Load) -> tuple[GGUFInfo, Load] | None:
         if draft is None:
             return None
-        return draft, draft_load(self.asked, draft.path, load, head=draft.architecture == EAGLE3)
+        return draft, draft_load(self.asked, draft.path, load, head=draft.architecture in HEADS)
 
     def ways(self, load: Load, room: Room, enough: Enough) -> Iterator[tuple[Load, GGUFInfo | None]]:
         """How it could be loaded, and the draft model if it is kept, in the stated order."""

@@ -14,6 +14,7 @@ import gguf
 import pytest
 
 from specx.backends.gguf.head_target import HEAD_TARGET
+from specx.backends.llama import block_head as block_module
 from specx.backends.llama import extraction
 from specx.backends.llama import head as head_module
 from specx.backends.llama.kernels import unavailable
@@ -28,7 +29,7 @@ from specx.engine.settings import Asked, AskedModel, SamplingSettings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from steady import steadied
-from tiny_heads import write_eagle3
+from tiny_heads import write_dflash, write_eagle3
 
 BASE = [1, *range(259, 299)]
 PROMPTS = [BASE, [*BASE, *range(270, 300)], BASE[:20], [*BASE[:30], 260, 261]]
@@ -80,6 +81,13 @@ def believed(monkeypatch):
         return step(self, slot, tokens, hidden, position)
 
     monkeypatch.setattr(head_module.LlamaHead, "step", counted)
+    draft = block_module.LlamaBlockHead.draft
+
+    def counted_block(self, slot, token, position):
+        asked.append((slot, self.size))
+        return draft(self, slot, token, position)
+
+    monkeypatch.setattr(block_module.LlamaBlockHead, "draft", counted_block)
     return asked
 
 
@@ -127,6 +135,30 @@ def test_texts_are_the_same_with_a_head(architecture, temperature, pairs, believ
         assert texts(session, temperature) == plain
         assert session.draft_models.name == "head"
     assert len(believed) > 100 and max(n for _, n in believed) > 30
+
+
+BLOCKS = {
+    "dflash": {"size": 5},
+    "dflash, of some tokens": {"size": 3, "n_draft": 128, "causal": True},
+    "dspark": {"size": 3, "markov": 8, "n_draft": 128},
+    "dspark, after the anchor": {"size": 4, "markov": 8, "from_anchor": False},
+    "dflash, with the target's matrices": {"size": 5, "own_embeddings": False, "own_output": False},
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("form", BLOCKS)
+def test_texts_are_the_same_with_a_head_that_drafts_a_block(form, temperature, pairs, believed, tmp_path):
+    target, _ = pairs("llama")
+    head, notices = tmp_path / "block.gguf", []
+    write_dflash(head, n_vocab=304, layers=(1, 3, 4, 2), tokens=target, **BLOCKS[form])
+    with opened(target) as session:
+        plain = texts(session, temperature)
+    with opened(target, head, notices) as session:
+        assert texts(session, temperature) == plain
+        assert session.draft_models.name == "block", notices
+    assert len(believed) > 40  # a block a step, until it is seen that none is right
+    assert {n for _, n in believed} == {BLOCKS[form]["size"]}
 
 
 def test_texts_are_the_same_all_at_once(pairs, believed):

@@ -40,6 +40,7 @@ from specx.backends.gguf.vocab_match import match_vocabularies
 from specx.backends.hub import transfer
 from specx.backends.hub.download import pull
 from specx.backends.hub.models import find_model
+from specx.backends.llama.block_head import LlamaBlockHead
 from specx.backends.llama.head import LlamaHead
 from specx.backends.llama.last_words import before_the_end
 from specx.backends.llama.libllama import lib
@@ -96,7 +97,9 @@ class World:
         tiny_heads.write_eagle3(
             path, d_target=64, n_vocab=304, layers=HEAD_LAYERS, n_draft=96, tokens=self.target
         )
-        return {**found, "head": path.read_bytes()}
+        found["head"] = path.read_bytes()
+        tiny_heads.write_dflash(path, n_vocab=304, layers=HEAD_LAYERS, markov=8, tokens=self.target)
+        return {**found, "block": path.read_bytes()}
 
     def answer(self) -> list[int]:
         """What a scripted model writes with the store as it is."""
@@ -115,10 +118,15 @@ def headers(world: World, source: random.Random) -> None:
     path, kind = world.folder / "case.gguf", source.choice(list(world.files))
     path.write_bytes(makers.header(source, damage, world.files[kind]))
     load = Load(path, 1, 1, n_ctx=64)
-    if kind == "head":
+    if kind in ("head", "block"):
         head = read_head(path)
         if reason := check_head(head, world.info):
             raise SpecxError(reason)
+        if head.block is not None:
+            drafts = LlamaBlockHead(head, load)
+            drafts.accept(0, np.ones((3, len(head.layers) * 64), np.float32), 0)
+            drafts.draft(0, 0, 3)
+            return
         made = LlamaHead(head, load)
         made.step(0, np.arange(3, dtype=np.int32), made.encode(np.ones((3, 3 * 64), np.float32)), 0)
         return

@@ -24,7 +24,7 @@ from specx.backends.gguf.layer_inputs import given_layers
 from specx.engine.setup.finder import Candidate, Unfit, check_candidate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tiny_heads import write_eagle3
+from tiny_heads import write_dflash, write_eagle3
 
 WIDTH, VOCAB = 64, 304
 KINDS = gguf.GGUFValueType
@@ -153,6 +153,86 @@ def test_what_is_wrong_is_said_by_name(what, write, target):
     assert isinstance(check_candidate(target, path), Unfit)
 
 
+@pytest.fixture
+def write_block(tmp_path, target):
+    """Writes a head for it that drafts a block at once."""
+
+    def write_block(**options):
+        path = tmp_path / "block.gguf"
+        write_dflash(path, **{"n_vocab": VOCAB, "layers": (1, 3, 4, 2), "tokens": target.path, **options})
+        return path
+
+    return write_block
+
+
+def test_what_a_head_says_that_drafts_a_block(write_block, target):
+    head = read_head(write_block(n_draft=96))
+    assert (head.layers, head.target_width, head.rows, head.trimmed) == ((1, 3, 4, 2), WIDTH, 96, True)
+    assert (head.block.size, head.block.mask, head.block.causal, head.block.most) == (6, 1, False, 5)
+    assert "drafts 5 at once" in head.told() and check_head(head, target) is None
+    found = check_candidate(target, head.info.path)
+    assert isinstance(found, Candidate) and found.is_head
+    assert 0 < found.step_bytes < head.info.weight_bytes / 5
+    biased = read_head(write_block(markov=8))
+    assert (biased.block.most, biased.block.rank) == (6, 8)
+    assert read_head(write_block(markov=8, from_anchor=False)).block.most == 5
+    shared = read_head(write_block(own_output=False))  # its embedding is its output
+    assert shared.own_output and check_head(shared, target) is None
+    usual = read_head(write_block(without=("dflash.block_size",)))
+    assert usual.block.size == 16  # as llama.cpp takes it
+
+
+def key(name, value, kind=KINDS.UINT32):
+    return {"extra": ((name, value, kind),)}
+
+
+DAMAGED_BLOCKS = {
+    "no block": (key("dflash.block_size", 1), "block_size is 1, not 2 to 32"),
+    "a block too large": (key("dflash.block_size", 33), "block_size is 33, not 2 to 32"),
+    "a block of text": (key("dflash.block_size", "6", KINDS.STRING), "block_size is 0"),
+    "no mask": ({"mask": None}, "mask_token_id is -1, which is no token"),
+    "a mask beyond": ({"mask": VOCAB}, f"mask_token_id is {VOCAB}, which is no token"),
+    "a bias and no size": (
+        {"markov": 8, "without": ("dflash.block_size",)},
+        "dflash.block_size is missing",
+    ),
+    "half a bias": ({"markov": 8, "without": ("markov_w2.weight",)}, "markov_w2.weight is missing"),
+    "a bias of others": (
+        {"markov": 8, **tensor("markov_w1.weight", floats(300, 8))},
+        r"markov_w1.weight is of size \(8, 300\)",
+    ),
+    "a later form": (tensor("selector_hidden.weight", floats(8, 64)), "a later form of DFlash"),
+    "experts": (key("dflash.hyper_connection.count", 2), "a later form of DFlash"),
+    "scales": (tensor("fc.scale", floats(1)), "scales of their own"),
+    "no layers read": ({"without": ("dflash.target_layers",)}, "target_layers is"),
+    "a layer twice": ({"layers": (1, 1)}, r"target_layers is \[1, 1\]"),
+    "more layers than there are": (key("dflash.block_count", 3), "blk.2.attn_norm.weight is missing"),
+    "no layers": (key("dflash.block_count", 0), "has no layer count"),
+    "no norm of keys": ({"without": ("blk.1.attn_k_norm.weight",)}, "attn_k_norm.weight is missing"),
+    "a norm of another size": (
+        tensor("blk.0.post_ffw_norm.weight", floats(32)),
+        r"post_ffw_norm.weight is of size \(32,\)",
+    ),
+    "no projection": ({"without": ("fc.weight",)}, "fc.weight is missing"),
+    "one layer less read": ({"layers": (1, 3, 4), **tensor("fc.weight", floats(64, 256))}, "fc.weight is of"),
+    "keys and values": (key("dflash.attention.value_length", 8), "keys have 16 dimensions and its values 8"),
+    "tokens without an output": ({"own_output": False, "n_draft": 96}, "no output.weight for these tokens"),
+    "a token twice": (
+        {"n_draft": 96, **tensor("d2t", np.array([*range(95), 7], np.int64))},
+        "d2t does not name",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED_BLOCKS)
+def test_what_is_wrong_with_a_block_is_said_by_name(what, write_block, target):
+    options, problem = DAMAGED_BLOCKS[what]
+    path = write_block(**options)
+    with pytest.raises(ModelError, match=problem):
+        read_head(path)
+    assert isinstance(check_candidate(target, path), Unfit)
+
+
 UNFIT = {
     "another width": ({"d_target": 32}, "it reads hidden states of 32 values, and the target's have 64"),
     "layers beyond": ({"layers": (1, 3, 6)}, "and the target gives 0 to 5"),
@@ -214,5 +294,5 @@ def test_a_widened_target_is_read_as_far_as_it_was(write, write_tiny, tmp_path):
 
 
 def test_models_and_other_heads_are_none(target, write, tmp_path):
-    with pytest.raises(ModelError, match="is no EAGLE-3 head"):
+    with pytest.raises(ModelError, match="is no draft head"):
         read_head(target.path)
