@@ -54,7 +54,7 @@ from specx.drafters.head import DraftHead
 from specx.drafters.mixture import MixtureDrafter, MixtureDrafting
 from specx.drafters.model import DraftModel
 from specx.drafters.none import NoDrafter
-from specx.drafters.pairs import PairHead, PairModel
+from specx.drafters.pairs import PairModel, pair_head
 from specx.engine.bench.suites import load_suite, sample
 from specx.engine.generation import Generation
 from specx.engine.learned.knowledge import Learned
@@ -170,7 +170,7 @@ class Bench:
             drafter.guessers.append(DraftModel(lambda: draft, n_ctx=2048, **known, costs=costs, clock=now))
         if head is not None:
             costs = GuessCosts(HEAD_MS, HEAD_FURTHER_MS, HEAD_FURTHER_MS, 0.0)
-            drafter.guessers.append(DraftHead(lambda: PairHead(head), costs=costs, clock=now))
+            drafter.guessers.append(DraftHead(lambda: pair_head(head), costs=costs, clock=now))
         return drafter
 
     def _tokenized(self, session: Session) -> Iterator[list[int]]:

@@ -7,30 +7,25 @@ DSpark, whose bias by the token before follows the likeliest ones).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.drafters.head import HeadRunner
+from specx.drafters.head import SlottedHead, SlottedModel, SlottedRunner
 
-__all__ = ["BlockHead", "BlockModel", "BlockRunner"]
+__all__ = ["BlockModel", "BlockRunner", "block_head"]
 
 
-class BlockModel(Protocol):
+class BlockModel(SlottedModel, Protocol):
     """A loaded head that drafts a block at once, shared by the texts it follows.
 
     Attributes:
-        columns: as in `HeadRunner`.
-        n_ctx: most tokens that are held of one text, those of a block included.
-        max_texts: most texts at once.
-        size: tokens of a block, the last one of the text included.
+        size: tokens of a block, the last one of the text included; `n_ctx` includes them.
         most: tokens that are drafted.
     """
 
-    columns: NDArray[np.int32] | None
-    n_ctx: int
-    max_texts: int
     size: int
     most: int
 
@@ -43,29 +38,13 @@ class BlockModel(Protocol):
     def forget(self, slot: int, position: int, end: int = -1) -> None:
         """Forget what a text holds from `position` on, or up to `end`."""
 
-    def close(self) -> None:
-        """Give the memory back. Safe to call twice."""
+
+def block_head(model: BlockModel) -> SlottedHead:
+    """A head that drafts a block at once, with room for some texts."""
+    return SlottedHead(model, partial(BlockRunner, model))
 
 
-class BlockHead:
-    """A head that drafts a block at once, with room for some texts. Implements `LoadedHead`."""
-
-    def __init__(self, model: BlockModel) -> None:
-        self._model, self._opened = model, 0
-
-    def open(self) -> BlockRunner | None:
-        """Follow one more text; None if there is no room for it."""
-        if self._opened == self._model.max_texts:
-            return None
-        self._opened += 1
-        return BlockRunner(self._model, self._opened - 1)
-
-    def close(self) -> None:
-        """Give the memory back. Safe to call twice."""
-        self._model.close()
-
-
-class BlockRunner(HeadRunner):
+class BlockRunner(SlottedRunner):
     """Follows one text with a head that drafts a block at once.
 
     Args:
@@ -74,20 +53,11 @@ class BlockRunner(HeadRunner):
     """
 
     def __init__(self, model: BlockModel, slot: int) -> None:
-        self.slot = slot
-        self.columns, self.most = model.columns, model.most
-        self.first = self.length = 0
+        super().__init__(model, slot)
+        self.most = model.most
         self._model = model
         self._start = 0  # index of the token whose position is 0
-        self._tokens: list[int] = []
         self._block: tuple[int, NDArray[np.float32]] | None = None  # after which token, and its logits
-
-    def common(self, text: Sequence[int]) -> int:
-        """Up to which index `text` has the tokens that it holds; at least `first`."""
-        same, end = 0, min(len(self._tokens), len(text) - self.first)
-        while same < end and self._tokens[same] == text[self.first + same]:
-            same += 1
-        return self.first + same
 
     def accept(self, at: int, tokens: Sequence[int], features: NDArray[np.float32]) -> None:
         """Hold what the target gives for `tokens`, the latest of them if there is no room for all."""

@@ -25,7 +25,15 @@ from specx.drafters.runners import RUNNERS
 if TYPE_CHECKING:
     from specx.drafters.recording import Recorder
 
-__all__ = ["DraftHead", "HeadGuesser", "HeadRunner", "LoadedHead"]
+__all__ = [
+    "DraftHead",
+    "HeadGuesser",
+    "HeadRunner",
+    "LoadedHead",
+    "SlottedHead",
+    "SlottedModel",
+    "SlottedRunner",
+]
 
 
 class HeadRunner(Protocol):
@@ -87,6 +95,68 @@ class LoadedHead(Protocol):
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
+
+
+class SlottedModel(Protocol):
+    """A loaded head with room for some texts.
+
+    Attributes:
+        columns: as in `HeadRunner`.
+        n_ctx: most tokens of one text.
+        max_texts: most texts at once.
+    """
+
+    columns: NDArray[np.int32] | None
+    n_ctx: int
+    max_texts: int
+
+    def close(self) -> None:
+        """Give the memory back. Safe to call twice."""
+
+
+class SlottedRunner(HeadRunner):
+    """Follows one text in a slot of a model. What it holds of the text is one stretch of tokens.
+
+    Args:
+        model: the head.
+        slot: which of its texts this is.
+    """
+
+    def __init__(self, model: SlottedModel, slot: int) -> None:
+        self.slot = slot
+        self.columns = model.columns
+        self.first = self.length = 0
+        self._tokens: list[int] = []  # those held
+
+    def common(self, text: Sequence[int]) -> int:
+        """Up to which index `text` has the tokens that it holds; at least `first`."""
+        same, end = 0, min(len(self._tokens), len(text) - self.first)
+        while same < end and self._tokens[same] == text[self.first + same]:
+            same += 1
+        return self.first + same
+
+
+class SlottedHead:
+    """A head with room for some texts. Implements `LoadedHead`.
+
+    Args:
+        model: the head.
+        follow: gives what follows a text in a slot.
+    """
+
+    def __init__(self, model: SlottedModel, follow: Callable[[int], HeadRunner]) -> None:
+        self._model, self._follow, self._opened = model, follow, 0
+
+    def open(self) -> HeadRunner | None:
+        """Follow one more text; None if there is no room for it."""
+        if self._opened == self._model.max_texts:
+            return None
+        self._opened += 1
+        return self._follow(self._opened - 1)
+
+    def close(self) -> None:
+        """Give the memory back. Safe to call twice."""
+        self._model.close()
 
 
 class DraftHead(LoadedSource["HeadRunner"]):

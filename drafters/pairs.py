@@ -9,29 +9,20 @@ once the target's states of the same tokens are known.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.settings import HEAD_HELD
-from specx.drafters.head import HeadRunner
+from specx.drafters.head import SlottedHead, SlottedModel, SlottedRunner
 
-__all__ = ["PairHead", "PairModel", "PairRunner"]
+__all__ = ["PairModel", "PairRunner", "pair_head"]
 
 
-class PairModel(Protocol):
-    """A loaded head that is asked in pairs, shared by the texts it follows.
-
-    Attributes:
-        columns: as in `HeadRunner`.
-        n_ctx: most pairs of one text.
-        max_texts: most texts at once.
-    """
-
-    columns: NDArray[np.int32] | None
-    n_ctx: int
-    max_texts: int
+class PairModel(SlottedModel, Protocol):
+    """A loaded head that is asked in pairs, shared by the texts it follows: of each `n_ctx` of them."""
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Hidden states (n, d) of what the target gives for n tokens (n, k * d_t)."""
@@ -54,29 +45,13 @@ class PairModel(Protocol):
     def forget(self, slot: int, position: int) -> None:
         """Forget the pairs of a text from `position` on."""
 
-    def close(self) -> None:
-        """Give the memory back. Safe to call twice."""
+
+def pair_head(model: PairModel) -> SlottedHead:
+    """A head that is asked in pairs, with room for some texts."""
+    return SlottedHead(model, partial(PairRunner, model))
 
 
-class PairHead:
-    """A head that is asked in pairs, with room for some texts. Implements `LoadedHead`."""
-
-    def __init__(self, model: PairModel) -> None:
-        self._model, self._opened = model, 0
-
-    def open(self) -> PairRunner | None:
-        """Follow one more text; None if there is no room for it."""
-        if self._opened == self._model.max_texts:
-            return None
-        self._opened += 1
-        return PairRunner(self._model, self._opened - 1)
-
-    def close(self) -> None:
-        """Give the memory back. Safe to call twice."""
-        self._model.close()
-
-
-class PairRunner(HeadRunner):
+class PairRunner(SlottedRunner):
     """Follows one text with a head that is asked in pairs.
 
     Pair i is the token i + 1 with the state of token i. The last one of the tokens held waits for the text's
@@ -88,22 +63,12 @@ class PairRunner(HeadRunner):
     """
 
     def __init__(self, model: PairModel, slot: int) -> None:
-        self.slot = slot
-        self.columns = model.columns
-        self.first = self.length = 0
+        super().__init__(model, slot)
         self._model = model
-        self._tokens: list[int] = []
         self._states: NDArray[np.float32] = np.empty((0, 0), np.float32)  # of the tokens held, and room
         self._pairs = 0  # that the head holds, of `first` and those after it
         self._path: list[int] = []  # tokens of the pairs that were drafted, the last one of the text first
         self._given: list[NDArray[np.float32]] = []  # states after each of them
-
-    def common(self, text: Sequence[int]) -> int:
-        """Up to which index `text` has the tokens that it holds; at least `first`."""
-        same, end = 0, min(len(self._tokens), len(text) - self.first)
-        while same < end and self._tokens[same] == text[self.first + same]:
-            same += 1
-        return self.first + same
 
     def accept(self, at: int, tokens: Sequence[int], features: NDArray[np.float32]) -> None:
         """Hold what the target gives for `tokens`."""

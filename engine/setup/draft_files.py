@@ -125,13 +125,13 @@ class DraftFiles:
         from specx.backends.llama.block_head import LlamaBlockHead
         from specx.backends.llama.head import LlamaHead
         from specx.backends.llama.mtp import LlamaMtp
-        from specx.drafters.blocks import BlockHead
-        from specx.drafters.pairs import PairHead
+        from specx.drafters.blocks import block_head
+        from specx.drafters.pairs import pair_head
 
         setup, kernels = self._setup, KERNELS[self._setup.kernels.value or STOCK.name]
         target = getattr(self._target, "context", None)
         if self._is_own(candidate):
-            return PairHead(LlamaMtp(target, self._wanted(candidate), kernels=kernels))
+            return pair_head(LlamaMtp(target, self._wanted(candidate), kernels=kernels))
         head = read_head(candidate.path)
         if reason := check_head(head, setup.info):
             raise ModelError(f"{candidate.name} cannot draft: {reason}")
@@ -145,8 +145,8 @@ class DraftFiles:
         }
         with opening(self._here.store, candidate.fingerprint):
             if head.block is not None:
-                return BlockHead(LlamaBlockHead(head, wanted, **options))
-            return PairHead(LlamaHead(head, wanted, **options))
+                return block_head(LlamaBlockHead(head, wanted, **options))
+            return pair_head(LlamaHead(head, wanted, **options))
 
     def _is_own(self, candidate: Candidate) -> bool:
         """Whether it is a part of the target."""

@@ -21,7 +21,7 @@ from specx.backends.store import Store
 from specx.drafters.base import Draft, Text, Verified
 from specx.drafters.guesser import GuessCosts
 from specx.drafters.head import DraftHead
-from specx.drafters.pairs import PairHead, PairRunner
+from specx.drafters.pairs import PairRunner, pair_head
 from specx.engine.cost.timing import unwatched
 from specx.engine.drafting import DraftModels
 from specx.engine.learned.knowledge import Learned
@@ -190,7 +190,7 @@ def test_whatever_comes_the_states_are_those_of_the_text(data):
 
 def made_source(target, head, **options):
     costs = GuessCosts(0.1, 0.02, 0.01, 0.0)
-    return DraftHead(lambda: PairHead(head), costs=costs, **options)
+    return DraftHead(lambda: pair_head(head), costs=costs, **options)
 
 
 def test_a_guesser_waits_with_what_it_reads():
@@ -297,7 +297,7 @@ class Files:
     def load_head(self, candidate):
         if self.error is not None:
             raise self.error
-        return PairHead(next(self.heads))
+        return pair_head(next(self.heads))
 
     def watch(self, layers):
         self.target.extract(layers)

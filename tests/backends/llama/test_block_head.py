@@ -16,7 +16,7 @@ from specx.backends.llama.block_head import LlamaBlockHead
 from specx.backends.llama.kernels import SPECX, STOCK, unavailable
 from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import HEAD_ROWS, Load
-from specx.drafters.blocks import BlockHead, BlockRunner
+from specx.drafters.blocks import BlockRunner, block_head
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tiny_heads import NumpyBlockHead, write_dflash
@@ -89,7 +89,7 @@ def test_texts_are_followed_at_once(made, kernels):
     head, weights = made(texts=3, kernels=kernels)
     oracle, rng = NumpyBlockHead(weights), np.random.default_rng(2)
     close = SAME if kernels is STOCK else 0.2  # a cache of 16 bits
-    opened = BlockHead(head)
+    opened = block_head(head)
     runners = [opened.open() for _ in range(3)]
     assert opened.open() is None
     texts = [rng.integers(3, VOCAB, 30).tolist() for _ in range(3)]
