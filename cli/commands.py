@@ -6,6 +6,7 @@ A command is one line of `TABLE` and a module, which is imported when the comman
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -15,10 +16,10 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 import typer.main
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from specx.backends.errors import UsageError
-from specx.cli.help import CLICK_ERROR, GroupedCommand, taken_option
+from specx.cli.help import CLICK_ERROR, GroupedCommand, ListedGroup, taken_option
 from specx.cli.options.values import quickened
 
 __all__ = ["TABLE", "app", "every_command", "invoke"]
@@ -68,6 +69,8 @@ TABLE = {
 }
 """The commands by name, in the order in which they are listed."""
 
+NOT_A_NUMBER = {"valid integer": "it is not a whole number", "valid number": "it is not a number"}
+BOUND = re.compile(r"should be (greater|less) than or equal to (-?[\d.]+)")
 EPILOG = (
     "Options can also be set in the environment as SPECX_ and their long name (SPECX_CTX_SIZE=8192), by "
     "llama.cpp's LLAMA_ARG_ variables, and in config.toml in the user's configuration directory."
@@ -106,7 +109,7 @@ def every_command() -> Mapping[str, Any]:
     return _Commands()
 
 
-class LazyGroup(TyperGroup):
+class LazyGroup(ListedGroup):
     """A group that lists its commands from `TABLE` and loads the one that is named."""
 
     every_command = staticmethod(every_command)
@@ -193,8 +196,10 @@ def invoke(arguments: list[str]) -> int:
 def _usage_error(problem: Any) -> UsageError:
     """A parser's complaint in the words of every other error."""
     likely = getattr(problem, "possibilities", None)
-    message = (problem.message if likely else problem.format_message()).rstrip(".")
     context = getattr(problem, "ctx", None)
+    if (parameter := getattr(problem, "param", None)) is not None and context is not None:
+        problem.message = _in_words(problem.message) + _source(parameter, context)
+    message = (problem.message if likely else problem.format_message()).rstrip(".")
     hint = f"see `{context.command_path if context else 'specx'} --help`"
     parameters = context.command.params if context else ()
     if "extra argument" in message and any("-p" in parameter.opts for parameter in parameters):
@@ -207,6 +212,24 @@ def _usage_error(problem: Any) -> UsageError:
     elif likely:
         hint = f"did you mean {' or '.join(likely)}? {hint}"
     return UsageError(message[:1].lower() + message[1:], hint)
+
+
+def _in_words(message: str) -> str:
+    """What Pydantic says of a value, for people."""
+    for phrase, words in NOT_A_NUMBER.items():
+        if phrase in message:
+            return words
+    bound = BOUND.search(message)
+    return f"at {'least' if bound[1] == 'greater' else 'most'} {bound[2]} is needed" if bound else message
+
+
+def _source(parameter: Any, context: Any) -> str:
+    """Where a value is from, if that is the environment."""
+    source = context.get_parameter_source(parameter.name)
+    if source is None or source.name != "ENVIRONMENT":
+        return ""
+    names = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or ()
+    return next((f" (from {name})" for name in names if os.environ.get(name)), "")
 
 
 def _takes(option: str) -> bool:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from specx.backends.errors import UsageError
 from specx.cli.options.values import quickened
 
-__all__ = ["CLICK_ERROR", "GroupedCommand", "taken_option"]
+__all__ = ["CLICK_ERROR", "GroupedCommand", "ListedGroup", "taken_option"]
 
 WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+WHOLE = 1000  # characters of a sentence that is not to be cut
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """The bases of what parsing raises. Typer brings its own copy of click, in a private module."""
 
@@ -34,6 +35,18 @@ def taken_option(context: Any) -> tuple[str, str] | None:
                 f"give it one: {parameter.opts[0]} {one}",
             )
     return None
+
+
+class ListedGroup(TyperGroup):
+    """A group that says of each command all that there is to say of it in one sentence, on as many lines as
+    that takes: click would end it after one."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands."""
+        named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, each.get_short_help_str(WHOLE)) for name, each in named if each and not each.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 class GroupedCommand(TyperCommand):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import typer
 
 from specx.cli.drafter import inspect, listing, shrink, train, trim
+from specx.cli.help import ListedGroup
 
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    group = typer.Typer(help="Show what can draft for a model here, and make drafters.", no_args_is_help=True)
+    text = "Show what can draft for a model here, and make drafters."
+    group = typer.Typer(help=text, no_args_is_help=True, cls=ListedGroup)
     for module in (listing, inspect, trim, shrink, train):
         module.register(group)
     app.add_typer(group, name="drafter")
