@@ -89,5 +89,5 @@ def _prospects(found: Inspection) -> list[tuple[str, str]]:
     if found.known:
         rows.append(("predicted", f"{usable.speedup:.2f}x the speed of plain decoding"))
     else:
-        rows.append(("predicted", "nothing before the target was timed (specx plan)"))
+        rows.append(("predicted", "nothing before the target was timed on a quiet machine (specx plan)"))
     return [row for row in rows if row[1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,10 +39,10 @@ def list_them(
     if json:
         write(json_module.dumps(found.to_json()) + "\n")
     else:
-        _show(found)
+        _show(found, model)
 
 
-def _show(found: DrafterReport) -> None:
+def _show(found: DrafterReport, model: str | None) -> None:
     stdout().print(f"drafters for {found.model.name}")
     if found.plain_reason:
         stdout().print(f"none: it decodes plainly, because {found.plain_reason}")
@@ -62,7 +63,8 @@ def _show(found: DrafterReport) -> None:
     for unfit in found.unfit:
         stdout().print(f"{unfit.name} cannot draft: {unfit.reason}")
     if not found.known:
-        stdout().print(f"nothing is predicted before its steps were timed: specx plan {found.model}")
+        command = "specx plan" if model is None else f"specx plan {shlex.quote(model)}"
+        stdout().print(f"nothing is predicted before its steps were timed on a quiet machine: {command}")
 
 
 def _notes(usable: Usable) -> str:

@@ -168,11 +168,12 @@ def shrink(asked: Asked, wanted: Wanted, told: Shrinking) -> ShrinkReport:
     check_output(output, info, force=wanted.force)
     store = user_store(asked.store, told.notice)
     trials = Trials(store, f"{info.fingerprint}-{wanted.quant}", resume=wanted.resume)
-    costs, texts = _costs_and_texts(asked, told, wanted=not trials.texts)
+    costs, texts = _costs_and_texts(asked, told, wanted=not trials.texts, needed=wanted.layers is None)
     if not trials.texts:
         with _opened(info, asked, told) as whole:
             trials.begin(texts, whole)
-    _check_begun(trials, costs, wanted)
+    if not trials.scored:
+        raise SpecxError("the model wrote nothing that layers could be compared on", "shrink another model")
     with _requantized(info, wanted, output, asked, told) as small:
         prospects = Prospects(info, small, costs, wanted.trim)
         found, complete = _search(small, units, wanted, trials, prospects, asked, told)
@@ -196,17 +197,6 @@ def shrink(asked: Asked, wanted: Wanted, told: Shrinking) -> ShrinkReport:
         chosen=chosen,
         path=output if pays else None,
     )
-
-
-def _check_begun(trials: Trials, costs: NDArray[np.float64] | None, wanted: Wanted) -> None:
-    """Raise SpecxError if nothing would follow from a search."""
-    if not trials.scored:
-        raise SpecxError("the model wrote nothing that layers could be compared on", "shrink another model")
-    if costs is None and wanted.layers is None:
-        raise SpecxError(
-            "how many layers pay depends on what steps cost, and the machine was busy while they were timed",
-            "run it again when nothing else runs, or give a number of --layers",
-        )
 
 
 def _write(
@@ -253,15 +243,25 @@ def _check_layers(info: GGUFInfo, units: list[Unit], layers: int | None) -> None
 
 
 def _costs_and_texts(
-    asked: Asked, told: Shrinking, *, wanted: bool
+    asked: Asked, told: Shrinking, *, wanted: bool, needed: bool
 ) -> tuple[NDArray[np.float64] | None, list[Sample]]:
     """(W + 1,) milliseconds of the model's steps, None if they cannot be had now; and if they are wanted,
-    texts of its own."""
+    texts of its own.
+
+    Raises:
+        SpecxError: the steps are needed and cannot be had, which is said before any text is written.
+    """
     target = replace(asked, n_ctx=N_CTX, drafter="free")
     with Session.open(
         target, notice=told.notice, progress=lambda done, what=None: told.progress(what or "loading", done)
     ) as session:
         session.measure_staircase()
+        if needed and session.staircase.disturbed:
+            raise SpecxError(
+                "how many layers pay depends on what steps cost, and the machine was busy while they were "
+                "timed",
+                "run it again when nothing else runs, or give a number of --layers",
+            )
         texts: list[Sample] = []
         if wanted:
             texts = write_samples(

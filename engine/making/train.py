@@ -115,7 +115,8 @@ def _learn(work: Work) -> TrainReport:
         work.told.notice(f"{states.lost:,} damaged bytes of captured states were left out")
     if states.tokens < LEAST_TOKENS:
         raise SpecxError(
-            f"only {states.tokens:,} tokens were captured, and {LEAST_TOKENS:,} are the least to learn from",
+            f"only {states.tokens:,} tokens of finished texts were captured in time, and at least "
+            f"{LEAST_TOKENS:,} are needed to learn from",
             "give it more --time, or text with --data",
         )
     training = _training(work, states)

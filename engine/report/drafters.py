@@ -110,7 +110,7 @@ class Target:
 
     Attributes:
         setup: what was decided for it.
-        known: whether the times of its steps are known.
+        known: whether the times of its steps are known: nothing follows from those of a busy machine.
 
     Raises:
         DoesNotFitError: there is not enough memory for it.
@@ -124,7 +124,7 @@ class Target:
             self._here.store, model_key=self.info.fingerprint, cost_key=self.setup.cost_key()
         )
         self._staircase = self._learned.load_staircase(Staircase(MAX_WIDTH))
-        self.known = bool(self._staircase.depths)
+        self.known = bool(self._staircase.depths) and not self._staircase.disturbed
 
     @property
     def info(self) -> GGUFInfo:

@@ -198,7 +198,7 @@ def _recorded(option: DraftOption, record: TrackRecord | None) -> DraftOption:
     return replace(
         option,
         predicted=record.promised_speedup,
-        basis=f"promised step by step over {tokens} tokens",
+        basis=f"promised step by step over {tokens:,} tokens",
         measured=record.speedup,
         tokens=tokens,
     )

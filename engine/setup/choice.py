@@ -108,8 +108,11 @@ class Setup:
         return keys.kernels_key(self.info, self.load)
 
     def cost_key(self, kernels: str | None = None) -> str:
-        """What kept times of steps depend on, on the kernels of that name or on the chosen ones."""
-        return keys.cost_key(self.info, self.load, kernels or self.kernels.value or "")
+        """What kept times of steps depend on, on the kernels of that name or on the chosen ones.
+
+        Until a choice is made a model runs on specx's.
+        """
+        return keys.cost_key(self.info, self.load, kernels or self.kernels.value or "specx")
 
     def told(self) -> dict[str, str]:
         """Every choice as a sentence tells it, by its name in words."""

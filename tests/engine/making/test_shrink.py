@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,7 +58,9 @@ def known(monkeypatch, target):
 
     def know(costs):
         monkeypatch.setattr(
-            making, "_costs_and_texts", lambda _asked, _told, *, wanted: (costs, samples if wanted else [])
+            making,
+            "_costs_and_texts",
+            lambda _asked, _told, *, wanted, needed: (costs, samples if wanted else []),
         )
 
     know(FLAT)
@@ -135,16 +139,22 @@ def test_nothing_is_searched_that_cannot_pay(target, known):
     assert report.path is None and report.complete and report.chosen.layers == 6 and report.trials == 1
 
 
-def test_on_a_busy_machine_only_what_was_asked_for(target, known):
-    known(None)
+def test_on_a_busy_machine_nothing_is_begun(target, monkeypatch):
+    session = SimpleNamespace(measure_staircase=lambda: None, staircase=SimpleNamespace(disturbed=True))
+    monkeypatch.setattr(making.Session, "open", lambda *_asked, **_told: nullcontext(session))
+    monkeypatch.setattr(making, "write_samples", lambda *_given: pytest.fail("a text is written"))
     with pytest.raises(SpecxError, match="busy"):
         make(target)
+
+
+def test_on_a_busy_machine_what_was_asked_for_is_made(target, known):
+    known(None)
     report = make(target, layers=4)
     assert report.chosen.speedup is None and report.path.exists()
 
 
 def test_a_model_that_writes_nothing(target, known, monkeypatch):
-    monkeypatch.setattr(making, "_costs_and_texts", lambda _asked, _told, *, wanted: (FLAT, []))
+    monkeypatch.setattr(making, "_costs_and_texts", lambda _asked, _told, **_given: (FLAT, []))
     with pytest.raises(SpecxError, match="wrote nothing"):
         make(target)
 

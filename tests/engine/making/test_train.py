@@ -152,7 +152,7 @@ def test_text_of_a_person_alone(target, tmp_path):
 
 def test_what_is_refused(target, tmp_path, monkeypatch):
     output = tmp_path / "head.gguf"
-    with pytest.raises(SpecxError, match="tokens were captured"):
+    with pytest.raises(SpecxError, match="tokens of finished texts were captured"):
         train(
             asked(target),
             Wanted(texts=["w1 w2 " * 50], self_tokens=0, steps=2, rows=288, output=output),

@@ -73,6 +73,13 @@ def test_nothing_is_predicted_before_anything_was_timed(asked):
     assert json.loads(json.dumps(told)) == told
 
 
+def test_nothing_is_predicted_from_the_steps_of_a_busy_machine(asked, monkeypatch):
+    keep_steps(asked)
+    assert list_drafters(asked).known
+    monkeypatch.setattr(Staircase, "disturbed", property(lambda _self: True))
+    assert not list_drafters(asked).known
+
+
 def test_predictions_are_the_objective(asked):
     costs = keep_steps(asked)
     found = list_drafters(asked)

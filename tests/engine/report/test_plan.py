@@ -228,6 +228,19 @@ def test_nothing_is_loaded_when_it_must_not_measure(smollm2, monkeypatch):
     assert record["placement"] == [] and record["memory"]["weights"] == found.setup.need.weights
 
 
+def test_what_was_measured_on_a_busy_machine_is_found_without_measuring(smollm2):
+    """Until kernels are chosen a model runs on specx's, and so do the steps that are kept."""
+    asked = Asked(smollm2)
+    here = Here.of(asked)
+    setup = decide(asked, here)
+    assert setup.kernels.value is None
+    learned = Learned(here.store, model_key=setup.info.fingerprint, cost_key=setup.cost_key("specx"))
+    learned.save_staircase(staircase_of(STEPS, 64))
+    found = make_plan(asked, measure=False)
+    assert found.setup.kernels.value is None and found.steps[4] == STEPS[4]
+    assert {option.name for option in found.options} >= {"none", "free drafts"}
+
+
 def test_a_plan_rests_on_what_is_kept(smollm2, monkeypatch):
     """What sessions keep under the same settings is what the plan shows, without loading anything."""
     asked = Asked(smollm2, kernels="stock")
