@@ -40,6 +40,7 @@ __all__ = [
 ALL = "all"
 ENOUGH = 3  # prompts whose spread tells that of others
 DISTURBED = 2.0  # times the median of its answer: a single token that takes longer was held up
+CROWDED = 1.5  # processes for each core want to run before it begins: more than an earlier one's threads
 BUSY = 0.05  # of the plain steps disturbed; on an idle machine it is one in a hundred
 NOTABLE_DRIFT = 0.02  # of a step's time; less is not worth a word
 
@@ -127,17 +128,20 @@ class Steadiness:
         disturbed: share of plain steps that something held up.
         plain_steps: how many there were.
         load_average: of the machine, before and after.
+        cores: that it has; None if that is not known.
     """
 
     drift: Trend | None
     disturbed: float
     plain_steps: int
     load_average: list[float]
+    cores: int | None = None
 
     @property
     def busy(self) -> bool:
         """Whether something else took so much of it that the numbers are to be doubted."""
-        return self.disturbed > BUSY
+        crowded = self.cores and self.load_average and self.load_average[0] > CROWDED * self.cores
+        return self.disturbed > BUSY or bool(crowded)
 
     @property
     def drifted(self) -> bool:
@@ -336,4 +340,5 @@ def _steadiness(run: Run) -> Steadiness:
         disturbed=held_up / total if total else 0.0,
         plain_steps=total,
         load_average=run.load_average,
+        cores=run.machine.get("cores"),
     )

@@ -123,6 +123,13 @@ def test_the_share_of_steps_that_were_held_up_is_counted():
     assert steadiness.disturbed == pytest.approx(1 / TOKENS)
 
 
+@pytest.mark.parametrize(("load", "cores", "busy"), [(12.0, 2, True), (2.0, 2, False), (12.0, None, False)])
+def test_a_machine_that_was_crowded_before_is_not_called_steady(load, cores, busy):
+    run = simulated(np.random.default_rng(0))
+    run = replace(run, load_average=[load, load], machine={"cores": cores})
+    assert make_report(run).steadiness.busy == busy
+
+
 def test_ratios_are_paired_by_prompt_over_the_median_of_rounds():
     slow = [answer(round=n, decode_ms=ms) for n, ms in enumerate((900.0, 1000.0, 5000.0))]
     fast = [answer(arm="auto", round=n, decode_ms=ms) for n, ms in enumerate((400.0, 500.0, 800.0))]
