@@ -204,5 +204,7 @@ class Life:
         if self._stopping or self._api.service is None:  # a model that is being loaded cannot be interrupted
             self._places.remove()
             restore()
+            if number == signal.SIGINT and sys.stderr.isatty():
+                os.write(2, b"\n")
             os._exit(128 + number)
         self.stop()

@@ -38,6 +38,8 @@ SHOW_AFTER = 0.4
 BAR_GONE = "\r\x1b[2K\x1b[?25h"
 """Sent to a terminal, it takes the line of a bar away and shows the cursor again, which Rich has hidden."""
 
+TYPED = 4  # columns that a bar leaves free at the end of its line
+
 REFRESH_EVERY = 0.1
 """Seconds between two drawings of a bar or a status line."""
 
@@ -195,12 +197,17 @@ class Progress:
             return
         self._drawn = now
         if self._bar is None:
+            from rich.constrain import Constrain
             from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn
             from rich.progress import TimeRemainingColumn as Remaining
 
+            class Narrow(Progress):  # what is typed meanwhile, as ^C, must not begin another line
+                def get_renderable(self) -> RenderableType:
+                    return Constrain(super().get_renderable(), stderr().width - TYPED)
+
             columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
             columns += [TaskProgressColumn(), *([Remaining(compact=True)] if self._remaining else [])]
-            self._bar = Progress(*columns, console=stderr(), transient=True, auto_refresh=False)
+            self._bar = Narrow(*columns, console=stderr(), transient=True, auto_refresh=False)
             self._bar.add_task(printable(self._label), total=1.0)
             self._open.enter_context(changed(lambda: BAR_GONE))
             self._bar.start()

@@ -31,6 +31,8 @@ class _Change(NamedTuple):
     undo: Callable[[], str]
     redo: Callable[[], None]
     attributes: Any
+    main: bool
+    """Whether the main thread made it: only that one can listen to signals."""
 
 
 _open: list[_Change] = []
@@ -45,13 +47,15 @@ def changed(undo: Callable[[], str], redo: Callable[[], None] = lambda: None) ->
         undo: what to send to the terminal so that it is again; its line settings are looked after here.
         redo: called when specx goes on after it was stopped.
     """
-    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+    if sys.platform == "win32":
         yield
         return
-    change = _Change(undo, redo, _attributes())
+    main = threading.current_thread() is threading.main_thread()
+    listening = not main or any(each.main for each in _open)
+    change = _Change(undo, redo, _attributes(), main)
     _open.append(change)
     try:
-        if len(_open) > 1:
+        if listening:
             yield
         else:
             with _listening():
