@@ -366,7 +366,8 @@ class Store:
             if temporary:
                 Path(temporary).unlink(missing_ok=True)
             self._tell(
-                f"nothing is kept for next time: the cache cannot be written ({error.strerror or error})"
+                f"nothing is kept for next time: the cache {self.root} cannot be written "
+                f"({error.strerror or error})"
             )
             return False
         return True

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specx.cli.help import ListedGroup
+
 if TYPE_CHECKING:
     from specx.backends.store import Entry, Store
     from specx.engine.learned.corpora import CorpusText
@@ -23,7 +25,7 @@ NAME = 34  # characters of a model's name that fit beside the rest in 80 columns
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     text = "Show or clear what specx keeps on this machine, and give it texts to draft from."
-    group = typer.Typer(help=text, no_args_is_help=True)
+    group = typer.Typer(help=text, no_args_is_help=True, cls=ListedGroup)
     for command in (show, clear, add, remove):
         group.command()(command)
     app.add_typer(group, name="cache")
@@ -60,7 +62,7 @@ def show(
             return
         write("nothing is kept" + (f": {NO_HOME}\n" if root is None else f" in {root}\n"))
         return
-    write(f"{root}\n")
+    write(f"{root}: {sum(entry.size for entry in entries):,} bytes\n")
     names = _names(store)
     rows = [
         (e.kind, f"{e.size:,}", _when(e.modified), DAMAGED if e.damaged else "", names.get(e.key[:KEY], ""))
@@ -77,12 +79,13 @@ def show(
 
 def _names(store: Store) -> dict[str, str]:
     """Names of models by how the keys of their entries begin, as short as fits beside the rest."""
-    from specx.engine.learned.answers import model_names
+    from specx.engine.learned.answers import TYPED, model_names
 
-    return {
+    names = {
         key[:KEY]: name if len(name) <= NAME else name[: NAME - 1] + "…"
         for key, name in model_names(store).items()
     }
+    return {**names, TYPED: "(what was typed in chats)"}
 
 
 def _show_answers(store: Store, json: bool) -> None:

@@ -108,6 +108,8 @@ def chat(
     ) as session:
         if not shown.quiet:
             notice(session.summary())
+            if interactive:
+                notice("/help lists the commands, Ctrl-D leaves")
         talk = Chat(session, request, system=system)
         talk.stats = interactive and not shown.quiet if shown.stats is None else shown.stats
         talk.markdown = shown.markdown and sys.stdout.isatty()

@@ -114,6 +114,7 @@ def _probe_staircase(asked: Asked, depths: list[int], plot: Path | None, *, json
         from specx.cli.probe_plots import draw_staircases
 
         draw_staircases(found, plot, title=asked.model.stem)
+        notice(f"drawn into {plot}")
     if json:
         write(json_module.dumps(found.to_json()) + "\n")
     else:
@@ -129,13 +130,13 @@ def _show(found: StaircaseProbe) -> None:
         stdout().print(f"milliseconds of a step after {depth} tokens, and times those of a single token")
         rows = []
         for n in steps["stock"][depth]:
-            cells = [f"{by[depth][n]:.1f} ({by[depth][n] / by[depth][1]:.2f})" for by in steps.values()]
+            cells = [f"{_ms(by[depth][n])} ({by[depth][n] / by[depth][1]:.2f})" for by in steps.values()]
             bound = line.bounds[depth][n]
             computing = "?" if bound.computing is None else f"{bound.computing:.1f}"
             rows.append(
-                (str(n), *cells, f"{bound.reading:.1f}", computing, f"{found.over(ours, depth, n):.2f}")
+                (str(n), *cells, f"{bound.reading:.1f}", computing, f"{found.over(ours, depth, n):.2f}x")
             )
-        show_table(("tokens", *steps, "reading", "computing", f"{ours}/bound"), rows)
+        show_table(("tokens", *steps, "reading", "computing", "bound"), rows)
         for name, by in steps.items():
             rate = gigabytes / by[depth][1] * 1e3
             share = rate * 1e9 / found.bandwidth
@@ -143,13 +144,20 @@ def _show(found: StaircaseProbe) -> None:
                 f"{name}: a single token reads {gigabytes:.2f} GB of weights at {rate:.1f} GB/s, {share:.0%}"
             )
         stdout().print()
-    stdout().print(
-        f"memory: {found.bandwidth / 1e9:.1f} GB/s with {found.threads.value} threads, {found.threads.why}"
-    )
+    stdout().print(f"threads: {found.threads.value}, {found.threads.why}")
+    stdout().print(f"memory: {found.bandwidth / 1e9:.1f} GB/s")
     if line.peak:
         stdout().print(
             f"integers of 8 bits: {line.peak / 1e9:.0f} billion operations/s with {line.instructions}; "
             f"a token takes {2 * line.products / 1e9:.2f} billion"
         )
-    stdout().print("reading, computing: milliseconds that these take at least; the larger is the bound")
+    stdout().print(
+        "reading, computing: milliseconds that these take at least; the larger is the bound\n"
+        f"bound: how many times as long {ours} takes"
+    )
     stdout().print(f"--kernels auto takes {found.auto}")
+
+
+def _ms(milliseconds: float) -> str:
+    """Few enough digits that three kernels have room beside each other."""
+    return f"{milliseconds:.1f}" if milliseconds < 100 else f"{milliseconds:.0f}"

@@ -133,7 +133,8 @@ def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
     heads = f"{info.heads} heads" if info.heads else "no attention"
     shared = sorted(set(info.kv_heads) - {0})
     if info.heads and shared:
-        heads += f" sharing {' or '.join(map(str, shared))} keys of {info.key_length}"
+        keys = "key" if shared == [1] else "keys"
+        heads += f" sharing {' or '.join(map(str, shared))} {keys} of {info.key_length}"
     experts = f"{info.experts_used} of {info.experts} per token" if info.experts else ""
     tokenizer = ", ".join(filter(None, (info.tokenizer, info.pre_tokenizer)))
     window = f"{info.sliding_window:,} tokens in the windowed layers" if info.sliding_window else ""
@@ -208,9 +209,8 @@ def _show_list(models: Sequence[FoundModel], *, as_json: bool) -> None:
         return
     if not models:
         raise ModelError("no model was found on this machine", "specx pull ORG/REPO fetches one")
-    show_table(
-        ("name", "size", "where", "path"), [(m.name, gibibytes(m.size), m.where, str(m.path)) for m in models]
-    )
+    found = [(m.name, gibibytes(m.size), m.where, str(m.path)) for m in models]
+    show_table(("name", "size", "where", "path"), found, whole=["name"])
 
 
 def _count(number: int) -> str:

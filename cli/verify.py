@@ -148,8 +148,12 @@ def _print(report: dict[str, Any], identity: Identity, seen: Sequence[Comparison
     classes = "; ".join(", ".join(map(str, members)) for members in identity.classes)
     console.print(f"model: {report['model']}")
     console.print(f"batch widths with bit-identical logits: {classes}")
-    branches = {True: "yes", False: "no", None: "branches are not used"}[report["branches_identical"]]
-    console.print(f"accepting a branch leaves logits bit-identical: {branches}")
+    branches = {
+        True: "leaves logits bit-identical",
+        False: "changes the last bits of logits",
+        None: "cannot matter here, where drafts are chains",
+    }
+    console.print(f"accepting a branch of a tree {branches[report['branches_identical']]}")
     console.print(f"largest difference of a logit between shapes: {identity.difference:.3g}")
     rows = []
     for drafter in dict.fromkeys(c.drafter for c in seen):

@@ -196,6 +196,7 @@ def _publish(run: Run, before: Run | None, options: ResultOptions, target: Path 
         from specx.cli.bench.plots import draw_bench
 
         draw_bench(run, report, options.plot)
+        notice(f"drawn into {options.plot}")
     writers: dict[str, Callable[[], str]] = {
         "csv": lambda: as_csv(run, report),
         "md": lambda: as_markdown(run, report),

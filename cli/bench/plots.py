@@ -158,7 +158,8 @@ def _draw_depths(axes: Any, report: Report, looks: Mapping[str, tuple[str, str]]
         if name in looks and seen:
             colour, marker = looks[name]
             xs, ys = zip(*seen, strict=True)
-            axes.plot(xs, ys, marker + "-", color=colour, markersize=3, linewidth=1.2, label=name)
+            look = {"color": colour, "markersize": 3, "linewidth": 1.2, "label": name}
+            axes.plot(xs, ys, marker + "-", clip_on=False, **look)  # none right is on the axis
             deepest = max(deepest, *xs)
     axes.set_title("Drafted tokens that were right")
     axes.set_xlabel("tokens ahead")
@@ -198,7 +199,7 @@ def _draw_sources(axes: Any, report: Report) -> None:
         axes.text(at, place, text, va="center", ha="right" if inside else "left")
     axes.set_yticks(range(len(bars)), [label for label, *_ in bars])
     axes.set_ylim(max(len(bars), 3) - 0.4, -0.6)
-    axes.set_title("by source")
+    axes.set_title("The same by source")
     _shares(axes.xaxis, axes.set_xlim)
     if not bars:
         _say(axes, NOTHING)

@@ -61,7 +61,7 @@ def heading(run: Run) -> Iterator[tuple[str, str]]:
     sampling = settings["sampling"]
     yield (
         "run",
-        f"{len(cases)} prompts{kinds}, {settings['rounds']} rounds, "
+        f"{_count(len(cases), 'prompt')}{kinds}, {_count(settings['rounds'], 'round')}, "
         f"at most {settings['n_predict']} tokens, {settings['caches']} caches"
         + (", added texts searched" if settings.get("corpus") else ""),
     )
@@ -71,6 +71,10 @@ def heading(run: Run) -> Iterator[tuple[str, str]]:
         f"temperature {sampling['temperature']:g}, seed {sampling['seed']}, "
         f"context {settings['context']}, {duration(run.seconds)}{part}",
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def duration(seconds: float) -> str:

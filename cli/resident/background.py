@@ -15,8 +15,8 @@ from pathlib import Path
 from specx.backends.errors import SpecxError, UsageError
 from specx.cli.resident.client import OK, Connection, LostError, ask
 from specx.cli.resident.place import Place, Record, records
-from specx.cli.terminal.console import notice
-from specx.cli.terminal.tables import show_table
+from specx.cli.terminal.console import notice, write
+from specx.cli.terminal.tables import show_fields
 
 __all__ = ["begin", "command_line", "hello", "show_servers", "stop_servers", "told"]
 
@@ -158,15 +158,21 @@ def command_line() -> str:
 
 
 def show_servers() -> None:
-    """A table of the servers of this user."""
+    """What there is to say of each server of this user."""
     found = records()
     if not found:
         notice("no model is in a server: specx serve --background MODEL")
         return
-    rows = [
-        (_state(each), str(each.pid), str(each.model), str(each.place.socket), each.asked) for each in found
-    ]
-    show_table(("state", "pid", "model", "socket", "started as"), rows)
+    for number, each in enumerate(found):
+        write("\n" if number else "")
+        show_fields(
+            [
+                (_state(each), f"pid {each.pid}"),
+                ("model", str(each.model)),
+                ("socket", str(each.place.socket)),
+                ("started as", f"specx {each.asked}"),
+            ]
+        )
 
 
 def _state(record: Record) -> str:

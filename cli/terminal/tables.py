@@ -4,7 +4,7 @@ between two words; a pipe has no width, and gets each row in one line."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
 
 from specx.backends.printable import one_line
@@ -18,13 +18,13 @@ NARROWEST, ENOUGH = 8, 24  # columns that a cell keeps, and one in the last colu
 NUMBERS = ("size", "bytes")  # columns that are aligned to the right
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns on stdout, the first row of them in bold."""
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], whole: Collection[str] = ()) -> None:
+    """Aligned columns on stdout, the first row of them in bold; those in `whole` are the last to give way."""
     from rich.text import Text
 
     lines = [[one_line(cell) for cell in line] for line in (columns, *rows)]
     right = [name in NUMBERS for name in columns]
-    for i, line in enumerate(_laid_out(lines, right)):
+    for i, line in enumerate(_laid_out(lines, right, [name in whole for name in columns])):
         for text in line:
             stdout().print(Text(text, style="bold" if i == 0 else ""))
 
@@ -50,12 +50,14 @@ def _width() -> int | None:
     return stdout().width if sys.stdout.isatty() else None
 
 
-def _laid_out(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator[list[str]]:
+def _laid_out(
+    lines: Sequence[Sequence[str]], right: Sequence[bool], whole: Sequence[bool]
+) -> Iterator[list[str]]:
     """Each of `lines` of cells as the lines of text that it takes."""
     from rich.cells import cell_len
 
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
-    narrowed = _narrowed(widths, _width())
+    narrowed = _narrowed(widths, _width(), whole)
     for line in lines:
         cells = [
             _wrapped(cell, None if width == whole else width)
@@ -67,12 +69,12 @@ def _laid_out(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator
         ]
 
 
-def _narrowed(widths: list[int], room: int | None) -> list[int]:
+def _narrowed(widths: list[int], room: int | None, whole: Sequence[bool]) -> list[int]:
     """Widths of columns that have `room` beside each other: the last one gives way first, then the widest."""
-    narrowed = list(widths)
-    while room is not None and sum(narrowed) + GAP * (len(narrowed) - 1) > room:
-        last = len(narrowed) - 1
-        widest = last if narrowed[last] > ENOUGH else max(range(last + 1), key=narrowed.__getitem__)
+    narrowed, last = list(widths), len(widths) - 1
+    while room is not None and sum(narrowed) + GAP * last > room:
+        ready = [n for n in range(last + 1) if not whole[n] and narrowed[n] > NARROWEST] or range(last + 1)
+        widest = last if narrowed[last] > ENOUGH else max(ready, key=narrowed.__getitem__)
         if narrowed[widest] <= NARROWEST:
             break
         narrowed[widest] -= 1

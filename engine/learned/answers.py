@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from specx.backends.llama.vocab import load_vocabulary
 from specx.backends.store import Store
 from specx.engine.learned.knowledge import SEPARATOR
 
-__all__ = ["Answers", "kept_answers", "model_names"]
+__all__ = ["TYPED", "Answers", "kept_answers", "model_names"]
+
+TYPED = "chat"
+"""The key of the entry with what people typed in chats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +37,22 @@ class Answers:
 
 
 def model_names(store: Store) -> dict[str, str]:
-    """Names of models by their fingerprints, as far as they are known."""
+    """Names of models by their fingerprints, as far as they are known; where several have one name, those of
+    their files."""
     keys = [entry.key for entry in store.entries() if entry.kind == "model" and not entry.damaged]
-    return {key: str((store.load_json("model", key) or {}).get("name", "")) for key in keys}
+    known = {key: store.load_json("model", key) or {} for key in keys}
+    names = {key: str(about.get("name", "")) for key, about in known.items()}
+    often = Counter(names.values())
+    return {
+        key: Path(known[key].get("path") or name).name if often[name] > 1 else name
+        for key, name in names.items()
+    }
 
 
 def kept_answers(store: Store) -> Iterator[Answers]:
     """Earlier answers of each model."""
     for entry in store.entries():
-        if entry.kind == "history" and not entry.damaged:
+        if entry.kind == "history" and entry.key != TYPED and not entry.damaged:
             yield _answers(store, entry.key)
 
 
@@ -49,7 +60,7 @@ def _answers(store: Store, key: str) -> Answers:
     about = store.load_json("model", key) or {}
     name = str(about.get("name") or key)
     if not about.get("path"):
-        return Answers(name, (), "where the file of the model is was not noted")
+        return Answers(name, (), "nothing says where its file is")
     path = Path(about["path"])
     try:
         if read_gguf(path).fingerprint != key:

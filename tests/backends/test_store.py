@@ -189,7 +189,7 @@ def test_a_read_only_store_is_read_and_written_about_once(store, notices, monkey
     assert store.load_json("staircase", "k") is not None
     assert store.load_json("staircase", "other") is None
     assert len(notices) == 1
-    assert "Permission denied" in notices[0]
+    assert f"the cache {store.root} cannot be written (Permission denied)" in notices[0]
 
 
 def test_a_store_of_another_user_is_not_called_empty(store, notices, monkeypatch):

@@ -165,14 +165,26 @@ class Terminal:
         deadline = time.monotonic() + PATIENCE
         while self.shown.count(text) < times:
             assert time.monotonic() < deadline, f"{text!r} did not appear in {self.shown!r}"
-            if select.select([self.master], [], [], 0.2)[0]:
-                try:
-                    piece = self._decoder.decode(os.read(self.master, 65536))
-                except OSError:
-                    break
-                self.shown += piece
-                self._events.append(piece)
+            if select.select([self.master], [], [], 0.2)[0] and not self._read():
+                break
         assert self.shown.count(text) >= times, self.shown
+
+    def until_end(self):
+        """Wait until the command has ended."""
+        deadline = time.monotonic() + PATIENCE
+        while not select.select([self.master], [], [], 0.2)[0] or self._read():
+            assert time.monotonic() < deadline, self.shown
+        self.process.wait(PATIENCE)
+
+    def _read(self) -> bool:
+        """Take what it is sent; whether there can be more."""
+        try:
+            piece = self._decoder.decode(os.read(self.master, 65536))
+        except OSError:
+            return False
+        self.shown += piece
+        self._events.append(piece)
+        return True
 
     def type(self, text: str, after: int = 0):
         """Type `text`, once the line editor has begun to listen `after` times."""

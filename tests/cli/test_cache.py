@@ -87,7 +87,7 @@ def test_earlier_answers_are_shown_as_text(specx, smollm2, tmp_path):
         said = ("One\n", "Zwölf")
         texts = [vocab.tokenize(t.encode(), add_special=False, parse_special=False) for t in said]
     store.save_arrays("history", key, {"tokens": np.array([*texts[0], -1, *texts[1], -1, 10**6], np.int32)})
-    assert "where the file of the model is was not noted" in specx("cache", "show", "--text").err
+    assert "nothing says where its file is" in specx("cache", "show", "--text").err
     learned = Learned(store, model_key=key, cost_key="", origin=("Small", smollm2))
     learned.save()
     shown = specx("cache", "show", "--text")

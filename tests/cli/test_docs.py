@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,17 @@ def test_what_is_made_from_the_code_is_current():
 def test_every_option_is_mentioned(name):
     assert options(COMMANDS[name]) - OPTIONS == set()
     assert name in DOC
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda path: path.name
+)
+def test_tables_end_before_anything_else_begins(path):
+    lines = re.sub(r"(?ms)^```.*?^```", "", path.read_text(encoding="utf-8")).splitlines()
+    glued = [
+        below for above, below in pairwise(lines) if above.startswith("|") and below[:1] not in ("", "|")
+    ]
+    assert glued == []
 
 
 def test_no_option_is_made_up():

@@ -67,9 +67,9 @@ def test_the_table_has_times_ratios_and_bandwidth(specx, found):
         "specx",
         "reading",
         "computing",
-        "stock/bound",
+        "bound",
     ]
-    assert lines[2].split()[-3:] == ["2.5", "1.2", "4.00"]
+    assert lines[2].split()[-3:] == ["2.5", "1.2", "4.00x"]
     assert lines[4].split() == [
         "8",
         "40.0",
@@ -80,12 +80,13 @@ def test_the_table_has_times_ratios_and_bandwidth(specx, found):
         "(1.60)",
         "2.5",
         "10.0",
-        "4.00",
+        "4.00x",
     ]
     assert max(map(len, lines[:5])) <= 80
     assert any("specx" in line and "20.0 GB/s" in line and "50%" in line for line in lines)
-    assert lines[-4] == "memory: 40.0 GB/s with 2 threads, as asked"
-    assert "320 billion operations/s with avx2; a token takes 0.40 billion" in lines[-3]
+    assert lines[-6:-4] == ["threads: 2, as asked", "memory: 40.0 GB/s"]
+    assert "320 billion operations/s with avx2; a token takes 0.40 billion" in lines[-4]
+    assert lines[-2] == "bound: how many times as long stock takes"
     assert lines[-1] == "--kernels auto takes stock"
 
 
@@ -115,7 +116,8 @@ def test_a_picture_tells_whose_kernels_they_are(specx, found, tmp_path):
     matplotlib = pytest.importorskip("matplotlib")
     path = tmp_path / "steps.svg"
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        assert specx("probe", "--staircase", specx.model, "--plot", str(path)).code == 0
+        done = specx("probe", "--staircase", specx.model, "--plot", str(path))
+    assert done.code == 0 and f"drawn into {path}" in done.err
     text = path.read_text()
     assert "llama.cpp's kernels" in text and "specx's kernels" in text and "stock" not in text
 
@@ -124,7 +126,8 @@ def test_a_picture_tells_whose_kernels_they_are(specx, found, tmp_path):
 def test_a_picture_is_drawn(specx, found, tmp_path, name):
     pytest.importorskip("matplotlib")
     path = tmp_path / name
-    assert specx("probe", "--staircase", specx.model, "--plot", str(path)).code == 0
+    done = specx("probe", "--staircase", specx.model, "--plot", str(path))
+    assert done.code == 0 and f"drawn into {path}" in done.err
     assert path.read_bytes()[:4] in (b"\x89PNG", b"<?xm")
 
 

@@ -80,7 +80,10 @@ def test_it_is_listed_and_ended(background, model):
     again = specx("serve", "--background", model)
     assert again.returncode == 1 and "already in a server" in again.stderr
     shown = specx("serve", "--status").stdout.splitlines()
-    assert len(shown) == 2 and shown[1].startswith("ready") and str(model) in shown[1]
+    assert len(shown) == 4 and shown[0].startswith("ready          pid ")
+    assert shown[1] == f"model          {model}" and shown[3].startswith(
+        "started as     specx serve --background"
+    )
     assert specx("serve", "--stop", model.with_name("other.gguf")).returncode == 1
     assert specx("serve", "--stop", model).stderr.startswith(f"ended the server of {model.name} (pid ")
     assert "no model is in a server" in specx("serve", "--status").stderr
@@ -95,7 +98,7 @@ def test_of_several_one_has_to_be_named(background, model):
     unclear = specx("serve", "--stop")
     assert unclear.returncode == 2 and "error: 2 servers are running" in unclear.stderr
     assert all(f" {each} " in unclear.stderr for each in (model, other))
-    assert len(specx("serve", "--status").stdout.splitlines()) == 3
+    assert specx("serve", "--status").stdout.count("ready ") == 2
     assert specx("serve", "--stop", "--all").stderr.count("ended the server of ") == 2
     assert "no model is in a server" in specx("serve", "--status").stderr
 

@@ -257,7 +257,8 @@ def test_a_chat_at_80_columns(terminal, monkeypatch):
     lines = [line for line in shell.lines() if line]
     assert words(lines).count("extraordinary") == 40
     begin = next(i for i, line in enumerate(lines) if line.startswith("fake, drafter"))
-    assert words(lines[begin : lines.index("> hello")]) == words([f"fake, drafter auto, {LONG}"])
+    hint = "/help lists the commands, Ctrl-D leaves"
+    assert words(lines[begin : lines.index("> hello")]) == words([f"fake, drafter auto, {LONG}", hint])
     help_lines = lines[lines.index("> /help") + 1 : lines.index("> /bye")]
     assert all(line.startswith(("/", '"""', " " * 15, "in one", "message")) for line in help_lines)
     assert {"/bye", "/reset"} <= {line.split()[0] for line in help_lines}
