@@ -1,40 +1,40 @@
 """Text that a model writes to be learned from: its answers to questions that it asks itself.
 
 A few built-in prompts tell little of what a model writes. An instructed model goes on from the beginning of a
-user's message with a question of its own (Magpie, arXiv 2406.08464), and what it has answered can be
-summarized, translated and corrected. Which text comes next depends on the seed, its number and texts well
-before it, so the texts are the same whenever it is interrupted.
+user's message with a question of its own (Magpie, arXiv 2406.08464), and such questions and what it has
+answered fill the gaps of forms (`asking.py`). A small model ends in loops; there a text is cut, as what it
+repeats teaches nothing more. Which text comes next depends on the seed, its number and texts well before it,
+so the texts are the same whenever it is interrupted.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from specx.backends.errors import FileError, TemplateError
 from specx.engine.generation import Generation
+from specx.engine.making.asking import Forms
 from specx.engine.making.samples import prompt_tokens, prompts
 from specx.engine.session import Session
 from specx.engine.settings import SamplingSettings
 
-__all__ = ["Written", "WrittenTexts", "plain_texts", "write_texts"]
+__all__ = ["Written", "WrittenTexts", "before_loop", "plain_texts", "write_texts"]
 
 BEHIND = 64
 """A text may depend on those that are so many before it: more are not written at once."""
 QUESTION, ANSWER = 64, 192  # tokens, at most
 LEAST, MOST = 10, 400  # characters of a question that is of use
-ASKING = 0.3  # share of texts that are questions
-TASKS_SHARE, BUILT_IN_SHARE = 0.3, 0.15
-"""Shares of answers to tasks about earlier ones, and to built-in prompts again: of code above all, about
-which a small model makes up few questions."""
-LENGTHS = (300, 600, 1000)  # characters of these
+ASKING = 0.15  # share of texts that are questions
 GREEDY = 0.5  # share of answers; the others are sampled at
 TEMPERATURES = (0.7, 0.85, 1.0)
-TASKS = Path(__file__).with_name("tasks.txt")
+PHRASE = 8  # tokens that are written again are a repetition
+LOOKED_AT, REPEATED = 32, 24  # tokens, and of them those that end a repetition, where a text goes in circles
+EVERY = 16  # tokens after which that is looked for again
 MARK = "qzmwjk"
 
 
@@ -133,6 +133,9 @@ def write_texts(
             source.finished(generation)
         else:
             source.ended = enough(texts.tokens)
+            written = generation.result.tokens
+            if len(written) % EVERY == 0 and before_loop(written) < len(written):
+                generation.cancel()
     session.forget_learned()
 
 
@@ -157,7 +160,7 @@ class _Source:
         self._next = len(texts.texts)
         self._ready: dict[int, Written] = {}  # finished before one with a lower number
         self._begun = list(prompts())
-        self._tasks = TASKS.read_text(encoding="utf-8").splitlines()
+        self._forms = Forms()
         self._opening = _opening(session)
         self.ended = enough(texts.tokens)
 
@@ -175,11 +178,16 @@ class _Source:
         assert isinstance(generation.label, _Label)
         number, question = generation.label
         result, prompt = generation.result, generation.request.prompt
-        tokens = (*prompt, *result.tokens)
-        self._ready[number] = Written(tokens, len(prompt), question, result.text)
+        written = result.tokens[: before_loop(result.tokens)]
+        said = result.text if len(written) == len(result.tokens) else self._text_of(written)
+        self._ready[number] = Written((*prompt, *written), len(prompt), question, said)
         while not self.ended and (text := self._ready.pop(len(self._texts.texts), None)) is not None:
             self._texts.append(text)
             self.ended = self._enough(self._texts.tokens)
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        vocab = self._session.model.vocab
+        return b"".join(vocab.piece(token) for token in tokens).decode("utf-8", "ignore")
 
     def _make(self, number: int) -> Generation:
         """The text of that number."""
@@ -194,17 +202,10 @@ class _Source:
         return self._answer(number, self._asked(known, chance), temperature, chance)
 
     def _asked(self, known: list[Written], chance: random.Random) -> str:
-        """A question: made up before, about an earlier answer, or a built-in one."""
+        """A form, filled with what was written before."""
         answers = [text.text for text in known if not text.question and text.text.strip()]
-        kind = chance.random()
-        if answers and kind < TASKS_SHARE:
-            about = chance.choice(answers)[: chance.choice(LENGTHS)].strip()
-            return chance.choice(self._tasks).replace("\\n", "\n").replace("{}", about)
-        if kind > 1 - BUILT_IN_SHARE:
-            return chance.choice(self._begun)
         made_up = [text.text.strip() for text in known if text.question]
-        useful = [text for text in made_up if LEAST <= len(text) <= MOST]
-        return chance.choice(useful or self._begun)
+        return self._forms.ask(answers, [text for text in made_up if LEAST <= len(text) <= MOST], chance)
 
     def _answer(self, number: int, asked: str, temperature: float, chance: random.Random) -> Generation:
         sampling = SamplingSettings(chance.getrandbits(31), temperature, top_k=0, top_p=1.0, min_p=0.0)
@@ -217,6 +218,20 @@ class _Source:
         prompt = prompt[: max(self._session.n_ctx - most, 1)]
         label = _Label(number, question)
         return self._session.generate(prompt, sampling, n_predict=most, label=label)
+
+
+def before_loop(tokens: Sequence[int]) -> int:
+    """How many of the tokens come before, and begin to, go in circles; all where they do not."""
+    seen: set[tuple[int, ...]] = set()
+    again: list[bool] = []
+    for end in range(1, len(tokens) + 1):
+        phrase = tuple(tokens[max(end - PHRASE, 0) : end])
+        again.append(phrase in seen)
+        if sum(again[-LOOKED_AT:]) >= REPEATED:
+            return end
+        if len(phrase) == PHRASE:
+            seen.add(phrase)
+    return len(tokens)
 
 
 def _opening(session: Session) -> list[int]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from specx.engine.making.written import BEHIND, WrittenTexts, write_texts
+from specx.engine.making.written import BEHIND, PHRASE, REPEATED, WrittenTexts, before_loop, write_texts
 from specx.engine.session import Session
 from specx.engine.settings import Asked
 
@@ -70,3 +70,30 @@ def test_a_torn_line_is_cut_off(session, tmp_path, tail):
 
 def test_no_more_are_written_at_once_than_may_depend_on_each_other(session):
     assert session.at_once < BEHIND
+
+
+def test_where_a_text_goes_in_circles():
+    plain = list(range(100))
+    assert before_loop(plain) == 100
+    assert before_loop([]) == 0
+    for period in (1, 5, 24, 60):
+        text = plain + list(range(200, 200 + period)) * 60
+        # the phrase once, then as many tokens as make a repetition, and those that tell
+        assert before_loop(text) == 100 + period + PHRASE - 1 + REPEATED
+    items = [token for item in range(40) for token in (1, 2, 3, 4, 5, 100 + item)]
+    assert before_loop(items) == len(items)  # a list whose items differ
+    quoted = list(range(30))
+    assert before_loop([*plain, *quoted, *plain]) < 230
+    assert before_loop([*plain, *quoted[:REPEATED]]) == 124  # a short quotation is none
+
+
+def test_texts_end_where_they_go_in_circles(session, tmp_path, monkeypatch):
+    monkeypatch.setattr("specx.engine.making.written.ANSWER", 160)
+    texts = written(session, tmp_path / "whole", 2500)
+    answers = [text.tokens[text.start :] for text in texts if not text.question]
+    assert all(before_loop(answer) == len(answer) for answer in answers)
+    cut = [answer for answer in answers if before_loop(answer[:-1]) == len(answer) - 1 and len(answer) < 160]
+    assert len(cut) > 5
+    for tokens in (700, 2500):
+        parts = written(session, tmp_path / "parts", tokens)
+    assert parts == texts
