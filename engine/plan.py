@@ -50,6 +50,7 @@ class Plan:
     Attributes:
         asking: when sources that cost time are asked.
         governor: follows what other processes leave of the machine, if it is to be followed.
+        longest_ms: of a forward call with drafts: somebody waits for it.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Plan:
         self.asking = asking(self._best, self._expected, clock)
         self.max_nodes = max_nodes
         self.widths = widths
+        self.longest_ms = float("inf")
         self._host_ms = 0.0  # of each text: all time outside the model, whatever is then chosen
         self._leaf_ms = 0.0
         self._switch_ms = 0.0  # what a step costs more because the one before had another width
@@ -148,6 +150,7 @@ class Plan:
             costs = self._costs(jobs[0].cache.length)[: widest + 1]
             if self._forbidden is not None and left[0] >= self.narrowest:
                 costs = costs + self._forbidden[: len(costs)]
+            costs = self._limited(costs, float(costs[1:].min()))
             _, plain_ms, *wider = costs.tolist()
             if wider:
                 wider_ms = min(wider)
@@ -156,10 +159,12 @@ class Plan:
             widest = max(1, min(facts.max_width, facts.max_rows // n, *left))
             costs = self.company.costs_by_width([job.cache.length for job in jobs], widest)
             plain_ms = float(costs[1])
+            costs = self._limited(costs, plain_ms)
         else:
             widest = min(facts.max_width, facts.max_rows - n + 1)
             costs = self.company.costs_by_rows([job.cache.length for job in jobs], facts.max_rows)
             plain_ms = float(costs[n])
+            costs = self._limited(costs, plain_ms)
         most = min(facts.max_width, widest) - 1
         most = most if self.max_nodes is None else min(most, self.max_nodes)
         # An accepted branch changes the order of cells, and several texts together take chains.
@@ -170,6 +175,10 @@ class Plan:
             most_ms = terms.affordable_ms()
             terms.step = StepCosts(costs, self._host_ms, self._leaf_ms, plain_ms, most_ms, leaves == 1)
         return terms
+
+    def _limited(self, costs: NDArray[np.float64], plain_ms: float) -> NDArray[np.float64]:
+        """Infinite as well where a step takes too long, but for a plain one."""
+        return np.where(costs > max(self.longest_ms, plain_ms), np.inf, costs)
 
     def _best(self, terms: Terms, drafts: Sequence[Draft]) -> Decision:
         """The prefixes of `drafts` of the highest rate."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from specx.backends.errors import SpecxError
 from specx.engine.decode import Job, Step, decode
+from specx.engine.first_token import FirstTokens
 from specx.engine.generation import Arrivals, Generation, Writer
 from specx.engine.slots import common
 from specx.engine.text.answer import Chunk
@@ -106,6 +107,8 @@ class _Together:
         self._jobs: list[Job] = []  # of those that are writing, in the same order
         self._steps: Iterator[list[Step]] | None = None
         self._overtaken = 0  # pieces of others since one of the oldest prompt was read
+        self._first_tokens = FirstTokens(writer.plan, writer.clock)
+        self._looked = writer.clock()  # at who comes
 
     @property
     def count(self) -> int:
@@ -114,16 +117,20 @@ class _Together:
 
     def take_in(self) -> Written:
         """Begin as many as there is room for; none is left if there will be no more."""
+        since, self._looked = self._looked, self._writer.clock()
         while self.count < self._at_once:
             if self._weighed and self.count >= self._writer.worthwhile:
                 break
-            coming = self._arrivals.take(not self.count)
+            waits = not self.count
+            coming = self._arrivals.take(waits)
             if coming is None:
                 break
-            yield from self._admit(coming, [*self._reading, *(held.generation for held in self._held)])
+            since = self._writer.clock() if waits else since
+            yield from self._admit(coming, [*self._reading, *(held.generation for held in self._held)], since)
 
-    def _admit(self, coming: Generation, others: Sequence[Generation]) -> Written:
-        """Begin now, or once one of the `others` has read what both need."""
+    def _admit(self, coming: Generation, others: Sequence[Generation], since: float) -> Written:
+        """Begin now, or once one of the `others` has read what both need; it has been there `since` then at
+        most."""
         if coming.cancelled:
             yield coming, coming.leave()
             return
@@ -136,6 +143,8 @@ class _Together:
             self._reading.append(coming)  # first, so that it leaves whatever ends it
             if not self._beside(coming, coming.begin):
                 yield from self._leave(coming)
+            elif not self._patient:
+                self._first_tokens.promise(coming, since)
 
     def read_some(self) -> Written:
         """Read what is to be read before the next step."""
@@ -150,7 +159,9 @@ class _Together:
             yield from self._read(following, self._piece(following))
             for generation in [each for each in self._reading if not each.left]:
                 yield from self._read(generation, None)
-            break
+            yield from self.take_in()  # who came meanwhile need not wait for a step as well
+            if not self._hurries:
+                break
 
     def _release(self) -> Written:
         """Let those begin that need not wait for what another reads."""
@@ -159,22 +170,49 @@ class _Together:
             reads = other in self._reading and other.has_read < held.shared
             if not reads and all(each.generation is not other for each in self._held):
                 self._held.remove(held)
-                yield from self._admit(coming, self._reading)  # who is held may be so because of this one
+                # Who is held may be so because of this one.
+                yield from self._admit(coming, self._reading, self._looked)
             elif coming.cancelled:
                 yield from self._leave(coming)
 
     def _next(self) -> Generation:
-        """Of which prompt the next piece is read: the one with the least left of it, or of one that waits for
-        it; the oldest if it was overtaken some times, or it could wait for ever."""
+        """Of which prompt the next piece is read: of those that were promised a first token, or else of all,
+        the one with the least left of it, or of one that waits for it; the oldest if it was overtaken some
+        times, or it could wait for ever."""
 
         def left(generation: Generation) -> int:
             waiting = (held.generation for held in self._held if held.other is generation)
             return min((len(each.to_read) - generation.has_read for each in waiting), default=generation.left)
 
-        oldest, shortest = self._reading[0], min(self._reading, key=lambda each: min(each.left, left(each)))
-        overtaken = shortest is not oldest and self._overtaken < OVERTAKEN
+        promised = [each for each in self._reading if self._first_tokens.waits(each)]
+        oldest = self._reading[0]
+        shortest = min(promised or self._reading, key=lambda each: min(each.left, left(each)))
+        overtaken = shortest is not oldest and (self._overtaken < OVERTAKEN or self._hurries)
         self._overtaken = self._overtaken + 1 if overtaken else 0
         return shortest if overtaken else oldest
+
+    @property
+    def _hurries(self) -> bool:
+        """Whether a prompt that is read must not wait for a step of those that are written, if its first
+        token is to come as soon as was promised."""
+        waits = self._first_tokens.waits
+        if not self._jobs or any(map(waits, self._writing)) or not any(map(waits, self._reading)):
+            return False
+        return self._first_tokens.slack_ms() < self._plain_ms
+
+    @property
+    def _plain_ms(self) -> float:
+        """Milliseconds of a step without drafts of all that are written."""
+        lengths = [job.cache.length for job in self._jobs]
+        return self._writer.plan.company.cost([1] * len(lengths), lengths) if lengths else 0.0
+
+    @property
+    def _most_ms(self) -> float:
+        """Milliseconds that a piece of a prompt may take, and a step beside it if it can be so short."""
+        if not self._jobs:
+            return ALONE_MS
+        most_ms = max(STALL * self._plain_ms, UNNOTICED_MS)
+        return min(most_ms, self._first_tokens.longest_ms) if self.count < self._at_once else most_ms
 
     def _piece(self, generation: Generation) -> int:
         """Tokens of a prompt that are read before the next step: about as many as take no longer than that,
@@ -184,10 +222,7 @@ class _Together:
             return PIECE
         costs = plan.staircase.costs(generation.has_read)
         width, widest_ms = len(costs) - 1, float(costs[-1])
-        least, most_ms = PIECE, ALONE_MS
-        if lengths := [job.cache.length for job in self._jobs]:
-            step_ms = plan.company.cost([1] * len(lengths), lengths)
-            least, most_ms = LEAST, max(STALL * step_ms, UNNOTICED_MS)
+        least, most_ms = LEAST if self._jobs else PIECE, self._most_ms
         if widest_ms <= most_ms:
             return max(int(most_ms / widest_ms * width), least)  # more at once take no longer each
         fitting = np.flatnonzero(costs <= most_ms)
@@ -221,7 +256,9 @@ class _Together:
                 yield from self._leave(generation)
 
     def measure_some(self) -> None:
-        """Time a step where that is due."""
+        """Time a step where that is due, and nobody is waiting for a first token."""
+        if self._first_tokens.slack_ms() < np.inf:
+            return
         clock = self._writer.clock
         start = clock()
         self._writer.measure_between([job.cache for job in self._jobs])
@@ -229,22 +266,50 @@ class _Together:
             each.wait(clock() - start)
 
     def step(self) -> Written:
-        """One turn of the loop for all that are writing."""
+        """One turn of the loop for all that are writing, or for those that were promised a first token."""
         if not self._jobs:
             self._steps = None
             return
         if self._steps is None:
-            writer = self._writer
-            self._steps = decode(
-                writer.model, self._jobs, writer.plan, lambda: writer.drafter.needs, writer.clock
-            )
-        steps = next(self._steps)
-        taken = [(each, *each.take(step)) for each, step in zip(list(self._writing), steps, strict=True)]
+            self._steps = self._decoding(self._jobs)
+        now, steps = self._first(), self._steps
+        if len(now) < len(self._jobs):
+            steps = self._decoding([each.job for each in now])
+        start = self._writer.clock()
+        taken = [(each, *each.take(step)) for each, step in zip(now, next(steps), strict=True)]
+        for generation in [each for each in self._writing if each not in now]:
+            generation.wait(self._writer.clock() - start)
         for generation, chunk, finished in taken:
+            self._first_tokens.forget(generation)
             if generation.result.failure is None:
                 yield generation, chunk
             if finished:
                 yield from self._leave(generation)
+
+    def _first(self) -> list[Generation]:
+        """Who takes part in the next step, in the order of their jobs: all, within the time that promises
+        leave if drafts are all that has to give way for it; else those that were promised a first token, if
+        that keeps the promises."""
+        plan, everybody = self._writer.plan, list(self._writing)
+        plan.longest_ms = np.inf
+        if self._patient:
+            return everybody
+        left_ms = self._first_tokens.slack_ms()
+        newcomers = [each for each in everybody if self._first_tokens.waits(each)]
+        if newcomers:
+            left_ms += self._first_tokens.alone_ms(0, 0)
+            if left_ms < self._plain_ms:
+                return newcomers
+        if any(map(self._first_tokens.waits, self._reading)):
+            left_ms = min(left_ms, self._most_ms)
+        elif self.count < self._at_once:
+            left_ms = min(left_ms, self._first_tokens.longest_ms)
+        plan.longest_ms = left_ms
+        return everybody
+
+    def _decoding(self, jobs: Sequence[Job]) -> Iterator[list[Step]]:
+        writer = self._writer
+        return decode(writer.model, jobs, writer.plan, lambda: writer.drafter.needs, writer.clock)
 
     def end(self) -> None:
         """Nobody goes on."""
@@ -252,6 +317,7 @@ class _Together:
             generation.leave()
 
     def _leave(self, generation: Generation) -> Written:
+        self._first_tokens.forget(generation)
         if generation in self._writing:
             del self._jobs[self._writing.index(generation)]
             self._writing.remove(generation)

@@ -79,7 +79,8 @@ def test_texts_are_the_same_in_any_company(data):
     cancelled = data.draw(st.dictionaries(st.integers(0, count - 1), st.integers(0, 30)), label="cancelled")
     seen = [[] for _ in generations]
     at_once = data.draw(st.integers(1, 9), label="at once")
-    for generation, chunk in session.together(iter(generations), at_once):
+    patient = data.draw(st.booleans(), label="patient")
+    for generation, chunk in session.together(iter(generations), at_once, patient=patient):
         number = generations.index(generation)
         seen[number] += chunk.tokens
         if len(seen[number]) >= cancelled.get(number, 1000):
@@ -362,7 +363,7 @@ def test_only_the_end_of_a_prompt_in_pieces_has_its_logits_computed(monkeypatch)
     assert [wanted for _, _, wanted in seen] == [False] * 5 + [True] * 2  # 64 tokens each, 15 at the end
 
 
-@pytest.mark.parametrize("turns", range(4))  # whatever number of pieces was read before
+@pytest.mark.parametrize("turns", range(8))  # whatever number of pieces was read before, or steps were taken
 def test_a_short_prompt_beside_long_ones_is_the_next_one_that_is_read(monkeypatch, turns):
     session = session_of(drafter="none")
     seen = recording_prefills(monkeypatch)
@@ -372,7 +373,7 @@ def test_a_short_prompt_beside_long_ones_is_the_next_one_that_is_read(monkeypatc
     for generation, _ in session.together(Hand(writes, *long, *[None] * (turns + 1), short), patient=False):
         if generation is short:
             break
-    assert [size for _, size, _ in seen] == [9, *[32] * turns, 31]
+    assert [size for _, size, _ in seen] == [9, *[32] * (turns // 2), 31]
 
 
 def test_a_long_prompt_is_read_though_short_ones_keep_coming():
