@@ -44,6 +44,16 @@ class LlamaBlockHead(HeadContext):
         self._block = np.full(self.size, self._mask, np.int32)
         self._drafts = Rows(self._lib, 0, tokens=True)
 
+    def try_out(self) -> None:
+        """Draft a block after two tokens and forget them: some of what damages a file shows only then.
+
+        Raises:
+            ModelError: it cannot be computed.
+        """
+        self.accept(0, np.zeros((2, self.features), np.float32), 0)
+        self.draft(0, 0, 2)
+        self.forget(0, 0)
+
     def accept(self, slot: int, features: NDArray[np.float32], position: int) -> None:
         """Hold what the target gives for consecutive tokens of a text.
 

@@ -41,6 +41,7 @@ class HeadContext:
         layers: of the target, whose inputs it reads.
         n_ctx: most pairs of one text.
         max_texts: most texts at once.
+        features: values of what the target gives for each token.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -63,6 +64,7 @@ class HeadContext:
         self.layers, self.n_ctx, self.max_texts = head.layers, load.n_ctx, load.texts
         self._width, self._read, self._scale = head.info.embedding_length, head.target_width, scale
         self._vocabulary = head.info.vocabulary_size
+        self.features = len(head.layers) * head.target_width
         self.columns = np.sort(head.ids()).astype(np.int32) if head.trimmed else None
         enable(kernels)
         self._model = load_weights(self._lib, load, None, repack=repack, trimmed=head.info, head=True)
@@ -130,6 +132,16 @@ class LlamaHead(HeadContext):
         switch(self._ctx, True, True)
         self._states = Rows(self._lib, len(self.layers) * self._read, tokens=False)
         self._pairs = Rows(self._lib, self._width, tokens=True)
+
+    def try_out(self) -> None:
+        """Compute two pairs and forget them: some of what damages a file shows only then.
+
+        Raises:
+            ModelError: they cannot be computed.
+        """
+        states = self.encode(np.zeros((2, self.features), np.float32))
+        self.step(0, np.zeros(2, np.int32), states, 0)
+        self.forget(0, 0)
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Hidden states (n, d) of what entered the target's layers (n, 3 d_t).

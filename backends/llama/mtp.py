@@ -43,7 +43,7 @@ class LlamaMtp(LlamaHead):
         self._lib, self._get, self._kernels = lib(), get, kernels
         self._model = None  # it is the target's, whose memory is not given back here
         model = self._lib.llama_get_model(target)
-        self._width = int(self._lib.llama_model_n_embd(model))
+        self._width = self.features = int(self._lib.llama_model_n_embd(model))
         self._vocabulary = int(self._lib.llama_vocab_n_tokens(self._lib.llama_model_get_vocab(model)))
         self.layers, self.n_ctx, self.max_texts = (), load.n_ctx, load.texts
         self.columns = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from specx.backends.base import Model
 from specx.backends.errors import ModelError
@@ -68,10 +68,10 @@ class DraftFiles:
 
     def obstacle(self, candidate: Candidate) -> str | None:
         """Why it cannot be loaded (one clause): it would take more memory than is free, or ended specx."""
-        if self._is_own(candidate):
-            return None  # it was planned for when the target was loaded
         if ended_specx(self._here.store, candidate.fingerprint):
             return "llama.cpp gave up on it before (`specx cache clear opening` forgets that)"
+        if self._is_own(candidate):
+            return None  # it was planned for when the target was loaded
         try:
             info = (
                 read_head(candidate.path).info
@@ -129,24 +129,22 @@ class DraftFiles:
         from specx.drafters.pairs import pair_head
 
         setup, kernels = self._setup, KERNELS[self._setup.kernels.value or STOCK.name]
-        target = getattr(self._target, "context", None)
-        if self._is_own(candidate):
-            return pair_head(LlamaMtp(target, self._wanted(candidate), kernels=kernels))
-        head = read_head(candidate.path)
-        if reason := check_head(head, setup.info):
-            raise ModelError(f"{candidate.name} cannot draft: {reason}")
-        wanted = self._wanted(candidate)
-        repack = repack_works(wanted, self._here)
-        options: Any = {
-            "target_context": target,
-            "scale": widened_by(setup.info),
-            "kernels": kernels,
-            "repack": repack,
-        }
+        target, wanted = getattr(self._target, "context", None), self._wanted(candidate)
         with opening(self._here.store, candidate.fingerprint):
+            if self._is_own(candidate):
+                return pair_head(_tried(LlamaMtp(target, wanted, kernels=kernels)))
+            head = read_head(candidate.path)
+            if reason := check_head(head, setup.info):
+                raise ModelError(f"{candidate.name} cannot draft: {reason}")
+            options: Any = {
+                "target_context": target,
+                "scale": widened_by(setup.info),
+                "kernels": kernels,
+                "repack": repack_works(wanted, self._here),
+            }
             if head.block is not None:
-                return block_head(LlamaBlockHead(head, wanted, **options))
-            return pair_head(LlamaHead(head, wanted, **options))
+                return block_head(_tried(LlamaBlockHead(head, wanted, **options)))
+            return pair_head(_tried(LlamaHead(head, wanted, **options)))
 
     def _is_own(self, candidate: Candidate) -> bool:
         """Whether it is a part of the target."""
@@ -154,6 +152,25 @@ class DraftFiles:
 
     def _wanted(self, candidate: Candidate) -> Load:
         return draft_load(self._setup.asked, candidate.path, self._setup.load, head=candidate.is_head)
+
+
+class _Head(Protocol):
+    def try_out(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+HeadT = TypeVar("HeadT", bound=_Head)
+
+
+def _tried(head: HeadT) -> HeadT:
+    """A loaded head that has computed something; it is closed where it cannot."""
+    try:
+        head.try_out()
+    except BaseException:
+        head.close()
+        raise
+    return head
 
 
 def named_draft(target: GGUFInfo, asked: Asked) -> NamedDraft | Unfit | None:

@@ -227,8 +227,8 @@ def wrong_tensors(tensors):
             "reversed shape": replace(t, shape=t.shape[::-1]),
             "no shape": replace(t, shape=()),
             "zero": replace(t, shape=(0, *t.shape[1:])),
-            "one more": replace(t, shape=(t.shape[0] + 1, *t.shape[1:])),
-            "half": replace(t, shape=(t.shape[0] // 2, *t.shape[1:])),
+            "one more": replace(t, shape=(sum(t.shape[:1]) + 1, *t.shape[1:])),  # it may have none
+            "half": replace(t, shape=(sum(t.shape[:1]) // 2, *t.shape[1:])),
             "huge": replace(t, shape=(1 << 62, *t.shape[1:])),
             "overflow": replace(t, shape=(1 << 32, 1 << 32)),
             "four": replace(t, shape=(*t.shape, 1, 1, 1)[:4]),

@@ -23,6 +23,9 @@ from specx.engine.setup.draft_files import DraftFiles, NamedDraft, named_draft
 from specx.engine.setup.finder import Candidate, Unfit
 from specx.engine.setup.here import Here
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tiny_heads import write_eagle3
+
 
 @pytest.fixture
 def target(tmp_path, write_model):
@@ -153,6 +156,50 @@ def test_what_ended_specx_when_it_was_opened_is_not_opened_again(
         store.clear("opening")
     drafts.load(candidate)
     assert drafts.obstacle(candidate) is None and store.load_json("opening", candidate.fingerprint) is None
+
+
+HEAD_OPENED = """
+import sys
+from pathlib import Path
+from specx.backends.gguf.file import read_gguf
+from specx.backends.llama import head, last_words
+from specx.backends.scripted import ScriptedModel
+from specx.backends.store import Store
+from specx.engine.settings import Asked, AskedModel
+from specx.engine.setup.decide import decide
+from specx.engine.setup.draft_files import DraftFiles
+from specx.engine.setup.finder import check_candidate
+from specx.engine.setup.here import Here
+from dataclasses import replace
+
+target, path, root = map(Path, sys.argv[1:4])
+asked = Asked(target, threads=1, n_ctx=256, kernels="stock", store=False, draft=AskedModel(path))
+here = replace(Here.of(asked), store=Store(root))
+drafts = DraftFiles(decide(asked, here), here, lambda load: ScriptedModel(304), ScriptedModel(304))
+candidate = check_candidate(read_gguf(target), path)
+if sys.argv[4] == "gives up":
+    last_words.before_the_end(lambda: None, lambda problem: None)
+    head.LlamaHead.step = lambda *_: last_words._end("an assertion")
+print(drafts.obstacle(candidate))
+drafts.load_head(candidate).close()
+print("loaded", drafts.obstacle(candidate))
+"""
+
+
+def test_a_head_that_gives_up_at_its_first_step_is_not_opened_again(tmp_path, write_tiny):
+    target = write_tiny(tmp_path / "target.gguf", "llama")
+    head = tmp_path / "head.gguf"
+    write_eagle3(head, d_target=64, n_vocab=304, layers=(1, 3, 4), n_draft=96, tokens=target)
+
+    def opened(how):
+        command = [sys.executable, "-P", "-c", HEAD_OPENED, target, head, tmp_path / "store", how]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.splitlines(), done.stderr
+
+    assert opened("")[0] == ["None", "loaded None"]
+    assert opened("gives up")[0] == ["None"]
+    (said, *_), problem = opened("")
+    assert "gave up on it before" in said, problem
 
 
 def test_a_model_that_can_be_loaded_and_not_asked_does_not_stay_in_memory(target, write_model, tmp_path):
