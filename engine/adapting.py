@@ -153,6 +153,7 @@ class Adapting:
         self._lock: int | None = None
         self._new: int | None = None  # tokens that the target chose and nobody learned from, once counted
         self._learned = 0  # that the target chose, of what is being learned from
+        self._writer: StatesWriter | None = None  # stays open: what a file has is checked once
         self._told = False
 
     def recorder(self, head: Candidate) -> Recorder | None:
@@ -168,6 +169,7 @@ class Adapting:
             return None
         if self._head is None or self._paths(head) != self._paths(self._head):
             self._stop()
+            self._leave_file()
             self._new = None
         self._head = head
         width, scale = own_width(self._target), widened_by(self._target)
@@ -219,6 +221,7 @@ class Adapting:
         if self._learner is not None:
             self._over()
         self._stop()
+        self._leave_file()
         self._recorder = None
         if self._lock is not None:
             os.close(self._lock)
@@ -255,16 +258,24 @@ class Adapting:
             path = self._paths(self._head)[0]
             layout = layout_of(self._target, self._head.layers, RECORDED)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _writer(path, layout) as writer:
-                for text in texts:
-                    writer.append(text)
-                    if self._new is not None:
-                        self._new += len(text.tokens) - text.start
+            if self._writer is None or not self._writer.intact:
+                self._leave_file()
+                self._writer = _writer(path, layout)
+            for text in texts:
+                self._writer.append(text)
+                if self._new is not None:
+                    self._new += len(text.tokens) - text.start
             if self._new is None:
                 self._new = max(StatesFile(path, layout).chosen - self._known(), 0)
-            if writer.bytes > DISK:
+            if self._writer.bytes > DISK:
+                self._leave_file()
                 self._halve(path, layout)
         return self._new or 0
+
+    def _leave_file(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _halve(self, path: Path, layout: Layout) -> None:
         """Leave the newer half of the texts."""

@@ -9,6 +9,7 @@ dimension of the target, and 6 for each of the best scores.
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -120,7 +121,20 @@ class StatesWriter:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write no more. Safe to call twice."""
         self._file.close()
+
+    @property
+    def intact(self) -> bool:
+        """Whether its file is still there, as long as it was left: then nothing of it is to be checked."""
+        try:
+            there, own = self._path.stat(), os.fstat(self._file.fileno())
+        except OSError:
+            return False
+        return os.path.samestat(there, own) and own.st_size == self.bytes
 
     def append(self, states: States) -> None:
         """Write a text, whole or not at all.

@@ -20,6 +20,7 @@ from specx.backends.gguf.head_target import HEAD_ADAPTED
 from specx.backends.store import Store
 from specx.cli.options.adapting import AdaptOptions
 from specx.drafters.recording import RECORDED
+from specx.drafters.train import states
 from specx.drafters.train.states import StatesFile, StatesWriter
 from specx.engine import adapting
 from specx.engine.adapting import Adapting, Process
@@ -334,6 +335,32 @@ def test_texts_take_a_bounded_part_of_the_disk(pair, tmp_path, here, monkeypatch
     (path,) = kept(tmp_path, ".states")
     assert path.stat().st_size <= 60_000
     assert len(StatesFile(path, layout_of(read_gguf(pair[0]), (1, 3, 4), RECORDED))) >= 2
+
+
+def test_what_the_file_of_texts_has_is_checked_once_and_again_when_it_is_another(
+    pair, tmp_path, here, monkeypatch
+):
+    here.outcome = Outcome(1.0, 1.0, 0, 0, 0.0, "it no longer pays")
+    looked, records = [], states._records
+    monkeypatch.setattr(states, "_records", lambda *args: looked.append(1) or records(*args))
+    with opened(pair) as session:
+        adapts = session.draft_models.adapting
+        monkeypatch.setattr(adapts, "_begin", lambda _head: None)
+        answers(session, 2)
+        (path,) = kept(tmp_path, ".states")
+        before = len(looked)
+        answers(session, 4)
+        assert len(looked) == before
+        whole = path.stat().st_size
+        path.unlink()  # as `specx cache clear` does
+        answers(session, 1)
+        assert 0 < path.stat().st_size < whole
+        path.write_bytes(path.read_bytes()[:-3])  # or whatever else happens to it
+        answers(session, 2)
+        assert len(looked) == before + 1  # of a file that was not there nothing is to be checked
+    layout = layout_of(read_gguf(pair[0]), (1, 3, 4), RECORDED)
+    found = StatesFile(path, layout)
+    assert len(found) == 2 and not found.lost
 
 
 def test_what_is_said_where_nothing_can_be_learned(pair, tmp_path, here, monkeypatch):
