@@ -23,7 +23,7 @@ from specx.backends.gguf.trim import IDS, ROWS, TABLE, TABLE_TYPE
 from specx.backends.llama.trimmed import ARCHITECTURES
 from specx.drafters.make.gguf_writing import Appendix, Source, int32s, made_entries, text, uint32, write_gguf
 
-__all__ = ["check_trimmable", "kept_rows", "row_scores", "write_trimmed"]
+__all__ = ["check_trimmable", "kept_rows", "least_bytes", "row_scores", "write_trimmed"]
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 NORMAL, UNUSED = 1, 5  # token types of GGUF; others are control tokens, bytes and what a user defined
@@ -57,6 +57,11 @@ def check_trimmable(info: GGUFInfo, keep: int) -> None:
             f"{info.path.name} has {info.vocabulary_size:,} tokens, and {keep:,} are to be kept",
             "keep fewer with --keep, or use the model as it is",
         )
+
+
+def least_bytes(info: GGUFInfo) -> int:
+    """Bytes that a trimmed model of `info` has at least: its rows come to those of the whole table."""
+    return sum(tensor.nbytes for tensor in info.tensors if tensor.name != HEAD)
 
 
 def row_scores(

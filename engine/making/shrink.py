@@ -165,7 +165,7 @@ def shrink(asked: Asked, wanted: Wanted, told: Shrinking) -> ShrinkReport:
     if wanted.trim is not None:
         check_trimmable(info, wanted.trim)
     output = wanted.output or default_output(info.path)
-    check_output(output, info, force=wanted.force)
+    check_output(output, info, force=wanted.force, least=_least_bytes(info))
     store = user_store(asked.store, told.notice)
     trials = Trials(store, f"{info.fingerprint}-{wanted.quant}", resume=wanted.resume)
     costs, texts = _costs_and_texts(asked, told, wanted=not trials.texts, needed=wanted.layers is None)
@@ -229,6 +229,11 @@ def _quant(info: GGUFInfo, asked: str) -> str:
     if asked == AUTO:
         asked = AUTO_TYPE if 8 * info.weight_bytes > AUTO_BITS * info.parameters else KEEP
     return KEEP if asked == info.file_type else asked
+
+
+def _least_bytes(info: GGUFInfo) -> int:
+    """Bytes of a file that keeps what is in no layer: no quantization makes less than two bits of a value."""
+    return sum(tensor.elements for tensor in info.tensors if not tensor.name.startswith("blk.")) // 4
 
 
 def _check_layers(info: GGUFInfo, units: list[Unit], layers: int | None) -> None:

@@ -18,10 +18,11 @@ from specx.backends.gguf.file import read_gguf
 from specx.backends.llama.libllama import lib
 from specx.drafters.make.trim import kept_rows
 from specx.drafters.train.batches import Rows, token_scores
+from specx.drafters.train.shape import HeadShape
 from specx.drafters.train.states import StatesFile
 from specx.engine.cost.rate import chain_rate
 from specx.engine.making.collecting import CHECKPOINT, STATES, TrainTold, Wanted, Work, begin, collect
-from specx.engine.making.output import check_output
+from specx.engine.making.output import check_output, check_room
 from specx.engine.settings import Asked
 from specx.engine.setup.layers import step_bytes
 
@@ -95,7 +96,10 @@ def train(asked: Asked, wanted: Wanted, told: TrainTold) -> TrainReport:
     if wanted.rows >= info.vocabulary_size:
         wanted = replace(wanted, rows=info.vocabulary_size)
     output = wanted.output or default_output(info.path)
-    check_output(output, info, force=wanted.force)
+    check_output(output, info, force=wanted.force, least=0)
+    from specx.drafters.train.export import head_bytes
+
+    check_room(output, head_bytes(HeadShape.of_target(info, wanted.rows)))
     work = begin(info, asked, wanted, told, output)
     if not work.collected:
         collect(work, asked)

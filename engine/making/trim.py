@@ -13,7 +13,7 @@ from specx.backends.gguf.vocab_match import match_vocabularies
 from specx.backends.llama.model import LlamaModel
 from specx.backends.machine.machine import this_cpu
 from specx.backends.settings import Load
-from specx.drafters.make.trim import check_trimmable, kept_rows, row_scores, write_trimmed
+from specx.drafters.make.trim import check_trimmable, kept_rows, least_bytes, row_scores, write_trimmed
 from specx.engine.making.output import check_output
 from specx.engine.making.samples import AT_ONCE, Sample, write_samples
 from specx.engine.session import Session
@@ -100,7 +100,7 @@ def trim(draft: Path, target: Path, wanted: Wanted, told: Trimming) -> TrimRepor
     check_trimmable(info, wanted.keep)
     info = read_runnable(draft)
     output = wanted.output or default_output(info.path, wanted.keep)
-    check_output(output, info, force=wanted.force)
+    check_output(output, info, force=wanted.force, least=least_bytes(info))
     samples = _samples(target, wanted.tokens, told)
     with_ids = match_vocabularies(its_target, info).difference is None
     with _Scorer(info) as scorer:
