@@ -17,6 +17,10 @@ SpecxError
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "ClusterError",
     "ContextFullError",
@@ -31,6 +35,7 @@ __all__ = [
     "StoreError",
     "TemplateError",
     "UsageError",
+    "reading",
     "unexpected",
 ]
 
@@ -68,6 +73,22 @@ class GrammarError(UsageError):
 
 class FileError(SpecxError):
     """A file that was named, other than a model, is missing or cannot be read."""
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Inside, what a person calls `name` is read.
+
+    Raises:
+        FileError: it cannot be.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as problem:  # ValueError: a name with a NUL character
+        reason = getattr(problem, "strerror", None) or problem
+        if getattr(problem, "errno", None) == errno.EBADF:
+            reason = "it was opened for writing"
+        raise FileError(f"cannot read {name}: {reason}", "check its name") from problem
 
 
 class ModelError(SpecxError):

@@ -25,6 +25,7 @@ from specx.cli.options.read import (
 from specx.cli.resident.options import ServerOptions
 from specx.cli.terminal.console import end_line, notice, write
 from specx.cli.terminal.files import (
+    WAIT_S,
     check_folder,
     read_stdin,
     read_text,
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["OutputOptions", "complete", "read_prompt", "register"]
 
 PANEL = "Output"
-WAIT_S = 1.0
-"""Seconds of silence after which a person is told that standard input is waited for."""
+LONG_WAIT_S = 5.0
+"""Seconds of silence after which it is told that the prompt is waited for: what writes it may take long."""
 
 ADDED = 16
 """Tokens that a vocabulary may put around a prompt, and more."""
@@ -166,9 +167,10 @@ def _checked(output: OutputOptions) -> OutputOptions:
 
 
 def _piped(*, waiting: bool) -> str:
-    """All of standard input; if there is a prompt already and nothing comes, what is waited for is told."""
-    if waiting and not stdin_has_come(WAIT_S):
-        notice("waiting for the end of standard input, which comes before the prompt (</dev/null for none)")
+    """All of standard input; if nothing comes, it is told that it is waited for, soon beside a prompt."""
+    if not stdin_has_come(WAIT_S if waiting else LONG_WAIT_S):
+        what = "the end of standard input, which comes before the prompt (</dev/null for none)"
+        notice(f"waiting for {what if waiting else 'standard input, which is the prompt'}")
     return read_stdin()
 
 

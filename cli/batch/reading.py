@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specx.backends.errors import FileError, UsageError
+from specx.backends import errors
+from specx.backends.errors import UsageError
 from specx.cli.batch.options import FORMATS, InputOptions
 from specx.cli.options.read import ModelOptions
 from specx.cli.terminal.files import stdin_is_piped
@@ -81,8 +82,13 @@ class Input:
         return Reader(how, read_lines(self.file, self.name, how.longest))
 
     def is_json(self) -> bool:
-        """Whether it begins as an object does."""
-        return self.file.peek(64).removeprefix(BOM).lstrip()[:1] == b"{"
+        """Whether it begins as an object does.
+
+        Raises:
+            FileError: it cannot be read.
+        """
+        with errors.reading(self.name):
+            return self.file.peek(64).removeprefix(BOM).lstrip()[:1] == b"{"
 
 
 def open_input(name: str) -> Input:
@@ -103,12 +109,9 @@ def open_input(name: str) -> Input:
         begin = os.lseek(descriptor, 0, os.SEEK_CUR) if regular else 0
         return Input("standard input", file, regular, begin=begin)
     path = Path(name).expanduser()
-    try:
+    with errors.reading(name):
         file = io.BufferedReader(io.FileIO(path), BUFFER)
         regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    except (OSError, ValueError) as problem:  # ValueError: a name with a NUL character
-        reason = getattr(problem, "strerror", None) or problem
-        raise FileError(f"cannot read {name}: {reason}", "check its name") from problem
     return Input(name, file, regular, path.suffix.lower())
 
 

@@ -11,15 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from specx.backends.errors import FileError, SpecxError, UsageError
+from specx.backends.errors import FileError, SpecxError, UsageError, reading
 from specx.backends.places import is_model
+from specx.cli.terminal.console import notice
 
 __all__ = [
     "check_folder",
     "check_plot",
     "decode",
+    "has_come",
     "is_text",
     "read_bytes",
+    "read_line",
     "read_stdin",
     "read_text",
     "stdin_has_come",
@@ -30,6 +33,11 @@ __all__ = [
 
 MOST_BYTES = 1 << 28
 """Bytes of one text: more than a model could read, and less than a machine has memory."""
+
+STDIN = "standard input"
+
+WAIT_S = 1.0
+"""Seconds of silence after which a person is told what is waited for."""
 
 
 def decode(data: bytes, name: str) -> str:
@@ -68,21 +76,33 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         FileError: it cannot be read.
     """
+    with reading(str(path)), os.fdopen(_opened(path), "rb") as file:
+        return _whole(file, str(path))
+
+
+def _opened(path: Path) -> int:
+    """The number of an open file; of a pipe in which nobody writes yet it is told that it is waited for."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
-        with path.open("rb") as file:
-            return _whole(file, str(path))
-    except (OSError, ValueError) as problem:  # ValueError: a name with a NUL character
-        reason = getattr(problem, "strerror", None) or problem
-        raise FileError(f"cannot read {path}: {reason}", "check its name") from problem
+        if stat.S_ISFIFO(os.fstat(number).st_mode) and not has_come(number, WAIT_S):
+            notice(f"waiting for something to be written to {path}")
+            has_come(number, None)
+        if hasattr(os, "O_NONBLOCK"):
+            os.set_blocking(number, True)
+    except BaseException:
+        os.close(number)
+        raise
+    return number
 
 
 def _whole(file: BinaryIO, name: str) -> bytes:
     """All that a stream gives, which may be without end.
 
     Raises:
-        FileError: it is more than any text that a model could read.
+        FileError: it cannot be read, or is more than any text that a model could read.
     """
-    data = file.read(MOST_BYTES + 1)
+    with reading(name):
+        data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise FileError(f"{name} has more than {MOST_BYTES:,} bytes", "give a shorter text")
     return data
@@ -143,7 +163,20 @@ def read_stdin() -> str:
     Raises:
         UsageError: it is not UTF-8.
     """
-    return decode(_whole(sys.stdin.buffer, "standard input"), "standard input")
+    return decode(_whole(sys.stdin.buffer, STDIN), STDIN)
+
+
+def read_line(before: int) -> bytes:
+    """A line of standard input, `before` bytes of which were read already; empty at its end.
+
+    Raises:
+        FileError: it cannot be read, or is longer than any text that a model could read.
+    """
+    with reading(STDIN):
+        line = sys.stdin.buffer.readline(MOST_BYTES - before + 1)
+    if before + len(line) > MOST_BYTES:
+        raise FileError(f"a message has more than {MOST_BYTES:,} bytes", "give a shorter text")
+    return line
 
 
 def stdin_is_piped() -> bool:
@@ -158,14 +191,22 @@ def stdin_is_piped() -> bool:
 def stdin_has_come(wait_s: float) -> bool:
     """Whether standard input has anything to read, or has ended, within so many seconds."""
     try:
-        number = sys.stdin.fileno()
-        if stat.S_ISREG(os.fstat(number).st_mode):
-            return True
-        import select
-
-        return bool(select.select([number], [], [], wait_s)[0])
+        return has_come(sys.stdin.fileno(), wait_s)
     except (AttributeError, OSError, ValueError):  # no stream of the system
         return True
+
+
+def has_come(number: int, wait_s: float | None) -> bool:
+    """Whether what is open as `number` has anything to read, or has ended; None waits until it has.
+
+    Raises:
+        OSError, ValueError: it cannot be waited for.
+    """
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        return True
+    import select
+
+    return bool(select.select([number], [], [], wait_s)[0])
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from specx.backends.errors import UsageError
 from specx.cli.terminal.console import stderr
-from specx.cli.terminal.files import decode, is_text
+from specx.cli.terminal.files import decode, is_text, read_line
 from specx.cli.terminal.pasting import Pasted, plain
 from specx.cli.terminal.restore import changed
 from specx.cli.terminal.typed import is_open, unwrap
@@ -49,18 +49,24 @@ class PlainLines:
     def __init__(self) -> None:
         self._interactive = sys.stdin.isatty() and sys.stderr.isatty()
         self._offset = 0
+        self._ended = False
 
     def read(self) -> str | None:
         """The next message that is not empty.
 
         Raises:
             UsageError: the message is not UTF-8; the next call gives the one after it.
+            FileError: nothing can be read; the next call gives None.
         """
+        if self._ended:
+            return None
         data = b""
         while True:
             if self._interactive:
                 stderr().print(CONTINUED if data else PROMPT, end="")
-            line = sys.stdin.buffer.readline()
+            self._ended = True  # unless there is a line
+            line = read_line(len(data))
+            self._ended = False
             data += line
             # Bytes that are not UTF-8 must not change where the message ends.
             text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")

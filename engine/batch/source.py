@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from specx.backends.errors import FileError, UsageError
+from specx.backends.errors import UsageError, reading
 
 __all__ = ["BOM", "LONGEST", "Line", "decoded", "read_lines"]
 
@@ -46,7 +46,7 @@ def read_lines(file: io.BufferedIOBase, name: str, longest: int = LONGEST) -> It
         UsageError: it is UTF-16.
     """
     number = 0
-    try:
+    with reading(name):
         while data := file.readline(longest + 1):
             number += 1
             if number == 1:
@@ -61,8 +61,6 @@ def read_lines(file: io.BufferedIOBase, name: str, longest: int = LONGEST) -> It
                 rest = file.readline(SKIPPED)
                 end = not rest or rest.endswith(b"\n")
             yield Line(number, data if whole else data[:100], whole)
-    except OSError as problem:
-        raise FileError(f"cannot read {name}: {problem.strerror or problem}", "check its name") from problem
 
 
 def decoded(data: bytes) -> str:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from specx.backends.errors import FileError, UsageError
+from specx.backends.errors import FileError, UsageError, reading
 
 __all__ = ["Prompt", "Workload", "load_suite", "parse_synthetic", "sample", "suite_names"]
 
@@ -123,7 +123,9 @@ def load_suite(
         files = names[1:] if name == "default" else [name]
         prompts = [prompt for file in files for prompt in _read_file(SUITE / f"{file}.jsonl")]
     elif name == "-":
-        prompts = _parse_file(sys.stdin.buffer.read(), "standard input", "stdin", "")
+        with reading("standard input"):
+            data = sys.stdin.buffer.read(MOST_BYTES + 1)
+        prompts = _parse_file(data, "standard input", "stdin", "")
     else:
         prompts = _read_file(Path(name))
     if limit is not None and limit < 1:
@@ -179,23 +181,21 @@ def _unanswered(before: Message, after: Message) -> bool:
 
 
 def _read_file(path: Path) -> list[Prompt]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-    except FileNotFoundError as problem:
-        raise FileError(
-            f"there is no suite and no file {path}", f"the suites are {', '.join(suite_names())}"
-        ) from problem
-    except (OSError, ValueError) as problem:  # ValueError: a name with a NUL character
-        reason = getattr(problem, "strerror", None) or problem
-        raise FileError(f"cannot read {path}: {reason}", "check its name") from problem
-    if len(data) > MOST_BYTES:
-        raise FileError(f"{path} has more than {MOST_BYTES:,} bytes", "take a part of it")
+    with reading(str(path)):
+        try:
+            with path.open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
+        except FileNotFoundError as problem:
+            raise FileError(
+                f"there is no suite and no file {path}", f"the suites are {', '.join(suite_names())}"
+            ) from problem
     return _parse_file(data, str(path), path.stem, path.suffix.lower())
 
 
 def _parse_file(data: bytes, name: str, stem: str, suffix: str) -> list[Prompt]:
     """The prompts of a file called `name`; `stem` goes into ids and categories that rows do not give."""
+    if len(data) > MOST_BYTES:
+        raise FileError(f"{name} has more than {MOST_BYTES:,} bytes", "take a part of it")
     prompts: dict[str, Prompt] = {}
     for number, where, row in _rows(_decode(data, name), name, suffix):
         try:
