@@ -99,6 +99,19 @@ def test_activations(gelu, expected):
     np.testing.assert_array_equal(on_all(gated), result * up)
 
 
+def test_minus_infinity_has_a_gelu():
+    """Of which ggml says 0; of its SiLU, -infinity times 0, it says that it is no number, and so do these."""
+    x = np.full(16, -np.inf, np.float32)
+    for gelu, expected in ((1, 0.0), (0, np.nan)):
+
+        def activated(isa, gelu=gelu):
+            out = np.ones(16, np.float32)
+            call("activate", isa, ctypes.c_int(gelu), 16, x, out)
+            return np.where(np.isnan(out), np.float32(np.nan), out)
+
+        np.testing.assert_array_equal(on_all(activated), expected)
+
+
 @pytest.mark.parametrize("n", [16, 64, 576, 2048])
 @pytest.mark.parametrize("spread", [1e-4, 1.0, 1e6])
 def test_norms(n, spread):

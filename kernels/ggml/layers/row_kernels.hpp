@@ -37,6 +37,7 @@ template <class V>
 typename V::reg activated(Activation activation, typename V::reg x) {
     auto z = x;
     if (activation == Activation::gelu) {
+        x = V::max(V::set(-12.0f), x);  // 0 from here on, but -infinity times 0 is no number
         auto cubic = V::mul(V::mul(V::set(0.044715f), x), V::mul(x, x));
         z = V::mul(V::set(1.59576912f), V::add(x, cubic));
     }
