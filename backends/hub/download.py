@@ -9,18 +9,22 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from specx.backends.errors import DownloadError, SpecxError, UsageError
 from specx.backends.gguf.file import shard_paths
 from specx.backends.hub.models import cached_files, hub_cache
 from specx.backends.hub.names import HubName, choose, first_parts, parse_hub_name, quantization
-from specx.backends.hub.transfer import CHECKING, Hub, PullProgress, Told, Transfer, patiently
+from specx.backends.hub.transfer import CHECKING, Hub, PullProgress, Told, Transfer, in_time, patiently
 from specx.backends.hub.trust import guard_client, is_plain_name, listed_files
 
 __all__ = ["CHECKING", "Hub", "PullProgress", "fetched", "pull"]
 
 _TIMEOUT = 10.0
-"""Seconds to wait for the first answer of the hub."""
+"""Seconds to wait for the first answer of the hub, and for each piece of it."""
+
+LONGEST_S = 60.0
+"""Seconds within which a listing has to be whole: a hub may send a byte now and then for ever."""
 
 
 def pull(
@@ -65,9 +69,11 @@ def pull(
 
 def _fetch(hub: Hub, name: HubName, cache: Path, progress: PullProgress | None) -> Path:
     """Fetch every part of the model that is not whole in the cache yet; the path of the first."""
-    info = patiently(
-        lambda: hub.model_info(name.repository, revision=name.revision, timeout=_TIMEOUT, files_metadata=True)
-    )
+
+    def listing() -> Any:
+        return hub.model_info(name.repository, revision=name.revision, timeout=_TIMEOUT, files_metadata=True)
+
+    info = patiently(lambda: in_time(listing, LONGEST_S))
     files = listed_files(info)
     parts = {part: files[part] for part in _parts(name, list(files))}
     snapshot = cache / f"models--{name.repository.replace('/', '--')}" / "snapshots" / str(info.sha)
@@ -197,7 +203,7 @@ def _check_room(cache: Path, sizes: dict[str, int]) -> None:
 
 def _explained(error: Exception, name: HubName, cache: Path) -> DownloadError:
     """The one sentence and the hint for whatever went wrong on the way."""
-    from httpx import TooManyRedirects
+    from httpx import InvalidURL, TooManyRedirects
     from huggingface_hub import errors
 
     repository = name.repository
@@ -222,7 +228,7 @@ def _explained(error: Exception, name: HubName, cache: Path) -> DownloadError:
         (TooManyRedirects, f"the hub redirects without end for {repository}", "try again later"),
         (
             # huggingface_hub takes what comes
-            (ValueError, TypeError, LookupError, AttributeError, RecursionError),
+            (ValueError, TypeError, LookupError, AttributeError, RecursionError, InvalidURL),
             f"what answers for {repository} is not Hugging Face",
             "log in to the network, or check HF_ENDPOINT and the proxy",
         ),
@@ -243,7 +249,9 @@ def _explained(error: Exception, name: HubName, cache: Path) -> DownloadError:
         if files := cached_files(repository):
             hint += f"; already here: specx chat {repository}/{next(iter(files))}"
         return DownloadError(f"Hugging Face cannot be reached for {repository}", hint)
-    told = f"{repository} could not be fetched: {type(error).__name__}: {error}", "try again"
+    # What moves large files, hf_xet, has errors of no kind of its own, whose texts tell.
+    named = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+    told = f"{repository} could not be fetched: {named}{error}", "try again"
     if isinstance(error, OSError) and error.strerror:  # a folder where a file is to be, and the like
         told = f"{cache} cannot be used: {error.strerror}", "set HF_HOME to another folder"
     return DownloadError(*told)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from specx.backends.errors import DownloadError
 from specx.backends.hub.names import HubName
 from specx.backends.hub.trust import Listed, fault
 
-__all__ = ["CHECKING", "Hub", "PullProgress", "Told", "Transfer", "patiently"]
+__all__ = ["CHECKING", "Hub", "PullProgress", "Told", "Transfer", "in_time", "patiently"]
 
 PullProgress = Callable[[str, int, int], None]
 """Called with (file name, bytes done, bytes in all) while a model is fetched, all its parts counted. CHECKING
@@ -61,6 +63,33 @@ def patiently(call: Callable[[], Any], works: Callable[[], bool] = lambda: False
             if not waits or not _is_cut(error):
                 raise
             time.sleep(waits.pop(0))
+
+
+def in_time(call: Callable[[], Any], seconds: float) -> Any:
+    """The result of `call`, which may never return: it is left behind in a thread then.
+
+    Raises:
+        DownloadError: it takes longer.
+    """
+    ended: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            ended.put((call(), None))
+        except BaseException as problem:  # noqa: BLE001 -- raised where it is waited for
+            ended.put((None, problem))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, problem = ended.get(timeout=seconds)
+    except queue.Empty:
+        raise DownloadError(
+            f"the hub has not come to the end of an answer within {seconds:.0f} s",
+            "check the network, then try again",
+        ) from None
+    if problem is not None:
+        raise problem
+    return result
 
 
 class Told:
@@ -184,10 +213,9 @@ def _bar(told: Told, most: int) -> type[Any]:
 def _is_cut(error: Exception) -> bool:
     """Whether a connection that stood has ended before its time, or nothing comes any more."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return (
-        bool(names & {"ReadError", "RemoteProtocolError", "TimeoutException"})
-        and "ConnectTimeout" not in names
-    )
+    if "RemoteProtocolError" in names:  # an answer that is none stays so
+        return any(word in str(error) for word in ("disconnected", "closed", "terminated"))
+    return bool(names & {"ReadError", "TimeoutException"}) and "ConnectTimeout" not in names
 
 
 def _status(error: Exception) -> int | None:

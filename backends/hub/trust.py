@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Listed", "fault", "guard_client", "is_plain_name", "listed_files"]
 
 MOST_REDIRECTS = 10  # from one address of the hub to the next; huggingface_hub itself follows without end
+MOST_LISTED = 1 << 26
+"""Bytes of what is listed of a repository: those with ten thousand files have two million."""
 _CHUNK = 1 << 20  # bytes that are written at once: what has arrived of them is lost where a connection is cut
 _PLAIN_WORD = re.compile(r"(?!\.+$)[A-Za-z0-9._+=-]{1,200}")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\\]")
@@ -130,10 +132,13 @@ class _Guard:
 
     def __init__(self) -> None:
         self._redirects = 0
+        self._lists = False  # whether what was asked for is a listing, and not a file
 
     def __call__(self, response: httpx.Response) -> None:
         import httpx
 
+        if not self._redirects:
+            self._lists = response.request.url.path.startswith("/api/")
         self._redirects = self._redirects + 1 if response.has_redirect_location else 0
         if self._redirects > MOST_REDIRECTS:
             raise httpx.TooManyRedirects("it redirects without end", request=response.request)
@@ -144,3 +149,20 @@ class _Guard:
                 raise DownloadError(
                     f"the hub answers with {header} {value[:80]!r}, which is no name", _INSTEAD
                 )
+        if self._lists:
+            _read(response)
+
+
+def _read(response: httpx.Response) -> None:
+    """Read a listing, which may be without end, or come to gigabytes when it is unpacked.
+
+    Raises:
+        DownloadError: it is longer than any.
+    """
+    pieces, length = [], 0
+    for piece in response.iter_bytes():
+        length += len(piece)
+        if length > MOST_LISTED:
+            raise DownloadError(f"what the hub lists has more than {MOST_LISTED:,} bytes", _INSTEAD)
+        pieces.append(piece)
+    response._content = b"".join(pieces)  # as its own `read` does

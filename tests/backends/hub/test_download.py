@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
+import httpx
 import pytest
 from huggingface_hub import HfApi, errors
 
@@ -231,7 +232,9 @@ def test_a_full_disk_is_seen_before_anything_is_fetched(hub, server, monkeypatch
         (TimeoutError("slow"), "cannot be reached"),
         (errors.LocalEntryNotFoundError("no connection"), "cannot be reached"),
         (errors.HFValidationError("name"), "no repository name"),
-        (RuntimeError("odd"), "RuntimeError: odd"),
+        (EOFError("odd"), "org/m could not be fetched: EOFError: odd"),
+        (RuntimeError("no answer from a server"), "org/m could not be fetched: no answer"),  # of hf_xet
+        (httpx.InvalidURL("a path must begin with '/'"), "is not Hugging Face"),
     ],
 )
 def test_failures_become_one_message(error, message):

@@ -1,5 +1,6 @@
 """A hub, or what answers in its place, that sends something else than it lists: nothing of it stays."""
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -11,7 +12,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from specx.backends.errors import DownloadError, UsageError
-from specx.backends.hub import transfer
+from specx.backends.hub import download, transfer, trust
 from specx.backends.hub.download import pull
 from specx.backends.hub.trust import guard_client, is_plain_name
 
@@ -289,6 +290,64 @@ def test_a_listing_that_is_none(hub, server, listing):
     server.listing = listing
     told = refusal(hub)
     assert "is not Hugging Face" in told or "no GGUF file" in told or "commit" in told, told
+
+
+def packed(length):
+    """So many spaces, as gzip packs them."""
+    return gzip.compress(b" " * length)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_listing_without_end_does_not_fill_the_memory(hub, server, monkeypatch, packs):
+    monkeypatch.setattr(trust, "MOST_LISTED", 1 << 20)
+    content = packed(8 << 20) if packs else b" " * (8 << 20)
+    head = {"Content_Encoding": "gzip"} if packs else {}
+    sent = []
+
+    def lists(request):
+        sent.append(1)
+        request.close_connection = True
+        with contextlib.suppress(OSError):
+            request.reply(200, content, **head)
+
+    monkeypatch.setattr(Answers, "do_GET", lists)
+    with pytest.raises(DownloadError, match="more than 1,048,576 bytes"):
+        pull("org/m", hub=hub)
+    assert sent == [1]
+
+
+def test_a_listing_that_comes_a_byte_at_a_time_is_not_waited_for(hub, server, monkeypatch):
+    monkeypatch.setattr(download, "LONGEST_S", 0.5)
+    ended = threading.Event()
+
+    def drips(request):
+        request.close_connection = True
+        request.reply(200, Content_Length=1 << 20)
+        with contextlib.suppress(OSError):
+            while not ended.wait(0.05):
+                request.wfile.write(b" ")
+
+    monkeypatch.setattr(Answers, "do_GET", drips)
+    try:
+        with pytest.raises(DownloadError, match="not come to the end of an answer within 0 s"):
+            pull("org/m", hub=hub)
+    finally:
+        ended.set()
+
+
+@pytest.mark.parametrize("answer", [b"\x16\x03\x01", b"HTTP/1.1 302 X\r\nLocation: http://[::1\r\n\r\n"])
+def test_an_answer_that_is_none_is_not_asked_for_again(hub, server, monkeypatch, answer):
+    asked = []
+
+    def answers(request):
+        asked.append(1)
+        request.close_connection = True
+        request.wfile.write(answer)
+
+    monkeypatch.setattr(Answers, "do_GET", answers)
+    with pytest.raises(DownloadError):
+        pull("org/m", hub=hub)
+    assert asked == [1]
 
 
 @pytest.mark.parametrize("revision", ["..", "../../x", "/etc", "a\nb", ""])
