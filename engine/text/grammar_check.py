@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from specx.backends.errors import GrammarError
 from specx.engine.text.grammar_syntax import check_syntax
@@ -22,6 +23,9 @@ MAX_CHAIN = 10_000  # rules that begin with each other; a twentieth of what ends
 MAX_RULES = 100_000
 MAX_TIMES = 2000  # llama.cpp's own limit
 MAX_OPEN = 20_000  # alternatives open at once: about a second of work for each token
+MAX_LEFT_OUT = (
+    100  # items in a row: after each of them all others are open, at 400 five seconds for each token
+)
 MAX_REOPENED = 400  # the same where each of them opens all again: work grows with the cube, to seconds
 
 HINT = "the syntax is GBNF, as for llama.cpp"
@@ -189,6 +193,20 @@ def _repeat(item: _Item, sign: str) -> None:
     item.most = None if item.most is None or most is None else item.most * most
 
 
+class _Cost(NamedTuple):
+    """What a rule costs at its beginning.
+
+    Attributes:
+        opened: alternatives that are open at once.
+        chain: rules that begin with each other.
+        left_out: places of it, one after the other, each of which may be left out; at least 1.
+    """
+
+    opened: int
+    chain: int
+    left_out: int
+
+
 class _Analysis:
     """Which rules may be empty, which can be completed, and what each of them opens at its beginning."""
 
@@ -244,7 +262,7 @@ class _Analysis:
 
     def _check_fronts(self) -> None:
         """Follow what rules begin with, depth first and without recursion."""
-        costs: dict[str, tuple[int, int]] = {}  # alternatives that are open at once, and rules in a chain
+        costs: dict[str, _Cost] = {}
         for start in self._rules:
             waiting = [(start, False)]
             active: set[str] = set()
@@ -266,20 +284,24 @@ class _Analysis:
                     waiting.extend((item.rule, False) for item in front if item.rule is not None)
         self._check_middles(costs)
 
-    def _cost(self, name: str, costs: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    def _cost(self, name: str, costs: dict[str, _Cost]) -> _Cost:
         """What a rule opens at its beginning, from the costs of the rules that it begins with."""
         rule = self._rules[name]
         opened = len(rule.alternatives) + sum(self._opened(item, costs) for item in self._front(rule))
-        chain = max((costs[item.rule][1] for item in self._front(rule) if item.rule is not None), default=0)
+        chain = max(
+            (costs[each.rule].chain for each in self._front(rule) if each.rule is not None), default=0
+        )
         _check_chain(chain + 1)
         _check_opened(opened, name)
-        return opened, chain + 1
+        empty = [each for each in rule.alternatives if all(map(self._is_skipped, each))]
+        left_out = max((sum(self._left_out(item, costs) for item in each) for each in empty), default=0)
+        return _Cost(opened, chain + 1, max(left_out, 1))
 
-    def _check_middles(self, costs: dict[str, tuple[int, int]]) -> None:
+    def _check_middles(self, costs: dict[str, _Cost]) -> None:
         """The same for what is opened after the beginning of a rule."""
         for name, rule in self._rules.items():
             for alternative in rule.alternatives:
-                opened = 0
+                opened = left_out = 0
                 for item in reversed(alternative):
                     if item.most is None and self._is_empty(item):
                         raise GrammarError(
@@ -287,12 +309,21 @@ class _Analysis:
                             "empty",
                             "leave out the inner *, ? or empty alternative",
                         )
-                    skipped = not item.least or self._is_empty(item)
+                    skipped = self._is_skipped(item)
                     opened = self._opened(item, costs) + (opened if skipped else 0)
                     _check_opened(opened, name)
+                    left_out = left_out + self._left_out(item, costs) if skipped else 0
+                    _check_left_out(left_out, name)
 
-    def _opened(self, item: _Item, costs: dict[str, tuple[int, int]]) -> int:
-        own = costs[item.rule][0] if item.rule is not None else 1
+    def _is_skipped(self, item: _Item) -> bool:
+        return not item.least or self._is_empty(item)
+
+    def _left_out(self, item: _Item, costs: dict[str, _Cost]) -> int:
+        """How many places one after the other may be left out in what may be left out itself."""
+        return costs[item.rule].left_out if item.rule is not None and self._is_empty(item) else 1
+
+    def _opened(self, item: _Item, costs: dict[str, _Cost]) -> int:
+        own = costs[item.rule].opened if item.rule is not None else 1
         times = max(item.most or 1, 1) if self._is_empty(item) else item.again
         if times > 1 and own * times > MAX_REOPENED:
             raise GrammarError(
@@ -307,6 +338,15 @@ def _check_opened(count: int, name: str) -> None:
         raise GrammarError(
             f"the grammar leaves more than {MAX_OPEN} alternatives open at once, in {_shown(name)}",
             "let fewer of them begin at the same place",
+        )
+
+
+def _check_left_out(count: int, name: str) -> None:
+    if count > MAX_LEFT_OUT:
+        raise GrammarError(
+            f"the grammar has more than {MAX_LEFT_OUT} items in a row that may each be left out, in "
+            f"{_shown(name)}",
+            "let one begin only behind another, as in (a (b (c)?)?)?",
         )
 
 

@@ -87,6 +87,12 @@ def test_another_root(vocab):
         ('root ::= "z" x{1999}\nx ::= y{1999}\ny ::= "a" | ""', "rule `y`, which may be empty, up to 1999"),
         ('root ::= "z" ("a"+ | | "ab"{2}){255} "0"', "repeats a group, which may be empty, up to 255 times"),
         ('root ::= "z" "a"?{3}{200}', "repeats a group, which may be empty, up to 600 times"),
+        (
+            "root ::= " + '"a"? ' * 401,
+            "more than 400 items in a row that may each be left out, in rule `root`",
+        ),
+        ('root ::= "z" x x x "b"\nx ::= ' + '"a"? ' * 40, "more than 100 items in a row"),
+        ('root ::= "z" (x | "b") \nx ::= y y | "c"\ny ::= ' + '"a"* ' * 51, "more than 100 items in a row"),
         ('root ::= x{1999}\nx ::= y{1999}\ny ::= "a" | ""', "may be empty, up to 1999 times"),
         ("root ::= " + " | ".join(f'"{i}"' for i in range(20_001)), "20000 alternatives"),
         ('root ::= "caf\udce9"', "not valid UTF-8: .* at character 13"),
