@@ -165,20 +165,28 @@ def best_in_hindsight(draft: Draft, future: list[int], world: World, length: int
 
 
 def simulate(
-    traces: list[Trace], data: dict[str, Any], *, warm: bool, chain: bool
+    traces: list[Trace], data: dict[str, Any], *, warm: bool, chain: bool, corpus: bool = False
 ) -> dict[str, list[Outcome]]:
     """Outcomes by category."""
     vocab_size = 1 + max(int(max(t.ids.max(), t.prompt.max(), t.output.max())) for t in traces)
-    setup = Setup(("suffix", "recycle"), warm, prompt_rows=True)
+    setup = Setup(("suffix", "recycle"), warm, prompt_rows=True, corpus=corpus)
     world = World(staircase(data))
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
     free: list[Free] = []
-    for trace in traces:
-        if not warm or not free:
-            free = [setup.free(vocab_size, Calibration()) for _ in (None, None, *FIXED)]
+    calibrations = [Calibration() for _ in (None, None, *FIXED)]
+    for i, trace in enumerate(traces):
+        if not warm:
+            calibrations = [Calibration() for _ in calibrations]
+        if not warm or corpus or not free:
+            searched = setup.corpus_for(traces, i)
+            before = free if warm and free else [None] * len(calibrations)
+            free = [
+                setup.free(vocab_size, calibration, searched, each)
+                for calibration, each in zip(calibrations, before, strict=True)
+            ]
         out = Outcome()
-        for i in range(1, len(trace.output)):
-            out.plain += world.time(1, len(trace.prompt) + i, 1) + HOST_MS / 3
+        for at in range(1, len(trace.output)):
+            out.plain += world.time(1, len(trace.prompt) + at, 1) + HOST_MS / 3
         out.plan = run(free[0], trace, world, chain, Plan(staircase(data)), out)
         out.oracle = run(free[1], trace, world, chain, None, out)
         for width, each in zip(FIXED, free[2:], strict=True):
@@ -232,6 +240,7 @@ def main() -> None:
     parser.add_argument("traces", type=Path)
     parser.add_argument("--staircase", nargs="+", default=list(known), choices=list(known))
     parser.add_argument("--warm", action="store_true", help="keep what is learned from prompt to prompt")
+    parser.add_argument("--corpus", action="store_true", help="search the answers to similar prompts, too")
     parser.add_argument("--chain", action="store_true", help="no branches")
     parser.add_argument("--half", choices=["even", "odd"], help="only every other trace")
     args = parser.parse_args()
@@ -239,7 +248,9 @@ def main() -> None:
     if args.half:
         traces = traces[args.half == "odd" :: 2]
     figures = {
-        name: report(name, simulate(traces, known[name], warm=args.warm, chain=args.chain))
+        name: report(
+            name, simulate(traces, known[name], warm=args.warm, chain=args.chain, corpus=args.corpus)
+        )
         for name in args.staircase
     }
     print(json.dumps({name: {k: round(v, 4) for k, v in row.items()} for name, row in figures.items()}))

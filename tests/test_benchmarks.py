@@ -130,6 +130,25 @@ def test_what_was_learned_from_one_recording_serves_the_next(modules):
     assert times[True][1] < 0.5 * times[True][0]
 
 
+def test_answers_to_other_prompts_of_the_category_are_searched_as_a_corpus(modules):
+    simulate, output = modules["simulate"], list(range(200, 392))
+    alike = [trace_of(modules, output), trace_of(modules, output)]
+    apart = [trace_of(modules, output), trace_of(modules, output, "math")]
+    for warm in (False, True):
+        with_it, without, elsewhere = (
+            [
+                out.plan
+                for group in simulate.simulate(
+                    traces, FLAT_STEPS, warm=warm, chain=True, corpus=corpus
+                ).values()
+                for out in group
+            ]
+            for traces, corpus in ((alike, True), (alike, False), (apart, True))
+        )
+        assert with_it[0] < 0.5 * without[0] and with_it[1] < 1.05 * without[1]
+        assert elsewhere[0] == without[0]
+
+
 def test_the_simulation_reports_shares_of_the_oracle_and_of_the_best_fixed_width(modules):
     simulate = modules["simulate"]
     plain = dict.fromkeys(simulate.FIXED, 10.0)

@@ -16,12 +16,16 @@ from specx.backends.gguf.cache_size import cells, layer_cache_bytes, window_cell
 from specx.backends.gguf.file import GGUFInfo, Tensor, type_bytes
 from specx.backends.gguf.heads import HEADS
 from specx.backends.gguf.mtp import mtp_layer
+from specx.backends.gguf.vocab_match import FEW
 from specx.backends.llama.kernels import SPECX, STOCK, Kernels, library
 from specx.backends.llama.params import MAX_WIDTH, PROMPT_ROWS, check_cache_type
 from specx.backends.llama.state_memory import kept_states, state_compute_bytes, state_copies
 from specx.backends.settings import DEFAULT_CTX, HEAD_HELD, HEAD_ROWS, Load
 
-__all__ = ["NOTHING", "MemoryNeed", "cache_bytes", "predict_memory", "repacked_types", "wanted_context"]
+__all__ = [
+    "NOTHING", "MemoryNeed", "cache_bytes", "predict_memory", "repacked_types", "translation_bytes",
+    "wanted_context",
+]  # fmt: skip
 
 MIB = 1 << 20
 PROCESS_BYTES = 53 * MIB
@@ -32,6 +36,8 @@ GPU_BYTES = 76 * MIB
 """Of each GPU: what its driver loads of llama.cpp's kernels when they are first used, and their scratch."""
 TOKEN_BYTES, MERGED_TOKEN_BYTES = 165, 350
 """llama.cpp's tables for each token of the vocabulary: with scores, and with merges (BPE)."""
+PIECE_BYTES = 80
+"""Of each token of two vocabularies that are translated: what it writes, and where that is found."""
 ROW_BYTES, CONTEXT_BYTES, TEXT_BYTES = 65, 72 << 16, 100
 """The drafter's tables: recycled continuations of a token, those of pairs, and a token of searched text."""
 HISTORY_TOKENS = 1 << 16  # of earlier answers, if they are kept
@@ -178,6 +184,9 @@ def predict_memory(
     needed = predict_memory(other, its, kernels=kernels, repacked=repacked, gpus=gpus, drafting=False)
     if other.architecture in HEADS:
         needed = replace(needed, logits=_head_bytes(other, its, max(n_ubatch, MAX_WIDTH)))
+    elif _another_vocabulary(info, other):  # made once the file is loaded, and its pages are given back
+        tables = translation_bytes(info, other)
+        needed = replace(needed, base=needed.base + tables, repack=max(0, needed.repack - tables))
     return _with_draft(need, needed, _process_bytes(gpus))
 
 
@@ -401,8 +410,21 @@ def _mtp_bytes(info: GGUFInfo, load: Load, n_ubatch: int) -> int:
     return load.texts * cells(load.n_ctx) * row + scores + graph + handed
 
 
+def translation_bytes(target: GGUFInfo, draft: GGUFInfo) -> int:
+    """What drafting through another vocabulary takes beside both models: texts of all tokens, and the
+    tokenizer of a trimmed draft model, which is loaded without it."""
+    own = draft.vocabulary_size * TOKEN_BYTES if draft.trim is not None else 0
+    return (target.vocabulary_size + draft.vocabulary_size) * PIECE_BYTES + own
+
+
+def _another_vocabulary(target: GGUFInfo, draft: GGUFInfo) -> bool:
+    """Whether the vocabularies differ, as far as headers tell."""
+    alike = (target.tokenizer, target.pre_tokenizer) == (draft.tokenizer, draft.pre_tokenizer)
+    return not alike or abs(target.vocabulary_size - draft.vocabulary_size) > FEW * target.vocabulary_size
+
+
 def _vocabulary_bytes(info: GGUFInfo) -> int:
-    if info.trim is not None or info.architecture in HEADS:  # nobody asks what its tokens are called
+    if info.trim is not None or info.architecture in HEADS:  # asked for only where it is translated
         return 0
     return info.vocabulary_size * (MERGED_TOKEN_BYTES if info.tokenizer == "gpt2" else TOKEN_BYTES)
 

@@ -16,7 +16,7 @@ from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.gguf.head_target import widened_by
 from specx.backends.gguf.heads import check_head, read_head
 from specx.backends.llama.kernels import KERNELS, STOCK
-from specx.backends.llama.memory import predict_memory
+from specx.backends.llama.memory import predict_memory, translation_bytes
 from specx.backends.machine.machine import available_memory
 from specx.backends.settings import Load
 from specx.drafters.head import LoadedHead
@@ -82,6 +82,7 @@ class DraftFiles:
             return error.message
         kernels = KERNELS.get(self._setup.kernels.value or "")
         need = predict_memory(info, self._wanted(candidate), kernels=kernels, drafting=False).working
+        need += translation_bytes(self._setup.info, info) if candidate.translated else 0
         free = available_memory()
         if free is not None and SPARE * need > free:
             return f"it needs {gibibytes(need)} of memory, and {gibibytes(free)} are free"

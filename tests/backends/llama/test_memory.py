@@ -13,7 +13,14 @@ from specx.backends.gguf.cache_size import state_bytes
 from specx.backends.gguf.file import read_gguf
 from specx.backends.llama.kernels import ATTENTION, KERNELS, SPECX, STOCK, unavailable
 from specx.backends.llama.libllama import set_log, system_info
-from specx.backends.llama.memory import DRIVER_BYTES, PACKED, predict_memory, repacked_types, wanted_context
+from specx.backends.llama.memory import (
+    DRIVER_BYTES,
+    PACKED,
+    predict_memory,
+    repacked_types,
+    translation_bytes,
+    wanted_context,
+)
 from specx.backends.llama.model import LlamaModel
 from specx.backends.settings import Load
 
@@ -45,6 +52,38 @@ with Session.open(asked) as session:
         elif counts and line.startswith("Rss:"):
             pages += int(line.split()[1]) * 1024
 print("peak", peak_memory(), pages)
+"""
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+from specx.backends.machine.peak_memory import peak_memory
+from specx.cli.app import run
+from specx.engine.offers import Asking, Reason
+from specx.engine.plan import Plan
+from specx.engine.session import Session
+from specx.engine.settings import Asked, AskedModel, SamplingSettings
+
+target, draft, text = sys.argv[1:]
+run(["complete", "--help"])  # what a command imports belongs to it
+
+class Always(Asking):
+    def weigh(self, terms, drafts, i, offer, best):
+        return 1.0, None if len(drafts[i]) else Reason.GAIN
+
+asked = Asked(
+    Path(target), n_ctx=512, kernels="stock", store=False, measure=False, drafter="model",
+    draft=AskedModel(Path(draft)),
+)
+with Session.open(asked) as session:
+    prompt = session.tokenize(Path(text).read_text(), add_special=True, parse_special=False)[:448]
+    session.plan = Plan(session.staircase, asking=Always)
+    session.measure_staircase = lambda *_given: None
+    chunks = list(session.generate(prompt, SamplingSettings(temperature=0), n_predict=8))
+    assert any(chunk.step is not None and chunk.step.asked is not None for chunk in chunks)
+    need = session.setup.need
+print("peak", peak_memory(), need.total)
 """
 
 
@@ -314,3 +353,32 @@ def test_a_real_run_takes_what_was_predicted(request, model, n_ctx, cache, kerne
         assert need.total == pytest.approx(whole, rel=0.1)
     else:  # rows of an embedding: with each page the system maps as many neighbours as it has at hand
         assert need.mapped <= pages + 0.1 * whole and need.total <= 1.1 * whole
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident pages are counted on Linux")
+@pytest.mark.parametrize(("target", "draft"), [("smollm2", "gemma3"), ("gemma3", "smollm2")])
+def test_a_target_and_a_draft_model_of_another_family_take_what_was_predicted(request, target, draft):
+    arguments = [str(request.getfixturevalue(name)) for name in (target, draft)]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", TOGETHER, *arguments, str(TEXT)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole, predicted = done.stdout.rsplit("peak ", 1)[1].split()
+    assert int(predicted) == pytest.approx(int(whole), rel=0.1)
+
+
+def test_another_vocabulary_takes_tables_of_both_and_the_tokenizer_of_a_trimmed_model(full):
+    load = settings(full, n_ctx=256)
+
+    def beside(draft):
+        return predict_memory(full, load, kernels=STOCK, draft=(draft, replace(load, path=draft.path)))
+
+    same, other = beside(full), beside(replace(full, tokenizer="spm"))
+    tables = translation_bytes(full, full)
+    assert tables > 50 * 2 * full.vocabulary_size
+    assert other.draft == same.draft + tables
+    assert other.required == same.required + tables
+    assert other.total <= same.total + tables  # pages of the file are given back before that
+    padded = replace(full, vocabulary_size=full.vocabulary_size + 1)
+    assert beside(padded).draft - same.draft < tables
