@@ -64,7 +64,8 @@ def verify(
     chosen = builtin if prompts is None else load_suite(prompts)
     texts = 1 if parallel.parallel is None else read_texts(parallel.parallel)
     with load_session(replace(read_asked(model, draft), texts=texts)) as session:
-        identity = session.measure_identity()
+        with Progress("comparing widths") as progress:
+            identity = session.measure_identity(progress.update)
         encoded = [_encode(session, prompt) for prompt in chosen]
         seen = _compare(session, encoded, n_predict=n_predict, seed=seed, together=texts != 1)
         # With --exact every width in use is identical, so nothing may differ at all.
@@ -90,7 +91,7 @@ def _compare(
     company = with_longer(encoded, session.n_ctx - n_predict - 1) if together else []
     total = len(encoded) * 3 * len(drafters) + len(company) * 3 * 2
     seen: list[Comparison] = []
-    with Progress("comparing") as progress:
+    with Progress("comparing texts") as progress:
 
         def done(comparison: Comparison) -> None:
             seen.append(comparison)

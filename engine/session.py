@@ -421,12 +421,12 @@ class Session:
     def _special_text(self, token: int | None) -> str:
         return "" if token is None else self.vocab.piece(token, special=True).decode("utf-8", "replace")
 
-    def measure_identity(self) -> Identity:
+    def measure_identity(self, progress: Callable[[float], None] = lambda _fraction: None) -> Identity:
         """Which batch shapes give bit-identical logits here, from the store or measured now."""
         identity = self.learned.load_identity()
         if identity is None or not identity.covers(self.n_ctx):
             self.forget_conversation()
-            identity = measure_identity(self.cache, identity_text(self.vocab))
+            identity = measure_identity(self.cache, identity_text(self.vocab), progress=progress)
             self.learned.save_identity(identity)
         return identity
 

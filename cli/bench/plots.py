@@ -206,8 +206,12 @@ def _draw_sources(axes: Any, report: Report) -> None:
 
 
 def _draw_tokens(axes: Any, run: Run) -> None:
-    """One answer as it was written, each token where and when it came, beside the baseline's."""
+    """One answer as it was written, each token where and when it came, beside the baseline's.
+
+    It is of the arm of which most drafted tokens were right: one without any has nothing to show.
+    """
     drafting = [arm for arm in run.specx_arms if any(answer.by_source for answer in run.of(arm.name))]
+    drafting.sort(key=lambda arm: -sum(answer.draft_n_accepted for answer in run.of(arm.name)))
     answer = sample_answer(run.of(drafting[0].name)) if drafting else None
     if answer is None:
         axes.set_title("Tokens over time")

@@ -8,7 +8,7 @@ near-tie may fall the other way, and the largest difference seen says how near i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,7 +83,12 @@ def identity_text(vocab: Vocab) -> list[int]:
 
 
 def measure_identity(
-    cache: Cache, tokens: Sequence[int], *, depths: Sequence[int] = DEPTHS, widths: Sequence[int] = WIDTHS
+    cache: Cache,
+    tokens: Sequence[int],
+    *,
+    depths: Sequence[int] = DEPTHS,
+    widths: Sequence[int] = WIDTHS,
+    progress: Callable[[float], None] = lambda _fraction: None,
 ) -> Identity:
     """Compare widths on an empty cache; leaves it empty.
 
@@ -93,13 +98,14 @@ def measure_identity(
         depths: context depths in tokens; where the text or the context ends before one, the deepest
             possible stands for it.
         widths: widths to compare.
+        progress: called with the finished fraction.
     """
     widths = [n for n in widths if n <= cache.max_width]
     limit = min(len(tokens), cache.n_ctx) - SPAN  # a batch may reach beyond the last row compared
     tried = tuple(sorted({max(0, min(depth, limit)) for depth in depths}))
     groups: dict[int, list[int]] = {n: [] for n in widths}
     worst, branches = 0.0, True
-    for depth in tried:
+    for number, depth in enumerate(tried):
         cache.rewind(0)
         cache.prefill(tokens[:depth])
         cache.mark()
@@ -112,6 +118,7 @@ def measure_identity(
                 firsts.append(rows)
             groups[n].append(differences.index(0.0))
             worst = max(worst, *differences)
+            progress((number + (widths.index(n) + 1) / len(widths)) / len(tried))
         if cache.max_leaves > 1:
             after = _branch_difference(cache, tokens, depth)
             worst, branches = max(worst, after), branches and after == 0.0

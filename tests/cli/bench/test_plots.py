@@ -64,6 +64,16 @@ def test_a_picture_tells_whose_kernels_they_are(tmp_path):
     assert "auto on llama.cpp's kernels" in text and "@" not in text.partition("</metadata>")[2]
 
 
+def test_the_tokens_shown_are_of_the_arm_with_most_right_drafts(tmp_path):
+    from matplotlib import rc_context
+
+    wrong = replace(DRAFTED, arm="suffix", draft_n_accepted=0)
+    run = a_run(PLAIN, wrong, DRAFTED, arms=("none", "suffix", "auto"))
+    with rc_context({"svg.fonttype": "none"}):
+        draw_bench(run, make_report(run), tmp_path / "x.svg")
+    assert "over time, auto" in (tmp_path / "x.svg").read_text()
+
+
 def test_an_interval_has_its_place_on_the_axis():
     axis = LogAxis([0.5, 2.0], 41)
     line = axis.interval(Estimate(1.4, 1.2, 1.7)).ljust(41)

@@ -77,7 +77,9 @@ def identity_of(tokens=TEXT, *, depths=DEPTHS, **options):
 
 def test_all_shapes_alike():
     cache = Shaped().open()
-    identity = measure_identity(cache, TEXT)
+    told = []
+    identity = measure_identity(cache, TEXT, progress=told.append)
+    assert told == sorted(told) and told[-1] == 1.0 and len(told) > len(identity.classes)
     assert identity == Identity((WIDTHS,), True, 0.0, DEPTHS)
     assert identity.exact_trees
     assert identity.widths == frozenset(WIDTHS)
