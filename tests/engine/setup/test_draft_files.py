@@ -16,7 +16,8 @@ from specx.backends.gguf.file import read_gguf
 from specx.backends.scripted import ScriptedModel
 from specx.backends.settings import Load
 from specx.backends.store import Store
-from specx.engine.settings import Asked, AskedModel
+from specx.engine.session import Session
+from specx.engine.settings import Asked, AskedModel, SamplingSettings
 from specx.engine.setup import draft_files
 from specx.engine.setup.decide import decide
 from specx.engine.setup.draft_files import DraftFiles, NamedDraft, named_draft
@@ -84,6 +85,43 @@ def test_decoding_goes_on_without_a_model_that_cannot_draft(target, tmp_path, wr
         "w.gguf cannot draft, and is left out: its tokenizer (UGM) does not keep a text byte by byte "
         "(`specx drafter list` names models that can)"
     ]
+
+
+def wrong_models(folder, write_model, real):
+    """Files that cannot draft, and what is said of each."""
+    cut, text = folder / "cut.gguf", folder / "text.gguf"
+    cut.write_bytes(real.read_bytes()[: real.stat().st_size // 2])
+    text.write_text("no model at all")
+    pooling = gguf.PoolingType
+    yield write_model(folder / "recurrent.gguf", 16, architecture="mamba", recurrent=True), "recurrent state"
+    yield write_model(folder / "encoder.gguf", 16, architecture="t5"), "encoder"
+    yield write_model(folder / "embedding.gguf", 16, pooling=pooling.LAST), "an embedding model"
+    yield write_model(folder / "reranker.gguf", 16, pooling=pooling.RANK), "a reranker"
+    yield write_model(folder / "wpm.gguf", 16, tokenizer="bert"), r"its tokenizer \(WPM\)"
+    yield cut, "cut short"
+    yield text, "GGUF"
+    yield folder / "missing.gguf", "no file"
+
+
+def test_every_wrong_model_is_refused_by_name_and_decoding_goes_on(tmp_path, write_model, write_tiny):
+    real = write_tiny(tmp_path / "real.gguf", "llama")
+    asked = Asked(real, threads=1, n_ctx=256, kernels="stock", store=False, measure=False)
+
+    def written(asked, told):
+        with Session.open(asked, notice=told.append) as session:
+            generation = session.generate("abc", SamplingSettings(seed=1, temperature=0.0), n_predict=8)
+            list(generation)
+            return generation.result.tokens
+
+    plain = written(replace(asked, drafter="none"), [])
+    assert len(plain) > 1
+    for path, reason in wrong_models(tmp_path, write_model, real):
+        for drafter in ("auto", "model"):
+            told = []
+            assert written(replace(asked, drafter=drafter, draft=AskedModel(path)), told) == plain
+            [said] = [line for line in told if path.name in line]
+            assert re.match(rf"{path.name} cannot draft, and is left out: .*{reason}", said), said
+            assert "(`specx drafter list` names models that can)" in said
 
 
 def test_how_it_is_loaded(target, tmp_path, write_model):
@@ -165,7 +203,8 @@ from specx.backends.gguf.file import read_gguf
 from specx.backends.llama import head, last_words
 from specx.backends.scripted import ScriptedModel
 from specx.backends.store import Store
-from specx.engine.settings import Asked, AskedModel
+from specx.engine.session import Session
+from specx.engine.settings import Asked, AskedModel, SamplingSettings
 from specx.engine.setup.decide import decide
 from specx.engine.setup.draft_files import DraftFiles
 from specx.engine.setup.finder import check_candidate
