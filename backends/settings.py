@@ -43,6 +43,8 @@ class Load:
         flash_attn: "on", "off" or "auto".
         type_k, type_v: KV cache types by ggml name ("f16", "q8_0", ...).
         mmap, mlock: as in llama.cpp.
+        packed_copy: keep weights as they are multiplied in the cache directory, where that makes starts
+            faster.
         swa_full: keep the whole history of sliding-window layers.
         snapshots: most earlier states of the recurrent layers that are kept of a text, to go back to.
         mtp: load the layers that only draft as well.
@@ -63,6 +65,7 @@ class Load:
     type_v: str = "f16"
     mmap: bool = True
     mlock: bool = False
+    packed_copy: bool = True
     swa_full: bool = False
     snapshots: int = 0
     mtp: bool = False

@@ -26,14 +26,15 @@ from specx.backends.errors import ModelError
 from specx.backends.gguf.reading import open_regular
 from specx.backends.places import NO_HOME, cache_dir
 
-__all__ = ["Entry", "Store", "cache_dir", "user_store"]
+__all__ = ["PACKED", "Entry", "Store", "cache_dir", "user_store"]
 
 VERSION = 1  # of the format; entries of another version are treated as missing
 MAX_BYTES = 256 << 20  # oldest entries go when the store grows beyond this
 STALE_S = 3600.0  # a half-written file this old was left by a process that ended in the middle
 LOCK_S = 5.0  # longest wait for another process, which needs the store for milliseconds
 MEASURING_S = 30.0  # longest wait for another process that measures: a large model takes some ten seconds
-LASTING = frozenset({"adapted", "corpus"})  # kinds that somebody put there on purpose: only they remove them
+PACKED = "packed"  # weights as they are multiplied
+LASTING = frozenset({"adapted", "corpus", PACKED})  # kinds that only those remove who put them there
 MAPPED = b"specxmap"  # begins an entry that is mapped into memory; then the length of its head in 4 bytes
 ALIGNED = 64  # bytes: a mapped array begins at a multiple
 SUFFIXES = (".json", ".npz", ".map")
@@ -52,6 +53,7 @@ KINDS = (
     "machine",
     "model",
     "opening",
+    PACKED,
     "pairs",
     "record",
     "recycle",

@@ -46,6 +46,8 @@ class Asked(AskedModel):
         flash_attn: "on", "off" or "auto".
         rpc: llama.cpp's RPC servers whose devices are used as well, "HOST:PORT" each.
         mmap, mlock: as in llama.cpp.
+        packed_copy: keep weights as they are multiplied in the cache directory, where that makes starts
+            faster.
         swa_full: keep the whole history of sliding-window layers.
         kernels: "auto" (whichever is measured to be the fastest), "specx", "attention" (of specx's only that)
             or "stock".
@@ -74,6 +76,7 @@ class Asked(AskedModel):
     rpc: tuple[str, ...] = ()
     mmap: bool = True
     mlock: bool = False
+    packed_copy: bool = True
     swa_full: bool = False
     kernels: str = "auto"
     drafter: str = "auto"

@@ -24,9 +24,12 @@ __all__ = [
     "SPECX",
     "STOCK",
     "Kernels",
+    "Packing",
+    "begin_packing",
     "describe",
     "device_fingerprint",
     "enable",
+    "end_packing",
     "instruction_set",
     "library",
     "unavailable",
@@ -46,6 +49,25 @@ class Kernels:
     name: str
     attention: bool
     weights: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """What became of a model's weights while it was loaded.
+
+    Attributes:
+        packed: bytes that were packed.
+        found: bytes that a file had already.
+        seconds: CPU time of all threads for that.
+        complete: a file was written, and holds all of them.
+        large_pages: bytes of that file that are in large pages.
+    """
+
+    packed: int
+    found: int
+    seconds: float
+    complete: bool
+    large_pages: int
 
 
 STOCK = Kernels("stock", attention=False, weights=False)
@@ -97,6 +119,9 @@ def _device() -> ctypes.CDLL:
     device.specx_ggml_enable.argtypes = [ctypes.c_int, ctypes.c_int]
     device.specx_ggml_enable.restype = None
     device.specx_ggml_describe.restype = ctypes.c_char_p
+    device.specx_ggml_begin_packing.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
+    device.specx_ggml_end_packing.argtypes = [ctypes.POINTER(ctypes.c_int64)]
+    device.specx_ggml_end_packing.restype = None
     return device
 
 
@@ -114,6 +139,29 @@ def enable(kernels: Kernels) -> None:
         raise RuntimeError(f"these kernels cannot be used: {reason}")
     _device().specx_ggml_enable(int(kernels.attention), int(kernels.weights))
     _enabled = kernels
+
+
+def begin_packing(descriptor: int = -1, key: str = "", *, writing: bool = False) -> bool:
+    """Until `end_packing`, the weights of the model that is loaded come from an open file, or are written
+    there.
+
+    Args:
+        descriptor: the file; -1 is none.
+        key: 64 characters that say what it holds.
+        writing: whether it is empty yet.
+
+    Returns:
+        Whether that can be: the file holds weights of this key, or can be written.
+    """
+    return bool(_device().specx_ggml_begin_packing(descriptor, key.encode("ascii"), int(writing)))
+
+
+def end_packing() -> Packing:
+    """What became of the weights since `begin_packing`."""
+    numbers = (ctypes.c_int64 * 5)()
+    _device().specx_ggml_end_packing(numbers)
+    packed, found, microseconds, complete, large_pages = numbers
+    return Packing(packed, found, microseconds / 1e6, bool(complete), large_pages)
 
 
 def instruction_set() -> str:

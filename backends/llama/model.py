@@ -27,6 +27,7 @@ from specx.backends.llama.devices import on_gpu
 from specx.backends.llama.extraction import Extraction, extraction_of
 from specx.backends.llama.kernels import STOCK, Kernels, enable
 from specx.backends.llama.libllama import floats_at, lib, set_log
+from specx.backends.llama.packed import PackedCopy
 from specx.backends.llama.params import (
     MAX_WIDTH,
     PROMPT_ROWS,
@@ -66,6 +67,7 @@ class LlamaModel:
         progress: called with the loaded fraction, 0 to 1.
         kernels: what attention and weights are computed with.
         repack: let llama.cpp rearrange weights for this CPU (off only for builds that crash with it).
+        packed: the copy of specx's packed weights on disk, if it may have one.
 
     Raises:
         ModelError: the file cannot be loaded, or there is not enough memory.
@@ -79,6 +81,7 @@ class LlamaModel:
         progress: Callable[[float], None] | None = None,
         kernels: Kernels = STOCK,
         repack: bool = True,
+        packed: PackedCopy | None = None,
     ) -> None:
         set_log(load.log)
         self._lib = lib()
@@ -91,7 +94,7 @@ class LlamaModel:
         self._caches: list[LlamaCache | None] = []
         self.trimmed = trimmed = trimmed_file(load.path)
         table = EmbeddingTable(trimmed) if trimmed is not None else None
-        self._model = load_weights(self._lib, load, progress, repack=repack, trimmed=trimmed)
+        self._model = load_weights(self._lib, load, progress, repack=repack, trimmed=trimmed, packed=packed)
         tokens = LlamaVocab(self._model)  # unnamed ones, if it is trimmed
         self._vocab = tokens if trimmed is None else None
         self._path, self._columns = load.path, tokens.size
@@ -186,9 +189,7 @@ class LlamaModel:
 
         Cells of a sliding window that two texts hold are not used again, so windows must not share theirs.
         """
-        if self._stateful or self._whole_only:
-            return False
-        return self.facts.even or not self.n_swa
+        return not (self._stateful or self._whole_only) and (self.facts.even or not self.n_swa)
 
     def states(self) -> States | None:
         """The recurrent states of one more text; None where layers keep none."""
@@ -243,11 +244,10 @@ class LlamaModel:
         except BaseException:
             for cache in caches:
                 cache.abandon(begun=begun)
+            raise
+        finally:
             for filler in fillers:
                 filler.drop_filler()
-            raise
-        for filler in fillers:
-            filler.drop_filler()
         return [
             Output(
                 logits[start : start + len(tree)],

@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from specx.backends.llama.extraction import Observer
 from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.last_words import working_on
 from specx.backends.llama.libllama import forget_log, recent_errors, recent_log
+from specx.backends.llama.packed import PackedCopy
 from specx.backends.llama.trimmed import overrides
 from specx.backends.settings import CACHE_TYPES, MAX_ROWS, Load
 
@@ -46,6 +48,7 @@ def load_weights(
     repack: bool,
     trimmed: GGUFInfo | None = None,
     head: bool = False,
+    packed: PackedCopy | None = None,
 ) -> Any:
     """The llama_model of `load`.
 
@@ -56,6 +59,7 @@ def load_weights(
         repack: let llama.cpp rearrange weights for this CPU.
         trimmed: the header of a model that is loaded without its tokenizer.
         head: whether it is a draft head, whose encoder reads the target's hidden states.
+        packed: the copy of specx's packed weights on disk, if it may have one.
 
     Raises:
         ModelError: the file cannot be loaded.
@@ -86,7 +90,8 @@ def load_weights(
     params.progress_callback = callback
     forget_log()
     working_on(load.path.name)
-    model = module.llama_model_load_from_file(os.fsencode(load.path), params)
+    with packed.used() if packed is not None else nullcontext():
+        model = module.llama_model_load_from_file(os.fsencode(load.path), params)
     del kept
     if raised:
         if model:

@@ -169,6 +169,13 @@ class ModelOptions:
     mlock: Annotated[
         bool, _model("--mlock", text="Keep the model in memory, never in swap.", envvar="LLAMA_ARG_MLOCK")
     ] = ASKED.mlock
+    packed_copy: Annotated[
+        bool,
+        _model(
+            "--packed-copy/--no-packed-copy",
+            text="Keep rearranged weights in the cache directory (8 GiB at most) if starts are slow without.",
+        ),
+    ] = ASKED.packed_copy
     swa_full: Annotated[
         bool,
         _model(

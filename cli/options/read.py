@@ -197,6 +197,7 @@ def read_asked(model: ModelOptions, draft: DraftOptions | None = None) -> Asked:
         rpc=rpc_servers(model),
         mmap=model.mmap,
         mlock=model.mlock,
+        packed_copy=model.packed_copy,
         swa_full=model.swa_full,
         drafter=one_of("--drafter", draft.drafter, allowed_drafters(draft.drafter), besides=f"FILE{GGUF}"),
         draft_max=None if most is None else _at_least("--draft-max", most, 0),

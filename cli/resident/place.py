@@ -22,7 +22,9 @@ __all__ = ["ROUTES", "Place", "Record", "folder", "place_of", "records"]
 ROUTES = ("hello", "tokenize", "specials", "encode", "generate", "answer", "cancel", "stop")
 """What is asked at such a socket, below /specx/."""
 
-PROCESS = frozenset({"adapt", "answers", "idle", "log", "longest", "texts", "measure", "verbose"})
+PROCESS = frozenset(
+    {"adapt", "answers", "idle", "log", "longest", "texts", "measure", "packed_copy", "verbose"}
+)
 """What is asked of a process, and not of how a model writes."""
 
 LONGEST = 90

@@ -11,6 +11,7 @@ from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama import libllama
 from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.model import LlamaModel
+from specx.backends.llama.packed import PackedCopy
 from specx.backends.settings import Load
 from specx.engine.setup import keys
 from specx.engine.setup.choice import Choice
@@ -36,11 +37,14 @@ def load_chosen(info: GGUFInfo, load: Load, kernels: Choice[str | None], here: H
     """
     stages = Stages(here.progress)
     told = replace(here, progress=stages.update) if here.progress is not None else here
-    return load_on_chosen(kernels, loader(load, told), keys.kernels_key(info, load), here, stages)
+    packed = None
+    if load.packed_copy and load.path == info.path:
+        packed = PackedCopy(here.store, info.fingerprint, load, here.notice)
+    return load_on_chosen(kernels, loader(load, told, packed), keys.kernels_key(info, load), here, stages)
 
 
-def loader(load: Load, here: Here) -> Callable[[Kernels], LlamaModel]:
-    """What loads a model on given kernels.
+def loader(load: Load, here: Here, packed: PackedCopy | None = None) -> Callable[[Kernels], LlamaModel]:
+    """What loads a model on given kernels, and with a copy of packed weights, if it may have one.
 
     Raises:
         ModelError: llama.cpp itself cannot be loaded.
@@ -49,7 +53,8 @@ def loader(load: Load, here: Here) -> Callable[[Kernels], LlamaModel]:
     repack = repack_works(load, here)
 
     def on(kernels: Kernels) -> LlamaModel:
-        return LlamaModel(load, progress=here.progress, kernels=kernels, repack=repack)
+        copy = packed if kernels.weights else None
+        return LlamaModel(load, progress=here.progress, kernels=kernels, repack=repack, packed=copy)
 
     return on
 

@@ -39,6 +39,7 @@ def wanted_load(info: GGUFInfo, asked: Asked) -> Load:
         type_v=asked.type_v or CACHE_TYPE,
         mmap=asked.mmap,
         mlock=asked.mlock,
+        packed_copy=asked.packed_copy,
         swa_full=asked.swa_full,
         snapshots=best_snapshots(info),
         mtp=asked.drafter == "auto" and asked.draft.model is None and has_mtp(info),

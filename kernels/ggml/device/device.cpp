@@ -237,3 +237,21 @@ SPECX_EXPORT void specx_ggml_counts(int64_t* pieces, int64_t* barriers) {
     *pieces = specx::plugin().pieces.load();
     *barriers = specx::plugin().barriers.load();
 }
+
+// See `begin_packing`: the file with the packed weights of the model that is loaded until specx_ggml_end_packing.
+SPECX_EXPORT int specx_ggml_begin_packing(int descriptor, const char* key, int writing) {
+    try {
+        return specx::begin_packing(descriptor, key, writing != 0);
+    } catch (const std::exception&) {  // out of memory
+        return 0;
+    }
+}
+
+// Bytes that were packed and found since, microseconds of CPU time, whether the file is complete, and bytes of it
+// on large pages.
+SPECX_EXPORT void specx_ggml_end_packing(int64_t* numbers) {
+    const specx::Packing packing = specx::end_packing();
+    const int64_t all[] = {packing.packed, packing.found, packing.microseconds, packing.complete,
+                           packing.large_pages};
+    std::memcpy(numbers, all, sizeof all);
+}

@@ -7,12 +7,14 @@
 #include <new>
 #include <thread>
 
+#include <sys/resource.h>
 #ifdef __linux__
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
 
 #include "matmul.hpp"
+#include "packed_file.hpp"
 #include "threads.hpp"
 
 namespace specx {
@@ -24,6 +26,28 @@ using ggml::Tensor;
 
 BufferType g_type;  // one for the process: ggml keeps the pointer as long as it runs
 const ggml::Functions* g_functions;
+
+std::unique_ptr<PackedFile> g_file;  // of the model that is being loaded, if it has one
+Packing g_packing;                   // of that model
+
+struct Memory {  // the context of a Buffer
+    char* base;
+    size_t mapped;  // bytes, to be unmapped; 0: to be freed
+};
+
+char* base_of(const Buffer* buffer) { return static_cast<Memory*>(buffer->context)->base; }
+
+// The file whose memory a buffer is, while its model is loaded.
+PackedFile* file_of(const Buffer* buffer) {
+    return g_file != nullptr && g_file->base() == base_of(buffer) ? g_file.get() : nullptr;
+}
+
+int64_t cpu_microseconds() {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return int64_t{1000000} * (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) + usage.ru_utime.tv_usec +
+           usage.ru_stime.tv_usec;
+}
 
 bool packable(const Tensor* tensor) { return matmul_supported(tensor->type, tensor->ne[0], tensor->ne[1]); }
 
@@ -75,6 +99,7 @@ void give_back(const void*, size_t) {}
 struct Conversion {
     const Tensor* tensor;
     char* plain;
+    char* packed;
     bool packing;
 };
 
@@ -87,7 +112,7 @@ void convert(void* argument, Team*, int member, int size) {
     if (end > t->ne[1]) end = t->ne[1];
     if (first >= end) return;
     for (int64_t i = 0; i < matrices(t); ++i) {
-        char* packed = static_cast<char*>(t->data) + i * matrix_size(t);
+        char* packed = job->packed + i * matrix_size(t);
         char* rows = job->plain + i * t->nb[2] + first * t->nb[1];
         if (job->packing) {
             pack(t->type, t->ne[0], t->ne[1], rows, packed, first, end - first);
@@ -97,8 +122,8 @@ void convert(void* argument, Team*, int member, int size) {
     }
 }
 
-void convert_all(const Tensor* tensor, void* plain, bool packing) {
-    Conversion job = {tensor, static_cast<char*>(plain), packing};
+void convert_all(const Tensor* tensor, void* plain, void* packed, bool packing) {
+    Conversion job = {tensor, static_cast<char*>(plain), static_cast<char*>(packed), packing};
     unsigned cores = std::thread::hardware_concurrency();
     bool small = g_functions->nbytes(tensor) < kSmall;
     team_run(small || cores == 0 ? 1 : static_cast<int>(cores), convert, &job);
@@ -116,22 +141,41 @@ const Tensor* owner_of(const Tensor* tensor, size_t* offset) {
 // Write or read a part: through a copy of the whole tensor in ggml's layout.
 void change_part(const Tensor* tensor, const void* data, size_t offset, size_t size) {
     std::unique_ptr<char[]> plain(new char[g_functions->nbytes(tensor)]);
-    convert_all(tensor, plain.get(), false);
+    convert_all(tensor, plain.get(), tensor->data, false);
     std::memcpy(plain.get() + offset, data, size);
-    convert_all(tensor, plain.get(), true);
+    convert_all(tensor, plain.get(), tensor->data, true);
 }
 
-void set_tensor(Buffer*, Tensor* view, const void* data, size_t offset, size_t size) {
-    const Tensor* tensor = owner_of(view, &offset);
-    if (!packable(tensor)) {
-        std::memcpy(static_cast<char*>(tensor->data) + offset, data, size);
-        give_back(data, size);
-    } else if (offset == 0 && size == g_functions->nbytes(tensor)) {
-        convert_all(tensor, const_cast<void*>(data), true);
-        give_back(data, size);
-    } else {
-        change_part(tensor, data, offset, size);
+// Write a whole tensor, or find it written in the file of its model.
+void set_whole(Buffer* buffer, const Tensor* tensor, const void* data) {
+    const size_t size = allocated_size(tensor);
+    PackedFile* file = file_of(buffer);
+    if (file != nullptr && file->holds(tensor, size)) {
+        g_packing.found += size;
+        return;
     }
+    void* packed = file != nullptr ? file->place(tensor, size) : tensor->data;
+    if (packable(tensor)) {
+        convert_all(tensor, const_cast<void*>(data), packed, true);
+    } else {
+        std::memcpy(packed, data, size);
+    }
+    if (file != nullptr) file->written(tensor, size);
+    g_packing.packed += size;
+}
+
+void set_tensor(Buffer* buffer, Tensor* view, const void* data, size_t offset, size_t size) {
+    const Tensor* tensor = owner_of(view, &offset);
+    if (offset == 0 && size == g_functions->nbytes(tensor)) {
+        const int64_t start = cpu_microseconds();
+        set_whole(buffer, tensor, data);
+        g_packing.microseconds += cpu_microseconds() - start;
+    } else {
+        if (PackedFile* file = file_of(buffer)) file->spoil();
+        if (packable(tensor)) return change_part(tensor, data, offset, size);
+        std::memcpy(static_cast<char*>(tensor->data) + offset, data, size);
+    }
+    give_back(data, size);
 }
 
 void get_tensor(Buffer*, const Tensor* view, void* data, size_t offset, size_t size) {
@@ -139,10 +183,10 @@ void get_tensor(Buffer*, const Tensor* view, void* data, size_t offset, size_t s
     if (!packable(tensor)) {
         std::memcpy(data, static_cast<const char*>(tensor->data) + offset, size);
     } else if (offset == 0 && size == g_functions->nbytes(tensor)) {
-        convert_all(tensor, data, false);
+        convert_all(tensor, data, tensor->data, false);
     } else {
         std::unique_ptr<char[]> plain(new char[g_functions->nbytes(tensor)]);
-        convert_all(tensor, plain.get(), false);
+        convert_all(tensor, plain.get(), tensor->data, false);
         std::memcpy(data, plain.get() + offset, size);
     }
 }
@@ -153,11 +197,24 @@ void memset_tensor(Buffer* buffer, Tensor* tensor, uint8_t value, size_t offset,
     set_tensor(buffer, tensor, bytes.get(), offset, size);
 }
 
-void free_buffer(Buffer* buffer) { std::free(buffer->context); }
-void* get_base(Buffer* buffer) { return buffer->context; }
-void clear(Buffer* buffer, uint8_t value) { std::memset(buffer->context, value, buffer->size); }
+void free_buffer(Buffer* buffer) {
+    auto* memory = static_cast<Memory*>(buffer->context);
+#ifdef __linux__
+    if (memory->mapped > 0) munmap(memory->base, memory->mapped);
+#endif
+    if (memory->mapped == 0) std::free(memory->base);
+    delete memory;
+}
 
-Buffer* alloc_buffer(BufferType* type, size_t size) {
+void* get_base(Buffer* buffer) { return base_of(buffer); }
+
+void clear(Buffer* buffer, uint8_t value) {
+    if (PackedFile* file = file_of(buffer)) file->spoil();
+    std::memset(base_of(buffer), value, buffer->size);
+}
+
+// Memory of the process's own.
+char* allocate(size_t size) {
     constexpr size_t kHugePage = size_t{2} << 20;
     size_t alignment = size >= kHugePage ? kHugePage : kAlignment;
     void* memory = nullptr;
@@ -165,6 +222,13 @@ Buffer* alloc_buffer(BufferType* type, size_t size) {
 #ifdef __linux__
     if (size >= kHugePage) madvise(memory, size, MADV_HUGEPAGE);  // fewer page walks while streaming weights
 #endif
+    return static_cast<char*>(memory);
+}
+
+Buffer* alloc_buffer(BufferType* type, size_t size) {
+    char* mapped = g_file != nullptr ? g_file->map(size) : nullptr;
+    char* base = mapped != nullptr ? mapped : allocate(size);
+    if (base == nullptr) return nullptr;
     ggml::BufferInterface iface = {};
     iface.free_buffer = free_buffer;
     iface.get_base = get_base;
@@ -172,7 +236,7 @@ Buffer* alloc_buffer(BufferType* type, size_t size) {
     iface.set_tensor = set_tensor;
     iface.get_tensor = get_tensor;
     iface.clear = clear;
-    return g_functions->buffer_init(type, iface, memory, size);
+    return g_functions->buffer_init(type, iface, new Memory{base, mapped != nullptr ? size : 0}, size);
 }
 
 const char* get_name(BufferType*) { return "specx"; }
@@ -204,6 +268,24 @@ bool is_packed(const Tensor* tensor) {
 
 const void* packed_matrix(const Tensor* tensor, int64_t index) {
     return static_cast<const char*>(tensor->data) + index * matrix_size(tensor);
+}
+
+bool begin_packing(int descriptor, const char* key, bool writing) {
+    g_packing = {};
+    g_file.reset();
+    if (descriptor < 0) return true;
+    g_file = writing ? PackedFile::create(descriptor, key) : PackedFile::open(descriptor, key);
+    return g_file != nullptr;
+}
+
+Packing end_packing() {
+    Packing packing = g_packing;
+    if (g_file != nullptr) {
+        packing.complete = g_file->finish();
+        if (packing.complete) packing.large_pages = g_file->large_pages();
+    }
+    g_file.reset();
+    return packing;
 }
 
 }  // namespace specx

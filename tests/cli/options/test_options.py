@@ -45,7 +45,7 @@ def test_every_name_that_people_know(settings, model):
     load, sampling = settings(
         *("-c", "512", "-t", "2", "-tb", "3", "-b", "64", "-ub", "32", "-ngl", "7", "-fa", "off"),
         *("-ctk", "q8_0", "-ctv", "BF16", "--no-mmap", "--mlock", "--swa-full", "--context-shift", "--exact"),
-        *("--drafter", "none", "--draft-max", "4", "--no-cache", "-v"),
+        *("--drafter", "none", "--draft-max", "4", "--no-cache", "--no-packed-copy", "-v"),
         *("-s", "9", "--temp", "0", "--top-k", "3", "--top-p", "0.5", "--min-p", "0.1", "--typical", "0.9"),
         *("--repeat-penalty", "1.1", "--repeat-last-n", "-1", "--frequency-penalty", "-0.5"),
         *("--presence-penalty", "0.25", "-l", "15+1.5", "-l", "16-inf"),
@@ -63,6 +63,7 @@ def test_every_name_that_people_know(settings, model):
         type_v="bf16",
         mmap=False,
         mlock=True,
+        packed_copy=False,
         swa_full=True,
         context_shift=True,
         exact=True,
