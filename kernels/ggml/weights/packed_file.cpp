@@ -18,6 +18,7 @@
 #include "threads.hpp"
 
 namespace specx {
+#ifdef __linux__
 namespace {
 
 constexpr char kMagic[] = "specxpk1";
@@ -70,8 +71,6 @@ uint64_t sum_together(const char* data, size_t size) {
 }
 
 }  // namespace
-
-#ifdef __linux__
 
 PackedFile::PackedFile(int descriptor, const char* key, bool writing) : descriptor_(descriptor), writing_(writing) {
     std::memcpy(key_, key, kKeySize);
@@ -170,7 +169,7 @@ bool PackedFile::holds(const ggml::Tensor* tensor, size_t size) const {
 bool PackedFile::write(const void* data, size_t size, size_t offset) const {
     const char* bytes = static_cast<const char*>(data);
     while (size > 0) {
-        const size_t piece = std::min(size, down(offset) + kLargePage - offset);  // one large page of the file's
+        const size_t piece = std::min(size, down(offset) + kLargePage - offset);  // in one large page
         const ssize_t done = pwrite(descriptor_, bytes, piece, static_cast<off_t>(offset));
         if (done <= 0) return false;
         bytes += done, offset += done, size -= done;
@@ -203,7 +202,8 @@ char* PackedFile::place(const ggml::Tensor* tensor, size_t size) {
             return base_ + offset;
         }
         madvise(larger, needed, MADV_HUGEPAGE);
-        if (to_ > from_) std::memcpy(static_cast<char*>(larger) + (from_ - begin_), window_ + (from_ - begin_), to_ - from_);
+        const size_t kept = from_ - begin_;
+        if (to_ > from_) std::memcpy(static_cast<char*>(larger) + kept, window_ + kept, to_ - from_);
         std::free(window_);
         window_ = static_cast<char*>(larger), capacity_ = needed;
     }

@@ -198,6 +198,7 @@ void memset_tensor(Buffer* buffer, Tensor* tensor, uint8_t value, size_t offset,
 }
 
 void free_buffer(Buffer* buffer) {
+    if (file_of(buffer) != nullptr) g_file.reset();  // loading failed, or was interrupted: the file is not whole
     auto* memory = static_cast<Memory*>(buffer->context);
 #ifdef __linux__
     if (memory->mapped > 0) munmap(memory->base, memory->mapped);

@@ -297,17 +297,23 @@ def test_a_copy_that_is_cleared_while_it_is_written_is_not_kept(tiny):
     assert not tiny.files
 
 
-def test_an_interrupted_start_leaves_nothing_half_written(tiny):
-    tiny.start()
+@pytest.mark.parametrize("after", [-1.0, 0.5, 0.9])
+def test_an_interrupted_start_leaves_nothing_half_written(tiny, after):
+    right = tiny.start()
 
-    def progress(_fraction):
-        raise KeyboardInterrupt
+    def progress(fraction):
+        if fraction > after:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         tiny.start(progress=progress)
     assert [path.suffix for path in tiny.store.place(PACKED, "").iterdir()] == [".json"]
-    tiny.start()
-    assert tiny.files
+    np.testing.assert_array_equal(tiny.start(), right)
+    assert tiny.last.complete
+    with pytest.raises(KeyboardInterrupt):
+        tiny.start(progress=progress)
+    np.testing.assert_array_equal(tiny.start(), right)
+    assert tiny.last.packed == 0
 
 
 def test_what_another_process_left_half_written_goes(tiny):
