@@ -18,7 +18,7 @@ from specx.cli.resident.place import Place, Record, records
 from specx.cli.terminal.console import notice, write
 from specx.cli.terminal.tables import show_fields
 
-__all__ = ["begin", "command_line", "hello", "show_servers", "stop_servers", "told"]
+__all__ = ["begin", "command_line", "forget", "hello", "show_servers", "stop_servers", "told"]
 
 HELLO_S = 2.0
 """Seconds in which a server has to answer who it is."""
@@ -51,10 +51,15 @@ def told(record: Record) -> Iterator[None]:
     try:
         yield
     finally:
-        known = Record.read(record.place)
-        if known is not None and known.pid == record.pid:
-            with suppress(OSError):
-                record.place.record.unlink()
+        forget(record)
+
+
+def forget(record: Record) -> None:
+    """Nobody knows of the server any more, unless another one has its place."""
+    known = Record.read(record.place)
+    if known is not None and known.pid == record.pid:
+        with suppress(OSError):
+            record.place.record.unlink()
 
 
 def begin(place: Place) -> bool:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -24,7 +25,7 @@ from specx.cli.options.read import (
     sampling_settings,
     with_options,
 )
-from specx.cli.resident.background import begin, command_line, show_servers, stop_servers, told
+from specx.cli.resident.background import begin, command_line, forget, show_servers, stop_servers, told
 from specx.cli.resident.options import ResidentOptions
 from specx.cli.resident.place import Place, Record, place_of
 from specx.cli.terminal.console import notice, write
@@ -173,11 +174,11 @@ def serve(
     with ExitStack() as stack:
         if place is not None and places.resident is not None:
             log = place.log if resident.background else None
-            stack.enter_context(
-                told(
-                    Record(place, os.getpid(), asked.model.absolute(), command_line(), log=log, idle_s=idle_s)
-                )
+            record = Record(
+                place, os.getpid(), asked.model.absolute(), command_line(), log=log, idle_s=idle_s
             )
+            stack.enter_context(told(record))
+            life.at_once = partial(forget, record)
         life.run()
 
 

@@ -78,6 +78,9 @@ class Life:
         open_session: loads the model, in the thread that writes; closed in the same thread.
         most_waiting: texts that may wait.
         idle_s: it ends by itself after so many seconds without anything to do; None for never.
+
+    Attributes:
+        at_once: called when it ends without doing anything else.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Life:
         self._server = server_of(api.app, patience_s=GRACE_S + 2)
         self._problem: SpecxError | None = None
         self._stopping = False
+        self.at_once: Callable[[], None] = lambda: None
         self._silent = threading.Event()  # nothing is asked any more
 
     def run(self) -> None:
@@ -203,6 +207,7 @@ class Life:
     def _signalled(self, number: int) -> None:
         if self._stopping or self._api.service is None:  # a model that is being loaded cannot be interrupted
             self._places.remove()
+            self.at_once()
             restore()
             if number == signal.SIGINT and sys.stderr.isatty():
                 os.write(2, b"\n")

@@ -101,11 +101,13 @@ def test_a_second_signal_ends_at_once(spawn, tmp_path):
     assert "closed" not in process.stderr.read()
 
 
-def test_a_signal_while_the_model_is_loaded_ends_at_once(spawn):
+def test_a_signal_while_the_model_is_loaded_ends_at_once(spawn, tmp_path):
     process, client = spawn(SCRIPTED_LOADING="300")
     assert client.get("/health").status_code == 503
+    (record,) = (tmp_path / "run" / "specx").glob("*.json")
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
+    assert not record.exists()  # nobody is told of it any more
 
 
 def test_what_is_told_to_stop_while_the_model_is_loaded_ends_when_it_is(serve, session_of):
