@@ -206,7 +206,7 @@ def test_a_step_is_one_piece_with_few_barriers(smollm2):
     assert done.returncode == 0, done.stderr[-2000:]
     for pieces, barriers in json.loads(done.stdout):
         assert pieces == 1
-        assert 0 < barriers <= 30 * 11 + 2
+        assert 0 < barriers <= 30 * 10 + 2
 
 
 ENDED = (

@@ -57,12 +57,14 @@ class Planner {
     struct Quantized {
         const Tensor* x = nullptr;
         int type = 0;
-        size_t last_use = 0;  // the task after it
+        // The tasks after the multiplications that read it: after the first ones in a row, and after the last.
+        size_t first_end = 0, last_end = 0;
     };
 
     void add(const Tensor* op);
     void forget_overwritten(const Tensor* op);
     void add_multiplication(const Tensor* op);
+    void moved_from(size_t place);
     void add_norm(const Tensor* op, const Tensor* product);
     void add_rotation(const Tensor* op);
     void add_elementwise(const Tensor* op);
@@ -170,7 +172,7 @@ void Planner::add_multiplication(const Tensor* op) {
     if (!found) {
         slot = next_held_;
         next_held_ = 1 - next_held_;
-        held_[slot] = {x, w->type, 0};
+        held_[slot] = {x, w->type, 0, 0};
         Task quantize = {Kind::quantize, op};
         quantize.x = {static_cast<char*>(x->data), tokens_, x->ne[0], x->nb[1]};
         quantize.cut = {tokens_, x->ne[0], 0};
@@ -191,17 +193,29 @@ void Planner::add_multiplication(const Tensor* op) {
     task.scratch = slot;
     touch(task, address(Region(slot)), address(Region(slot), bytes), false);
     touch(task, task.out, true);
-    // Next to the one with the same activations, if nothing between them forbids it: Q, K and V, that are rotated in between.
-    size_t place = tasks_.size();
+    // Next to those with the same activations, if nothing between them forbids it: Q, K and V, rotated in between.
+    // V often gets the memory of Q before its rotation and has to stay behind that, but K goes past both.
+    Quantized& held = held_[slot];
+    size_t place = tasks_.size(), highest = place;
     if (found) {
-        const size_t first = std::max<size_t>(held_[slot].last_use, place > kMoved ? place - kMoved : 0);
-        while (place > first && !conflict(tasks_[place - 1], task)) --place;
-        if (place != held_[slot].last_use) place = tasks_.size();
+        const size_t least = place > kMoved ? place - kMoved : 0;
+        while (highest > least && !conflict(tasks_[highest - 1], task)) --highest;
+        if (highest <= held.last_end) place = held.last_end;
+        if (highest <= held.first_end) place = held.first_end;
     }
+    const bool in_a_row = !found || place == held.first_end;
     tasks_.insert(tasks_.begin() + place, task);
-    for (Quantized& held : held_)
-        if (held.last_use > place) ++held.last_use;
-    held_[slot].last_use = place + 1;
+    moved_from(place);
+    if (in_a_row) held.first_end = place + 1;
+    held.last_end = std::max(held.last_end, place + 1);
+}
+
+// A task was inserted there.
+void Planner::moved_from(size_t place) {
+    for (Quantized& held : held_) {
+        held.first_end += held.first_end > place;
+        held.last_end += held.last_end > place;
+    }
 }
 
 void Planner::add_norm(const Tensor* op, const Tensor* product) {
@@ -249,7 +263,7 @@ size_t Planner::angles_of(const Tensor* op) {
     if (op->src[2] != nullptr) touch(task, op->src[2], false);
     touch(task, address(kAngles, offset), address(kAngles, offset + bytes), true);
     tasks_.insert(tasks_.begin(), task);
-    for (Quantized& held : held_) ++held.last_use;
+    moved_from(0);
     angles_.push_back({op->src[1], rotation, offset});
     return offset;
 }

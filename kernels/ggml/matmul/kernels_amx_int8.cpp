@@ -138,7 +138,7 @@ struct AmxTile {
     alignas(64) int32_t sums[kRing][n][kRows];
 
     SPECX_INLINE void decode(int64_t block, const uint8_t* quants) {
-        prefetch<format>(quants);
+        prefetch<format>(quants + block * static_cast<int64_t>(kBlockShare<format> - f.block_bytes()));
         if constexpr (kDecodes)
             each<0, kColumns>([&](auto c) SPECX_INLINE_LAMBDA {
                 _mm512_store_si512(weights[block % kRing] + c * kColumnBytes, signed_column<format, c>(quants));

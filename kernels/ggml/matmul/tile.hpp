@@ -49,13 +49,18 @@ SPECX_INLINE F load_as(const void* p) {
     return value;
 }
 
+// What a block takes of a group, its share of the headers included.
 template <int format>
-SPECX_INLINE void prefetch(const uint8_t* quants) {
-    constexpr Format f = *kFormats[format];
-    // As many lines as a block takes, its share of the header included: so nothing is left out at the next group.
-    for (size_t line = 0; line < f.block_bytes() + f.header_group_bytes() / f.blocks; line += 64) {
-        __builtin_prefetch(quants + kPrefetchNear + line, 0, 3);
-        __builtin_prefetch(quants + kPrefetchFar + line, 0, 2);
+constexpr size_t kBlockShare =
+    kFormats[format]->block_bytes() + kFormats[format]->header_group_bytes() / kFormats[format]->blocks;
+
+// `share` is where the quants start at a group's first block, and goes on by kBlockShare at each one, not by what the
+// quants of a block take: so it comes to where those of the next group start, and what is fetched has no gaps.
+template <int format>
+SPECX_INLINE void prefetch(const uint8_t* share) {
+    for (size_t line = 0; line < kBlockShare<format>; line += 64) {
+        __builtin_prefetch(share + kPrefetchNear + line, 0, 3);
+        __builtin_prefetch(share + kPrefetchFar + line, 0, 2);
     }
 }
 
@@ -210,7 +215,7 @@ void multiply_tile(const uint8_t* group, int64_t k, const uint8_t* activations, 
     constexpr Format f = *kFormats[format];
     constexpr int parts = kRows / Simd::kLanes;
     const GroupLayout layout(f, k);
-    const uint8_t* quants = group + layout.quants;
+    const uint8_t *quants = group + layout.quants, *share = quants;
     typename Simd::Floats sum[parts][n];
     for (int p = 0; p < parts; ++p)
         SPECX_UNROLL
@@ -220,7 +225,8 @@ void multiply_tile(const uint8_t* group, int64_t k, const uint8_t* activations, 
         Scales<format> scales;
         scales.template read<Simd>(group + header * f.header_group_bytes());
         for (int block = 0; block < f.blocks; ++block) {
-            prefetch<format>(quants);
+            prefetch<format>(share);
+            share += kBlockShare<format>;
             SPECX_NO_UNROLL  // the sums of several parts would not fit into the registers
             for (int p = 0; p < parts; ++p) {
                 // Hides that every part reads the same activations: kept for the next one they would not fit, either. GCC
