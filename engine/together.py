@@ -223,6 +223,8 @@ class _Together:
         costs = plan.staircase.costs(generation.has_read)
         width, widest_ms = len(costs) - 1, float(costs[-1])
         least, most_ms = LEAST if self._jobs else PIECE, self._most_ms
+        if not self._first_tokens.waits(generation) and (slack_ms := self._first_tokens.slack_ms()) < most_ms:
+            least, most_ms = LEAST, max(slack_ms, 0.0)
         if widest_ms <= most_ms:
             return max(int(most_ms / widest_ms * width), least)  # more at once take no longer each
         fitting = np.flatnonzero(costs <= most_ms)
