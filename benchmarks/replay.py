@@ -147,12 +147,12 @@ def replay(free: Free, trace: Trace, width: int, leaves: int, prompt_rows: bool)
     trie.observe(output[:1])  # the prompt gives the first token
     tally, at = Tally(), 1
     while at < len(output):
-        tokens, parents, probs, _ = trie.grow(width - 1, leaves)
-        accepted = accepted_nodes(tokens.tolist(), parents.tolist(), output[at:])
+        draft = trie.grow(width - 1, leaves)
+        accepted = accepted_nodes(draft.tokens.tolist(), draft.parents.tolist(), output[at:])
         emitted = min(accepted + 1, len(output) - at)
         trie.observe(output[at : at + emitted])
         learn(free.table, trace, prompt + at - 1, prompt + at - 1 + emitted)
-        tally.add(Tally(1, emitted, float(probs.sum()), accepted))
+        tally.add(Tally(1, emitted, float(draft.probs.sum()), accepted))
         at += emitted
     return tally
 

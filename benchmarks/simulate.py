@@ -89,7 +89,7 @@ class FixedWidth:
         """As much of the draft as the width takes."""
         [job] = jobs
         draft = job.drafting.propose(Room(self.width - 1, facts.max_leaves))
-        return Decision((Part(draft, 0, 1.0),), 1.0, 1.0)
+        return Decision((Part(draft, 0, 1.0),), 1.0, 1.0, 1.0)
 
     def observe(self, *_step: object) -> None:
         """Nothing is learned."""
@@ -103,7 +103,7 @@ class Guessing(Drafting):
 
     def propose(self, room: Room, after: Sequence[int] = ()) -> Draft:
         """The best tree that fits `room`, below the text and the tokens `after` it."""
-        return Draft(*self.trie.grow(room.limit, room.leaves, path=after))
+        return self.trie.grow(room.limit, room.leaves, path=after)
 
 
 def staircase(data: dict[str, dict[str, float]]) -> Staircase:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.base import Output, Want
-from specx.kernels._native import path_to
+from specx.kernels._native import Draft, StepCosts
 
 __all__ = [
     "EMPTY_DRAFT",
@@ -73,77 +73,7 @@ class Text:
         self.position += len(tokens)
 
 
-@dataclass(slots=True)  # some a step: a frozen one takes three times as long to make
-class Draft:
-    """A tree of guessed tokens, most promising first.
-
-    Every prefix `[:n]` of the arrays is itself a tree, and the best tree of n nodes: probabilities never
-    rise along the arrays, and a parent comes before its children.
-
-    Attributes:
-        tokens: (n,) int32.
-        parents: (n,) int32 index of the parent node; -1 hangs below the last token of the text.
-        probs: (n,) float32 estimated probability that the whole path to the node is accepted.
-        sources: (n,) uint8 index into the drafter's `source_names`.
-    """
-
-    tokens: NDArray[np.int32]
-    parents: NDArray[np.int32]
-    probs: NDArray[np.float32]
-    sources: NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
-        """All of it, in the order of the attributes."""
-        return self.tokens, self.parents, self.probs, self.sources
-
-    @classmethod
-    def of_chain(cls, tokens: Sequence[int], probs: Sequence[float], source: int = 0) -> Draft:
-        """A chain of `tokens`, of which the path to each is accepted with the probability in `probs`."""
-        n = len(tokens)
-        row = np.arange(-1, n - 1, dtype=np.int32)
-        return cls(np.array(tokens, np.int32), row, np.array(probs, np.float32), np.full(n, source, np.uint8))
-
-    def head(self, n: int) -> Draft:
-        """The best tree of `n` nodes."""
-        if n == len(self.tokens):
-            return self
-        return Draft(self.tokens[:n], self.parents[:n], self.probs[:n], self.sources[:n])
-
-    def chain(self, leaf: int) -> Draft:
-        """The path from the root to the node `leaf`, as a draft."""
-        return Draft(*path_to(*self.arrays, leaf))
-
-    def likeliest_chain(self) -> Draft:
-        """The chain with the most expected tokens; the draft itself if it is one."""
-        parents = self.parents.tolist()
-        if parents == list(range(-1, len(parents) - 1)):
-            return self
-        probs: list[float] = self.probs.tolist()
-        sums: list[float] = []
-        for node, parent in enumerate(parents):
-            sums.append(probs[node] + (sums[parent] if parent >= 0 else 0.0))
-        return self.chain(max(range(len(sums)), key=sums.__getitem__))
-
-    def padded(self, n: int) -> Draft:
-        """The same made `n` nodes long by hopeless ones below its last node."""
-        missing = n - len(self)
-        if missing <= 0:
-            return self
-        return Draft(
-            np.concatenate((self.tokens, np.zeros(missing, np.int32))),
-            np.concatenate((self.parents, np.arange(len(self) - 1, n - 1, dtype=np.int32))),
-            np.concatenate((self.probs, np.zeros(missing, np.float32))),
-            np.concatenate((self.sources, np.zeros(missing, np.uint8))),
-        )
-
-
-EMPTY_DRAFT = Draft(
-    np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.uint8)
-)
+EMPTY_DRAFT = Draft.of_chain((), ())
 
 
 @dataclass(slots=True)
@@ -170,33 +100,7 @@ class Verified:
 
     def rows(self) -> list[int]:
         """Rows of the output that the text has kept, the root first: as many as tokens were emitted."""
-        tokens, parents = self.draft.tokens.tolist(), self.draft.parents.tolist()
-        nodes = {(parent, token): i for i, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
-        rows, node = [0], -1
-        for token in self.tokens[:-1]:
-            node = nodes[node, token]
-            rows.append(node + 1)
-        return rows
-
-
-class StepCosts(NamedTuple):
-    """What a step of one text costs, in milliseconds.
-
-    Attributes:
-        by_width: (W + 1,) float64 of the forward call; infinite where a width is not allowed.
-        host_ms: added to every step.
-        leaf_ms: added for every leaf beyond the first.
-        plain_ms: the cheapest way to take one token.
-        most_ms: dearest forward call that may be taken, less what is spent besides; `plain_ms` always may.
-        one_leaf: whether only chains are possible.
-    """
-
-    by_width: NDArray[np.float64]
-    host_ms: float
-    leaf_ms: float
-    plain_ms: float
-    most_ms: float
-    one_leaf: bool
+        return self.draft.rows_along(self.tokens[:-1])
 
 
 Gain = Callable[[Sequence[int], int, float, float, float, float, StepCosts], tuple[float, float]]

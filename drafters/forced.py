@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Vocab, Want
 from specx.drafters.base import Draft, Drafter, Drafting, Forcing, Offer, Room, Text, Verified
-from specx.drafters.merge import best_after, graft, merge
 
 __all__ = ["ForcedCalibration", "ForcedDrafter", "ForcedDrafting", "tokens_of"]
 
@@ -90,10 +89,10 @@ class ForcedDrafting(Drafting):
         tokens = [token for token, _ in self._proposed]
         hazards = [self._drafter.calibration.hazard(last) for _, last in self._proposed]
         index = len(self._drafter.source_names) - 1
-        draft = merge(inner.propose(Room(room.limit, max(room.leaves - 1, 1))), tokens, hazards, index)
-        if best_after(draft, tokens) is None:
-            draft = graft(draft, tokens, inner.propose(Room(room.limit - len(tokens), 1), tokens))
-        draft = draft.head(min(room.limit, len(draft)))
+        draft = inner.propose(Room(room.limit, max(room.leaves - 1, 1))).merged(tokens, hazards, index)
+        if draft.best_after(tokens) is None:
+            draft = draft.grafted(tokens, inner.propose(Room(room.limit - len(tokens), 1), tokens))
+        draft = draft.head(room.limit)
         return draft.likeliest_chain() if room.leaves == 1 else draft
 
     def offers(self, room: Room) -> Sequence[Offer]:

@@ -129,7 +129,8 @@ class FreeDrafting(Drafting):
         self._open = True
         self._previous, self._last = [-1, -1, *text.tokens[-2:]][-2:]
         self._coupled = False
-        self._choose_order()
+        if text.temperature > 0:
+            self._choose_order()
 
     def propose(self, room: Room, after: Sequence[int] = ()) -> Draft:
         """The best tree that fits `room`, below the text and the tokens `after` it.
@@ -139,10 +140,9 @@ class FreeDrafting(Drafting):
         if room.limit <= 0 or room.leaves <= 0:
             return EMPTY_DRAFT
         text = self._text
-        grown = self._trie.grow(
+        return self._trie.grow(
             room.limit, room.leaves, text.seed, text.position, text.temperature, self._coupled, after
         )
-        return Draft(*grown)
 
     def observe_prompt(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """Logits (n, V) that follow each of `tokens` (n,), which are consecutive tokens of the prompt."""
@@ -154,15 +154,13 @@ class FreeDrafting(Drafting):
     def observe(self, seen: Verified) -> None:
         """Score every source on the emitted tokens, then learn the rows of the whole verified tree."""
         text, tokens = self._text, seen.tokens
-        draft = seen.draft
-        if len(draft) and not draft.probs.item(-1):  # what fills a step up says nothing
-            draft = draft.head(int(np.count_nonzero(draft.probs)))
         # Scoring comes first: the rows already tell what was emitted.
         self._trie.observe(tokens, text.seed, text.position - len(tokens), text.temperature)
         if self._drafter.recycles and self._last >= 0:
-            self._trie.update_tree(self._previous, self._last, draft.tokens, draft.parents, seen.output.rows)
-        self._previous, self._last = [self._previous, self._last, *tokens[-2:]][-2:]
-        self._choose_order()
+            self._trie.update_tree(self._previous, self._last, seen.draft, seen.output.rows)
+        self._previous, self._last = tokens[-2] if len(tokens) > 1 else self._last, tokens[-1]
+        if text.temperature > 0:
+            self._choose_order()
 
     def close(self) -> None:
         """The text is finished."""
@@ -171,6 +169,5 @@ class FreeDrafting(Drafting):
             self._drafter.finish(self._trie, self._text)
 
     def _choose_order(self) -> None:
-        if self._text.temperature > 0:
-            plain, coupled = self._trie.order_scores
-            self._coupled = coupled >= plain
+        plain, coupled = self._trie.order_scores
+        self._coupled = coupled >= plain

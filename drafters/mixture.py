@@ -48,7 +48,8 @@ class MixtureDrafter(Drafter):
         """What the free drafter and the sources that are asked now want of the target."""
         needs = self.free.needs
         for source in self.guessers:
-            needs |= source.needs
+            if source.needs is not needs:
+                needs |= source.needs
         return needs
 
     def start(self, text: Text) -> MixtureDrafting:
@@ -111,7 +112,7 @@ class MixtureDrafting(Drafting):
         noisy = self._text.temperature > 0
         for asked in sources:
             asked.others = []
-            asked.chain.begin(asked.source.calibration.counts, noisy, draft.arrays, room.leaves == 1)
+            asked.chain.begin(asked.source.calibration.counts, noisy, draft, room.leaves == 1)
         return draft
 
     def offers(self, room: Room) -> Sequence[Offer]:
@@ -178,7 +179,7 @@ class MixtureDrafting(Drafting):
             offers.append(
                 Offer(
                     source.name,
-                    partial(_forecast, foresight, checked),
+                    partial(foresight.drafts, checked),
                     partial(self._take, asked, foresight, checked),
                     most - checked,
                     token_ms,
@@ -202,8 +203,8 @@ class MixtureDrafting(Drafting):
         below, others = None, self._others(asked)
         unclaimed = chain.add([guess.token for guess in guesses], [guess.margin for guess in guesses])
         if unclaimed and (left := self._room.limit - len(chain)) > 0:
-            below = self._free.propose(Room(left, 1), chain.tokens).arrays
-        draft = Draft(*chain.draft(below, others))
+            below = self._free.propose(Room(left, 1), chain.tokens)
+        draft = chain.draft(below, others)
         asked.others += [guess.others for guess in guesses]
         if self._room.leaves == 1 or not any(asked.others):
             return draft
@@ -216,8 +217,3 @@ class MixtureDrafting(Drafting):
         """The chains of the other sources."""
         sources = self._sources
         return [] if len(sources) == 1 else [other.chain for other in sources if other is not asked]
-
-
-def _forecast(foresight: Foresight, checked: int, asked: int) -> list[tuple[float, Draft]]:
-    """What may come of `asked` calls of the source, the first of which checks so many claims."""
-    return [(probability, Draft(*arrays)) for probability, arrays in foresight.drafts(checked, asked)]

@@ -71,33 +71,22 @@ class Terms:
         costs: milliseconds of the forward call; infinite where it is not allowed. By the width of the tree
             for one text, by the common width if all trees have one, else by the rows of all texts together.
         plain_ms: the cheapest way to take one token of each text.
-        wider_ms: for one text, the cheapest step of more than one token.
         even: whether all trees have one width.
         spent_ms: for each text, what was spent on sources that cost time.
-        step: what the step costs if there is one text.
+        step: what the step costs, and its budget covers, if there is one text.
     """
 
     jobs: Sequence[Planned]
     rooms: list[Room]
     costs: NDArray[np.float64]
     plain_ms: float
-    wider_ms: float
     even: bool
     spent_ms: list[float]
     step: StepCosts | None = None
 
-    def covers(self, i: int, spent_ms: float) -> bool:
-        """Whether the budget of text `i` covers so much time in a step."""
-        return spent_ms <= self.covered_ms(i)
-
     def covered_ms(self, i: int) -> float:
         """Most milliseconds of a step that the budget of text `i` covers."""
         return self.jobs[i].budget.steps * self.plain_ms
-
-    def affordable_ms(self, spent_ms: float = 0.0) -> float:
-        """Milliseconds of the dearest step whose loss, if nothing drafted comes true, the budget of the only
-        text covers beside `spent_ms`."""
-        return max(self.plain_ms * (1 + self.jobs[0].budget.steps) - spent_ms, self.plain_ms)
 
     def caps(self) -> list[int]:
         """Most nodes of each of several texts whose price its budget covers, if none of them comes true.
@@ -118,8 +107,6 @@ class Terms:
     def full(self) -> bool:
         """Whether several texts gain nothing from drafts, even if all of them came true."""
         n = len(self.jobs)
-        if n == 1:
-            return False
         tokens = np.arange(len(self.costs)) * (n if self.even else 1)
         return bool((tokens * self.plain_ms <= self.costs * n).all())
 
@@ -168,17 +155,13 @@ class Decision:
         parts: for each of the texts.
         cost_ms: expected time of the step, what was asked for included.
         plain_ms: expected time in the model of the cheapest step without drafts.
+        expected: expected number of emitted tokens of all texts.
     """
 
     parts: tuple[Part, ...]
     cost_ms: float
     plain_ms: float
-
-    @property
-    def expected(self) -> float:
-        """Expected number of emitted tokens of all texts."""
-        parts = self.parts
-        return parts[0].expected if len(parts) == 1 else sum(part.expected for part in parts)
+    expected: float
 
     @property
     def rate(self) -> float:

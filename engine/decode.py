@@ -133,8 +133,10 @@ def decode(
     while jobs:
         start = clock()
         decision = plan.choose(jobs, model.facts)
-        lengths = [job.cache.length for job in jobs]
-        trees = [_tree(job, part.draft) for job, part in zip(jobs, decision.parts, strict=True)]
+        lengths, trees = list[int](), list[Tree]()
+        for job, part in zip(jobs, decision.parts, strict=True):
+            lengths.append(job.cache.length)
+            trees.append(Tree(job.cache, *part.draft.tree(job.text.tokens[-1])))
         called = clock()
         outputs = model.forward(trees, want())
         inside = clock() - called
@@ -146,10 +148,12 @@ def decode(
             for job in jobs[len(verified) :]:
                 job.cache.keep([0])  # the root is right in any case, and no other call is taken before
             raise
-        inside += sum(verdict.keeping for verdict in verified)
+        accepted = []
+        for verdict in verified:
+            inside += verdict.keeping
+            accepted.append(len(verdict.rows) - 1)
         seconds = clock() - start
         host_ms = (seconds - inside) * 1e3 - decision.asked_ms
-        accepted = [len(verdict.rows) - 1 for verdict in verified]
         plan.observe(decision, jobs, lengths, accepted, inside * 1e3, host_ms)
         yield [
             verdict.step(part, seconds, host_ms, decision, len(trees))
@@ -193,19 +197,6 @@ class _Verdict:
         )
 
 
-_ALONE = np.array([-1], np.int32)  # parents of a root without a draft
-
-
-def _tree(job: Job, draft: Draft) -> Tree:
-    last = job.text.tokens[-1]
-    if not len(draft):
-        return Tree(job.cache, np.array((last,), np.int32), _ALONE)
-    tokens = np.array((last, *draft.tokens.tolist()), np.int32)
-    parents = np.array((-2, *draft.parents.tolist()), np.int32)
-    parents += 1
-    return Tree(job.cache, tokens, parents)
-
-
 def _advance(job: Job, part: Part, output: Output, clock: Callable[[], float]) -> _Verdict:
     """Verify, keep, observe."""
     verdict = _Verdict()
@@ -224,8 +215,11 @@ def _advance(job: Job, part: Part, output: Output, clock: Callable[[], float]) -
 
 def _verify(draft: Draft, output: Output, job: Job, verdict: _Verdict) -> None:
     """Descend the tree as long as it holds the token the target chooses."""
-    children = _children(draft.tokens.tolist(), draft.parents.tolist())
     sampler, position = job.sampler, job.text.position
+    if sampler.independent:
+        verdict.emitted, verdict.rows = sampler.descend(output, draft, position, job.stops)
+        return
+    children = _children(draft.tokens.tolist(), draft.parents.tolist())
     row = 0
     while True:
         token = sampler.sample_row(output, row, position + len(verdict.emitted))

@@ -87,8 +87,9 @@ class Writer(Protocol):
     def measure_staircase(self, cache: Cache, stopped: Callable[[], bool]) -> None:
         """Time steps at the present length of a text, if that was never done near it; nobody else waits."""
 
-    def measure_between(self, caches: Sequence[Cache]) -> None:
-        """Time one step, if one of the texts that are written is as long as none was before."""
+    def measure_between(self, caches: Sequence[Cache]) -> bool:
+        """Time one step, if one of the texts that are written is as long as none was before; whether it
+        was."""
 
     def outlook(self, request: Request) -> Outlook:
         """What is to be expected of an answer that begins now."""
@@ -306,7 +307,10 @@ class Generation:
         self._count(step, len(tokens), seconds)
         if reason:
             result.finish_reason = reason
-        sources = [self._names[step.draft.sources[i]] for i in step.accepted] + ["target"]
+        sources = ["target"]
+        if step.accepted:
+            of = step.draft.sources.tolist()
+            sources = [self._names[of[i]] for i in step.accepted] + sources
         drafted, accepted = len(step.draft), len(step.accepted)
         chunk = Chunk(text, tokens, drafted, accepted, seconds, sources[: len(tokens)], step)
         return chunk, bool(reason)
@@ -338,19 +342,25 @@ class Generation:
 
         One at a time, so that the answer ends at the same token however many came in one step.
         """
-        text, limit, vocab = "", self.request.n_predict, self._writer.model.vocab
-        shown = self.request.shown
+        request, stops, reason = self.request, self._stops, ""
+        left = None if request.n_predict is None else max(request.n_predict - len(self.result.tokens), 1)
+        if left is not None and left <= len(tokens):
+            tokens, reason = tokens[:left], "length"
+        piece, shown, pieces = self._writer.model.vocab.piece, request.shown, list[bytes]()
         for count, token in enumerate(tokens):
-            if token in self._stops:
-                return tokens[:count], text, "stop"
-            piece = vocab.piece(token, special=token in shown)
-            released, stopped = self._matcher.feed(self._decoder.feed(piece))
+            if token in stops:
+                tokens, reason = tokens[:count], "stop"
+                break
+            pieces.append(piece(token, special=token in shown))
+        if not request.stop:
+            return tokens, self._decoder.feed(b"".join(pieces)), reason
+        text = ""
+        for count, one in enumerate(pieces, 1):
+            released, stopped = self._matcher.feed(self._decoder.feed(one))
             text += released
             if stopped:
-                return tokens[: count + 1], text, "stop"
-            if limit is not None and len(self.result.tokens) + count + 1 >= limit:
-                return tokens[: count + 1], text, "length"
-        return tokens, text, ""
+                return tokens[:count], text, "stop"
+        return tokens, text, reason
 
     def _count(self, step: Step, emitted: int, seconds: float) -> None:
         timings = self.result.timings

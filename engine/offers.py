@@ -155,10 +155,10 @@ class Asking:
         """What an offer is expected to gain, and why it is worth its time, if it is."""
         if self._asked_before and offer.source not in self._weighed:
             self._keep_up(terms, i, offer)
-        spent_ms = terms.spent_ms[i]
+        spent_ms, covered_ms = terms.spent_ms[i], terms.covered_ms(i)
         first_ms = spent_ms + offer.invest_ms + offer.first_ms + offer.token_ms
-        most, tokens = self._gain(terms, drafts, i, offer, best)
-        if most > offer.invest_ms and terms.covers(i, first_ms):
+        most, tokens = self._gain(terms, drafts, i, offer, best, covered_ms)
+        if most > offer.invest_ms and first_ms <= covered_ms:
             return most - offer.invest_ms, Reason.GAIN
         if offer.invest_ms > 0 and self._is_worth(terms, i, offer, most, tokens):
             return most, Reason.INVESTMENT
@@ -202,24 +202,24 @@ class Asking:
         return found
 
     def _gain(
-        self, terms: Terms, drafts: Sequence[Draft], i: int, offer: Offer, best: Decision
+        self, terms: Terms, drafts: Sequence[Draft], i: int, offer: Offer, best: Decision, covered_ms: float
     ) -> tuple[float, float]:
         """Milliseconds that asking as often as is best is expected to save, and tokens of text `i` then.
 
         Saved, at least 0, is the time that what it gives takes at the rate of `best`, less what it takes.
         """
-        before_ms, most_ms = terms.spent_ms[i] + offer.first_ms, terms.covered_ms(i)
+        before_ms, rate = terms.spent_ms[i] + offer.first_ms, best.rate
         if offer.gain is not None and terms.step is not None:
-            found = offer.gain(AHEAD, offer.most, before_ms, offer.token_ms, most_ms, best.rate, terms.step)
+            found = offer.gain(AHEAD, offer.most, before_ms, offer.token_ms, covered_ms, rate, terms.step)
             return found if found[0] > 0 else (0.0, best.parts[i].expected)
         gain_ms, tokens, last_ms = 0.0, best.parts[i].expected, 0.0
         others = best.expected - tokens  # of the other texts
         for n in AHEAD:
             spent_ms = before_ms + n * offer.token_ms
-            if n > offer.most or spent_ms > most_ms:
+            if n > offer.most or spent_ms > covered_ms:
                 break
             expected, cost_ms = self._forecast(terms, drafts, i, offer.forecast(n), spent_ms)
-            now_ms = max(expected / best.rate - cost_ms, 0.0)
+            now_ms = max(expected / rate - cost_ms, 0.0)
             if now_ms > gain_ms:
                 gain_ms, tokens = now_ms, expected - others
             if now_ms < last_ms:
@@ -249,7 +249,7 @@ class Asking:
     def _may_explore(self, terms: Terms, i: int, offer: Offer, best: Decision) -> bool:
         """Whether a token may be asked for that is not expected to pay: rarely, and where it might."""
         time_ms = offer.invest_ms + offer.first_ms + offer.token_ms
-        if self._exploring_ms < time_ms or not terms.covers(i, time_ms):
+        if self._exploring_ms < time_ms or time_ms > terms.covered_ms(i):
             return False
         self._exploring_ms = min(self._exploring_ms, 2 * time_ms)  # and not often in a row
         others = [EMPTY_DRAFT] * len(terms.jobs)

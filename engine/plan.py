@@ -26,7 +26,6 @@ from specx.engine.cost.company import CompanyCosts, fill_rows, fill_width
 from specx.engine.cost.governor import Governor
 from specx.engine.cost.staircase import CLIP, Staircase
 from specx.engine.offers import Asking
-from specx.kernels._native import best_prefix
 
 __all__ = ["Plan"]
 
@@ -141,21 +140,33 @@ class Plan:
 
     def _terms(self, jobs: Sequence[Planned], facts: Facts) -> Terms:
         """What a step can be now."""
-        n, wider_ms = len(jobs), float("inf")
-        # Nothing is committed that leaves less room than a step needs: the context then ends at the same
-        # token whatever is drafted.
-        left = [job.cache.room for job in jobs]
-        if n == 1:
-            widest = max(1, min(facts.max_width, left[0]))
-            costs = self._costs(jobs[0].cache.length)[: widest + 1]
-            if self._forbidden is not None and left[0] >= self.narrowest:
-                costs = costs + self._forbidden[: len(costs)]
-            costs = self._limited(costs, float(costs[1:].min()))
-            _, plain_ms, *wider = costs.tolist()
-            if wider:
-                wider_ms = min(wider)
-                plain_ms = min(plain_ms, wider_ms)
-        elif facts.even:
+        return self._terms_alone(jobs, facts) if len(jobs) == 1 else self._terms_together(jobs, facts)
+
+    def _terms_alone(self, jobs: Sequence[Planned], facts: Facts) -> Terms:
+        """The same for one text.
+
+        llama.cpp keeps the compute graph of a step and builds it anew when the width changes. The staircase
+        holds single tokens after single tokens and wider steps after another width. Leaving single tokens
+        therefore costs the way back as well, which the step that leaves is charged with, and the step that
+        comes back is not.
+        """
+        job = jobs[0]
+        left = job.cache.room
+        widest = max(1, min(facts.max_width, left))
+        costs = self.staircase.costs(job.cache.length, self._before, self._switch_ms)[: widest + 1]
+        if self._forbidden is not None and left >= self.narrowest:
+            costs = costs + self._forbidden[: len(costs)]
+        if self.longest_ms < np.inf:
+            costs = self._limited(costs, float(costs.min()))
+        leaves = 1 if self.widths else facts.max_leaves
+        step = StepCosts(costs, self._host_ms, self._leaf_ms, job.budget.steps, leaves == 1)
+        rooms = [self._room(widest, left, leaves)]
+        return Terms(jobs, rooms, costs, step.plain_ms, False, [0.0], step)
+
+    def _terms_together(self, jobs: Sequence[Planned], facts: Facts) -> Terms:
+        """The same for several texts, which take chains."""
+        n, left = len(jobs), [job.cache.room for job in jobs]
+        if facts.even:
             widest = max(1, min(facts.max_width, facts.max_rows // n, *left))
             costs = self.company.costs_by_width([job.cache.length for job in jobs], widest)
             plain_ms = float(costs[1])
@@ -165,50 +176,40 @@ class Plan:
             costs = self.company.costs_by_rows([job.cache.length for job in jobs], facts.max_rows)
             plain_ms = float(costs[n])
             costs = self._limited(costs, plain_ms)
-        most = min(facts.max_width, widest) - 1
-        most = most if self.max_nodes is None else min(most, self.max_nodes)
-        # An accepted branch changes the order of cells, and several texts together take chains.
-        leaves = 1 if self.widths or n > 1 else facts.max_leaves
-        rooms = [Room(min(most, room - self.narrowest), leaves) for room in left]
-        terms = Terms(jobs, rooms, costs, plain_ms, wider_ms, facts.even and n > 1, [0.0] * n)
-        if n == 1:
-            most_ms = terms.affordable_ms()
-            terms.step = StepCosts(costs, self._host_ms, self._leaf_ms, plain_ms, most_ms, leaves == 1)
-        return terms
+        rooms = [self._room(min(facts.max_width, widest), room, 1) for room in left]
+        return Terms(jobs, rooms, costs, plain_ms, facts.even, [0.0] * n)
 
     def _limited(self, costs: NDArray[np.float64], plain_ms: float) -> NDArray[np.float64]:
         """Infinite as well where a step takes too long, but for a plain one."""
         return np.where(costs > max(self.longest_ms, plain_ms), np.inf, costs)
 
+    def _room(self, widest: int, left: int, leaves: int) -> Room:
+        """What may be drafted where a step has at most so many rows, and the context room for so many.
+
+        Nothing is committed that leaves less room than a step needs: the context then ends at the same token
+        whatever is drafted.
+        """
+        most = widest - 1 if self.max_nodes is None else min(widest - 1, self.max_nodes)
+        return Room(min(most, left - self.narrowest), leaves)
+
     def _best(self, terms: Terms, drafts: Sequence[Draft]) -> Decision:
         """The prefixes of `drafts` of the highest rate."""
-        if len(drafts) > 1:
+        step = terms.step
+        if step is None:
             return self._best_together(terms, drafts)
-        draft = drafts[0]
-        leaf, nodes, width, branches, gain, cost = self._scan(terms, draft, terms.spent_ms[0])
-        part = draft if leaf < 0 else draft.chain(leaf)
-        if width > nodes + 1 and not self._worth_padding(terms, width, nodes + 1):
-            cost += float(terms.costs[nodes + 1]) - float(terms.costs[width])
-            width = nodes + 1
-        return Decision((Part(part.head(nodes).padded(width - 1), branches, gain),), cost, terms.plain_ms)
+        draft, width, branches, gain, cost = step.best(drafts[0], terms.spent_ms[0])
+        if width > (narrow := len(draft) + 1):
+            if self._worth_padding(terms, step, width, narrow):
+                draft = draft.padded(width - 1)
+            else:
+                cost += float(terms.costs[narrow]) - float(terms.costs[width])
+        return Decision((Part(draft, branches, gain),), cost, terms.plain_ms, gain)
 
-    def _scan(self, terms: Terms, draft: Draft, spent_ms: float) -> tuple[int, int, int, int, float, float]:
-        """What `best_prefix` gives for the widths that the budget of the only text covers."""
-        return best_prefix(
-            draft.probs,
-            draft.parents,
-            terms.costs,
-            self._host_ms + spent_ms,
-            self._leaf_ms,
-            terms.affordable_ms(spent_ms),
-            terms.rooms[0].leaves == 1,
-        )
-
-    def _worth_padding(self, terms: Terms, wide: int, narrow: int) -> bool:
+    def _worth_padding(self, terms: Terms, step: StepCosts, wide: int, narrow: int) -> bool:
         """Whether a step is cheaper than a narrower one beyond the noise of their measurement, or the budget
         of the only text does not cover the drafts of the narrower one."""
         length, cost = terms.jobs[0].cache.length, float(terms.costs[narrow])
-        if not np.isfinite(cost) or (narrow > 1 and cost > terms.affordable_ms(terms.spent_ms[0])):
+        if not np.isfinite(cost) or (narrow > 1 and cost > step.affordable_ms(terms.spent_ms[0])):
             return True
         noise = self.staircase.noise(wide, length) + self.staircase.noise(narrow, length)
         return cost - float(terms.costs[wide]) > noise
@@ -227,14 +228,15 @@ class Plan:
             Part(chain.head(count).padded(width - 1), 0, 1.0 + sum(listed[:count]))
             for chain, count, listed in zip(chains, counts, probs, strict=True)
         ]
-        return Decision(tuple(parts), cost + spent_ms, terms.plain_ms)
+        expected = sum(part.expected for part in parts)
+        return Decision(tuple(parts), cost + spent_ms, terms.plain_ms, expected)
 
     def _expected(
         self, terms: Terms, drafts: Sequence[Draft], i: int, draft: Draft, spent_ms: float
     ) -> tuple[float, float]:
         """Expected tokens and milliseconds of the step if text `i` had `draft`, for which `spent_ms` went."""
-        if len(drafts) == 1:
-            *_, expected, cost_ms = self._scan(terms, draft, spent_ms)
+        if terms.step is not None:
+            *_, expected, cost_ms = terms.step.best(draft, spent_ms)
             return expected, cost_ms
         changed, before = list(drafts), terms.spent_ms[i]
         changed[i], terms.spent_ms[i] = draft, spent_ms
@@ -287,31 +289,15 @@ class Plan:
             job.budget.settle(count, lost)
         self.company.observe(widths, lengths, forward_ms)
 
-    def _costs(self, length: int) -> NDArray[np.float64]:
-        """(max_width + 1,) milliseconds by width, after a step of the width before.
-
-        llama.cpp keeps the compute graph of a step and builds it anew when the width changes. The staircase
-        holds single tokens after single tokens and wider steps after another width. Leaving single tokens
-        therefore costs the way back as well, which the step that leaves is charged with, and the step that
-        comes back is not.
-        """
-        costs, before, switch_ms = self.staircase.costs(length), self._before, self._switch_ms
-        if switch_ms == 0:
-            return costs
-        if before == 1:
-            costs[2:] += switch_ms
-        elif before < len(costs):
-            costs[before] = max(costs.item(before) - switch_ms, costs.item(1))
-        return costs
-
 
 def _affording(terms: Terms) -> list[int]:
     """The texts that may have drafts: there is room, something to gain, and the budget covers a step wider
     than the narrowest."""
-    if terms.full or not any(room.limit > 0 for room in terms.rooms):
+    if terms.step is not None:
+        owes = terms.jobs[0].budget.steps < 0  # steps turned out dearer than they are thought to be
+        affords = not owes and terms.step.wider_ms <= terms.step.affordable_ms()
+        return [0] if affords and terms.rooms[0].limit > 0 else []
+    if terms.full:
         return []
-    if len(terms.jobs) > 1:
-        caps = terms.caps()
-        return [i for i, room in enumerate(terms.rooms) if room.limit > 0 and caps[i] > 0]
-    owes = terms.jobs[0].budget.steps < 0  # steps turned out dearer than they are thought to be
-    return [0] if not owes and terms.wider_ms <= terms.affordable_ms() else []
+    caps = terms.caps()
+    return [i for i, room in enumerate(terms.rooms) if room.limit > 0 and caps[i] > 0]

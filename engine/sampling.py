@@ -14,7 +14,7 @@ truncation.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from specx.backends.base import Output
 from specx.backends.errors import GrammarError, ModelError, UsageError
-from specx.drafters.base import Forcing
+from specx.drafters.base import Draft, Forcing
 from specx.engine.settings import SamplingSettings
 
 __all__ = ["Constraint", "Sampler", "Unending"]
@@ -83,6 +83,9 @@ class Sampler:
         margins: record `last_margin`, which makes greedy sampling a little slower.
         ends: tokens that end the text; where the constraint allows nothing else no bias keeps them off.
 
+    Attributes:
+        independent: whether the logits of a position alone decide, not what was emitted before it.
+
     Raises:
         UsageError: a token of the logit bias is not in the vocabulary.
     """
@@ -116,11 +119,38 @@ class Sampler:
         self._bias = np.array([_single(bias) for bias in settings.logit_bias.values()], np.float32)
         self._penalties = _Penalties(settings)
         self._adjusts = bool(settings.logit_bias) or self._penalties.active
+        self.independent = constraint is None and not margins and not self._adjusts
         self._scratch = np.empty(vocab_size, np.float32)
 
     def begin(self, context: Sequence[int]) -> None:
         """A generation starts after `context`, the tokens that the penalties look back at."""
         self._penalties.begin(context)
+
+    def descend(
+        self, output: Output, draft: Draft, position: int, stops: Set[int]
+    ) -> tuple[list[int], list[int]]:
+        """The tokens that are chosen along a draft, the first that it does not have included.
+
+        For an `independent` sampler only; nothing needs to be accepted then.
+
+        Args:
+            output: row 0 is the root, row i + 1 node i of the draft.
+            draft: what was verified.
+            position: absolute position of the first token.
+            stops: tokens that nothing follows.
+
+        Returns:
+            Tokens, and the row that each was chosen from; as many.
+
+        Raises:
+            ModelError: no token has a logit above -inf.
+        """
+        try:
+            return output.rows.descend(
+                draft, stops, self._seed, position, self._temperature, *self._truncation
+            )
+        except ValueError as problem:
+            raise _nothing_to_choose() from problem
 
     def sample(self, logits: NDArray[np.float32], position: int) -> int:
         """The token at an absolute position.
@@ -169,10 +199,7 @@ class Sampler:
         try:
             return output.rows.rank(row, self._seed, position, self._temperature, *self._truncation, count)
         except ValueError as problem:
-            raise ModelError(
-                "there is no token to choose: every logit is -inf or NaN",
-                "check the logit bias; without one, the model file may be damaged (specx verify MODEL)",
-            ) from problem
+            raise _nothing_to_choose() from problem
 
     def _winner(self, ids: NDArray[np.int32], scores: NDArray[np.float64]) -> int:
         if self.margins:
@@ -204,6 +231,13 @@ class Sampler:
             ids, scores = self._rank(Output(masked[None]), 0, position, wanted)
             return self._winner(ids, scores)
         return self._winner(ids[allowed], scores[allowed])
+
+
+def _nothing_to_choose() -> ModelError:
+    return ModelError(
+        "there is no token to choose: every logit is -inf or NaN",
+        "check the logit bias; without one, the model file may be damaged (specx verify MODEL)",
+    )
 
 
 class _Penalties:

@@ -363,11 +363,13 @@ class Session:
         if staircase.needs_measuring(cache.length) and not waiting and not crowded:
             measure_steps(staircase, cache, self.learned, self.notice, clock=self.clock, stopped=stopped)
 
-    def measure_between(self, caches: Sequence[Cache]) -> None:
+    def measure_between(self, caches: Sequence[Cache]) -> bool:
         """Time one step at a new depth, if one of the texts that are written is there and that is due."""
         apart = not self.model.facts.shared or sum(slot.cache.length > 0 for slot in self.slots) <= 1
-        if self._measures and apart and (width := self.between_steps.go_on(caches)):
+        width = self.between_steps.go_on(caches) if self._measures and apart else 0
+        if width:
             self.plan.after(width)
+        return width > 0
 
     @property
     def _measures(self) -> bool:

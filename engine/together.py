@@ -70,7 +70,8 @@ def write(
             yield from together.take_in()
             if not together.count:
                 break
-            yield from together.read_some()
+            if together.reads:
+                yield from together.read_some()
             yield from together.leave_if_ended()
             together.measure_some()
             yield from together.step()
@@ -114,6 +115,11 @@ class _Together:
     def count(self) -> int:
         """How many there are."""
         return len(self._held) + len(self._reading) + len(self._writing)
+
+    @property
+    def reads(self) -> bool:
+        """Whether a prompt is to be read, or waits for one."""
+        return bool(self._reading or self._held)
 
     def take_in(self) -> Written:
         """Begin as many as there is room for; none is left if there will be no more."""
@@ -263,9 +269,9 @@ class _Together:
             return
         clock = self._writer.clock
         start = clock()
-        self._writer.measure_between([job.cache for job in self._jobs])
-        for each in self._writing:
-            each.wait(clock() - start)
+        if self._writer.measure_between([job.cache for job in self._jobs]):
+            for each in self._writing:
+                each.wait(clock() - start)
 
     def step(self) -> Written:
         """One turn of the loop for all that are writing, or for those that were promised a first token."""

@@ -1,6 +1,6 @@
 """What the native module exports. The NumPy references beside it say in full what each function does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import overload
 
 import numpy as np
@@ -47,8 +47,134 @@ class LogitRows:
     ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """`rank_tokens` of a row."""
 
+    def descend(
+        self,
+        draft: Draft,
+        stops: Set[int],
+        seed: int,
+        position: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        typical_p: float,
+    ) -> tuple[list[int], list[int]]:
+        """The tokens that are chosen along a draft, up to the first that it does not have or that is one of
+        `stops`, and the row of each.
+
+        Row 0 is that of the draft's root, row i + 1 of node i; `position` is that of the first token.
+
+        Raises:
+            ValueError: there are fewer rows, or no logit of one is above -inf.
+        """
+
 SUFFIX_SHAPE: tuple[int, ...]
 RECYCLE_SHAPE: tuple[int, ...]
+
+class Draft:
+    """A tree of guessed tokens, most promising first.
+
+    Every prefix of the nodes is itself a tree, and the best tree of so many: probabilities never rise, and a
+    parent comes before its children. It does not change.
+
+    Args:
+        tokens: (n,) int32.
+        parents: (n,) int32 index of the parent node; -1 hangs below the last token of the text.
+        probs: (n,) float32 estimated probability that the whole path to the node is accepted.
+        sources: (n,) uint8 index into the drafter's `source_names`.
+
+    Raises:
+        ValueError: the arrays differ in length, or a parent does not come first.
+    """
+
+    def __init__(
+        self,
+        tokens: NDArray[np.int32],
+        parents: NDArray[np.int32],
+        probs: NDArray[np.float32],
+        sources: NDArray[np.uint8],
+    ) -> None: ...
+    @staticmethod
+    def of_chain(tokens: Sequence[int], probs: Sequence[float], source: int = 0) -> Draft:
+        """A chain of `tokens`, of which the path to each is accepted with the probability in `probs`.
+
+        Raises:
+            ValueError: they differ in length.
+        """
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """(n,) int32; a copy, as are the other arrays."""
+
+    @property
+    def parents(self) -> NDArray[np.int32]:
+        """(n,) int32."""
+
+    @property
+    def probs(self) -> NDArray[np.float32]:
+        """(n,) float32."""
+
+    @property
+    def sources(self) -> NDArray[np.uint8]:
+        """(n,) uint8."""
+
+    def __len__(self) -> int: ...
+    def head(self, n: int) -> Draft:
+        """The best tree of `n` nodes, or of as many as there are."""
+
+    def chain(self, leaf: int) -> Draft:
+        """The path from the root to the node `leaf`.
+
+        Raises:
+            ValueError: there is no such node.
+        """
+
+    def likeliest_chain(self) -> Draft:
+        """The chain with the most expected tokens."""
+
+    def padded(self, n: int) -> Draft:
+        """The same made `n` nodes long by hopeless ones below its last node."""
+
+    def merged(self, tokens: Sequence[int], hazards: Sequence[float], source: int) -> Draft:
+        """One tree of this and a chain that another source proposes for the same place, best first.
+
+        The chain says at each of its nodes what comes next with its hazard h, so the other candidates share
+        1 - h in the proportions they had. What both propose is one node; how much surer agreement makes it is
+        for whoever estimates h to know.
+
+        Args:
+            tokens: the chain, from below the root; -1 stands for a token that is not known.
+            hazards: of each of them, the probability that it is right if those before it are.
+            source: index of the chain's source, for nodes that this does not have.
+
+        Raises:
+            ValueError: tokens and hazards differ in length.
+        """
+
+    def grafted(self, path: Sequence[int], below: Draft) -> Draft:
+        """This with the tree `below` under the node that the tokens of `path` lead to, which has no children.
+
+        Args:
+            path: tokens from below the root.
+            below: its probabilities are given that the path is right.
+
+        Raises:
+            ValueError: there is no such path.
+        """
+
+    def best_after(self, path: Sequence[int]) -> int | None:
+        """The most promising token after the tokens of `path`, None if there is none."""
+
+    def tree(self, last: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Tokens and parents, (n + 1,) int32 each, of what verifies it: row 0 is `last`, the last token of
+        the text, with the parent -1, and row i + 1 is node i."""
+
+    def rows_along(self, tokens: Sequence[int]) -> list[int]:
+        """The rows of that tree along `tokens`, the root first: one more than tokens.
+
+        Raises:
+            ValueError: there is no such path.
+        """
 
 class SuffixAutomaton:
     """Online suffix automaton over texts of tokens, all of which may grow.
@@ -181,11 +307,16 @@ class FreeTrie:
         self,
         previous: int,
         token: int,
-        tokens: NDArray[np.int32],
-        parents: NDArray[np.int32],
+        draft: Draft,
         logits: LogitRows,
     ) -> None:
-        """Rows (1 + n, V) of a verified tree of n nodes; its root is `token`, which came after `previous`."""
+        """Rows (1 + n, V) of a verified draft of n nodes; its root is `token`, which came after `previous`.
+
+        What fills a step up, hopeless nodes at its end, says nothing.
+
+        Raises:
+            ValueError: there are fewer rows, or they are not of this vocabulary.
+        """
 
     def grow(
         self,
@@ -196,8 +327,8 @@ class FreeTrie:
         temperature: float = 0.0,
         coupled: bool = False,
         path: Sequence[int] = (),
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
-        """Tokens, parents, path probabilities and sources of the best tree below the text and `path`.
+    ) -> Draft:
+        """The best tree below the text and `path`.
 
         `position` is that of the first token after the text; probabilities are given that `path` is right.
 
@@ -205,25 +336,108 @@ class FreeTrie:
             IndexError: `path` has a token outside the vocabulary.
         """
 
-def best_prefix(
-    probs: NDArray[np.float32],
-    parents: NDArray[np.int32],
-    costs: NDArray[np.float64],
-    host_ms: float,
-    leaf_ms: float,
-    most_ms: float = ...,
-    one_leaf: bool = False,
-) -> tuple[int, int, int, int, float, float]:
-    """Leaf, nodes, width, extra leaves, gain and milliseconds of the prefix with the highest expected rate.
+class StepCosts:
+    """What a step of one text costs.
 
-    Widths that cost more than `most_ms` are left out. With `one_leaf` it is a prefix of one of the draft's
-    chains: of the one that ends at node `leaf`, or of the draft itself, which is a chain then, if that is -1.
+    Args:
+        by_width: (W + 1,) float64 milliseconds of the forward call; infinite where a width is not allowed.
+        host_ms: added to every step.
+        leaf_ms: added for every leaf beyond the first.
+        budget: plain steps that may be lost if nothing drafted comes true.
+        one_leaf: whether only chains are possible.
 
-    Raises:
-        ValueError: no width has a finite cost, or the arrays are no draft.
+    Attributes:
+        plain_ms: the cheapest way to take one token.
+        wider_ms: the cheapest call of more than one.
     """
 
-_DraftArrays = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]
+    plain_ms: float
+    wider_ms: float
+    def __init__(
+        self,
+        by_width: NDArray[np.float64],
+        host_ms: float = 0.0,
+        leaf_ms: float = 0.0,
+        budget: float = ...,
+        one_leaf: bool = False,
+    ) -> None: ...
+    def affordable_ms(self, spent_ms: float = 0.0) -> float:
+        """Milliseconds of the dearest call that the budget covers beside `spent_ms`; `plain_ms` always is."""
+
+    def best(self, draft: Draft, spent_ms: float = 0.0) -> tuple[Draft, int, int, float, float]:
+        """The prefix of `draft`, or of one of its chains, of the highest expected rate.
+
+        Args:
+            draft: what there is.
+            spent_ms: what is spent besides.
+
+        Returns:
+            It, the width of the call, its leaves beyond the first, expected tokens, and milliseconds in all.
+
+        Raises:
+            ValueError: no width has a finite cost.
+        """
+
+CLIP: float
+"""A step more than this many times off is an outlier."""
+IN_A_ROW: int
+"""Unless it was as many in a row."""
+
+class Regimes:
+    """Present milliseconds of a step by width, up to `max_width`, and depth: what was measured, corrected by
+    real steps. specx/kernels/reference/regimes.py says how, and why.
+
+    Raises:
+        ValueError: `max_width` is not positive.
+        IndexError: from what takes a width `n`, if there is none such.
+    """
+
+    def __init__(self, max_width: int) -> None: ...
+    def rebase(self, measured: Mapping[int, NDArray[np.float64]]) -> None:
+        """Take a new table, (max_width + 1,) by depth; what real steps said of depths that it has in common
+        is kept. Without any, a step costs as much as it has tokens."""
+
+    def reset(self) -> None:
+        """A new measurement: what was thought of the machine as a whole is void."""
+
+    def step_costs(
+        self, length: int, unused: int, before: int = 0, switch_ms: float = 0.0
+    ) -> NDArray[np.float64]:
+        """`costs` of a step after one of the width `before`, as `Staircase.costs` tells; widths from `unused`
+        on but for the widest, and 0, are infinite."""
+
+    def costs(self, length: int) -> NDArray[np.float64]:
+        """(max_width + 1,) present milliseconds by width, in a context of `length` tokens."""
+
+    def total_costs(self, lengths: Sequence[int]) -> NDArray[np.float64]:
+        """`costs` of several contexts, added up."""
+
+    def cost(self, n: int, length: int) -> float:
+        """Milliseconds that a step of `n` tokens is expected to take at present."""
+
+    def quiet(self, n: int, length: int) -> float:
+        """The same as it was measured, whatever real steps take now."""
+
+    def nearest(self, length: int) -> int:
+        """The measured depth that speaks most for a length.
+
+        Raises:
+            ValueError: there is none.
+        """
+
+    def corrections(self, n: int) -> dict[int, float]:
+        """What real steps have made of the time of a width, by depth: a factor."""
+
+    def observe(self, n: int, length: int, ms: float) -> float:
+        """A real step of `n` tokens took `ms` milliseconds.
+
+        Returns:
+            What it showed the whole table to be off by: a factor below 1, as the machine cannot be too fast,
+            and what is measured has been multiplied with it; else 1.
+
+        Raises:
+            ValueError: nothing was measured.
+        """
 
 MODEL_SHAPE: tuple[int, ...]
 PLACE_SHAPE: tuple[int, ...]
@@ -305,7 +519,7 @@ class AskedChain:
     """
 
     def __init__(self, below: Below, source: int) -> None: ...
-    def begin(self, counts: ModelCounts, noisy: bool, free: _DraftArrays, one_leaf: bool) -> None:
+    def begin(self, counts: ModelCounts, noisy: bool, free: Draft, one_leaf: bool) -> None:
         """A step begins with the free draft; with `one_leaf` only chains are possible.
 
         Raises:
@@ -334,7 +548,7 @@ class AskedChain:
             ValueError: there is not one margin for each, or no step has begun.
         """
 
-    def draft(self, below: _DraftArrays | None = None, others: Sequence[AskedChain] = ()) -> _DraftArrays:
+    def draft(self, below: Draft | None = None, others: Sequence[AskedChain] = ()) -> Draft:
         """Arrays of the free draft, the chain, and the chains of other sources.
 
         `below` is what the free drafters say below the chain, given that it is right; it is counted, and part
@@ -348,17 +562,15 @@ class AskedChain:
             How likely each of them was thought right, and whether it was.
         """
 
-_StepCosts = tuple[NDArray[np.float64], float, float, float, float, bool]  # specx.drafters.base.StepCosts
-
 class Foresight:
     """What is expected of a source before it is asked; `AskedChain.foresee` gives one.
 
     Args:
         counts, noisy: what to expect where the free drafters claim something.
-        claiming, path: arrays of the draft that says what comes next, and where in it that is.
+        claiming, path: the draft that says what comes next, and where in it that is.
         first, later: hazards of the source's next token, and of one further on, where nothing is claimed.
         below: the same of what the free drafters say after a token of the source that they did not.
-        draft: arrays of the draft that the chain is merged into.
+        draft: the draft that the chain is merged into.
         chain, hazards: what the source has given in this step, and how likely each token is right.
         source: its index.
 
@@ -370,12 +582,12 @@ class Foresight:
         self,
         counts: ModelCounts,
         noisy: bool,
-        claiming: _DraftArrays,
+        claiming: Draft,
         path: Sequence[int],
         first: float,
         later: float,
         below: Sequence[float],
-        draft: _DraftArrays,
+        draft: Draft,
         chain: Sequence[int],
         hazards: Sequence[float],
         source: int,
@@ -392,7 +604,7 @@ class Foresight:
         what the source says.
         """
 
-    def drafts(self, checked: int, asked: int) -> list[tuple[float, _DraftArrays]]:
+    def drafts(self, checked: int, asked: int) -> list[tuple[float, Draft]]:
         """What may come of `asked` calls, the first of which checks so many claims: the arrays of drafts as
         they would be, each with the probability of that. Tokens that are not known are -1.
 
@@ -400,7 +612,7 @@ class Foresight:
             ValueError: nothing is asked, or more is checked than is claimed.
         """
 
-    def expected(self, checked: int, asked: int, spent_ms: float, costs: _StepCosts) -> tuple[float, float]:
+    def expected(self, checked: int, asked: int, spent_ms: float, costs: StepCosts) -> tuple[float, float]:
         """Tokens and milliseconds that are expected of the step after so many calls, by which `spent_ms` is
         spent.
 
@@ -417,7 +629,7 @@ class Foresight:
         each_ms: float,
         affordable_ms: float,
         rate: float,
-        costs: _StepCosts,
+        costs: StepCosts,
     ) -> tuple[float, float]:
         """The most milliseconds that any of so many `times` gains, and tokens then: a
         `specx.drafters.base.Gain`.
@@ -425,54 +637,6 @@ class Foresight:
         Raises:
             ValueError: as `expected`.
         """
-
-def merge_chain(
-    tokens: NDArray[np.int32],
-    parents: NDArray[np.int32],
-    probs: NDArray[np.float32],
-    sources: NDArray[np.uint8],
-    chain: Sequence[int],
-    hazards: Sequence[float],
-    source: int,
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
-    """The tree of a draft and a chain of another source, as `specx.drafters.merge` describes it.
-
-    Raises:
-        ValueError: the arrays are no draft, or chain and hazards differ in length.
-    """
-
-def graft(
-    tokens: NDArray[np.int32],
-    parents: NDArray[np.int32],
-    probs: NDArray[np.float32],
-    sources: NDArray[np.uint8],
-    path: Sequence[int],
-    below_tokens: NDArray[np.int32],
-    below_parents: NDArray[np.int32],
-    below_probs: NDArray[np.float32],
-    below_sources: NDArray[np.uint8],
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
-    """A draft with a tree under the node that the tokens of `path` lead to, as `specx.drafters.merge` says.
-
-    Raises:
-        ValueError: the arrays are no drafts, or the draft does not have the path.
-    """
-
-def path_to(
-    tokens: NDArray[np.int32],
-    parents: NDArray[np.int32],
-    probs: NDArray[np.float32],
-    sources: NDArray[np.uint8],
-    leaf: int,
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
-    """The path from the root of a draft to the node `leaf`.
-
-    Raises:
-        ValueError: the arrays are no draft, or there is no such node.
-    """
-
-def token_after(tokens: NDArray[np.int32], parents: NDArray[np.int32], path: Sequence[int]) -> int:
-    """The most promising token of a draft after the tokens of `path`; -1 if there is none."""
 
 def read_bandwidth(bytes: int, threads: int, repeats: int) -> float:
     """Bytes per second that `threads` threads read from fresh memory of `bytes` bytes; the best of `repeats`.

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.engine.cost.isotonic import monotone_steps
-from specx.engine.cost.regimes import CLIP
 from specx.engine.cost.timing import TILES
+from specx.kernels._native import CLIP
 
 __all__ = ["Steps", "corrected", "filled", "following", "interpolated", "read_table", "widest"]
 

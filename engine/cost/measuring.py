@@ -128,9 +128,11 @@ class BetweenSteps:
                 return True
             self._turns = None
         widest, needed = self._staircase.max_width, self._staircase.needs_measuring
-        new = (cache for cache in caches if needed(cache.length) and cache.room >= widest)
-        self._cache = next(new, None)
-        if self._cache is None:
+        for cache in caches:
+            if needed(cache.length) and cache.room >= widest:
+                self._cache = cache
+                break
+        else:
             return False
         self._length, self._began, self._spent_s = self._cache.length, now, 0.0
         self._turns = self._staircase.measuring(self._present, self._clock, longest_ms=LONGEST_MS)

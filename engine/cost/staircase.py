@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from specx.backends.base import Cache
 from specx.engine.cost.contradiction import Calm, Contradiction
 from specx.engine.cost.filling import Steps, corrected, filled, following, read_table, widest
-from specx.engine.cost.regimes import CLIP, Regimes, Weights
 from specx.engine.cost.timing import (
     TILES,
     Clock,
@@ -39,6 +38,7 @@ from specx.engine.cost.timing import (
     visits,
     watch_others,
 )
+from specx.kernels._native import CLIP, Regimes
 
 __all__ = ["CLIP", "MARKS", "Staircase"]
 
@@ -72,7 +72,6 @@ class Staircase:
         self._depths: dict[int, Steps] = {}
         self._noise: dict[int, Steps] = {}  # by depth and width, relative to the time, where it is known
         self._reach: dict[int, int] = {}  # by depth: the widest step that was possible there
-        self._sorted: list[int] = []
         self._near = 0  # the longest context that the depths say something reliable of
         self._disturbed: set[int] = set()  # depths
         self._wrong: set[int] = set()  # depths whose times turned out far from real steps
@@ -82,7 +81,6 @@ class Staircase:
         self._contradiction = Contradiction(watch)
         self._calm = Calm(watch)
         self._sound: dict[int, Steps] = {}  # by depth and width: what real steps made of a time, a factor
-        self._weighed: tuple[int, Weights] | None = None  # `_weights` of a length, since the last step
         self.contradicted = False
         self.like: Staircase | None = None  # what is known of steps with another number of threads
         self.provisional = False  # whether what was taken over was disturbed
@@ -118,41 +116,42 @@ class Staircase:
     def needs_measuring(self, length: int) -> bool:
         """Whether nothing that is right has been timed between the last mark before `length` and the next."""
         i = bisect_right(MARKS, length)
-        upper = MARKS[i] if i < len(MARKS) else float("inf")
-        return not any(MARKS[i - 1] <= depth < upper for depth in self._depths if depth not in self._wrong)
+        lower, upper = MARKS[i - 1], MARKS[i] if i < len(MARKS) else float("inf")
+        for depth in self._depths:  # at every step: a generator takes longer
+            if depth not in self._wrong and lower <= depth < upper:
+                break
+        else:
+            return True
+        return False
 
-    def costs(self, length: int) -> NDArray[np.float64]:
+    def costs(self, length: int, before: int = 0, switch_ms: float = 0.0) -> NDArray[np.float64]:
         """(max_width + 1,) milliseconds of a call of n tokens at index n; infinite where unknown, as at 0.
 
         Without any measurement a call costs as much as its width.
+
+        Args:
+            length: tokens before it.
+            before: width of the call before.
+            switch_ms: what leaving single tokens costs: charged to a wider call after a single token, and not
+                to one that keeps its width.
         """
-        costs = self.all_costs(length)
-        costs[0] = np.inf
-        costs[TILES + 1 : -1] = np.inf
-        return costs
+        return self._regimes.step_costs(length, TILES + 1, before, switch_ms)
 
     def cost(self, n: int, length: int) -> float:
         """Milliseconds of a call of `n` tokens, as in `costs`; of widths that are not used, too."""
-        return self._regimes.expected(n, self._weights(length)) if self._depths else float(n)
+        return self._regimes.cost(n, length)
 
     def quiet_cost(self, n: int, length: int) -> float:
         """Milliseconds of a call of `n` tokens as it was measured, whatever real steps take now."""
-        if not self._depths:
-            return float(n)
-        n, measured = min(n, self.max_width), self._regimes.measured
-        return float(sum(measured[depth].item(n) * weight for depth, weight in self._weights(length)))
+        return self._regimes.quiet(min(n, self.max_width), length)
 
     def all_costs(self, length: int) -> NDArray[np.float64]:
         """`cost` of every width: (max_width + 1,) milliseconds; what is at 0 means nothing."""
-        if not self._depths:
-            return np.arange(self.max_width + 1, dtype=np.float64)
-        return self._regimes.costs(self._weights(length))
+        return self._regimes.costs(length)
 
     def total_costs(self, lengths: Sequence[int]) -> NDArray[np.float64]:
         """`all_costs` of several lengths, added up."""
-        if not self._depths:
-            return self.all_costs(0) * len(lengths)
-        return self._regimes.total_costs(self._regimes.weigh(self._sorted, length) for length in lengths)
+        return self._regimes.total_costs(lengths)
 
     def noise(self, n: int, length: int) -> float:
         """Milliseconds by which `cost` is easily off: the standard deviation of its measurement.
@@ -161,10 +160,7 @@ class Staircase:
         """
         if not self._depths:
             return float("inf")
-        weights = self._weights(length)
-        (low, below), (high, above) = weights
-        nearest = high if above > below else low
-        return self._regimes.expected(n, weights) * self._noises[nearest].item(n)
+        return self._regimes.cost(n, length) * self._noises[self._regimes.nearest(length)].item(n)
 
     def describe(self) -> str:
         """In words: the price of one token, and of more at once, in a short context.
@@ -333,20 +329,15 @@ class Staircase:
         """A real step of `n` tokens at `length` took `ms` milliseconds."""
         if not self._depths:
             return
-        weights = self._weights(length)
         regimes = self._regimes
-        if length <= self._near:
-            (low, below), (high, above) = weights
-            measured = regimes.measured[low].item(n) * below + regimes.measured[high].item(n) * above
-            if self._contradiction.observe(ms / measured * self._scaled):
-                self.contradicted = True
-                self._wrong.update(self._depths)
-        factor = regimes.observe(n, weights, ms)
+        if length <= self._near and self._contradiction.observe(ms / regimes.quiet(n, length) * self._scaled):
+            self.contradicted = True
+            self._wrong.update(self._depths)
+        factor = regimes.observe(n, length, ms)
         if factor != 1.0:
             self._scaled *= factor
             for depth, steps in self._depths.items():
                 self._depths[depth] = {width: ms * factor for width, ms in steps.items()}
-        self._weighed = None
         if self._calm.observe(n):
             self._settle()
 
@@ -375,10 +366,9 @@ class Staircase:
 
     def _settle(self) -> None:
         """What real steps say now is to be kept, of the widths that they speak for."""
-        measured, present = self._regimes.measured, self._regimes.present
         for n in self._calm.widths():
-            for depth, table in measured.items():
-                self._sound.setdefault(depth, {})[n] = present[depth].item(n) / table.item(n)
+            for depth, factor in self._regimes.corrections(n).items():
+                self._sound.setdefault(depth, {})[n] = factor
 
     def load_json(self, data: Mapping[str, Any]) -> None:
         """Take over what `to_json` gave.
@@ -430,20 +420,11 @@ class Staircase:
             return dict(steps)
         return {**steps, **{depth: s for depth, s in kept.items() if widest(s) > self._needed}}
 
-    def _weights(self, length: int) -> Weights:
-        """The two measured depths that speak for `length`, and how much each does."""
-        weighed = self._weighed  # looked at once: another thread may ask, too
-        if weighed is None or weighed[0] != length:  # a step asks several times
-            self._weighed = weighed = length, self._regimes.weigh(self._sorted, length)
-        return weighed[1]
-
     def _fill_all(self) -> None:
         """Fill in the widths that were not measured."""
-        self._sorted = sorted(self._depths)
-        self._weighed = None
         if not self._depths:
             return
-        self._near = max(NEAR * self._sorted[-1], MARKS[1])
+        self._near = max(NEAR * max(self._depths), MARKS[1])
         both = filled(self._depths, self._noise, self.max_width)
         self._noises = {depth: noise for depth, (_, noise) in both.items()}
         self._regimes.rebase({depth: table for depth, (table, _) in both.items()})

@@ -2,12 +2,10 @@
 // shared, and learned further in place.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -111,8 +109,8 @@ std::vector<const AskedChain*> chains_of(const Others& others) {
     return chains;
 }
 
-void begin(BoundChain& self, nb::object counts, bool noisy, const DraftArrays& free, bool one_leaf) {
-    self.chain.begin(nb::cast<const BoundCounts&>(counts).counts, noisy, draft_of(free), one_leaf);
+void begin(BoundChain& self, nb::object counts, bool noisy, const BoundDraft& free, bool one_leaf) {
+    self.chain.begin(nb::cast<const BoundCounts&>(counts).counts, noisy, free.nodes, one_leaf);
     self.counts = std::move(counts);
 }
 
@@ -136,10 +134,10 @@ void bind_asked(nb::module_& m) {
         .def("add", [](BoundChain& self, const std::vector<int32_t>& tokens, const std::vector<double>& margins) {
             return self.chain.add(tokens, margins);
         }, "tokens"_a, "margins"_a)
-        .def("draft", [](BoundChain& self, const std::optional<DraftArrays>& below, const Others& others) {
-            if (below) self.chain.go_on(draft_of(*below));
-            return draft_arrays(self.chain.draft(chains_of(others)));
-        }, "below"_a = nb::none(), "others"_a = Others())
+        .def("draft", [](BoundChain& self, const BoundDraft* below, const Others& others) {
+            if (below) self.chain.go_on(below->nodes);
+            return BoundDraft{self.chain.draft(chains_of(others))};
+        }, nb::arg("below").none() = nb::none(), "others"_a = Others())
         .def("score", [](BoundChain& self, const std::vector<int32_t>& emitted) { return self.chain.score(emitted); },
              "emitted"_a);
 }

@@ -161,39 +161,18 @@ void observe(BoundTrie& self, const std::vector<int32_t>& tokens, uint64_t seed,
         self.trie.observe(tokens[i], {seed, temperature, false}, position + static_cast<int64_t>(i));
 }
 
-void update_tree(BoundTrie& self, int32_t previous, int32_t token, const Ints& tokens, const Ints& parents,
-                 BoundRows& logits) {
-    const size_t n = tokens.shape(0);
-    require(parents.shape(0) == n, "tokens and parents differ in length");
+// What fills a step up, at its end, says nothing.
+void update_tree(BoundTrie& self, int32_t previous, int32_t token, const BoundDraft& draft, BoundRows& logits) {
+    size_t n = draft.nodes.size();
+    while (n > 0 && draft.nodes[n - 1].prob == 0.0f) --n;
     require(logits.rows.size() >= n + 1, "logits need one row for the root and one for each node");
     require(logits.rows.vocab_size() == self.trie.table().vocab_size(), "logits are not of this vocabulary");
-    self.trie.update_tree(previous, token, tokens.data(), parents.data(), logits.rows, static_cast<int64_t>(n));
+    self.trie.update_tree(previous, token, draft.nodes.data(), logits.rows, static_cast<int64_t>(n));
 }
 
-nb::tuple grow(BoundTrie& self, int limit, int leaves, uint64_t seed, int64_t position, double temperature,
+BoundDraft grow(BoundTrie& self, int limit, int leaves, uint64_t seed, int64_t position, double temperature,
                bool coupled, const std::vector<int32_t>& path) {
-    return draft_arrays(self.trie.grow(limit, leaves, {seed, temperature, coupled}, position, path));
-}
-
-nb::tuple merged(const Ints& tokens, const Ints& parents, const Floats& probs, const Bytes& sources,
-                 const std::vector<int32_t>& chain, const std::vector<double>& hazards, uint8_t source) {
-    return draft_arrays(merge_chain(nodes_of(tokens, parents, &probs, &sources), chain, hazards, source));
-}
-
-nb::tuple grafted(const Ints& tokens, const Ints& parents, const Floats& probs, const Bytes& sources,
-                  const std::vector<int32_t>& path, const Ints& below_tokens, const Ints& below_parents,
-                  const Floats& below_probs, const Bytes& below_sources) {
-    return draft_arrays(graft(nodes_of(tokens, parents, &probs, &sources), path,
-                              nodes_of(below_tokens, below_parents, &below_probs, &below_sources)));
-}
-
-int32_t after(const Ints& tokens, const Ints& parents, const std::vector<int32_t>& path) {
-    return token_after(nodes_of(tokens, parents, nullptr, nullptr), path);
-}
-
-nb::tuple bound_path(const Ints& tokens, const Ints& parents, const Floats& probs, const Bytes& sources, size_t leaf) {
-    require(leaf < tokens.shape(0), "the draft has no such node");
-    return draft_arrays(path_to(nodes_of(tokens, parents, &probs, &sources), leaf));
+    return {self.trie.grow(limit, leaves, {seed, temperature, coupled}, position, path)};
 }
 
 template <size_t N>
@@ -252,7 +231,7 @@ void bind_trie(nb::module_& m) {
         }, "context"_a, "shared"_a = 0)
         .def("append", [](BoundTrie& self, int32_t token) { self.trie.append(token); }, "token"_a)
         .def("observe", &observe, "tokens"_a, "seed"_a = 0, "position"_a = 0, "temperature"_a = 0.0)
-        .def("update_tree", &update_tree, "previous"_a, "token"_a, "tokens"_a, "parents"_a, "logits"_a)
+        .def("update_tree", &update_tree, "previous"_a, "token"_a, "draft"_a, "logits"_a)
         .def("grow", &grow, "limit"_a, "leaves"_a, "seed"_a = 0, "position"_a = 0, "temperature"_a = 0.0,
              "coupled"_a = false, "path"_a = std::vector<int32_t>())
         .def_prop_ro("order_scores", [](const BoundTrie& self) {
@@ -262,32 +241,6 @@ void bind_trie(nb::module_& m) {
 
 }  // namespace
 
-nb::tuple draft_arrays(const DraftNodes& nodes) {
-    const size_t n = nodes.size();
-    const auto column = [&](auto member, auto zero) {
-        using T = decltype(zero);
-        return new_array<T>({n}, [&](T* p) {
-            for (size_t i = 0; i < n; ++i) p[i] = nodes[i].*member;
-        });
-    };
-    return nb::make_tuple(column(&FreeTrie::Node::token, int32_t{}), column(&FreeTrie::Node::parent, int32_t{}),
-                          column(&FreeTrie::Node::prob, float{}), column(&FreeTrie::Node::source, uint8_t{}));
-}
-
-DraftNodes nodes_of(const Ints& tokens, const Ints& parents, const Floats* probs, const Bytes* sources) {
-    const size_t n = tokens.shape(0);
-    require(parents.shape(0) == n && (!probs || probs->shape(0) == n) && (!sources || sources->shape(0) == n),
-            "the arrays of a draft differ in length");
-    DraftNodes nodes(n);
-    for (size_t i = 0; i < n; ++i) {
-        const int32_t parent = parents.data()[i];
-        require(parent >= -1 && parent < static_cast<int32_t>(i), "parents come first");
-        nodes[i] = {tokens.data()[i], parent, probs ? probs->data()[i] : 0.0f,
-                    sources ? sources->data()[i] : uint8_t{0}};
-    }
-    return nodes;
-}
-
 void bind_drafts(nb::module_& m) {
     m.attr("SUFFIX_SHAPE") = as_tuple(Calibration::kSuffixShape);
     m.attr("RECYCLE_SHAPE") = as_tuple(Calibration::kRecycleShape);
@@ -295,10 +248,4 @@ void bind_drafts(nb::module_& m) {
     bind_table(m);
     bind_corpus(m);
     bind_trie(m);
-    m.def("merge_chain", &merged, "tokens"_a, "parents"_a, "probs"_a, "sources"_a, "chain"_a, "hazards"_a,
-          "source"_a);
-    m.def("graft", &grafted, "tokens"_a, "parents"_a, "probs"_a, "sources"_a, "path"_a, "below_tokens"_a,
-          "below_parents"_a, "below_probs"_a, "below_sources"_a);
-    m.def("path_to", &bound_path, "tokens"_a, "parents"_a, "probs"_a, "sources"_a, "leaf"_a);
-    m.def("token_after", &after, "tokens"_a, "parents"_a, "path"_a);
 }

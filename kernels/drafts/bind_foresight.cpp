@@ -2,13 +2,11 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
-#include <tuple>
 #include <vector>
 
+#include "bound_costs.hpp"
 #include "bound_counts.hpp"
 #include "bound_foresight.hpp"
 
@@ -17,39 +15,32 @@ using namespace nb::literals;
 
 namespace {
 
-using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-void begin(BoundForesight* self, const BoundCounts& counts, bool noisy, const DraftArrays& claiming,
+void begin(BoundForesight* self, const BoundCounts& counts, bool noisy, const BoundDraft& claiming,
            const std::vector<int32_t>& path, double first, double later, std::vector<double> below,
-           const DraftArrays& draft, std::vector<int32_t> chain, std::vector<double> hazards, uint8_t source) {
+           const BoundDraft& draft, std::vector<int32_t> chain, std::vector<double> hazards, uint8_t source) {
     require(chain.size() == hazards.size(), "chain and hazards differ in length");
-    Foresight foresight(claims_after(draft_of(claiming), path), counts.counts.beside_free(noisy), first, later,
+    Foresight foresight(claims_after(claiming.nodes, path), counts.counts.beside_free(noisy), first, later,
                         std::move(below));
-    new (self) BoundForesight{std::move(foresight), {draft_of(draft), std::move(chain), std::move(hazards), source}};
+    new (self) BoundForesight{std::move(foresight), {draft.nodes, std::move(chain), std::move(hazards), source}};
 }
 
 nb::list drafts(const BoundForesight& self, int checked, int asked) {
     nb::list found;
     for (const Foresight::Coming& coming : self.foresight.coming(checked, asked))
-        found.append(nb::make_tuple(coming.probability, draft_arrays(self.growing.with(coming))));
+        found.append(nb::make_tuple(coming.probability, BoundDraft{self.growing.with(coming)}));
     return found;
 }
 
-// The costs of a step before which `spent_ms` more is spent than is to be in the denominator anyhow.
-using Costs = std::tuple<Doubles, double, double, double, double, bool>;
-
+// Where `spent_ms` more is spent than is in the denominator anyhow.
 std::pair<double, double> expected(const BoundForesight& self, int checked, int asked, double spent_ms,
-                                   const Costs& step) {
-    const auto& [by_width, host_ms, leaf_ms, plain_ms, most_ms, one_leaf] = step;
-    const StepCosts costs{by_width.data(), by_width.shape(0), host_ms + spent_ms, leaf_ms,
-                          std::max(most_ms - spent_ms, plain_ms)};
-    return expected_step(self.foresight, self.growing, checked, asked, costs, one_leaf);
+                                   const BoundCosts& step) {
+    return expected_step(self.foresight, self.growing, checked, asked, step.after(spent_ms), step.one_leaf);
 }
 
 // Numbers of calls are looked at in increasing order, until there is less to gain.
 std::pair<double, double> gain(const BoundForesight& self, int checked, const std::vector<int>& times, int most,
                                double before_ms, double each_ms, double affordable_ms, double rate,
-                               const Costs& step) {
+                               const BoundCosts& step) {
     double best_ms = 0.0, best_tokens = 0.0, last_ms = 0.0;
     for (const int asked : times) {
         const double spent_ms = before_ms + asked * each_ms;

@@ -1,4 +1,4 @@
-// Drafts as they come from Python and go there: four arrays of the same length.
+// Drafts as Python has them, and what bindings have in common.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -29,7 +29,7 @@ nanobind::object new_array(std::initializer_list<size_t> shape, Fill fill) {
     return nanobind::cast(nanobind::ndarray<nanobind::numpy, T>(data, shape, owner));
 }
 
-nanobind::tuple draft_arrays(const DraftNodes& nodes);
-
-// Nodes of the arrays of a draft; probabilities and sources may be missing.
-DraftNodes nodes_of(const Ints& tokens, const Ints& parents, const Floats* probs, const Bytes* sources);
+// A tree of guessed tokens.
+struct BoundDraft {
+    DraftNodes nodes;
+};

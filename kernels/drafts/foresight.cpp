@@ -160,16 +160,6 @@ BestPrefix best_alone(const std::vector<double>& before, const std::vector<doubl
     return best_of_chain(gains, costs);
 }
 
-BestPrefix best_merged(const DraftNodes& draft, const StepCosts& costs, bool one_leaf) {
-    std::vector<float> probs;
-    std::vector<int32_t> parents;
-    for (const FreeTrie::Node& node : draft) {
-        probs.push_back(node.prob);
-        parents.push_back(node.parent);
-    }
-    return best_prefix(probs.data(), parents.data(), draft.size(), costs, one_leaf);
-}
-
 }  // namespace
 
 std::pair<double, double> expected_step(const Foresight& foresight, const Growing& growing, int checked, int asked,
@@ -177,7 +167,7 @@ std::pair<double, double> expected_step(const Foresight& foresight, const Growin
     double tokens = 0.0, ms = 0.0;
     for (const Foresight::Coming& coming : foresight.coming(checked, asked)) {
         const BestPrefix best = growing.draft.empty() ? best_alone(growing.hazards, coming.hazards, costs)
-                                                      : best_merged(growing.with(coming), costs, one_leaf);
+                                                      : best_prefix(growing.with(coming), costs, one_leaf);
         tokens += coming.probability * best.gain;
         ms += coming.probability * best.time;
     }

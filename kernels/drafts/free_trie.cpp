@@ -55,13 +55,12 @@ void FreeTrie::begin(const int32_t* context, int64_t n, int64_t shared) {
     if (written_ && in_written_ < 0) in_written_ = written_->begin();
 }
 
-void FreeTrie::update_tree(int32_t previous, int32_t token, const int32_t* tokens, const int32_t* parents,
-                           LogitRows& logits, int64_t nodes) {
+void FreeTrie::update_tree(int32_t previous, int32_t token, const Node* draft, LogitRows& logits,
+                           int64_t nodes) {
     // Backwards: where two nodes have the same context, the more probable path has the last word.
     for (int64_t i = nodes - 1; i >= 0; --i) {
-        if (parents[i] < -1 || parents[i] >= i) throw std::invalid_argument("a parent comes after its child");
-        const int32_t before = parents[i] < 0 ? token : tokens[parents[i]];
-        table_.update(before, tokens[i], logits[static_cast<size_t>(i + 1)]);
+        const int32_t before = draft[i].parent < 0 ? token : draft[draft[i].parent].token;
+        table_.update(before, draft[i].token, logits[static_cast<size_t>(i + 1)]);
     }
     table_.update(previous, token, logits[0]);
 }

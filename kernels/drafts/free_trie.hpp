@@ -52,9 +52,8 @@ class FreeTrie {
     void append(int32_t token);
     // Scores the candidates of the present context against `token`, the token at `position`, and appends it.
     void observe(int32_t token, const Sampling& sampling, int64_t position);
-    // logits: of the root, then of each of `nodes` nodes.
-    void update_tree(int32_t previous, int32_t token, const int32_t* tokens, const int32_t* parents,
-                     LogitRows& logits, int64_t nodes);
+    // logits: of the root, then of each of the `nodes` of a draft.
+    void update_tree(int32_t previous, int32_t token, const Node* draft, LogitRows& logits, int64_t nodes);
     // The best tree below the text and the tokens `path` after it, valid until the next call. `position` is that
     // of the first token after the text.
     const std::vector<Node>& grow(int limit, int leaves, const Sampling& sampling, int64_t position,

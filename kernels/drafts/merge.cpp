@@ -129,6 +129,10 @@ int32_t token_after(const DraftNodes& draft, const std::vector<int32_t>& path) {
     return -1;
 }
 
+size_t child_row(const DraftNodes& draft, size_t row, int32_t token) {
+    return static_cast<size_t>(child_of(draft, draft.size(), static_cast<int>(row) - 1, token) + 1);
+}
+
 DraftNodes path_to(const DraftNodes& draft, size_t leaf) {
     DraftNodes path;
     for (int at = static_cast<int>(leaf); at >= 0; at = draft[static_cast<size_t>(at)].parent)

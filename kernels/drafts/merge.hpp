@@ -21,5 +21,9 @@ DraftNodes graft(const DraftNodes& draft, const std::vector<int32_t>& path, cons
 // there is none.
 int32_t token_after(const DraftNodes& draft, const std::vector<int32_t>& path);
 
+// The verified row of the node with this token below the row `row`, where 0 is the root and i + 1 node i; 0 if there
+// is none.
+size_t child_row(const DraftNodes& draft, size_t row, int32_t token);
+
 // The path from the root to the node `leaf`.
 DraftNodes path_to(const DraftNodes& draft, size_t leaf);

@@ -3,7 +3,6 @@
 #include "objective.hpp"
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,14 +10,13 @@
 #include <stdexcept>
 #include <vector>
 
+#include "bound_costs.hpp"
+#include "bound_drafts.hpp"
+
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
-
-using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // Looks at all widths for the prefixes of n nodes. gains (n + 1,) are those of each prefix, and so are leaves, which
 // a chain has none of beyond the first.
@@ -41,43 +39,39 @@ void check(const BestPrefix& best) {
 }
 
 // The chain that ends at `leaf`, considered by itself.
-void consider_chain(const float* probs, const int32_t* parents, int leaf, const StepCosts& costs, BestPrefix& best) {
-    std::vector<int> path;
-    for (int node = leaf; node >= 0; node = parents[node]) path.push_back(node);
-    std::vector<double> gains(path.size() + 1, 1.0);
-    for (size_t i = 0; i < path.size(); ++i)
-        gains[i + 1] = gains[i] + static_cast<double>(probs[path[path.size() - 1 - i]]);
+void consider_chain(const DraftNodes& draft, int leaf, const StepCosts& costs, BestPrefix& best) {
+    std::vector<double> gains = {1.0};
+    for (const FreeTrie::Node& node : path_to(draft, static_cast<size_t>(leaf)))
+        gains.push_back(gains.back() + static_cast<double>(node.prob));
     consider(gains, nullptr, costs, leaf, best);
 }
 
-nb::tuple best_of(const Floats& probs, const Ints& parents, const Doubles& by_width, double host_ms, double leaf_ms,
-                  double most_ms, bool one_leaf) {
-    const size_t n = probs.shape(0);
-    if (parents.shape(0) != n) throw std::invalid_argument("probs and parents differ in length");
-    const StepCosts costs{by_width.data(), by_width.shape(0), host_ms, leaf_ms, most_ms};
-    const BestPrefix best = best_prefix(probs.data(), parents.data(), n, costs, one_leaf);
-    return nb::make_tuple(best.leaf, best.nodes, best.width, best.leaves, best.gain, best.time);
+nb::tuple best_of(const BoundCosts& self, const BoundDraft& draft, double spent_ms) {
+    const BestPrefix best = best_prefix(draft.nodes, self.after(spent_ms), self.one_leaf);
+    DraftNodes part = best.leaf < 0 ? draft.nodes : path_to(draft.nodes, static_cast<size_t>(best.leaf));
+    part.resize(best.nodes);
+    return nb::make_tuple(BoundDraft{std::move(part)}, best.width, best.leaves, best.gain, best.time);
 }
 
 }  // namespace
 
-BestPrefix best_prefix(const float* probs, const int32_t* parents, size_t n, const StepCosts& costs, bool one_leaf) {
+BestPrefix best_prefix(const DraftNodes& draft, const StepCosts& costs, bool one_leaf) {
+    const size_t n = draft.size();
     std::vector<double> gains(n + 1, 1.0);
     std::vector<int> leaves(n + 1, 0);
     std::vector<char> has_child(n + 1, 0);
     for (size_t i = 0; i < n; ++i) {
-        const int32_t parent = parents[i];
-        if (parent < -1 || parent >= static_cast<int32_t>(i)) throw std::invalid_argument("parents come first");
-        gains[i + 1] = gains[i] + static_cast<double>(probs[i]);
-        leaves[i + 1] = leaves[i] + has_child[parent + 1];
-        has_child[parent + 1] = 1;
+        const size_t above = static_cast<size_t>(draft[i].parent + 1);
+        gains[i + 1] = gains[i] + static_cast<double>(draft[i].prob);
+        leaves[i + 1] = leaves[i] + has_child[above];
+        has_child[above] = 1;
     }
     BestPrefix best;
     if (!one_leaf || leaves[n] == 0) {
         consider(gains, leaves.data(), costs, -1, best);
     } else {
         for (size_t i = 0; i < n; ++i)
-            if (!has_child[i + 1]) consider_chain(probs, parents, static_cast<int>(i), costs, best);
+            if (!has_child[i + 1]) consider_chain(draft, static_cast<int>(i), costs, best);
     }
     check(best);
     return best;
@@ -91,6 +85,11 @@ BestPrefix best_of_chain(const std::vector<double>& gains, const StepCosts& cost
 }
 
 void bind_objective(nb::module_& m) {
-    m.def("best_prefix", &best_of, "probs"_a, "parents"_a, "costs"_a, "host_ms"_a, "leaf_ms"_a,
-          "most_ms"_a = std::numeric_limits<double>::infinity(), "one_leaf"_a = false);
+    nb::class_<BoundCosts>(m, "StepCosts")
+        .def(nb::init<const BoundCosts::Doubles&, double, double, double, bool>(), "by_width"_a, "host_ms"_a = 0.0,
+             "leaf_ms"_a = 0.0, "budget"_a = std::numeric_limits<double>::infinity(), "one_leaf"_a = false)
+        .def_ro("plain_ms", &BoundCosts::plain_ms)
+        .def_ro("wider_ms", &BoundCosts::wider_ms)
+        .def("affordable_ms", &BoundCosts::affordable_ms, "spent_ms"_a = 0.0)
+        .def("best", &best_of, "draft"_a, "spent_ms"_a = 0.0);
 }

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "merge.hpp"
+
 // What batches cost, in milliseconds.
 struct StepCosts {
     const double* by_width;  // (widths,); infinite where a width is not allowed
@@ -19,8 +21,8 @@ struct BestPrefix {
     double gain = 0.0, time = 0.0, rate = -1.0;
 };
 
-// probs and parents (n,) are those of a draft. Throws if it is none, or if no width is allowed.
-BestPrefix best_prefix(const float* probs, const int32_t* parents, size_t n, const StepCosts& costs, bool one_leaf);
+// Throws if no width is allowed.
+BestPrefix best_prefix(const DraftNodes& draft, const StepCosts& costs, bool one_leaf);
 
 // The same of a chain whose first i tokens give gains[i] expected tokens in all; gains (n + 1,).
 BestPrefix best_of_chain(const std::vector<double>& gains, const StepCosts& costs);

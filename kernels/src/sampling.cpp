@@ -4,6 +4,8 @@
 // The noise is described in noise.hpp. sampling_reference.py says the same in NumPy.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +14,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "bound_drafts.hpp"
 #include "bound_rows.hpp"
 #include "noise.hpp"
 #include "topk.hpp"
@@ -479,16 +482,43 @@ int32_t argmax(BoundRows& self, size_t i) {
     return best.empty() ? -1 : best.front().id;
 }
 
-nb::tuple rank_row_of(BoundRows& self, size_t i, uint64_t seed, uint64_t position, double temperature, int top_k,
-                      double top_p, double min_p, double typical_p, size_t count) {
+std::vector<Scored> best_of_row(BoundRows& self, size_t i, const Noise& noise, double temperature,
+                                const Truncation& by, size_t count) {
     const ColumnRow& usual = row_of(self, i);
     const float* x = self.rows.data(i);
     const int n = self.rows.vocab_size();
+    const int depth = column_depth(n, std::max(by.top_k, LogitRows::kUsual));
+    if (depth == column_depth(n, LogitRows::kUsual)) return rank(usual, x, n, noise, temperature, by, count);
+    return rank(ColumnRow(x, n, depth), x, n, noise, temperature, by, count);
+}
+
+nb::tuple rank_row_of(BoundRows& self, size_t i, uint64_t seed, uint64_t position, double temperature, int top_k,
+                      double top_p, double min_p, double typical_p, size_t count) {
+    return ranked(best_of_row(self, i, {seed, position}, temperature, {top_k, top_p, min_p, typical_p}, count));
+}
+
+bool contains(nb::handle stops, int32_t token) {
+    const int found = PySet_Contains(stops.ptr(), nb::int_(token).ptr());
+    if (found < 0) nb::raise_python_error();
+    return found == 1;
+}
+
+std::pair<std::vector<int32_t>, std::vector<size_t>> descend(BoundRows& self, const BoundDraft& draft,
+                                                             nb::handle stops, uint64_t seed, uint64_t position,
+                                                             double temperature, int top_k, double top_p,
+                                                             double min_p, double typical_p) {
+    require(self.rows.size() > draft.nodes.size(), "logits need one row for the root and one for each node");
     const Truncation by{top_k, top_p, min_p, typical_p};
-    const int depth = column_depth(n, std::max(top_k, LogitRows::kUsual));
-    if (depth == column_depth(n, LogitRows::kUsual))
-        return ranked(rank(usual, x, n, {seed, position}, temperature, by, count));
-    return ranked(rank(ColumnRow(x, n, depth), x, n, {seed, position}, temperature, by, count));
+    std::vector<int32_t> tokens;
+    std::vector<size_t> rows;
+    for (size_t row = 0;; ++position) {
+        int32_t token = temperature <= 0 ? argmax(self, row) : -1;
+        if (token < 0) token = best_of_row(self, row, {seed, position}, temperature, by, 1).front().id;
+        tokens.push_back(token);
+        rows.push_back(row);
+        row = child_row(draft.nodes, row, token);
+        if (row == 0 || contains(stops, token)) return {std::move(tokens), std::move(rows)};
+    }
 }
 
 }  // namespace
@@ -504,5 +534,7 @@ void bind_sampling(nb::module_& m) {
         .def(nb::init<BoundRows::Array>(), nb::arg("logits").noconvert())
         .def("argmax", &argmax, "row"_a)
         .def("rank", &rank_row_of, "row"_a, "seed"_a, "position"_a, "temperature"_a, "top_k"_a, "top_p"_a,
-             "min_p"_a, "typical_p"_a, "count"_a);
+             "min_p"_a, "typical_p"_a, "count"_a)
+        .def("descend", &descend, "draft"_a, "stops"_a, "seed"_a, "position"_a, "temperature"_a, "top_k"_a, "top_p"_a,
+             "min_p"_a, "typical_p"_a);
 }

@@ -11,7 +11,6 @@ from specx.drafters.base import EMPTY_DRAFT, Draft, Drafter, Drafting, Room, Tex
 from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.free import FreeDrafter
 from specx.drafters.guesser import GuessCosts
-from specx.drafters.merge import graft, merge
 from specx.drafters.mixture import MixtureDrafter
 from specx.drafters.model import DraftModel
 from specx.kernels._native import AskedChain, Below
@@ -103,11 +102,11 @@ def other_than(token):
 def test_what_is_claimed_is_the_most_promising_way_on():
     def claims_after(draft, path):
         chain = AskedChain(Below(), 1)
-        chain.begin(ModelCalibration().counts, False, draft.arrays, True)
+        chain.begin(ModelCalibration().counts, False, draft, True)
         chain.add(path, [1.0] * len(path))
         return chain.foresee().claims
 
-    draft = merge(chain_of([5, 6, 7], [0.5, 0.8, 0.5]), [5, 8], [0.5, 0.1], 1)
+    draft = chain_of([5, 6, 7], [0.5, 0.8, 0.5]).merged([5, 8], [0.5, 0.1], 1)
     assert claims_after(draft, [])[0] == [5, 6, 7]
     tokens, hazards = claims_after(draft, [5])
     assert tokens == [6, 7] and hazards[1] == pytest.approx(0.5, abs=1e-6)
@@ -116,21 +115,21 @@ def test_what_is_claimed_is_the_most_promising_way_on():
 
 
 def test_a_tree_is_grafted_below_a_path():
-    draft = merge(chain_of([5, 6], [0.5, 0.8]), [9, 4], [0.4, 0.5], 1)
+    draft = chain_of([5, 6], [0.5, 0.8]).merged([9, 4], [0.4, 0.5], 1)
     below = Draft(
         np.array([7, 8, 3], np.int32),
         np.array([-1, 0, -1], np.int32),
         np.array([0.75, 0.5, 0.25], np.float32),
         np.array([2, 2, 3], np.uint8),
     )
-    before, after = paths(draft), paths(graft(draft, [9, 4], below))
+    before, after = paths(draft), paths(draft.grafted([9, 4], below))
     at = before[(9, 4)][0]
     grafted = {(9, 4, 7): (0.75, 2), (9, 4, 7, 8): (0.5, 2), (9, 4, 3): (0.25, 3)}
     assert after.keys() == before.keys() | grafted.keys()
     for path, (prob, source) in grafted.items():
         assert after[path] == (pytest.approx(prob * at), source)
     assert all(after[path] == before[path] for path in before)
-    assert graft(draft, [9, 4], EMPTY_DRAFT) is draft
+    assert paths(draft.grafted([9, 4], EMPTY_DRAFT)) == before
 
 
 def test_what_the_free_drafters_say_below_other_tokens_is_averaged():

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specx.drafters.base import EMPTY_DRAFT, Draft
-from specx.drafters.merge import best_after, merge
 from specx.kernels.reference import drafts as reference
 
 
@@ -33,31 +32,31 @@ def paths(draft):
 
 
 def test_a_chain_alone():
-    draft = merge(EMPTY_DRAFT, [5, 6, 7], [0.9, 0.5, 1.0], 3)
+    draft = EMPTY_DRAFT.merged([5, 6, 7], [0.9, 0.5, 1.0], 3)
     assert paths(draft) == pytest.approx({(5,): 0.9, (5, 6): 0.45, (5, 6, 7): 0.45})
     assert draft.sources.tolist() == [3, 3, 3]
 
 
 def test_what_both_propose_is_one_node_and_what_follows_it_is_surer():
     free = tree([5, 6, 7], [-1, 0, 1], [0.5, 0.4, 0.2])
-    draft = merge(free, [5, 6], [0.9, 0.9], 3)
+    draft = free.merged([5, 6], [0.9, 0.9], 3)
     assert paths(draft) == pytest.approx({(5,): 0.9, (5, 6): 0.81, (5, 6, 7): 0.405})
     assert draft.sources.tolist() == [0, 0, 0]
 
 
 def test_what_the_chain_contradicts_shares_what_is_left():
     free = tree([5, 6, 8], [-1, 0, -1], [0.6, 0.3, 0.2])
-    draft = merge(free, [9], [0.7], 3)
+    draft = free.merged([9], [0.7], 3)
     assert paths(draft) == pytest.approx({(9,): 0.7, (5,): 0.18, (5, 6): 0.09, (8,): 0.06})
     # The chain says 8: what the free draft gave to it is no longer there for 5.
-    draft = merge(free, [8], [0.7], 3)
+    draft = free.merged([8], [0.7], 3)
     assert paths(draft) == pytest.approx({(8,): 0.7, (5,): 0.6 / 0.8 * 0.3, (5, 6): 0.3 / 0.8 * 0.3})
 
 
 def test_chains_of_a_draft():
     free = tree([5, 6, 7], [-1, 0, 1], [0.5, 0.4, 0.2])
     assert free.chain(2).tokens.tolist() == [5, 6, 7]
-    apart = merge(free, [5, 9], [0.9, 0.5], 3)
+    apart = free.merged([5, 9], [0.9, 0.5], 3)
     leaves = sorted(set(range(len(apart))) - set(apart.parents.tolist()))
     chains = [apart.chain(leaf) for leaf in leaves]
     assert sorted(chain.tokens.tolist() for chain in chains) == [[5, 6, 7], [5, 9]]
@@ -70,10 +69,10 @@ def test_chains_of_a_draft():
 
 def test_the_best_token_after_a_path():
     free = tree([5, 8, 6, 7, 9], [-1, -1, 0, 1, 0], [0.6, 0.2, 0.2, 0.1, 0.1])
-    assert [best_after(free, path) for path in ([], [5], [8], [5, 6], [6], [5, 8])] == [
+    assert [free.best_after(path) for path in ([], [5], [8], [5, 6], [6], [5, 8])] == [
         5, 6, 7, None, None, None,
     ]  # fmt: skip
-    assert best_after(EMPTY_DRAFT, []) is None
+    assert EMPTY_DRAFT.best_after([]) is None
 
 
 @st.composite
@@ -92,7 +91,7 @@ def free_drafts(draw):
         tokens.append(token)
         parents.append(parent)
         probs.append(prob)
-    return merge(tree(tokens, parents, probs), [], [], 1)  # in order
+    return tree(tokens, parents, probs).merged([], [], 1)  # in order
 
 
 CHAINS = st.lists(st.tuples(st.integers(-1, 4), st.floats(0.01, 0.99)), max_size=6)
@@ -103,7 +102,7 @@ def test_native_equals_reference(free, chain):
     tokens, hazards = [token for token, _ in chain], [hazard for _, hazard in chain]
     columns = free.tokens, free.parents, free.probs, free.sources
     nodes = list(zip(*(column.tolist() for column in columns), strict=True))
-    draft = merge(free, tokens, hazards, 1)
+    draft = free.merged(tokens, hazards, 1)
     expected = reference.merge_chain(nodes, tokens, hazards, 1)
     found = zip(draft.probs.tolist(), draft.sources.tolist(), strict=True)
     merged = dict(zip(paths(draft), found, strict=True))
@@ -114,22 +113,22 @@ def test_native_equals_reference(free, chain):
     assert len(merged) == len(expected)
     for path in ([], *strings):
         token = reference.token_after(nodes, path)
-        assert best_after(free, path) == (token if token >= 0 else None)
+        assert free.best_after(path) == (token if token >= 0 else None)
 
 
 def test_arrays_that_are_no_draft_are_refused():
     with pytest.raises(ValueError, match="parents"):
-        merge(tree([5, 6], [1, -1], [0.5, 0.5]), [5], [0.5], 1)
+        tree([5, 6], [1, -1], [0.5, 0.5])
     with pytest.raises(ValueError, match="length"):
-        merge(tree([5, 6], [-1], [0.5, 0.5]), [5], [0.5], 1)
+        tree([5, 6], [-1], [0.5, 0.5])
     with pytest.raises(ValueError, match="length"):
-        merge(EMPTY_DRAFT, [5, 6], [0.5], 1)
+        EMPTY_DRAFT.merged([5, 6], [0.5], 1)
 
 
 @given(free_drafts(), CHAINS)
 def test_the_contract_of_drafts_is_kept(free, chain):
     tokens, hazards = [token for token, _ in chain], [hazard for _, hazard in chain]
-    draft = merge(free, tokens, hazards, 1)
+    draft = free.merged(tokens, hazards, 1)
     n = len(draft)
     assert n <= len(free) + len(chain)
     assert all(draft.parents < np.arange(n)) and (draft.parents >= -1).all()

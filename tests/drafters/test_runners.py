@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from specx.drafters.base import Draft
 from specx.drafters.runners import PRIOR, Runners, beside
-from specx.kernels._native import merge_chain
 
 SOURCE = 5
 
@@ -59,7 +58,7 @@ def test_a_tree_with_runners_up(seed, free, length, leaves):
     random = np.random.default_rng(seed)
     chain = [int(random.choice([10, 11, 12, 50 + i])) for i in range(length)]
     hazards = random.uniform(0.05, 0.95, length).tolist()
-    before = Draft(*merge_chain(*free_tree(random, free), chain, hazards, SOURCE))
+    before = Draft(*free_tree(random, free)).merged(chain, hazards, SOURCE)
     others = [
         tuple((int(token), float(gap)) for gap, token in enumerate(random.choice([10, 11, 60, 61], k, False)))
         for k in random.integers(0, 3, length)

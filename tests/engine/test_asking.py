@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.drafters.base import EMPTY_DRAFT, Draft, Drafting, Offer
-from specx.drafters.merge import merge
 from specx.engine.budget import ALLOWANCE, INTEREST, Budget
 from specx.engine.cost.staircase import Staircase
 from specx.engine.learned.lengths import Outlook
@@ -48,7 +47,7 @@ class Source(Drafting):
         return (replace(offer, open_ms=min(self.open_ms, invest), upkeep_ms=self.upkeep_ms),)
 
     def chain(self, n, hazards):
-        return merge(self.free, list(range(100, 100 + n)), hazards[:n], 1)
+        return self.free.merged(list(range(100, 100 + n)), hazards[:n], 1)
 
     def forecast(self, further):
         n = self.asked + further

@@ -34,10 +34,10 @@ def chain_nodes(tokens, hazards):
     return [(token, i - 1, prob, 0) for i, (token, prob) in enumerate(zip(tokens, probs, strict=True))]
 
 
-def arrays(nodes):
+def draft_of(nodes):
     columns = zip(*nodes, strict=True) if nodes else ((), (), (), ())
     types = (np.int32, np.int32, np.float32, np.uint8)
-    return tuple(np.array(column, kind) for column, kind in zip(columns, types, strict=True))
+    return native.Draft(*(np.array(column, kind) for column, kind in zip(columns, types, strict=True)))
 
 
 def paths(nodes):
@@ -49,7 +49,8 @@ def paths(nodes):
 
 
 def assert_same_draft(found, nodes):
-    mine, theirs = paths(zip(*(column.tolist() for column in found), strict=True)), paths(nodes)
+    columns = found.tokens, found.parents, found.probs, found.sources
+    mine, theirs = paths(zip(*(column.tolist() for column in columns), strict=True)), paths(nodes)
     assert [(path, source) for path, _, source in mine] == [(path, source) for path, _, source in theirs]
     probs = [prob for _, prob, _ in theirs]
     assert [prob for _, prob, _ in mine] == pytest.approx(probs, rel=1e-4, abs=1e-6)
@@ -117,7 +118,7 @@ def test_steps_of_a_chain(noisy, one_leaf, data):
         free = data.draw(chains())
         beside = [data.draw(TOKENS)] if data.draw(st.booleans()) else []
         for each, twin in ((chain, plain), (other, plain_other)):
-            each.begin(calibration.counts, noisy, arrays(free), one_leaf)
+            each.begin(calibration.counts, noisy, draft_of(free), one_leaf)
             twin.begin(plain_counts, noisy, free, one_leaf)
         other.add(beside, [1.0] * len(beside))
         plain_other.add(beside, [1.0] * len(beside))
@@ -135,7 +136,7 @@ def test_steps_of_a_chain(noisy, one_leaf, data):
             unclaimed = chain.add(tokens, margins)
             assert unclaimed == plain.add(tokens, margins)
             under = data.draw(chains()) if unclaimed else None
-            found = chain.draft(None if under is None else arrays(under), [other])
+            found = chain.draft(None if under is None else draft_of(under), [other])
             assert_same_draft(found, plain.draft(under, [plain_other]))
             assert below.hazards() == pytest.approx(plain_below.hazards(), rel=1e-5)
         assert chain.tokens == plain.tokens and len(chain) == len(plain.tokens)
@@ -152,7 +153,7 @@ def test_what_cannot_be_added():
     for call in (chain.foresee, lambda: chain.add([1], [0.5])):
         with pytest.raises(ValueError, match="begun"):
             call()
-    chain.begin(ModelCalibration().counts, False, arrays([]), True)
+    chain.begin(ModelCalibration().counts, False, draft_of([]), True)
     with pytest.raises(ValueError, match="length"):
         chain.add([1, 2], [0.5])
     for call in (chain.foresee, lambda others: chain.draft(None, others)):

@@ -13,6 +13,7 @@ from specx.kernels._native import (
     RECYCLE_SHAPE,
     SUFFIX_SHAPE,
     Corpus,
+    Draft,
     FreeTrie,
     LogitRows,
     RecycleTable,
@@ -84,11 +85,11 @@ def test_native_equals_reference(use, shared, context, temperature, steps, prior
             written.append(others[other][0], ints([token]))
             brute.append(others[other][1], [token])
         settings_ = 5, position, temperature, step["coupled"], step["path"]
-        columns = native.grow(step["limit"], step["leaves"], *settings_)
+        draft = native.grow(step["limit"], step["leaves"], *settings_)
         expected = reference.grow(step["limit"], step["leaves"], *settings_)
-        nodes = list(zip(*(column.tolist() for column in columns), strict=True))
-        assert [(t, p, s) for t, p, _, s in nodes] == [(t, p, s) for t, p, _, s in expected]
-        np.testing.assert_allclose(columns[2], [p for _, _, p, _ in expected], rtol=1e-6)
+        nodes = list(zip(draft.tokens.tolist(), draft.parents.tolist(), draft.sources.tolist(), strict=True))
+        assert nodes == [(t, p, s) for t, p, _, s in expected]
+        np.testing.assert_allclose(draft.probs, [p for _, _, p, _ in expected], rtol=1e-6)
         native.observe(step["emitted"], 5, position, temperature)
         reference.observe(step["emitted"], 5, position, temperature)
         np.testing.assert_array_equal(counts, counts_reference)
@@ -110,7 +111,7 @@ def test_context_that_extends_the_text_before_continues_it():
     trie.begin(ints([1, 2, 3]), 2)
     trie.append(4)
     trie.begin(ints([1, 2, 3, 4, 5, 1]), 1)
-    assert trie.grow(2, 1)[0].tolist() == [2, 3]
+    assert trie.grow(2, 1).tokens.tolist() == [2, 3]
     assert [column.tolist() for column in written.tokens()] == [[2, 3, 4, 5, 1], [0] * 5]
     trie.begin(ints([1, 2, 9]), 1)
     assert [column.tolist() for column in written.tokens()] == [[2, 3, 4, 5, 1, 9], [0, 0, 0, 0, 0, 1]]
@@ -122,21 +123,25 @@ def test_what_others_have_written_is_a_source_of_its_own():
     other = FreeTrie(table, counts, np.full(CELLS, 0.9, np.float32), written=written)
     other.begin(ints([1, 2]), 2)
     trie.begin(ints([9, 1, 2]), 2)
-    assert len(trie.grow(2, 1)[0]) == 0
+    assert len(trie.grow(2, 1).tokens) == 0
     other.append(3)
     other.append(4)
-    tokens, parents, _, sources = trie.grow(2, 1)
-    assert (tokens.tolist(), parents.tolist(), sources.tolist()) == ([3, 4], [-1, 0], [2, 2])
-    assert len(other.grow(2, 1)[0]) == 0  # what it wrote itself is no other text
+    found = trie.grow(2, 1)
+    assert (found.tokens.tolist(), found.parents.tolist(), found.sources.tolist()) == (
+        [3, 4],
+        [-1, 0],
+        [2, 2],
+    )
+    assert len(other.grow(2, 1).tokens) == 0  # what it wrote itself is no other text
 
 
 def test_a_tree_grows_below_a_path():
     trie, *_ = new_trie(hazard=0.9)
     trie.begin(ints([1, 2, 3, 4, 5, 9, 1]))
-    assert trie.grow(2, 1)[0].tolist() == [2, 3]
-    assert trie.grow(2, 1, path=[2, 3])[0].tolist() == [4, 5]
-    assert trie.grow(2, 1, path=[2, 8])[0].tolist() == []  # nothing followed 8
-    assert trie.grow(2, 1)[0].tolist() == [2, 3]  # the path was not written
+    assert trie.grow(2, 1).tokens.tolist() == [2, 3]
+    assert trie.grow(2, 1, path=[2, 3]).tokens.tolist() == [4, 5]
+    assert trie.grow(2, 1, path=[2, 8]).tokens.tolist() == []  # nothing followed 8
+    assert trie.grow(2, 1).tokens.tolist() == [2, 3]  # the path was not written
     with pytest.raises(IndexError):
         trie.grow(2, 1, path=[VOCAB])
     with pytest.raises(IndexError):
@@ -152,16 +157,28 @@ def test_calibration_is_shared_not_copied():
         FreeTrie(table, np.zeros((CELLS, 2)), np.zeros(CELLS, np.float32))
 
 
+def draft_of(tokens, parents, probs):
+    sources = np.zeros(len(tokens), np.uint8)
+    return Draft(ints(tokens), ints(parents), np.array(probs, np.float32), sources)
+
+
 def test_update_tree_learns_every_node_under_its_parent():
     trie, _, table = new_trie()
     logits = LogitRows(np.eye(VOCAB, dtype=np.float32)[:4])
-    trie.update_tree(8, 9, ints([5, 6, 7]), ints([-1, 0, -1]), logits)
+    verified = draft_of([5, 6, 7], [-1, 0, -1], [0.5, 0.4, 0.3])
+    trie.update_tree(8, 9, verified, logits)
     best = {pair: int(table.lookup(*pair)[0][0]) for pair in [(8, 9), (9, 5), (5, 6), (9, 7)]}
     assert best == {(8, 9): 0, (9, 5): 1, (5, 6): 2, (9, 7): 3}
-    with pytest.raises(ValueError, match="parent"):
-        trie.update_tree(8, 9, ints([5, 6]), ints([1, -1]), logits)
     with pytest.raises(ValueError, match="one row"):
-        trie.update_tree(8, 9, ints([5, 6, 7, 8]), ints([-1, 0, 1, 2]), logits)
+        trie.update_tree(8, 9, Draft.of_chain([5, 6, 7, 8], [1.0] * 4), logits)
+
+
+def test_update_tree_learns_nothing_of_what_fills_a_step_up():
+    trie, _, table = new_trie()
+    logits = LogitRows(np.eye(VOCAB, dtype=np.float32)[:3])
+    trie.update_tree(8, 9, Draft.of_chain([5], [0.5]).padded(2), logits)
+    assert int(table.lookup(9, 5)[0][0]) == 1
+    assert table.lookup(5, 0)[2] == 0
 
 
 def test_tokens_outside_the_vocabulary_are_refused():
@@ -175,12 +192,12 @@ def test_tries_share_a_table_and_counts_and_no_text():
     other = FreeTrie(table, counts, np.full(CELLS, 0.5, np.float32))
     one.begin(ints([1, 2, 3, 1]))
     other.begin(ints([7, 1]))
-    assert other.grow(1, 1)[0].tolist() == []  # what the other one was given is not searched
+    assert other.grow(1, 1).tokens.tolist() == []  # what the other one was given is not searched
     table.update(ints([7]), ints([1]), np.eye(VOCAB, dtype=np.float32)[5:6])
-    assert other.grow(1, 1)[0].tolist() == [5]
-    one.update_tree(9, 4, ints([]), ints([]), LogitRows(np.eye(VOCAB, dtype=np.float32)[6:7]))
+    assert other.grow(1, 1).tokens.tolist() == [5]
+    one.update_tree(9, 4, Draft.of_chain([], []), LogitRows(np.eye(VOCAB, dtype=np.float32)[6:7]))
     other.observe([4])
-    assert other.grow(1, 1)[0].tolist() == [6]
+    assert other.grow(1, 1).tokens.tolist() == [6]
     before = counts.sum()
     one.observe([2])
     assert counts.sum() > before
@@ -191,6 +208,6 @@ def test_a_table_lives_as_long_as_the_tries_that_use_it():
     table.update(ints([-1]), ints([3]), np.eye(VOCAB, dtype=np.float32)[5:6])
     del table
     trie.begin(ints([3]))
-    assert trie.grow(1, 1)[0].tolist() == [5]
+    assert trie.grow(1, 1).tokens.tolist() == [5]
     with pytest.raises(TypeError):
         FreeTrie(None, np.zeros((CELLS, 2), np.float32), np.zeros(CELLS, np.float32))

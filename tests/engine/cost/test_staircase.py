@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from specx.backends.scripted import ScriptedCache, ScriptedModel
 from specx.engine.cost.contradiction import ENOUGH
-from specx.engine.cost.regimes import IN_A_ROW
 from specx.engine.cost.staircase import (
     BUDGET_S,
     DEEPER_BUDGET_S,
@@ -23,6 +22,7 @@ from specx.engine.cost.staircase import (
     Staircase,
 )
 from specx.engine.cost.timing import PATIENCE, unwatched
+from specx.kernels._native import IN_A_ROW
 
 STAIRS = {1: 7.2, 2: 10.6, 3: 14.1, 4: 14.4, 6: 22.4, 8: 19.1, 12: 25.5, 16: 29.8, 32: 54.7}
 
