@@ -248,13 +248,13 @@ class HeadGuesser(Guesser):
         """The target has computed the tokens from the index `at` on, which have these states (n, k * d)."""
         if self._record is not None:
             self._record.read(at, features)
-        self._hold(at, features)
+        self._hold(at, features.copy())
 
     def _hold(self, at: int, features: NDArray[np.float32]) -> None:
-        """Keep states until the head is asked."""
+        """Keep states, which nobody else has, until the head is asked."""
         if at != self._known:
             self._waiting, self._at = [], at
-        self._waiting.append(features.copy())
+        self._waiting.append(features)
         self._known = at + len(features)
         while self._known - self._at - len(self._waiting[0]) >= HEAD_HELD:
             self._at += len(self._waiting.pop(0))

@@ -171,6 +171,7 @@ class MixtureDrafting(Drafting):
             return  # nothing is loaded before the first token is out
         costs = source.costs
         token_ms, further_ms = costs.token_ms, costs.further_ms
+        upkeep_ms = costs.reading(2)
         open_ms = 0.0 if loaded else costs.open_ms
         invest_ms = 0.0 if given else costs.reading(guesser.unread(())) + open_ms
         foresight = asked.chain.foresee(self._others(asked))
@@ -186,7 +187,7 @@ class MixtureDrafting(Drafting):
                     invest_ms,
                     loaded,
                     open_ms,
-                    costs.reading(2),
+                    upkeep_ms,
                     checked * further_ms,
                     partial(foresight.gain, checked),
                 )

@@ -187,5 +187,6 @@ class ModelGuesser(Guesser):
         head = source.model.facts.head
         known = source.shared if head is None else int(np.searchsorted(head, source.shared))
         rows, scores = ranked(row[:known], self._text, position, 2, head)
-        best = int(rows[0]) if head is None else int(head[rows[0]])
-        return Guess(best, float(scores[0] - scores[1]) if len(rows) > 1 else float("inf"))
+        first, *others = scores.tolist()
+        best = rows.item(0) if head is None else head.item(rows.item(0))
+        return Guess(best, first - others[0] if others else float("inf"))

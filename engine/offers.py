@@ -153,14 +153,23 @@ class Asking:
         self, terms: Terms, drafts: Sequence[Draft], i: int, offer: Offer, best: Decision
     ) -> tuple[float, Reason | None]:
         """What an offer is expected to gain, and why it is worth its time, if it is."""
-        if self._asked_before and offer.source not in self._weighed:
-            self._keep_up(terms, i, offer)
-        spent_ms, covered_ms = terms.spent_ms[i], terms.covered_ms(i)
-        first_ms = spent_ms + offer.invest_ms + offer.first_ms + offer.token_ms
-        most, tokens = self._gain(terms, drafts, i, offer, best, covered_ms)
+        source, spent_ms = offer.source, terms.spent_ms[i]
+        covered_ms, before_ms = terms.covered_ms(i), spent_ms + offer.first_ms
+        if self._asked_before and source not in self._weighed:
+            self._keep_up((terms.jobs[i].drafting, source), offer)
+        first_ms = before_ms + offer.invest_ms + offer.token_ms
+        if offer.gain is None or terms.step is None:
+            most, tokens = self._gain(terms, drafts, i, offer, best, covered_ms)
+        else:
+            rate = best.expected / best.cost_ms
+            most, tokens = offer.gain(
+                AHEAD, offer.most, before_ms, offer.token_ms, covered_ms, rate, terms.step
+            )
         if most > offer.invest_ms and first_ms <= covered_ms:
             return most - offer.invest_ms, Reason.GAIN
-        if offer.invest_ms > 0 and self._is_worth(terms, i, offer, most, tokens):
+        if offer.invest_ms > 0 and self._is_worth(
+            terms, i, offer, most, tokens if most > 0 else best.parts[i].expected
+        ):
             return most, Reason.INVESTMENT
         if spent_ms == 0 and offer.explorable and self._may_explore(terms, i, offer, best):
             return 0.0, Reason.EXPLORATION
@@ -169,9 +178,8 @@ class Asking:
     def _promise(self, offer: Offer) -> _Promise:
         return self._promises.setdefault(offer.source, _Promise(upkeep_ms=offer.upkeep_ms))
 
-    def _keep_up(self, terms: Terms, i: int, offer: Offer) -> None:
+    def _keep_up(self, who: tuple[Drafting, str], offer: Offer) -> None:
         """Learn what a source that was asked in the step before has to read again."""
-        who = terms.jobs[i].drafting, offer.source
         if who in self._asked_before and who not in self._asked:
             promise = self._promise(offer)
             promise.upkeep_ms += LEARNED * (offer.invest_ms - promise.upkeep_ms)
@@ -208,10 +216,7 @@ class Asking:
 
         Saved, at least 0, is the time that what it gives takes at the rate of `best`, less what it takes.
         """
-        before_ms, rate = terms.spent_ms[i] + offer.first_ms, best.rate
-        if offer.gain is not None and terms.step is not None:
-            found = offer.gain(AHEAD, offer.most, before_ms, offer.token_ms, covered_ms, rate, terms.step)
-            return found if found[0] > 0 else (0.0, best.parts[i].expected)
+        before_ms, rate = terms.spent_ms[i] + offer.first_ms, best.expected / best.cost_ms
         gain_ms, tokens, last_ms = 0.0, best.parts[i].expected, 0.0
         others = best.expected - tokens  # of the other texts
         for n in AHEAD:
@@ -258,6 +263,6 @@ class Asking:
                 break
             spent_ms = offer.first_ms + n * offer.token_ms
             expected, cost_ms = self._expected(terms, others, i, CERTAIN[n], spent_ms)
-            if expected / cost_ms > best.rate:
+            if expected / cost_ms > best.expected / best.cost_ms:
                 return True
         return False

@@ -50,6 +50,7 @@ class Plan:
         asking: when sources that cost time are asked.
         governor: follows what other processes leave of the machine, if it is to be followed.
         longest_ms: of a forward call with drafts: somebody waits for it.
+        narrowest: room that a step needs at least, in tokens.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Plan:
         self.max_nodes = max_nodes
         self.widths = widths
         self.longest_ms = float("inf")
+        self.narrowest = min(widths) if widths else 1
         self._host_ms = 0.0  # of each text: all time outside the model, whatever is then chosen
         self._leaf_ms = 0.0
         self._switch_ms = 0.0  # what a step costs more because the one before had another width
@@ -76,11 +78,6 @@ class Plan:
         if widths is not None:
             allowed = [n in widths for n in range(staircase.max_width + 1)]
             self._forbidden = np.where(allowed, 0.0, np.inf)
-
-    @property
-    def narrowest(self) -> int:
-        """Room that a step needs at least, in tokens."""
-        return min(self.widths) if self.widths else 1
 
     @property
     def host_ms(self) -> float:

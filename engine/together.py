@@ -281,11 +281,14 @@ class _Together:
         if self._steps is None:
             self._steps = self._decoding(self._jobs)
         now, steps = self._first(), self._steps
-        if len(now) < len(self._jobs):
+        others = [each for each in self._writing if each not in now] if len(now) < len(self._jobs) else ()
+        if others:
             steps = self._decoding([each.job for each in now])
         start = self._writer.clock()
-        taken = [(each, *each.take(step)) for each, step in zip(now, next(steps), strict=True)]
-        for generation in [each for each in self._writing if each not in now]:
+        taken = []
+        for generation, step in zip(now, next(steps), strict=True):
+            taken.append((generation, *generation.take(step)))
+        for generation in others:
             generation.wait(self._writer.clock() - start)
         for generation, chunk, finished in taken:
             self._first_tokens.forget(generation)

@@ -106,12 +106,12 @@ std::vector<size_t> rows_along(const BoundDraft& self, const std::vector<int32_t
 void bind_draft(nb::module_& m) {
     nb::class_<BoundDraft>(m, "Draft",
                            "A tree of guessed tokens, most promising first.\n\n"
-                           "Every prefix of the nodes is itself a tree, and the best tree of so many: probabilities never\n"
-                           "rise, and a parent comes before its children. It does not change.\n\n"
+                           "Every prefix of the nodes is itself a tree, and the best tree of so many: probabilities\n"
+                           "never rise, and a parent comes before its children. It does not change.\n\n"
                            "Args:\n"
                            "    tokens: (n,) int32.\n"
-                           "    parents: (n,) int32 index of the parent node; -1 hangs below the last token of the text.\n"
-                           "    probs: (n,) float32 estimated probability that the whole path to the node is accepted.\n"
+                           "    parents: (n,) int32 index of the parent node; -1 hangs below the text's last token.\n"
+                           "    probs: (n,) float32 estimated probability that the path to the node is accepted.\n"
                            "    sources: (n,) uint8 index into the drafter's `source_names`.")
         .def("__init__", &create, "tokens"_a, "parents"_a, "probs"_a, "sources"_a)
         .def_static("of_chain", &of_chain, "tokens"_a, "probs"_a, "source"_a = 0)

@@ -140,7 +140,8 @@ double Regimes::observe(int n, int64_t length, double ms) {
         drift(n, by, ratio);
     } else {
         std::vector<double>& seen = outliers_[n];
-        seen.erase(std::remove_if(seen.begin(), seen.end(), [&](double r) { return (r > 1) != (ratio > 1); }), seen.end());
+        const auto other = [&](double r) { return (r > 1) != (ratio > 1); };
+        seen.erase(std::remove_if(seen.begin(), seen.end(), other), seen.end());
         seen.push_back(ratio);
         if (seen.size() >= kInARow) {
             const double least = ratio > 1 ? *std::min_element(seen.begin(), seen.end())
@@ -243,10 +244,11 @@ void Regimes::end_contention(int n) {
     for (Depth& depth : depths_) {
         for (size_t width = 0; width < depth.present.size(); ++width) {
             double& present = depth.present[width];
+            const double measured = depth.measured[width];
             if (moved_.count(static_cast<int>(width))) {
                 present *= speed_;
             } else {
-                present = static_cast<int>(width) == n ? depth.measured[width] : std::min(present, depth.measured[width]);
+                present = static_cast<int>(width) == n ? measured : std::min(present, measured);
             }
         }
     }

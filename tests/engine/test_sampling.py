@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from specx.backends.base import Output
 from specx.backends.errors import GrammarError, ModelError, UsageError
 from specx.engine.sampling import Sampler
 from specx.engine.settings import SamplingSettings
-from specx.kernels._native import gumbel
+from specx.kernels._native import Draft, gumbel
 from specx.kernels.reference import sampling as reference
 
 SMALLEST_P = 1e-4
@@ -287,3 +288,45 @@ def test_constraint_follows_the_emitted_tokens():
     sampler.accept(1)
     sampler.accept(2)
     assert constraint.accepted == [1, 2]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.7, 1.5]), st.sampled_from([0, 3]))
+def test_a_draft_is_descended_at_once_as_token_by_token(seed, temperature, top_k):
+    random, vocab = np.random.default_rng(seed), 6
+    n = int(random.integers(0, 24))
+    parents, tokens = [], []
+    for i in range(n):
+        parent = int(random.integers(-1, i))
+        taken = [token for token, above in zip(tokens, parents, strict=True) if above == parent]
+        parents.append(parent)
+        tokens.append(int(random.choice([t for t in range(40) if t not in taken][: vocab + len(taken)])))
+    probs = np.linspace(1, 0.1, n).astype(np.float32)
+    draft = Draft(np.array(tokens, np.int32), np.array(parents, np.int32), probs, np.zeros(n, np.uint8))
+    output = Output(random.normal(0, 2, (n + 1, vocab)).astype(np.float32))
+    stops = frozenset(random.choice(vocab, 2, replace=False).tolist())
+    sampler = Sampler(plain(seed, temperature=temperature, top_k=top_k), vocab)
+    assert sampler.independent
+    chosen, rows, row = [], [], 0
+    nodes = {
+        (parent + 1, token): i + 1 for i, (parent, token) in enumerate(zip(parents, tokens, strict=True))
+    }
+    while row is not None:
+        chosen.append(sampler.sample_row(output, row, 50 + len(chosen)))
+        rows.append(row)
+        row = None if chosen[-1] in stops else nodes.get((row, chosen[-1]))
+    assert sampler.descend(output, draft, 50, stops) == (chosen, rows)
+    assert draft.rows_along(chosen[: len(rows) - 1]) == rows
+    assert [each.tolist() for each in draft.tree(7)] == [[7, *tokens], [-1, *(p + 1 for p in parents)]]
+
+
+def test_what_cannot_be_descended():
+    sampler, draft = Sampler(plain(), 3), Draft.of_chain([1], [0.5])
+    with pytest.raises(ModelError, match="no token"):
+        sampler.descend(Output(np.full((2, 3), -np.inf, np.float32)), draft, 0, frozenset())
+    with pytest.raises(ValueError, match="path"):
+        draft.rows_along([2])
+    for more in ({"constraint": OnlyThese([1])}, {"margins": True}):
+        assert not Sampler(plain(), 3, **more).independent
+    assert not Sampler(plain(logit_bias={1: 2.0}), 3).independent
+    assert not Sampler(plain(presence_penalty=0.5), 3).independent
