@@ -164,6 +164,11 @@ class Decision:
     expected: float
 
     @property
+    def rate(self) -> float:
+        """Expected tokens per millisecond."""
+        return self.expected / self.cost_ms
+
+    @property
     def asked_ms(self) -> float:
         """Milliseconds spent on sources that cost time."""
         spent = 0.0

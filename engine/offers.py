@@ -161,7 +161,7 @@ class Asking:
         if offer.gain is None or terms.step is None:
             most, tokens = self._gain(terms, drafts, i, offer, best, covered_ms)
         else:
-            rate = best.expected / best.cost_ms
+            rate = best.rate
             most, tokens = offer.gain(
                 AHEAD, offer.most, before_ms, offer.token_ms, covered_ms, rate, terms.step
             )
@@ -216,7 +216,7 @@ class Asking:
 
         Saved, at least 0, is the time that what it gives takes at the rate of `best`, less what it takes.
         """
-        before_ms, rate = terms.spent_ms[i] + offer.first_ms, best.expected / best.cost_ms
+        before_ms, rate = terms.spent_ms[i] + offer.first_ms, best.rate
         gain_ms, tokens, last_ms = 0.0, best.parts[i].expected, 0.0
         others = best.expected - tokens  # of the other texts
         for n in AHEAD:
@@ -263,6 +263,6 @@ class Asking:
                 break
             spent_ms = offer.first_ms + n * offer.token_ms
             expected, cost_ms = self._expected(terms, others, i, CERTAIN[n], spent_ms)
-            if expected / cost_ms > best.expected / best.cost_ms:
+            if expected / cost_ms > best.rate:
                 return True
         return False
