@@ -23,7 +23,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.errors import FileError, ModelError, SpecxError
+from specx.backends.errors import FileError, ModelError
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.gguf.head_target import own_width, widened_by
 from specx.backends.gguf.heads import read_head
@@ -35,7 +35,7 @@ from specx.engine.generation import Arrivals, Generation
 from specx.engine.making.adapt import ENOUGH, Outcome, Task, layout_of
 from specx.engine.setup.finder import ADAPTED, Candidate, adapted_path, check_adapted
 
-__all__ = ["MEMORY", "Adapting", "Learner", "Process", "check_torch"]
+__all__ = ["MEMORY", "Adapting", "Learner", "Process"]
 
 MEMORY = 1 << 30  # bytes that the process may take
 DISK = 128 << 20  # that recorded texts may take: beyond, the older half goes
@@ -43,14 +43,6 @@ HELD = 1 << 13  # tokens that are in memory between two answers; half of `DISK` 
 MORE = 0.25  # as much new text, in shares of what there was, is learned from anew
 Found = TypeVar("Found")
 Source = Iterable[Generation] | Arrivals
-
-
-def check_torch() -> None:
-    """Raises SpecxError if nothing can be learned here."""
-    import importlib.util
-
-    if importlib.util.find_spec("torch") is None:
-        raise SpecxError("--adapt needs torch, which is not installed", 'pip install "specx[train]"')
 
 
 class Learner(Protocol):

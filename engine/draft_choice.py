@@ -61,14 +61,8 @@ def models_of(setup: Setup, here: Here) -> Callable[[Served], DraftModels] | Non
 
 
 def _adapting(setup: Setup, here: Here, session: Served) -> Adapting:
-    """What has heads learn.
-
-    Raises:
-        SpecxError: torch is not installed.
-    """
-    from specx.engine.adapting import Adapting, check_torch
-
-    check_torch()
+    """What has heads learn."""
+    from specx.engine.adapting import Adapting
 
     def costs() -> NDArray[np.float64] | None:
         return session.staircase.costs(0) if session.staircase.depths else None

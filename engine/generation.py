@@ -87,9 +87,9 @@ class Writer(Protocol):
     def measure_staircase(self, cache: Cache, stopped: Callable[[], bool]) -> None:
         """Time steps at the present length of a text, if that was never done near it; nobody else waits."""
 
-    def measure_between(self, caches: Sequence[Cache]) -> bool:
-        """Time one step, if one of the texts that are written is as long as none was before; whether it
-        was."""
+    def measure_between(self, caches: Sequence[Cache]) -> int:
+        """Time one step, if one of the texts that are written is as long as none was before; its width, or 0
+        if none was timed."""
 
     def outlook(self, request: Request) -> Outlook:
         """What is to be expected of an answer that begins now."""

@@ -363,13 +363,10 @@ class Session:
         if staircase.needs_measuring(cache.length) and not waiting and not crowded:
             measure_steps(staircase, cache, self.learned, self.notice, clock=self.clock, stopped=stopped)
 
-    def measure_between(self, caches: Sequence[Cache]) -> bool:
-        """Time one step at a new depth, if one of the texts that are written is there and that is due."""
+    def measure_between(self, caches: Sequence[Cache]) -> int:
+        """Time one step at a new depth, if one of the texts is there and that is due; its width, or 0."""
         apart = not self.model.facts.shared or sum(slot.cache.length > 0 for slot in self.slots) <= 1
-        width = self.between_steps.go_on(caches) if self._measures and apart else 0
-        if width:
-            self.plan.after(width)
-        return width > 0
+        return self.between_steps.go_on(caches) if self._measures and apart else 0
 
     @property
     def _measures(self) -> bool:

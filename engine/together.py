@@ -269,7 +269,8 @@ class _Together:
             return
         clock = self._writer.clock
         start = clock()
-        if self._writer.measure_between([job.cache for job in self._jobs]):
+        if width := self._writer.measure_between([job.cache for job in self._jobs]):
+            self._writer.plan.after(width)
             for each in self._writing:
                 each.wait(clock() - start)
 

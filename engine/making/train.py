@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from specx.engine.making.collecting import CHECKPOINT, STATES, TrainTold, Wanted
 from specx.engine.making.output import check_output, check_room
 from specx.engine.settings import Asked
 from specx.engine.setup.layers import step_bytes
+from specx.engine.setup.torch import check_torch
 
 if TYPE_CHECKING:
     from specx.drafters.train.run import Measured, Training
@@ -86,8 +86,7 @@ def train(asked: Asked, wanted: Wanted, told: TrainTold) -> TrainReport:
         SpecxError: torch is not installed, memory does not suffice, or there is too little text.
         KeyboardInterrupt: it was interrupted; it can be gone on with.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise SpecxError("training needs torch, which is not installed", 'pip install "specx[train]"')
+    check_torch("training")
     info = read_runnable(asked.model)
     if info.plain_reason is not None:
         raise ModelError(

@@ -10,6 +10,7 @@ from specx.engine.setup.decide import decide
 from specx.engine.setup.here import Here
 from specx.engine.setup.kernel_times import SwitchableModel
 from specx.engine.setup.load import load_chosen
+from specx.engine.setup.torch import check_torch
 
 __all__ = ["Opened", "open_model"]
 
@@ -37,8 +38,11 @@ def open_model(asked: Asked, here: Here, setup: Setup | None = None) -> Opened:
 
     Raises:
         DoesNotFitError: there is not enough memory for it.
+        SpecxError: heads are to learn, and torch is not installed.
         ModelError: it cannot be loaded; what can be said from the file itself is said first.
     """
+    if asked.adapt:
+        check_torch("--adapt")
     setup = setup or decide(asked, here)
     for name, choice in setup.told().items():
         if name != "kernels":

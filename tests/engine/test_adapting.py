@@ -78,7 +78,7 @@ class Here:
 @pytest.fixture
 def here(monkeypatch):
     Here.tasks, Here.outcome = [], None
-    monkeypatch.setattr(adapting, "check_torch", lambda: None)
+    monkeypatch.setattr("specx.engine.setup.open.check_torch", lambda what: None)
     monkeypatch.setattr(adapting, "Process", Here)
     return Here
 
@@ -387,8 +387,9 @@ def test_what_is_said_where_nothing_can_be_learned(pair, tmp_path, here, monkeyp
         AdaptOptions(adapt=True).of(Asked(pair[0], store=False))
     monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SpecxError, match="needs torch") as caught:
-        adapting.check_torch()
+    missing = Asked(tmp_path / "missing.gguf", adapt=True)  # torch is asked for before anything is opened
+    with pytest.raises(SpecxError, match="--adapt needs torch") as caught:
+        Session.open(missing)
     assert 'pip install "specx[train]"' in caught.value.hint
 
 
