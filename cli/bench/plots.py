@@ -11,6 +11,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from specx.backends.printable import one_line
+from specx.cli.terminal.pictures import picture
 from specx.engine.bench.records import Answer, Run
 from specx.engine.bench.report import Report, sample_answer
 
@@ -27,19 +29,14 @@ NOTHING = "nothing was drafted"
 
 def draw_bench(run: Run, report: Report, path: Path) -> None:
     """Four panels in one PNG, SVG or PDF file."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     looks = {
         arm.name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
         for i, arm in enumerate(_compared(run))
     }
     categories = len(report.rows[run.baseline])
-    with rc_context(
-        {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        height = max(7.6, 3.9 + categories * (0.16 + 0.12 * len(looks)))
-        figure = Figure(figsize=(12.5, height), layout="constrained")
+    style = {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
+    height = max(7.6, 3.9 + categories * (0.16 + 0.12 * len(looks)))
+    with picture(path, style, figsize=(12.5, height)) as figure:
         top, bottom = figure.subfigures(2, 1, height_ratios=(height - 3.6, 3.6), squeeze=False)[:, 0]
         upper = top.subplots(1, 2, width_ratios=(1.25, 1))
         depth, source, tokens = bottom.subplots(1, 3, width_ratios=(1, 0.8, 1.35))
@@ -49,7 +46,6 @@ def draw_bench(run: Run, report: Report, path: Path) -> None:
         _draw_sources(source, report)
         _draw_tokens(tokens, run)
         figure.suptitle(_title(run), fontsize=11)
-        figure.savefig(path, dpi=150)
 
 
 def _compared(run: Run) -> list[Any]:
@@ -61,13 +57,13 @@ def _title(run: Run) -> str:
     machine = run.machine["cpu"] or run.machine["system"]
     threads = next((arm.threads for arm in run.arms if arm.threads), 0)
     part = ", interrupted" if run.partial else ""
-    return f"{run.model['name']} {run.model['type']}, {machine}, {threads} threads{part}"
+    return one_line(f"{run.model['name']} {run.model['type']}, {machine}, {threads} threads{part}")
 
 
 def _draw_speedups(axes: Any, run: Run, report: Report, looks: Mapping[str, tuple[str, str]]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    categories = [row.category for row in report.rows[run.baseline]]
+    categories = [one_line(row.category) for row in report.rows[run.baseline]]
     names = list(looks)
     shown: list[float] = [1.0]
     for number, name in enumerate(names):
@@ -239,7 +235,7 @@ def _draw_tokens(axes: Any, run: Run) -> None:
     axes.set_ylabel("tokens written")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.set_title(f"Tokens of {answer.case} over time, {_told(answer.arm)}")
+    axes.set_title(f"Tokens of {one_line(answer.case)} over time, {_told(answer.arm)}")
     axes.grid(alpha=0.3)
     _legend(axes, ncols=2, markerscale=1.5)
 

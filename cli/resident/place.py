@@ -122,7 +122,15 @@ def folder(*, make: bool = False) -> Path | None:
     """
     if os.name != "posix":
         return None
-    path = _runtime_folder()
+    try:
+        path = _runtime_folder()
+    except OSError as problem:  # nothing can be written to the temporary one
+        if not make:
+            return None
+        raise SpecxError(
+            f"there is no folder for the socket of a server: {problem.strerror}",
+            "set XDG_RUNTIME_DIR to a folder of yours",
+        ) from problem
     if make:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -143,7 +151,11 @@ def folder(*, make: bool = False) -> Path | None:
 
 
 def _runtime_folder() -> Path:
-    """In the user's runtime directory; in the temporary one if there is none, or it is too deep."""
+    """In the user's runtime directory; in the temporary one if there is none, or it is too deep.
+
+    Raises:
+        OSError: there is none, and no temporary one either.
+    """
     usual = os.environ.get("XDG_RUNTIME_DIR", "")
     path = Path(usual, "specx") if usual.startswith("/") else _platform_folder()
     if len(os.fsencode(path)) <= LONGEST:

@@ -209,14 +209,15 @@ def has_come(number: int, wait_s: float | None) -> bool:
     return bool(select.select([number], [], [], wait_s)[0])
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by a file with `text` in one step; a device or a pipe is simply written to.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by a file with this content in one step; a device or a pipe is simply written to.
 
     Raises:
         SpecxError: the file cannot be written, or is a model; an older file is left as it was.
     """
     _spare_model(path)
-    data = text.encode(errors="replace")  # as on standard output; a name of a file may be no text
+    # What is no text, as a name of a file may be, is replaced as on standard output.
+    data = content if isinstance(content, bytes) else content.encode(errors="replace")
     temporary = None
     try:
         path = Path(os.path.realpath(path))

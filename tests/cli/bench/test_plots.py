@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from specx.backends.errors import SpecxError
 from specx.cli.bench.plots import draw_bench
 from specx.cli.bench.text import LogAxis, bar, source_letters, token_line
 from specx.engine.bench.intervals import Estimate
@@ -95,3 +96,28 @@ def test_bars_and_letters():
     }
     lines = token_line(["suffix", "target", "target"], [2, 1], 3)
     assert [line.plain for line in lines] == ["|s·", "·"]
+
+
+ODD = ("$^$", "$\\frac{1}$", "\udcff", "a\nb\x1b[31m", "\u202e")
+
+
+@pytest.mark.parametrize(("name", "ending"), [*((name, "png") for name in ODD), (ODD[0], "svg")])
+def test_names_are_drawn_as_they_are(tmp_path, name, ending):
+    """Between dollar signs there is no formula, and what is no text is escaped."""
+    run = a_run(*(replace(answer, category=name, case=f"{name}#0") for answer in (PLAIN, DRAFTED)))
+    run.model["name"] = name
+    path = tmp_path / "pictures" / f"x.{ending}"
+    path.parent.mkdir()
+    draw_bench(run, make_report(run), path)
+    assert path.stat().st_size > 1000 and list(path.parent.iterdir()) == [path]
+
+
+def test_a_disk_without_room_leaves_nothing_of_a_picture(tmp_path, monkeypatch):
+    def full(_handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    run = a_run(PLAIN, DRAFTED)
+    with pytest.raises(SpecxError, match=r"cannot write .*x.png: No space left"):
+        draw_bench(run, make_report(run), tmp_path / "x.png")
+    assert not list(tmp_path.glob("*x.png*")) and not list(tmp_path.glob(".*"))

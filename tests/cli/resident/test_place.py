@@ -90,6 +90,19 @@ def test_without_a_runtime_directory_there_is_one(monkeypatch, model):
     place_of(Asked(model))  # and platformdirs warns nobody of it
 
 
+def test_without_any_directory_there_is_no_place(monkeypatch, model):
+    """A full disk has none that is temporary, and whoever only looks for a server goes on without."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+
+    def none(*_args, **_options):
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("platformdirs.user_runtime_dir", none)
+    assert folder() is None and place_of(Asked(model)) is None and records() == []
+    with pytest.raises(SpecxError, match="no folder for the socket of a server: No usable temporary"):
+        folder(make=True)
+
+
 def test_what_a_server_says_of_itself(place, model):
     record = Record(place, 123, model, "serve --background", place.log, 60.0)
     record.write()
