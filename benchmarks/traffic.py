@@ -47,12 +47,14 @@ class Answer:
         text: what they say.
         first_s: seconds until the first of it came, if it was streamed, else all of them.
         seconds: until it was complete.
+        inside_s: the part of it that the program itself reports for prompt and text; 0 if it does not.
     """
 
     tokens: int
     text: str
     first_s: float
     seconds: float
+    inside_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ def completed(model: Path, prompt: str, n_predict: int, *more: str) -> Answer:
         found = json.loads(answered.read_text())
     timings = found["timings"]
     seconds = (timings["prompt_ms"] + timings["predicted_ms"]) / 1e3
-    return Answer(len(found["tokens"]), found["text"], timings["prompt_ms"] / 1e3, seconds)
+    return Answer(len(found["tokens"]), found["text"], timings["prompt_ms"] / 1e3, seconds, seconds)
 
 
 def llama_server(program: Path, model: Path, threads: int, n_ctx: int, slots: int, *more: str) -> LlamaServer:
@@ -185,7 +187,7 @@ def answer(server: LlamaServer, tokens: Sequence[int], n_predict: int, *, stream
 
 
 def _streamed(response: http.client.HTTPResponse, start: float) -> Answer:
-    first, text, count = None, "", 0
+    first, text, count, inside_s = None, "", 0, 0.0
     for line in response:
         if not line.startswith(b"data: {"):
             continue
@@ -196,8 +198,10 @@ def _streamed(response: http.client.HTTPResponse, start: float) -> Answer:
                 first = time.perf_counter() - start
         if event.get("usage"):
             count = event["usage"]["completion_tokens"]
+        if timings := event.get("timings"):
+            inside_s = (timings["prompt_ms"] + timings["predicted_ms"]) / 1e3
     seconds = time.perf_counter() - start
-    return Answer(count, text, seconds if first is None else first, seconds)
+    return Answer(count, text, seconds if first is None else first, seconds, inside_s)
 
 
 def drive(
