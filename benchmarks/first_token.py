@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ class _TimedModel(ScriptedModel):
         costs: milliseconds of a step.
         clock: on which they pass.
         peak: probability of going on with the text.
+
+    Attributes:
+        calls: when each began, and its milliseconds.
     """
 
     def __init__(self, costs: Staircase, clock: SimulatedClock, peak: float) -> None:
@@ -68,19 +72,24 @@ class _TimedModel(ScriptedModel):
         options: dict[str, Any] = {"even": True, "max_leaves": 1, "n_ctx": 2048, "max_texts": TEXTS}
         super().__init__(VOCAB, 3, script=text, peak=peak, clock=clock, cache_class=_TimedCache, **options)
         self._costs, self._company, self._clock = costs, CompanyCosts(costs), clock
+        self.calls: list[tuple[float, float]] = []
 
     def forward(self, trees: Sequence[Tree], want: Want = Want.LOGITS) -> list[Output]:
         """Compute a tree of tokens beyond each of some texts, committing nothing."""
         outputs = super().forward(trees, want)
         widths, lengths = [len(tree) for tree in trees], [tree.cache.length for tree in trees]
-        self._clock.sleep(self._company.cost(widths, lengths) / 1e3)
+        self._pass(self._company.cost(widths, lengths))
         return outputs
 
     def read(self, tokens: int, length: int) -> None:
         """So many tokens of a prompt were read at that length."""
         costs = self._costs.all_costs(length)
         whole, rest = divmod(tokens, len(costs) - 1)
-        self._clock.sleep((whole * costs.item(-1) + (costs.item(rest) if rest else 0.0)) / 1e3)
+        self._pass(whole * costs.item(-1) + (costs.item(rest) if rest else 0.0))
+
+    def _pass(self, ms: float) -> None:
+        self.calls.append((self._clock(), ms))
+        self._clock.sleep(ms / 1e3)
 
 
 class _Coming:
@@ -122,12 +131,14 @@ class Seen:
         beside: texts that were being written then.
         seconds: until all were written.
         tokens: of all.
+        calls: when each call of the model began, and its milliseconds.
     """
 
     first_ms: float
     beside: int
     seconds: float
     tokens: int
+    calls: list[tuple[float, float]]
 
 
 def run(
@@ -166,16 +177,30 @@ def run(
         count += len(chunk.tokens)
         if generation is last and chunk.tokens and not first_s:
             first_s = clock() - at
-    return Seen(first_s * 1e3, coming.written, clock(), count)
+    return Seen(first_s * 1e3, coming.written, clock(), count, model.calls)
 
 
 def ratios(data: dict[str, Any], tokens: int, moments: int, **options: Any) -> list[float]:
     """How many times as late as alone the first token comes, at moments when others are written."""
-    alone = run(data, tokens, 0.0, **{**options, "long": 0}).first_ms
     whole = run(data, tokens, 0.0, **options).seconds
     times = np.random.default_rng(1).uniform(0.1, 0.8, moments) * whole
-    seen = [run(data, tokens, float(at), **options) for at in times]
-    return [each.first_ms / alone for each in seen if each.beside]
+    return list(_at(data, tokens, map(float, times), **options))
+
+
+def worst(data: dict[str, Any], tokens: int, moments: int, **options: Any) -> list[float]:
+    """The same just after the beginnings of so many of the longest calls."""
+    late = 1e4  # when the others are long finished
+    calls = sorted(run(data, tokens, late, **options).calls, key=lambda call: -call[1])
+    times = (began + 1e-6 for began, _ in calls if began < late)
+    return list(islice(_at(data, tokens, times, **options), moments))
+
+
+def _at(data: dict[str, Any], tokens: int, times: Iterable[float], **options: Any) -> Iterator[float]:
+    alone = run(data, tokens, 0.0, **{**options, "long": 0}).first_ms
+    for at in times:
+        seen = run(data, tokens, at, **options)
+        if seen.beside:
+            yield seen.first_ms / alone
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-MOMENTS = 4
+MOMENTS = 3
 # Step times, and tokens of prompts that alone take no longer than what is promised anything.
 PROMPTS = [
-    *((name, tokens) for name in ("xeon-specx-135m", "zen5-specx-135m-1-thread") for tokens in (24, 64, 128)),
-    *(("xeon-specx-1b", tokens) for tokens in (24, 64)),
+    *((name, tokens) for name in ("xeon-specx-135m", "zen5-specx-135m-1-thread") for tokens in (24, 128)),
+    ("xeon-specx-1b", 24),
 ]
 
 
@@ -33,8 +33,8 @@ def steps(name):
 
 @pytest.mark.parametrize(("name", "tokens"), PROMPTS)
 def test_a_first_token_beside_seven_long_ones_is_at_most_three_times_as_late(first_token, name, tokens):
-    found = first_token.ratios(steps(name), tokens, MOMENTS, prompt=250, answer=80)
-    assert len(found) >= 2
+    found = first_token.worst(steps(name), tokens, MOMENTS, prompt=250, answer=80)
+    assert len(found) == MOMENTS
     assert max(found) <= 3
 
 
