@@ -35,6 +35,7 @@ TOOL = {
         },
     },
 }
+ONE_CALL = {"max_tokens": 60, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
 
 QUESTIONS = [
     ("The capital of France is", ["Paris", "a banana", "seven"], 0),
@@ -83,7 +84,7 @@ def with_openai(url: str) -> str:
     chunks = list(stream)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-    call = client.chat.completions.create(**{**asked, "max_tokens": 60}, tools=[TOOL], tool_choice="required")
+    call = client.chat.completions.create(**{**asked, **ONE_CALL})
     (made,) = call.choices[0].message.tool_calls
     assert made.function.name == "get_weather" and "city" in json.loads(made.function.arguments)
     asked = {"model": model.id, "prompt": "Once upon", "max_tokens": 0, "echo": True, "logprobs": 1}
@@ -117,12 +118,10 @@ def with_litellm(url: str) -> str:
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert streamed == text, (streamed, text)
     assert any(getattr(chunk, "usage", None) for chunk in chunks)
-    call = litellm.completion(**{**asked, "max_tokens": 60}, tools=[TOOL], tool_choice="required")
+    call = litellm.completion(**{**asked, **ONE_CALL})
     (made,) = call.choices[0].message.tool_calls
     assert made.function.name == "get_weather" and "city" in json.loads(made.function.arguments)
-    deltas = list(
-        litellm.completion(**{**asked, "max_tokens": 60}, tools=[TOOL], tool_choice="required", stream=True)
-    )
+    deltas = list(litellm.completion(**{**asked, **ONE_CALL}, stream=True))
     rebuilt = litellm.stream_chunk_builder(deltas)
     assert rebuilt.choices[0].message.tool_calls[0].function.arguments == made.function.arguments
     schema = {"name": "place", "schema": TOOL["function"]["parameters"]}  # type: ignore[index]
