@@ -135,7 +135,7 @@ class BetweenSteps:
         else:
             return False
         self._length, self._began, self._spent_s = self._cache.length, now, 0.0
-        self._turns = self._staircase.measuring(self._present, self._clock, longest_ms=LONGEST_MS)
+        self._turns = self._staircase.measuring(self._present, self._clock, longest_ms=LONGEST_MS, rounds=0)
         return True
 
     def _is_alike(self, cache: Cache | None) -> bool:

@@ -25,6 +25,7 @@ from specx.backends.base import Cache
 from specx.engine.cost.contradiction import Calm, Contradiction
 from specx.engine.cost.filling import Steps, corrected, filled, following, read_table, widest
 from specx.engine.cost.timing import (
+    ROUNDS,
     TILES,
     Clock,
     Measurement,
@@ -251,6 +252,7 @@ class Staircase:
         deeper: Sequence[int] = DEEPER_WIDTHS,
         progress: Callable[[float], None] | None = None,
         forced: int = 2,
+        rounds: int = ROUNDS,
     ) -> Iterator[int]:
         """`measure`, one step at a time: yields the width of each. What goes by in between does not count.
 
@@ -261,6 +263,7 @@ class Staircase:
             deeper: widths that are timed where those of another depth are known.
             progress: told the fraction that is done.
             forced: so many widths are timed once whatever the budget.
+            rounds: how often all are timed once more at the end, there and back.
         """
         length, room = cache_of().length, cache_of().room
         first = self._depths.keys() <= self._wrong
@@ -288,7 +291,8 @@ class Staircase:
 
         measurement.times[None] = {}
         widths = [*widths[:2], *(n for n in widths[2:] if first or expected[n] <= longest_ms)]
-        yield from measurement.turn_by_turn(visits(widths, measurement.times[None], forced), step, guess)
+        order = visits(widths, measurement.times[None], forced, rounds)
+        yield from measurement.turn_by_turn(order, step, guess)
         if not measurement.stopped:
             self._take_over(length, measurement.sound(None), disturbed=measurement.disturbed)
 

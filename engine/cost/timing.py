@@ -21,6 +21,7 @@ from specx.backends.machine.other_work import OtherWork, Work
 
 __all__ = [
     "PATIENCE",
+    "ROUNDS",
     "Busy",
     "Clock",
     "Measurement",
@@ -383,7 +384,7 @@ def relative_noise(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
 
 
 def visits(
-    widths: list[int], times: Mapping[int, list[float]], forced: int = 2
+    widths: list[int], times: Mapping[int, list[float]], forced: int = 2, rounds: int = ROUNDS
 ) -> Iterator[tuple[int, None, int]]:
     """Which width is timed next: all of them twice, then those that do not settle, then all several times.
 
@@ -393,6 +394,7 @@ def visits(
         widths: the most informative first.
         times: what has been measured so far, as it grows.
         forced: so many are visited once whatever the budget.
+        rounds: how often all are visited once more, there and back, at the end.
 
     Returns:
         (visit, arm, width): the narrowest are visited whatever the budget, all others as far as it reaches.
@@ -406,7 +408,7 @@ def visits(
     yield from ((2, None, n) for n in (*others, *(n for n in widths[2:] if n > WIDE)))
     for _ in range(RETRIES):
         yield from ((2, None, n) for n in dict.fromkeys((*unsettled(times), *doubtful(times))))
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         yield from ((2, None, n) for n in (*widths, *reversed(widths)))
 
 
