@@ -75,16 +75,18 @@ class Checked(DraftModel):
         anew: computes them.
         choice: when.
         counts: how many guesses were compared, and how many differed.
+        fresh: what computes those of the present step, if they are.
     """
 
     anew: Anew
     choice: random.Random
     counts: Counter[str]
+    fresh: list[Guesser]
 
     def follow(self, text: Text) -> Guesser:
         """A guesser for one text."""
         guesser = super().follow(text)
-        guess, fresh = guesser.guess, list[Guesser]()
+        guess, fresh = guesser.guess, self.fresh  # an earlier text may have left one, which has the room
 
         def compared(chain: Sequence[int]) -> Guess | None:
             if not chain:
@@ -225,6 +227,7 @@ def main() -> int:
         checked, anew = source(Checked, models[0]), source(Anew, models[1])
         assert isinstance(checked, Checked) and isinstance(anew, Anew)
         checked.anew, checked.choice, checked.counts = anew, random.Random(options.seed), counts
+        checked.fresh = []
         session.drafter = MixtureDrafter(FreeDrafter(session.vocab.size))
         session.drafter.guessers.append(checked)
         steps = {str(n): ms for n, ms in TARGET_MS.items()}
