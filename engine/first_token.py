@@ -15,12 +15,8 @@ from specx.engine.plan import Plan
 __all__ = ["PROMISE", "FirstTokens"]
 
 PROMISE = 2.5  # times as long as alone
-NEWCOMER = (
-    24  # tokens of a prompt that somebody may come with while a step or a piece of a prompt is computed
-)
-LONGEST_MS = (
-    250.0  # that a prompt takes alone which is promised anything: the others may have to wait so long
-)
+NEWCOMER = 24  # tokens of a prompt that somebody may come with while something is computed
+LONGEST_MS = 250.0  # alone: a prompt that takes longer is promised nothing, as others would wait so long
 
 
 class FirstTokens:

@@ -14,9 +14,7 @@ from specx.drafters.train.states import StatesFile
 __all__ = ["Batch", "Batches", "Rows", "Window", "token_scores"]
 
 WINDOW = 256  # tokens: further back a head of one layer hardly looks, and attention costs their square
-BATCH = (
-    1024  # tokens, padding included: fewer learn more from a token, but a step takes as long as 300 of them
-)
+BATCH = 1024  # tokens, padding included: fewer teach more each, but a step takes as long as 300 of them
 GIVEN = 0.3  # weight of what the target would have said in a text that it was given
 SORTED = 16  # batches whose windows are sorted by length together, so that little is padding
 
