@@ -23,9 +23,7 @@ MAX_CHAIN = 10_000  # rules that begin with each other; a twentieth of what ends
 MAX_RULES = 100_000
 MAX_TIMES = 2000  # llama.cpp's own limit
 MAX_OPEN = 20_000  # alternatives open at once: about a second of work for each token
-MAX_LEFT_OUT = (
-    100  # items in a row: after each of them all others are open, at 400 five seconds for each token
-)
+MAX_LEFT_OUT = 100  # items in a row: after each all others are open, at 400 five seconds for each token
 MAX_REOPENED = 400  # the same where each of them opens all again: work grows with the cube, to seconds
 
 HINT = "the syntax is GBNF, as for llama.cpp"
