@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -221,34 +222,37 @@ def test_a_full_disk_has_no_copy(tiny, monkeypatch):
     assert not tiny.files
 
 
-@pytest.fixture
-def limit_files():
-    """Limit the size of files: to write more fails as on a full disk."""
+@contextmanager
+def limited_files():
+    """Gives what limits the size of files, until the end: to write more fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_without_room_is_noticed_before_packing(tiny, limit_files):
+def test_a_disk_without_room_is_noticed_before_packing(tiny):
     right = tiny.start()
-    limit_files(4096)
-    np.testing.assert_array_equal(tiny.start(), right)
+    with limited_files() as limit:
+        limit(4096)
+        found = tiny.start()
+    np.testing.assert_array_equal(found, right)
     assert not tiny.last.complete
     assert not [path for path in tiny.store.place(PACKED, "").iterdir() if path.suffix != ".json"]
 
 
 @pytest.mark.parametrize("after", [0.0, 0.3, 0.6])
 def test_a_disk_that_fails_while_it_is_written_to_costs_the_copy_alone(
-    smollm2_q4_0, tmp_path, monkeypatch, limit_files, after
+    smollm2_q4_0, tmp_path, monkeypatch, after
 ):
     starts = Starts(smollm2_q4_0, Store(tmp_path / "cache"), monkeypatch)
     right = starts.start()
-
-    def progress(fraction):
-        if fraction > after:
-            limit_files(int(after * starts.seen[0].packed))
-
-    np.testing.assert_array_equal(starts.start(progress=progress), right)
+    with limited_files() as limit:
+        found = starts.start(
+            progress=lambda done: limit(int(after * starts.seen[0].packed)) if done > after else None
+        )
+    np.testing.assert_array_equal(found, right)
     assert not starts.last.complete
     assert not starts.files
 
