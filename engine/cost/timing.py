@@ -408,8 +408,8 @@ def visits(
     yield from ((2, None, n) for n in (*others, *(n for n in widths[2:] if n > WIDE)))
     for _ in range(RETRIES):
         yield from ((2, None, n) for n in dict.fromkeys((*unsettled(times), *doubtful(times))))
-    for _ in range(rounds):
-        yield from ((2, None, n) for n in (*widths, *reversed(widths)))
+    for _ in range(rounds):  # never one twice in a row: of a second time its graph is built already
+        yield from ((2, None, n) for n in (*widths, *widths[-2:0:-1]))
 
 
 def in_proportion(times: Mapping[int, list[float]], n: int) -> float:

@@ -328,8 +328,9 @@ def test_the_first_use_of_a_billion_parameters_takes_less_than_five_seconds(monk
     assert world.now < 4.2
     staircase = kept_staircase(Store(tmp_path), "m-t2-b2-specx", Staircase(64, watch=unwatched))
     assert not staircase.needs_measuring(0) and not staircase.needs_measuring(DEPTH)
-    for n, ms in BILLION["specx"].items():
-        assert staircase.cost(n, 0) == pytest.approx(ms + (BUILDING_MS if n > 1 else 0), rel=0.02)
+    for n, ms in BILLION["specx"].items():  # wider ones as far as time reaches
+        close = 0.02 if n <= 16 else 0.08
+        assert staircase.cost(n, 0) == pytest.approx(ms + (BUILDING_MS if n > 1 else 0), rel=close)
     assert Store(tmp_path).load_json("kernels", "m-t2-b2")["margin"] > 1.1
 
 
