@@ -32,7 +32,11 @@ SETTLE_S = 0.5  # in which the system divides the processors among those that ru
 @contextlib.contextmanager
 def load_of(count: int, nice: int) -> Iterator[None]:
     """So many processes that do nothing but run, of low priority if `nice` is positive."""
-    command = [sys.executable, "-c", f"import os\nos.nice({nice})\nwhile True: pass"]
+    command = [
+        sys.executable,
+        "-c",
+        f"import os\nos.nice({nice})\nparent = os.getppid()\nwhile os.getppid() == parent: pass",
+    ]
     busy = [subprocess.Popen(command) for _ in range(count)]
     try:
         time.sleep(SETTLE_S)
