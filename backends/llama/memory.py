@@ -181,13 +181,20 @@ def predict_memory(
     if draft is None:
         return need
     other, its = draft
-    needed = predict_memory(other, its, kernels=kernels, repacked=repacked, gpus=gpus, drafting=False)
-    if other.architecture in HEADS:
-        needed = replace(needed, logits=_head_bytes(other, its, max(n_ubatch, MAX_WIDTH)))
-    elif _another_vocabulary(info, other):  # made once the file is loaded, and its pages are given back
-        tables = translation_bytes(info, other)
-        needed = replace(needed, base=needed.base + tables, repack=max(0, needed.repack - tables))
-    return _with_draft(need, needed, _process_bytes(gpus))
+    alone = predict_memory(other, its, kernels=kernels, repacked=repacked, gpus=gpus, drafting=False)
+    return _with_draft(need, _as_draft(alone, info, other, its, n_ubatch), _process_bytes(gpus))
+
+
+def _as_draft(
+    need: MemoryNeed, target: GGUFInfo, draft: GGUFInfo, load: Load, target_rows: int
+) -> MemoryNeed:
+    """What a draft model needs that alone would need `need`; a call of its target has so many rows."""
+    if draft.architecture in HEADS:
+        return replace(need, logits=_head_bytes(draft, load, max(target_rows, MAX_WIDTH)))
+    if not _another_vocabulary(target, draft):
+        return need
+    tables = translation_bytes(target, draft)  # made once the file is loaded, and its pages are given back
+    return replace(need, base=need.base + tables, repack=max(0, need.repack - tables))
 
 
 def wanted_context(asked: int | None, trained: int) -> int:

@@ -76,16 +76,7 @@ def load_weights(
             raised.append(error)
         return not raised
 
-    params = module.llama_model_default_params()
-    kept = _divide(module, params, load)
-    params.load_mode = _load_mode(module, load)
-    params.load_mtp = load.mtp
-    params.use_extra_bufts = repack
-    if trimmed is not None:
-        params.kv_overrides = overrides(module, trimmed)
-    # Else what stays in main memory beside a GPU's layers lies in buffers of its driver, and is not
-    # rearranged: steps of 8 tokens then took more than twice as long as without the GPU.
-    params.no_host = True
+    params, kept = _model_params(module, load, repack=repack, trimmed=trimmed)
     callback = module.llama_progress_callback(on_progress)
     params.progress_callback = callback
     forget_log()
@@ -103,6 +94,21 @@ def load_weights(
         module.llama_model_free(model)
         raise _not_a_decoder(load)
     return model
+
+
+def _model_params(module: Any, load: Load, *, repack: bool, trimmed: GGUFInfo | None) -> tuple[Any, Any]:
+    """The llama_model_params of `load`, and what has to live as long as they are used."""
+    params = module.llama_model_default_params()
+    kept = _divide(module, params, load)
+    params.load_mode = _load_mode(module, load)
+    params.load_mtp = load.mtp
+    params.use_extra_bufts = repack
+    if trimmed is not None:
+        params.kv_overrides = overrides(module, trimmed)
+    # Else what stays in main memory beside a GPU's layers lies in buffers of its driver, and is not
+    # rearranged: steps of 8 tokens then took more than twice as long as without the GPU.
+    params.no_host = True
+    return params, kept
 
 
 def create_context(
