@@ -235,6 +235,11 @@ class Cache(Protocol):
         """Number of committed tokens."""
 
     @property
+    def again(self) -> Sequence[int]:
+        """The last committed tokens, as far as the next forward call reads them again, as rows of its own."""
+        return ()
+
+    @property
     def n_ctx(self) -> int:
         """Most tokens it may hold, drafted ones included."""
         return self.model.facts.n_ctx

@@ -74,6 +74,7 @@ class Terms:
         even: whether all trees have one width.
         spent_ms: for each text, what was spent on sources that cost time.
         step: what the step costs, and its budget covers, if there is one text.
+        again: tokens that the step reads again, whatever it is.
     """
 
     jobs: Sequence[Planned]
@@ -83,6 +84,7 @@ class Terms:
     even: bool
     spent_ms: list[float]
     step: StepCosts | None = None
+    again: int = 0
 
     def covered_ms(self, i: int) -> float:
         """Most milliseconds of a step that the budget of text `i` covers."""
@@ -156,12 +158,14 @@ class Decision:
         cost_ms: expected time of the step, what was asked for included.
         plain_ms: expected time in the model of the cheapest step without drafts.
         expected: expected number of emitted tokens of all texts.
+        again: committed tokens that the step reads again.
     """
 
     parts: tuple[Part, ...]
     cost_ms: float
     plain_ms: float
     expected: float
+    again: int = 0
 
     @property
     def rate(self) -> float:

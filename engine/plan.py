@@ -42,7 +42,7 @@ class Plan:
         staircase: measured cost of a forward call for one text.
         max_nodes: most drafted tokens of a text per step, if the user limits them.
         widths: the only batch widths allowed (bit-identical ones), or None for all. With such a set a tree
-            is a chain: an accepted branch would leave the cache in another order.
+            is a chain: an accepted branch would leave the cache in another order, or ask for other widths.
         clock: seconds.
         asking: decides when sources that cost time are asked.
 
@@ -102,6 +102,9 @@ class Plan:
         best = self._best(terms, drafts)
         for i in asked:
             best = self.asking.ask(terms, drafts, i, best)
+        for part in best.parts:
+            if part.leaves:  # of a branch that comes first nothing has to be read again
+                part.draft = part.draft.depth_first()
         return best
 
     def observe(
@@ -128,7 +131,7 @@ class Plan:
         self._host_ms += TIME_RATE * (host_ms / len(jobs) - self._host_ms)
         self.asking.earn(decision, forward_ms + host_ms + decision.asked_ms)
         if self.governor is not None:
-            rows = sum(len(part.draft) + 1 for part in decision.parts)
+            rows = sum(len(part.draft) + 1 for part in decision.parts) + decision.again
             self.governor.observe(forward_ms / self.staircase.quiet_cost(rows, max(lengths)))
         if len(jobs) == 1:
             self._observe_one(decision, jobs[0].budget, lengths[0], accepted[0], forward_ms)
@@ -148,9 +151,11 @@ class Plan:
         comes back is not.
         """
         job = jobs[0]
-        left = job.cache.room
-        widest = max(1, min(facts.max_width, left))
-        costs = self.staircase.costs(job.cache.length, self._before, self._switch_ms)[: widest + 1]
+        left, again = job.cache.room, len(job.cache.again)
+        widest = max(1, min(facts.max_width - again, left))
+        costs = self.staircase.costs(job.cache.length, self._before, self._switch_ms)
+        plain_ms = float(costs[1:].min()) if again else 0.0
+        costs = costs[again : again + widest + 1]
         if self._forbidden is not None and left >= self.narrowest:
             costs = costs + self._forbidden[: len(costs)]
         if self.longest_ms < np.inf:
@@ -158,7 +163,7 @@ class Plan:
         leaves = 1 if self.widths else facts.max_leaves
         step = StepCosts(costs, self._host_ms, self._leaf_ms, job.budget.steps, leaves == 1)
         rooms = [self._room(widest, left, leaves)]
-        return Terms(jobs, rooms, costs, step.plain_ms, False, [0.0], step)
+        return Terms(jobs, rooms, costs, plain_ms or step.plain_ms, False, [0.0], step, again)
 
     def _terms_together(self, jobs: Sequence[Planned], facts: Facts) -> Terms:
         """The same for several texts, which take chains."""
@@ -200,7 +205,7 @@ class Plan:
                 draft = draft.padded(width - 1)
             else:
                 cost += float(terms.costs[narrow]) - float(terms.costs[width])
-        return Decision((Part(draft, branches, gain),), cost, terms.plain_ms, gain)
+        return Decision((Part(draft, branches, gain),), cost, terms.plain_ms, gain, terms.again)
 
     def _worth_padding(self, terms: Terms, step: StepCosts, wide: int, narrow: int) -> bool:
         """Whether a step is cheaper than a narrower one beyond the noise of their measurement, or the budget
@@ -245,7 +250,7 @@ class Plan:
         self, decision: Decision, budget: Budget, length: int, accepted: int, forward_ms: float
     ) -> None:
         part, plain_ms = decision.parts[0], decision.plain_ms
-        n = len(part.draft) + 1
+        n = len(part.draft) + 1 + decision.again
         switched, self._before = n != self._before, n
         cost = self.staircase.cost(n, length)
         excess = min(forward_ms, CLIP * cost) - cost

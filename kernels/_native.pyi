@@ -135,6 +135,12 @@ class Draft:
     def padded(self, n: int) -> Draft:
         """The same made `n` nodes long by hopeless ones below its last node."""
 
+    def depth_first(self) -> Draft:
+        """The same nodes, depth first: the likeliest way from the root and what it leads to, then the others.
+
+        Its prefixes are no longer the best trees of so many nodes.
+        """
+
     def merged(self, tokens: Sequence[int], hazards: Sequence[float], source: int) -> Draft:
         """One tree of this and a chain that another source proposes for the same place, best first.
 

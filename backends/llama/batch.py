@@ -142,6 +142,16 @@ class Batch:
         self.wanted[at : end - rows] = 0
         self.wanted[end - rows : end] = 1
 
+    def fill_again(self, tokens: Sequence[int], end: int, shape: TreeShape, at: int) -> None:
+        """Tokens up to position `end`, where the root of a tree is, for all of its sequences; nobody wants
+        their logits."""
+        if not tokens:
+            return
+        self.fill_chain(np.array(tokens, np.int32), end - len(tokens), shape.main, 0, at)
+        for row in range(at, at + len(tokens)):
+            self.counts[row] = 1 + len(shape.sequences)
+            self.members[row, : self.counts[row]] = (shape.main, *shape.sequences)
+
     def fill_tree(self, tokens: NDArray[np.int32], start: int, shape: TreeShape, at: int = 0) -> None:
         """A tree whose root is at position `start`; every row has its logits computed."""
         n = len(tokens)

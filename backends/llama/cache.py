@@ -2,6 +2,10 @@
 
 Each leaf of a tree has a sequence. Committed tokens live in the *main* one. Another is brought up to date
 only when a tree needs it, and only by the range it misses, because every sequence operation walks all cells.
+
+Last bits depend on the order of cells. Where all widths give the same bits, cells are therefore kept in the
+order of the text: of an accepted branch they are given up, and its tokens are read again with the next tree.
+Sums over a branch itself are in that order, too (kernels/ggml/attention).
 """
 
 from __future__ import annotations
@@ -32,12 +36,14 @@ class Reader(Model, Protocol):
         n_swa: tokens that a sliding window sees; 0 if there is none.
         ring: cells of the windowed layers, which are used round and round, where last bits depend on their
             order; 0 where they do not, or all tokens have a cell.
+        in_order: whether cells are kept in the order of the text.
     """
 
     memory: Any
     piece: int
     n_swa: int
     ring: int
+    in_order: bool
 
     @property
     def can_shift(self) -> bool:
@@ -87,8 +93,10 @@ class LlamaCache(Cache):
         self._own = tuple(own)
         self._open = True
         self._length = 0
+        self._again: list[int] = []  # the last committed tokens, as far as they have no cells
         self._held = dict.fromkeys(own, 0)  # committed tokens of each sequence
         self._pending: TreeShape | None = None
+        self._drafted: NDArray[np.int32] = np.empty(0, np.int32)  # tokens of that
         self._states = model.states()
 
     @property
@@ -100,6 +108,11 @@ class LlamaCache(Cache):
     def length(self) -> int:
         """Number of committed tokens."""
         return self._length
+
+    @property
+    def again(self) -> Sequence[int]:
+        """The last committed tokens, which the next forward call reads again."""
+        return self._again
 
     @property
     def end(self) -> int:
@@ -131,6 +144,7 @@ class LlamaCache(Cache):
             Exception: what `progress` raises; the tokens that were finished before stay committed.
         """
         self.check_idle()
+        self._settle()
         everything = np.asarray(tokens, np.int32)
         total, facts = len(everything), self._model.facts
         if self._length + total > facts.n_ctx:
@@ -144,20 +158,26 @@ class LlamaCache(Cache):
             if progress is not None:
                 progress(done, total)
 
-    def expect(self, tree: Tree) -> TreeShape:
+    def expect(self, tree: Tree, room: int) -> TreeShape:
         """The sequences of a tree that is to be computed now; `keep` or `abandon` follows.
+
+        Args:
+            tree: what is to be computed.
+            room: for so many tokens, with those that are read again; where they are more, these are read now.
 
         Raises:
             ValueError: it is not a tree, or has too many leaves.
         """
+        if len(self._again) + len(tree) > room:
+            self._settle()
         shape = TreeShape(tree.parents, self.main, self._own)
         for seq in shape.sequences:
-            if self._held[seq] < self._length:
+            if self._held[seq] < self._cells:
                 self._lib.llama_memory_seq_cp(
-                    self._model.memory, self.main, seq, self._held[seq], self._length
+                    self._model.memory, self.main, seq, self._held[seq], self._cells
                 )
-                self._held[seq] = self._length
-        self._pending = shape
+                self._held[seq] = self._cells
+        self._pending, self._drafted = shape, tree.tokens
         return shape
 
     def abandon(self, *, begun: bool) -> None:
@@ -180,10 +200,15 @@ class LlamaCache(Cache):
         shape.check_path(rows)
         self._pending = None
         length = self._length + len(rows)
+        self._again = []
+        if self._model.in_order and shape.sequences:
+            first = next((i for i, row in enumerate(rows) if row != i), len(rows))
+            self._again = self._drafted[list(rows[first:])].tolist()
+            rows = rows[:first]
         if self._states is not None:
             self._states.computed(shape.height, len(rows))
         if shape.height > len(rows):
-            self._remove_all(length)
+            self._remove_all(self._length + len(rows))
         if shape.sequences:
             holders = shape.sequences_of(rows[-1])
             for seq in (*shape.sequences, self.main):
@@ -194,7 +219,7 @@ class LlamaCache(Cache):
             if self.main not in holders:
                 self.main = holders[0]
         self._length = length
-        self._held[self.main] = length
+        self._held[self.main] = self._cells
 
     def reusable(self, length: int) -> int:
         """Largest length not above `length` that `rewind` can go back to."""
@@ -231,13 +256,16 @@ class LlamaCache(Cache):
             if self._states is not None and not self._states.go_back(self.main, length, self._length):
                 self._clear()
                 raise RollbackError("llama.cpp refused the copy of a state", "--drafter none avoids it")
-            self._remove_all(length)
-            self._length = length
-            self._held = {seq: min(held, length) for seq, held in self._held.items()}
+            kept = max(length - self._cells, 0)
+            if not kept:
+                self._remove_all(length)
+            self._length, self._again = length, self._again[:kept]
+            self._held = {seq: min(held, self._cells) for seq, held in self._held.items()}
 
     def mark(self) -> bool:
         """Make sure that `rewind` can come back to the present length; whether it can."""
         self.check_idle()
+        self._settle()
         return self._states is None or self._states.take_copy(self.main, self._length)
 
     def copyable(self, length: int) -> int:
@@ -258,6 +286,7 @@ class LlamaCache(Cache):
         if not isinstance(other, LlamaCache) or other is self or other.copyable(length) != length:
             raise ValueError(f"{length} tokens cannot be copied")
         other.check_idle()
+        other._settle()
         self._clear()
         if not length:
             return
@@ -283,6 +312,7 @@ class LlamaCache(Cache):
                 f"the context of {self.n_ctx} tokens is full and this model cannot shift it",
                 "give it more room with -c",
             )
+        self._settle()
         for seq in self._own:
             if seq != self.main:
                 self._remove(seq, 0)
@@ -310,12 +340,30 @@ class LlamaCache(Cache):
     def drop_uncommitted(self) -> None:
         """Remove what lies beyond the committed tokens; all tokens, if that cannot be done."""
         # libllama would go back to a recurrent state that the call has not kept, or not reached.
-        if self._states is not None or not all(self._cut(seq, self._length) for seq in self._sequences):
+        if self._states is not None or not all(self._cut(seq, self._cells) for seq in self._sequences):
             self._clear()
 
     def drop_filler(self) -> None:
         """Remove the rows that filled up a call in which this text took no part."""
         self._remove(self.main, self.end)
+
+    @property
+    def _cells(self) -> int:
+        """Committed tokens that have cells."""
+        return self._length - len(self._again)
+
+    def _settle(self) -> None:
+        """Read at once what the next forward call would read again."""
+        if not self._again:
+            return
+        again, cells = self._again, self._cells
+        self._length, self._again = cells, []
+        try:
+            self._read(np.array(again, np.int32), None, None)
+        except BaseException:
+            if self._length == cells:  # else nothing is left at all
+                self._length, self._again = cells + len(again), again
+            raise
 
     def _read(self, piece: NDArray[np.int32], rows: RowSink | None, features: FeatureSink | None) -> None:
         wanted = len(piece) if rows is not None else 0
@@ -344,7 +392,7 @@ class LlamaCache(Cache):
         else:
             for seq in self._own:
                 self._cut(seq, -1)
-        self._length, self.main = 0, self._own[0]
+        self._length, self._again, self.main = 0, [], self._own[0]
         self._held = dict.fromkeys(self._own, 0)
         if self._states is not None:
             self._states.forget()

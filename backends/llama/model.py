@@ -2,7 +2,7 @@
 
 Where texts are computed by specx's kernels, each has a *stream* of the KV cache to itself, whose rows are
 then the same to the last bit in any company. Elsewhere they share the cells of one cache, where a tree may
-branch and texts may take steps of different widths.
+branch and texts may take steps of different widths. A tree of the only text may branch everywhere.
 """
 
 from __future__ import annotations
@@ -101,11 +101,11 @@ class LlamaModel:
         self._recurrent = self._lib.llama_model_is_recurrent(self._model)
         self._stateful = self._recurrent or self._lib.llama_model_is_hybrid(self._model)
         self.n_swa: int = 0 if load.swa_full else self._lib.llama_model_n_swa(self._model)
-        # A sequence that lags behind would keep cells of the sliding window from being reused. And where all
-        # widths give the same bits, chains keep the text the same to the last bit; an accepted branch would
-        # leave the cells in another order, and sums of floats depend on it.
-        leaves = 1 if self._stateful or self.n_swa or kernels.attention else MAX_LEAVES
         streams = load.texts > 1 and kernels.attention
+        # A sequence that lags behind would keep cells of the sliding window from being reused, and a stream has
+        # one sequence only.
+        leaves = 1 if self._stateful or self.n_swa or streams else MAX_LEAVES
+        self.in_order = kernels.attention
         architecture = read_architecture(self._lib, self._model)
         try:
             leaves = min(leaves, sequences_per_text(self._lib, load.texts))
@@ -352,8 +352,11 @@ class LlamaModel:
             i = by_slot.get(slot)
             if i is not None:
                 tree, cache = trees[i], caches[i]
-                self._batch.fill_tree(tree.tokens, cache.length, cache.expect(tree), at)
-                starts[i], places[i], at, wanted = wanted, at, at + len(tree), wanted + len(tree)
+                shape = cache.expect(tree, self.piece)
+                first = at + len(cache.again)
+                self._batch.fill_again(cache.again, cache.length, shape, at)
+                self._batch.fill_tree(tree.tokens, cache.length, shape, first)
+                starts[i], places[i], at, wanted = wanted, first, first + len(tree), wanted + len(tree)
             elif self.facts.even and not self._stateful:  # a state cannot go back to before the call
                 width = len(trees[0])
                 filler = self._caches[slot] or self._cache(slot)

@@ -65,6 +65,30 @@ BoundDraft likeliest_chain(const BoundDraft& self) {
     return is_chain ? self : BoundDraft{path_to(self.nodes, best)};
 }
 
+// What the likeliest way from the root leads to comes first, then what else its nodes lead to, the last one first.
+BoundDraft depth_first(const BoundDraft& self) {
+    const auto n = static_cast<int32_t>(self.nodes.size());
+    std::vector<int32_t> first(n + 1, -1), next(n, -1), place(n), waiting;  // children, at the parent's index + 1
+    for (int32_t i = n - 1; i >= 0; --i) {
+        int32_t& head = first[self.nodes[i].parent + 1];
+        next[i] = head;
+        head = i;
+    }
+    DraftNodes nodes;
+    if (n > 0) waiting.push_back(first[0]);
+    while (!waiting.empty()) {
+        const int32_t node = waiting.back();
+        waiting.pop_back();
+        if (next[node] >= 0) waiting.push_back(next[node]);
+        if (first[node + 1] >= 0) waiting.push_back(first[node + 1]);
+        const int32_t parent = self.nodes[node].parent;
+        place[node] = static_cast<int32_t>(nodes.size());
+        nodes.push_back(self.nodes[node]);
+        nodes.back().parent = parent < 0 ? -1 : place[parent];
+    }
+    return {std::move(nodes)};
+}
+
 BoundDraft padded(const BoundDraft& self, int64_t n) {
     DraftNodes nodes = self.nodes;
     while (static_cast<int64_t>(nodes.size()) < n)
@@ -124,6 +148,7 @@ void bind_draft(nb::module_& m) {
         .def("chain", &chain, "leaf"_a)
         .def("likeliest_chain", &likeliest_chain)
         .def("padded", &padded, "n"_a)
+        .def("depth_first", &depth_first)
         .def("merged", [](const BoundDraft& self, const std::vector<int32_t>& tokens,
                           const std::vector<double>& hazards, uint8_t source) {
             return BoundDraft{merge_chain(self.nodes, tokens, hazards, source)};

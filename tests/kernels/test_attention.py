@@ -254,6 +254,78 @@ def test_cells_no_row_sees_do_not_matter(isa):
     np.testing.assert_array_equal(check(isa, (q, *longer), more), after)
 
 
+def random_tree(rng, rows, branching):
+    """Parents, and the way from the root to each row."""
+    parents = [-1]
+    for row in range(1, rows):
+        parents.append(row - 1 if rng.random() > branching else int(rng.integers(0, row)))
+    ways = []
+    for row in range(rows):
+        way = []
+        while row >= 0:
+            way.append(row)
+            row = parents[row]
+        ways.append(way[::-1])
+    return ways
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("kinds", [(F16, F16), (Q8_0, F16), (Q8_0, Q8_0)])
+@pytest.mark.parametrize(
+    ("prefix", "rows", "padding", "group"),
+    [
+        (0, 5, 3, 3), (1, 2, 200, 1), (50, 16, 30, 3), (63, 8, 0, 8), (64, 8, 7, 2), (200, 64, 56, 3),
+        (300, 24, 188, 3), (120, 70, 66, 3),  # the last one's rows are shared out, not its tiles
+    ],
+)  # fmt: skip
+def test_a_row_of_a_tree_is_as_if_the_other_branches_were_not_there(
+    isa, kinds, prefix, rows, padding, group
+):
+    cells = prefix + rows + padding
+    rng, q, k, v = random_case(prefix + rows, rows=rows, cells=cells, heads=2 * group, streams=2)
+    k_cache, v_cache = (cache_of(x, kind)[0] for x, kind in ((k, kinds[0]), (v, kinds[1])))
+    mask = np.full((2, 1, rows, cells), -INF, np.float16)
+    mask[..., :prefix] = 0
+    trees = [random_tree(rng, rows, branching) for branching in (0.3, 0.7)]
+    for stream, ways in enumerate(trees):
+        for row, way in enumerate(ways):
+            mask[stream, 0, row, [prefix + at for at in way]] = 0
+    results = [
+        compute(isa, q, k_cache, v_cache, mask, scale=0.125, kinds=kinds, threads=threads)
+        for threads in (1, 2, 3)
+    ]
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
+    for stream, ways in enumerate(trees):
+        for row in range(0, rows, max(rows // 12, 1)):
+            seen = [*range(prefix), *(prefix + at for at in ways[row])]
+            plain = np.where(np.arange(cells) < len(seen), 0, -INF).reshape(1, 1, 1, cells)
+            alone = []
+            for cache in (k_cache, v_cache):
+                moved = cache[stream : stream + 1].copy()
+                moved[:, : len(seen)] = cache[stream, seen]
+                alone.append(moved)
+            one = q[stream : stream + 1, :, row : row + 1]
+            expected = compute(isa, one, *alone, plain.astype(np.float16), scale=0.125, kinds=kinds)
+            np.testing.assert_array_equal(results[0][stream, row], expected[0, 0])
+
+
+@pytest.mark.parametrize("isa", isas())
+def test_cells_after_a_hole_are_moved_up_though_nobody_sees_what_is_between(isa):
+    """A whole tile lies in the hole of the only row, and another begins where its cells end."""
+    _, q, k, v = random_case(5, rows=1, cells=320)
+    (k_cache, _), (v_cache, _) = cache_of(k, F16), cache_of(v, F16)
+    seen = [*range(10, 60), *range(250, 262)]
+    mask = np.full((1, 1, 1, 320), -INF, np.float16)
+    mask[..., seen] = 0
+    actual = compute(isa, q, k_cache, v_cache, mask, scale=0.125)
+    plain = np.full((1, 1, 1, 320), -INF, np.float16)
+    plain[..., 10:72] = 0
+    for cache in (k_cache, v_cache):
+        cache[:, 60:72] = cache[:, 250:262].copy()
+    np.testing.assert_array_equal(actual, compute(isa, q, k_cache, v_cache, plain, scale=0.125))
+
+
 @pytest.mark.parametrize("isa", isas())
 def test_rows_that_see_nothing_or_only_the_end(isa):
     _, *case = random_case(6, rows=3, cells=256)

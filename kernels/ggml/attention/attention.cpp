@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kTypeF16 = 1, kTypeQ8_0 = 8;  // ggml's numbers
 constexpr float kMinusInfinity = -INFINITY;
+constexpr uint16_t kHidden = 0xFC00;  // that as a float16, in a mask
 
 // Up to this many rows the tiles are shared out among the threads and folded in a second pass; wider batches have
 // enough rows to share those out instead. The results are the same, only the time differs.
@@ -20,6 +21,20 @@ constexpr int64_t kBlockRows = 96;  // rows that share the loading of a tile whe
 constexpr int64_t kFewRows = 24;    // up to so many, Q8_0 is converted where it is used: see load_tile()
 
 int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+// A row of a token tree sees the text and the way to it, and not what other branches have in between. The cells that it
+// sees after such a hole are moved up to its beginning, as if nothing were in between: they are then where they would be
+// if the other branches had never been computed, and so are the bits of the row. Only of the last holes, which have at
+// most a tile of cells after them: a tree has no more, and a text whose cells are used round and round is left alone
+// but for its last ones.
+struct Moved {
+    int32_t hole;  // the first cell of it; -1: nothing is moved
+    int32_t end;   // where the row's cells end, when they are moved
+    bool in(int64_t tile) const { return hole >= 0 && tile >= hole / kTileCells; }
+    int cells(int64_t tile) const {
+        return static_cast<int>(std::clamp<int64_t>(end - tile * kTileCells, 0, kTileCells));
+    }
+};
 
 struct Plan {
     const Attention& op;
@@ -31,12 +46,17 @@ struct Plan {
     int64_t blocks;        // units of work for each K and V head and tile (or for each K and V head)
 
     // Scratch memory of one member, in floats.
-    int64_t keys_at, widened_at, values_at, tile_at, states_at, running_at, seen_at, member_floats;
+    int64_t keys_at, widened_at, values_at, tile_at, states_at, running_at, moved_at, gathered_at, seen_at;
+    int64_t member_floats;
 };
 
+int64_t row_bytes(int64_t type, int64_t size) { return type == kTypeF16 ? 2 * size : size / 32 * 34; }
+
+// Whether rows may have cells that are moved up: see Moved.
+bool moves(const Attention& op) { return op.mask != nullptr && op.mask_heads == 1; }
+
 Plan plan_for(const Attention& op, const AttentionKernels& kernels) {
-    Plan plan = {op, kernels, op.heads / op.kv_heads, (op.cells + kTileCells - 1) / kTileCells, false, 0, 0, 0, 0,
-                 0,  0,       0,                      0, 0, 0};
+    Plan plan = {op, kernels, op.heads / op.kv_heads, (op.cells + kTileCells - 1) / kTileCells};
     size_t partial = sizeof(float) * (op.v_size + 2) * op.streams * op.heads * op.rows * plan.tiles;
     plan.split = op.rows <= kMaxSplitRows && partial <= kMaxPartialBytes;
     int64_t block = kBlockRows / plan.group > 0 ? kBlockRows / plan.group : 1;
@@ -48,7 +68,11 @@ Plan plan_for(const Attention& op, const AttentionKernels& kernels) {
     plan.states_at = plan.tile_at + kRowGroup * op.v_size;
     int64_t held = plan.split ? 1 : plan.block_tokens * plan.group;
     plan.running_at = plan.states_at + aligned(2 * held);
-    plan.seen_at = plan.running_at + aligned(held * op.v_size);
+    plan.moved_at = plan.running_at + aligned(held * op.v_size);
+    int64_t tokens = plan.split ? op.streams * op.rows : plan.block_tokens;
+    plan.gathered_at = plan.moved_at + (moves(op) ? aligned(tokens * sizeof(Moved) / sizeof(float)) : 0);
+    int64_t cell_bytes = row_bytes(op.type_k, op.k_size) + row_bytes(op.type_v, op.v_size) + sizeof(uint16_t);
+    plan.seen_at = plan.gathered_at + (moves(op) ? aligned(kTileCells * cell_bytes / sizeof(float)) : 0);
     plan.member_floats = plan.seen_at + (plan.split ? aligned(op.streams * plan.tiles) : 0);
     return plan;
 }
@@ -58,6 +82,7 @@ struct Rows {
     int64_t stream, kv_head, first, end;  // tokens [first, end)
     RowState* states;
     float* values;
+    const Moved* moved;  // of each token; null: none is
 };
 
 // ALiBi (Press et al., 2022), with ggml's slopes.
@@ -80,12 +105,14 @@ const uint16_t* mask_of(const Attention& op, int64_t stream, int64_t head, int64
 // Where the K and V of a head and tile are in the cache.
 struct Place {
     const char *k, *v;
+    int64_t k_cell, v_cell;
 };
 
 Place place_of(const Attention& op, int64_t stream, int64_t kv_head, int64_t tile) {
     int64_t cell = tile * kTileCells;
     return {static_cast<const char*>(op.k) + stream * op.k_stream + kv_head * op.k_head + cell * op.k_cell,
-            static_cast<const char*>(op.v) + stream * op.v_stream + kv_head * op.v_head + cell * op.v_cell};
+            static_cast<const char*>(op.v) + stream * op.v_stream + kv_head * op.v_head + cell * op.v_cell,
+            op.k_cell, op.v_cell};
 }
 
 // One tile that is being computed.
@@ -101,14 +128,14 @@ struct Tile {
 
 // Keys and values are converted where they are used, and that for each six rows again, if that is faster than to have
 // them converted beforehand: float16 always, as they leave room in the first cache, Q8_0 for a few rows.
-void load_tile(const Plan& plan, const Rows& rows, float* scratch, Tile* tile) {
+void load_tile(const Plan& plan, int64_t tokens, float* scratch, Tile* tile) {
     const Attention& op = plan.op;
     float *keys = scratch + plan.keys_at, *widened = scratch + plan.widened_at, *values = scratch + plan.values_at;
-    bool few = (rows.end - rows.first) * plan.group <= kFewRows;
+    bool few = tokens * plan.group <= kFewRows;
     tile->loaded = true;
     tile->keys = {op.type_k, keys, keys + kTileCells * op.k_size / 4};
-    tile->values = {op.type_v, tile->place.v, op.v_cell};
-    plan.kernels.load_keys(op.type_k, tile->place.k, op.k_cell, tile->cells, op.k_size, tile->keys);
+    tile->values = {op.type_v, tile->place.v, tile->place.v_cell};
+    plan.kernels.load_keys(op.type_k, tile->place.k, tile->place.k_cell, tile->cells, op.k_size, tile->keys);
     if (op.type_k == kTypeQ8_0 && !few) {
         plan.kernels.widen_keys(tile->keys, tile->cells, op.k_size, widened);
         tile->keys = {0, widened, nullptr};
@@ -167,6 +194,73 @@ int cells_seen(const Plan& plan, int64_t stream, int64_t head, int64_t heads, in
     return seen;
 }
 
+// Where the cells of the tokens [first, end) are moved; null if none are.
+const Moved* find_moved(const Plan& plan, int64_t stream, int64_t first, int64_t end, Moved* moved) {
+    const Attention& op = plan.op;
+    if (!moves(op)) return nullptr;
+    bool any = false;
+    for (int64_t token = first; token < end; ++token) {
+        const uint16_t* mask = mask_of(op, stream, 0, token);
+        int64_t hole = plan.kernels.last_holes(mask, op.cells), after = 0;
+        for (int64_t cell = hole; hole >= 0 && cell < op.cells; ++cell) after += mask[cell] != kHidden;
+        moved[token - first] = {static_cast<int32_t>(hole), static_cast<int32_t>(hole + after)};
+        any = any || hole >= 0;
+    }
+    return any ? moved : nullptr;
+}
+
+// How many cells of a tile are to be read, or stand there when they are moved.
+int cells_wanted(int seen, const Moved* moved, int64_t tokens, int64_t tile) {
+    for (int64_t i = 0; moved != nullptr && i < tokens; ++i) {
+        if (moved[i].in(tile)) seen = std::max(seen, moved[i].cells(tile));
+    }
+    return seen;
+}
+
+// One row of a batch more.
+void add(const Plan& plan, const Rows& rows, int64_t token, int64_t g, const uint16_t* mask, Batch* batch) {
+    const Attention& op = plan.op;
+    int64_t head = rows.kv_head * plan.group + g;
+    const char* q = static_cast<const char*>(op.q) + token * op.q_row + head * op.q_head + rows.stream * op.q_stream;
+    batch->q[batch->n] = reinterpret_cast<const float*>(q);
+    batch->mask[batch->n] = mask;
+    batch->slope[batch->n] = slope_of(op, head);
+    batch->row[batch->n] = (token - rows.first) * plan.group + g;
+    ++batch->n;
+}
+
+// What a row whose cells are moved up finds in the place of a tile.
+void compute_moved(const Plan& plan, const Rows& rows, const Tile& tile, int64_t token, float* scratch) {
+    const Attention& op = plan.op;
+    const Moved& moved = rows.moved[token - rows.first];
+    int64_t k_bytes = row_bytes(op.type_k, op.k_size), v_bytes = row_bytes(op.type_v, op.v_size);
+    auto* keys = reinterpret_cast<char*>(scratch + plan.gathered_at);
+    char* values = keys + kTileCells * k_bytes;
+    auto* masks = reinterpret_cast<uint16_t*>(values + kTileCells * v_bytes);
+    const uint16_t* mask = mask_of(op, rows.stream, 0, token);
+    const int64_t first = tile.index * kTileCells;
+    Fetcher none = {};
+    Tile own = {tile.index, moved.cells(tile.index), {keys, values, k_bytes, v_bytes}, &none};
+    int64_t place = std::min<int64_t>(first, moved.hole);
+    for (int64_t cell = place; place < first + own.cells; ++cell) {
+        if (cell >= moved.hole && mask[cell] == kHidden) continue;
+        if (place >= first) {
+            int64_t to = place - first, from = cell - first;
+            std::memcpy(keys + to * k_bytes, tile.place.k + from * op.k_cell, k_bytes);
+            std::memcpy(values + to * v_bytes, tile.place.v + from * op.v_cell, v_bytes);
+            masks[to] = mask[cell];
+        }
+        ++place;
+    }
+    load_tile(plan, 1, scratch, &own);
+    Batch batch;
+    for (int64_t g = 0; g < plan.group; ++g) {
+        add(plan, rows, token, g, masks, &batch);
+        if (batch.n == kRowGroup) flush(plan, rows, own, scratch, &batch);
+    }
+    if (batch.n > 0) flush(plan, rows, own, scratch, &batch);
+}
+
 // One tile, of which some row sees a cell, for all the rows that do.
 void compute_tile(const Plan& plan, const Rows& rows, Tile tile, float* scratch) {
     const Attention& op = plan.op;
@@ -174,27 +268,28 @@ void compute_tile(const Plan& plan, const Rows& rows, Tile tile, float* scratch)
     const uint16_t* mask = nullptr;
     Batch batch;
     for (int64_t token = rows.first; token < rows.end; ++token) {
+        const bool moved = rows.moved != nullptr && rows.moved[token - rows.first].in(tile.index);
         for (int64_t g = 0; g < plan.group; ++g) {
             int64_t head = rows.kv_head * plan.group + g;
-            int64_t row = (token - rows.first) * plan.group + g;
             if (op.mask != nullptr && (g == 0 || op.mask_heads > 1)) {
                 mask = mask_of(op, rows.stream, head, token) + tile.index * kTileCells;
-                blind = plan.kernels.visible_cells(mask, tile.cells) == 0;
+                blind = moved || plan.kernels.visible_cells(mask, tile.cells) == 0;
             }
             if (blind) {
-                if (plan.split) rows.states[row].maximum = kMinusInfinity;
+                if (plan.split) rows.states[(token - rows.first) * plan.group + g].maximum = kMinusInfinity;
                 continue;
             }
-            if (!tile.loaded) load_tile(plan, rows, scratch, &tile);
-            const char* q = static_cast<const char*>(op.q) + token * op.q_row + head * op.q_head;
-            batch.q[batch.n] = reinterpret_cast<const float*>(q + rows.stream * op.q_stream);
-            batch.mask[batch.n] = mask;
-            batch.slope[batch.n] = slope_of(op, head);
-            batch.row[batch.n] = row;
-            if (++batch.n == kRowGroup) flush(plan, rows, tile, scratch, &batch);
+            if (!tile.loaded) load_tile(plan, rows.end - rows.first, scratch, &tile);
+            add(plan, rows, token, g, mask, &batch);
+            if (batch.n == kRowGroup) flush(plan, rows, tile, scratch, &batch);
         }
     }
     if (batch.n > 0) flush(plan, rows, tile, scratch, &batch);
+    if (rows.moved == nullptr) return;
+    for (int64_t token = rows.first; token < rows.end; ++token) {
+        const Moved& moved = rows.moved[token - rows.first];
+        if (moved.in(tile.index) && moved.cells(tile.index) > 0) compute_moved(plan, rows, tile, token, scratch);
+    }
 }
 
 // Add the head's sink, if it has one, and write the result of a row.
@@ -214,6 +309,7 @@ void finish_row(const Plan& plan, int64_t stream, int64_t head, int64_t token, R
 struct Share {
     const Plan& plan;
     const int32_t* seen;  // [streams][tiles]: cells
+    const Moved* moved;   // [streams][rows]; null: none are
     int64_t at;           // an item: (stream * tiles + tile) * kv_heads + head
     int64_t cells_left;   // of this item and those after it
 
@@ -237,25 +333,29 @@ struct Share {
 Fetcher fetcher_of(const Plan& plan, const Share& share) {
     const Attention& op = plan.op;
     int64_t items = op.kv_heads - share.head();
-    Share next = {plan, share.seen, share.at + items, share.cells_left - items * share.cells()};
+    Share next = {plan, share.seen, share.moved, share.at + items, share.cells_left - items * share.cells()};
     if (!next.skip_unseen() || op.k_head * op.kv_heads > op.k_cell || op.v_head * op.kv_heads > op.v_cell) return {};
     Place place = next.place();
     return {{place.k, next.cells() * op.k_cell}, {place.v, next.cells() * op.v_cell}};
 }
 
-// `seen` is filled in.
-Share share_of(const Plan& plan, int32_t* seen, int member, int size) {
+// `seen` and `moved` are filled in.
+Share share_of(const Plan& plan, int32_t* seen, Moved* moved, int member, int size) {
     const Attention& op = plan.op;
     int64_t all = 0;
+    bool any = false;
     for (int64_t stream = 0; stream < op.streams; ++stream) {
+        const Moved* here = find_moved(plan, stream, 0, op.rows, moved + stream * op.rows);
+        any = any || here != nullptr;
         for (int64_t tile = 0; tile < plan.tiles; ++tile) {
             int cells = cells_seen(plan, stream, 0, op.heads, 0, op.rows, tile);
+            cells = cells_wanted(cells, here, op.rows, tile);
             seen[stream * plan.tiles + tile] = cells;
             all += cells * op.kv_heads;
         }
     }
     // An item belongs to the member in whose part of all cells it begins.
-    Share share = {plan, seen, 0, all};
+    Share share = {plan, seen, any ? moved : nullptr, 0, all};
     int64_t begin = all * member / size, end = all * (member + 1) / size;
     bool more = share.skip_unseen();
     while (more && all - share.cells_left < begin) more = share.advance();
@@ -271,12 +371,13 @@ void attention_by_tiles(const Plan& plan, float* partial, float* scratch, Team* 
     auto* states = reinterpret_cast<RowState*>(partial);
     float* values = partial + aligned(2 * heads * plan.tiles * per_tile);
     auto* seen = reinterpret_cast<int32_t*>(scratch + plan.seen_at);
-    Share share = share_of(plan, seen, member, size);
+    Share share = share_of(plan, seen, reinterpret_cast<Moved*>(scratch + plan.moved_at), member, size);
     Fetcher fetcher = {};
     bool first = true;
     for (bool more = share.cells_left > 0; more; first = false) {
         Rows rows = {share.stream(), share.head(), 0, op.rows, states + share.at * per_tile,
-                     values + share.at * per_tile * op.v_size};
+                     values + share.at * per_tile * op.v_size,
+                     share.moved != nullptr ? share.moved + share.stream() * op.rows : nullptr};
         Tile tile = {share.tile(), share.cells(), share.place(), &fetcher};
         if (first || share.head() == 0) fetcher = fetcher_of(plan, share);
         more = share.advance();
@@ -305,11 +406,14 @@ void attention_by_rows(const Plan& plan, float* scratch, int member, int size) {
         int64_t head = item / plan.blocks, first = item % plan.blocks * plan.block_tokens;
         int64_t end = first + plan.block_tokens < op.rows ? first + plan.block_tokens : op.rows;
         Rows rows = {head / op.kv_heads, head % op.kv_heads, first, end,
-                     reinterpret_cast<RowState*>(scratch + plan.states_at), scratch + plan.running_at};
+                     reinterpret_cast<RowState*>(scratch + plan.states_at), scratch + plan.running_at,
+                     find_moved(plan, head / op.kv_heads, first, end,
+                                reinterpret_cast<Moved*>(scratch + plan.moved_at))};
         int64_t count = (end - first) * plan.group;
         for (int64_t row = 0; row < count; ++row) rows.states[row] = {kMinusInfinity, 0.0f};
         for (int64_t tile = 0; tile < plan.tiles; ++tile) {
             int cells = cells_seen(plan, rows.stream, rows.kv_head * plan.group, plan.group, first, end, tile);
+            cells = cells_wanted(cells, rows.moved, end - first, tile);
             Fetcher none = {};
             Tile current = {tile, cells, place_of(op, rows.stream, rows.kv_head, tile), &none};
             if (cells > 0) compute_tile(plan, rows, current, scratch);

@@ -108,6 +108,29 @@ int visible_cells(const uint16_t* mask, int cells) {
     return cells;
 }
 
+int64_t last_holes(const uint16_t* mask, int64_t cells) {
+    int64_t end = 0;
+    for (int64_t tile = (cells - 1) / kTileCells; tile >= 0 && end == 0; --tile) {
+        const int64_t first = tile * kTileCells, left = cells - first;
+        const int seen = visible_cells(mask + first, static_cast<int>(left < kTileCells ? left : kTileCells));
+        end = seen > 0 ? first + seen : 0;
+    }
+    const int64_t near = end > kTileCells ? end - kTileCells : 0;
+    unsigned hidden = 0;
+    for (int64_t i = near; i < end; ++i) hidden |= mask[i] == kMinusInfinity;
+    if (hidden == 0) return -1;
+    int64_t hole = -1;
+    int after = 0;
+    for (int64_t i = end - 1; i > 0 && after <= kTileCells; --i) {
+        if (mask[i] != kMinusInfinity) {
+            ++after;
+        } else if (mask[i - 1] != kMinusInfinity) {
+            hole = i;
+        }
+    }
+    return hole;
+}
+
 void advance(Fetcher* fetcher, int64_t bytes) {
     fetcher->now.start += bytes;
     fetcher->now.bytes -= bytes;
@@ -351,7 +374,7 @@ void finish(int64_t v_size, RowState state, const float* value, float* out) {
 
 template <class V>
 constexpr AttentionKernels kernels_of() {
-    return {load_keys<V>, widen_keys<V>, widen_values<V>, visible_cells, attend<V>, fold<V>, finish<V>};
+    return {load_keys<V>, widen_keys<V>, widen_values<V>, visible_cells, last_holes, attend<V>, fold<V>, finish<V>};
 }
 
 }  // namespace

@@ -56,6 +56,9 @@ struct AttentionKernels {
 
     // How many of the `cells` float16 values are left without the last ones that are -infinity.
     int (*visible_cells)(const uint16_t* mask, int cells);
+    // The first of `cells` float16 values that is -infinity with others before it and at least one, and at most 64,
+    // after it; -1 if there is none.
+    int64_t (*last_holes)(const uint16_t* mask, int64_t cells);
 
     // Attention of `n` (<= 6) rows over the first `cells` of one loaded tile: cells that a row does not see do not
     // change its result, whether they are computed or not. q[i]: k_size floats; mask[i]: `cells` float16 values or
