@@ -1,9 +1,10 @@
-"""What a draft model of any vocabulary is worth beside free drafts, counted and not timed.
+"""What a draft model of any vocabulary, or a draft head, is worth beside free drafts, counted and not timed.
 
     python benchmarks/beside_free.py TARGET.gguf DRAFT.gguf PROMPTS.jsonl [...] [--draft-ms 2.3 0.01]
 
 The same prompts are answered without drafts, with free drafts alone, and with the draft model beside them, at
-each of the prices of one of its tokens (`--draft-ms`). The texts must be the same. The models are run, but
+each of the prices of one of its tokens (`--draft-ms`). With `--chains` all of these draft chains only as
+well, where they otherwise may draft trees. The texts must be the same. The models are run, but
 steps and calls take what was measured of a target of 1.07 billion parameters (specx's kernels, two quiet
 cores of a Zen 4 without AMX) on a simulated clock, so that the figures are the same on a busy machine, and
 TARGET may be a small model that stands for one widened by widen_gguf.py, which writes the same text.
@@ -23,19 +24,26 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from cascade import Told, simulated, slowed
+from numpy.typing import NDArray
 
+from specx.backends.gguf.heads import read_head
+from specx.backends.llama.head import LlamaHead
 from specx.backends.llama.kernels import KERNELS
 from specx.backends.llama.model import LlamaModel
 from specx.backends.scripted import SimulatedClock
-from specx.backends.settings import Load
+from specx.backends.settings import HEAD_ROWS, Load
 from specx.drafters.free import FreeDrafter
 from specx.drafters.guesser import GuessCosts
+from specx.drafters.head import DraftHead, HeadRunner, LoadedHead
 from specx.drafters.mixture import MixtureDrafter
 from specx.drafters.model import DraftModel
 from specx.drafters.none import NoDrafter
+from specx.drafters.pairs import pair_head
 from specx.engine.bench.suites import Prompt, load_suite, sample
 from specx.engine.plan import Plan
 from specx.engine.session import Session
@@ -52,18 +60,24 @@ class Way:
     Args:
         name: of it.
         session: of the target.
-        source: the draft model, if there is one.
+        source: the draft model or head, if there is one.
+        leaves: most leaves of a draft.
     """
 
-    def __init__(self, name: str, session: Session, source: DraftModel | None = None) -> None:
-        self.name, self._session, self._source = name, session, source
+    def __init__(
+        self, name: str, session: Session, source: DraftModel | DraftHead | None = None, leaves: int = 1
+    ) -> None:
+        self.name, self._session, self._source, self._leaves = name, session, source, leaves
         self._plan = Plan(session.staircase, widths=session.plan.widths, clock=session.clock)
 
     def answer(self, tokens: Sequence[int], sampling: SamplingSettings, n: int) -> tuple[list[int], Told]:
         """The target's answer to a prompt, and what it took."""
         session, told = self._session, Told()
+        model = session.model
+        assert isinstance(model, LlamaModel)
+        model.facts = replace(model.facts, max_leaves=self._leaves)
         free = FreeDrafter(session.vocab.size)
-        session.drafter, session.plan = NoDrafter() if self.name == "none" else free, self._plan
+        session.drafter, session.plan = NoDrafter() if self.name.startswith("none") else free, self._plan
         if self._source is not None:
             session.drafter = MixtureDrafter(free)
             session.drafter.guessers.append(self._source)
@@ -85,6 +99,44 @@ def draft_model(
     return DraftModel(
         lambda: model, n_ctx=N_CTX, shared=session.vocab.size, costs=costs, target=target, clock=clock
     )
+
+
+class Timed(LoadedHead):
+    """A head whose calls take simulated time."""
+
+    def __init__(self, head: LoadedHead, token_ms: float, clock: SimulatedClock) -> None:
+        self._head, self._token_ms, self._clock = head, token_ms, clock
+
+    def open(self) -> HeadRunner | None:
+        """Follow one more text."""
+        if (runner := self._head.open()) is None:
+            return None
+        logits = runner.logits
+
+        def timed(drafted: Sequence[int]) -> NDArray[np.float32]:
+            unread = runner.unread(drafted)
+            self._clock.sleep(
+                self._token_ms * float(np.interp(unread, *zip(*DRAFT_SHAPE.items(), strict=True))) * 1e-3
+            )
+            return logits(drafted)
+
+        runner.logits = timed  # type: ignore[method-assign]
+        return runner
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._head.close()
+
+
+def draft_head(path: Path, load: Load, token_ms: float, session: Session, clock: SimulatedClock) -> DraftHead:
+    """The draft head as it is asked."""
+    head, model = read_head(path), session.model
+    assert isinstance(model, LlamaModel)
+    load = replace(load, n_batch=HEAD_ROWS, n_ubatch=HEAD_ROWS)
+    loaded = pair_head(LlamaHead(head, load, target_context=model.context, kernels=KERNELS["specx"]))
+    model.extract(head.layers)
+    costs = GuessCosts(token_ms, token_ms * 0.1, token_ms * 0.19, 0.0)
+    return DraftHead(lambda: Timed(loaded, token_ms, clock), costs=costs, clock=clock)
 
 
 def measure(
@@ -126,7 +178,7 @@ def report(found: Mapping[str, Sequence[Mapping[str, Told]]]) -> None:
             name: [
                 math.log(told[name].tokens / told[name].ms * told["free"].ms / told["free"].tokens)
                 for told in answers
-                if told["free"].tokens > 1
+                if told[name].tokens > 1
             ]
             for name in names
         }
@@ -151,6 +203,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--draft-ms", type=float, nargs="+", default=[2.3], help="a token of DRAFT (2.3)")
     parser.add_argument("--same", action="store_true", help="DRAFT has the vocabulary of TARGET")
+    parser.add_argument("--head", action="store_true", help="DRAFT is a draft head")
+    parser.add_argument("--chains", action="store_true", help="with drafts that are chains as well")
     options = parser.parse_args()
     asked = Asked(options.target, kernels="specx", threads=options.threads, store=False, n_ctx=N_CTX)
     with Session.open(asked, notice=print) as session:
@@ -158,11 +212,18 @@ def main() -> None:
         load = Load(options.draft, session.setup.load.threads, session.setup.load.threads_batch, n_ctx=N_CTX)
         clock = SimulatedClock()
         simulated(session, TARGET_MS, clock)
-        ways, drafts = [Way("none", session), Way("free", session)], list[LlamaModel]()
+        leaves = {"": session.model.facts.max_leaves} | ({" chains": 1} if options.chains else {})
+        ways = [Way("none", session), *(Way(f"free{kind}", session, None, n) for kind, n in leaves.items())]
+        drafts: list[LlamaModel] = []
         for token_ms in options.draft_ms:
-            drafts.append(LlamaModel(load, kernels=KERNELS["specx"]))
-            source = draft_model(drafts[-1], token_ms, session, clock, options.same)
-            ways.append(Way(f"{token_ms:g} ms", session, source))
+            for kind, n in leaves.items():
+                source: DraftModel | DraftHead
+                if options.head:
+                    source = draft_head(options.draft, load, token_ms, session, clock)
+                else:
+                    drafts.append(LlamaModel(load, kernels=KERNELS["specx"]))
+                    source = draft_model(drafts[-1], token_ms, session, clock, options.same)
+                ways.append(Way(f"{token_ms:g} ms{kind}", session, source, n))
         prompts = [p for path in options.prompts for p in sample(load_suite(path), options.limit, 0)]
         chosen = [p for p in prompts if not options.categories or p.category in options.categories]
         report(measure(session, ways, chosen, options))

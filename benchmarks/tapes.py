@@ -93,7 +93,13 @@ def recorded(model: LlamaModel, tape: Tape, steps: Mapping[int, float], clock: S
             read(tokens, progress=progress, rows=keep(rows, True), features=keep(features, False))
             tape["prefill"].append(sunk)
 
-        cache.prefill = prefill  # type: ignore[method-assign]
+        keep = cache.keep
+
+        def keeping_rows(rows: Sequence[int]) -> None:
+            keep(rows)
+            tape["again"].append(list(cache.again))
+
+        cache.prefill, cache.keep = prefill, keeping_rows  # type: ignore[method-assign]
         return cache
 
     model.forward, model.open = keeping, open_keeping  # type: ignore[method-assign,assignment]
@@ -124,6 +130,7 @@ class Played(Model):
         self._like, self.facts = like, like.facts
         self.costs, self._clock, self._flush = costs_of(steps), clock, flush
         self._forward, self.prefills = iter(tape["forward"]), iter(tape["prefill"])
+        self.again = iter(tape["again"])
         self._spent = spent
         self.forward = spent.on("models", self.forward)  # type: ignore[method-assign]
 
@@ -162,6 +169,12 @@ class PlayedCache(Cache):
 
     def __init__(self, model: Played, clock: SimulatedClock) -> None:
         self._model, self._clock, self._length = model, clock, 0
+        self._again: list[int] = []
+
+    @property
+    def again(self) -> Sequence[int]:
+        """As it was recorded."""
+        return self._again
 
     @property
     def model(self) -> Played:
@@ -195,6 +208,7 @@ class PlayedCache(Cache):
     def keep(self, rows: Sequence[int]) -> None:
         """So many more."""
         self._length += len(rows)
+        self._again = next(self._model.again)
 
     def reusable(self, length: int) -> int:
         """Any."""

@@ -102,9 +102,6 @@ class Plan:
         best = self._best(terms, drafts)
         for i in asked:
             best = self.asking.ask(terms, drafts, i, best)
-        for part in best.parts:
-            if part.leaves:  # of a branch that comes first nothing has to be read again
-                part.draft = part.draft.depth_first()
         return best
 
     def observe(
@@ -200,6 +197,8 @@ class Plan:
         if step is None:
             return self._best_together(terms, drafts)
         draft, width, branches, gain, cost = step.best(drafts[0], terms.spent_ms[0])
+        if branches:
+            draft = draft.depth_first()  # of the way that comes first nothing has to be read again
         if width > (narrow := len(draft) + 1):
             if self._worth_padding(terms, step, width, narrow):
                 draft = draft.padded(width - 1)
