@@ -115,9 +115,8 @@ class Timed(LoadedHead):
 
         def timed(drafted: Sequence[int]) -> NDArray[np.float32]:
             unread = runner.unread(drafted)
-            self._clock.sleep(
-                self._token_ms * float(np.interp(unread, *zip(*DRAFT_SHAPE.items(), strict=True))) * 1e-3
-            )
+            times = float(np.interp(unread, list(DRAFT_SHAPE), list(DRAFT_SHAPE.values())))
+            self._clock.sleep(self._token_ms * times * 1e-3)
             return logits(drafted)
 
         runner.logits = timed  # type: ignore[method-assign]

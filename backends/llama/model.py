@@ -102,8 +102,8 @@ class LlamaModel:
         self._stateful = self._recurrent or self._lib.llama_model_is_hybrid(self._model)
         self.n_swa: int = 0 if load.swa_full else self._lib.llama_model_n_swa(self._model)
         streams = load.texts > 1 and kernels.attention
-        # A sequence that lags behind would keep cells of the sliding window from being reused, and a stream has
-        # one sequence only.
+        # A sequence that lags behind would keep cells of the sliding window from being reused, and a stream
+        # has one sequence only.
         leaves = 1 if self._stateful or self.n_swa or streams else MAX_LEAVES
         self.in_order = kernels.attention
         architecture = read_architecture(self._lib, self._model)

@@ -513,3 +513,59 @@ def test_more_texts_than_one_tree_may_have_tokens(even):
     assert decision.cost_ms == pytest.approx(22)  # in proportion to the widest step that is known
     plan.observe(decision, texts, [3] * 8, [0] * 8, 15.0, 0.0)
     assert choose_together(plan, texts).cost_ms == pytest.approx(15)
+
+
+class Behind(Writing):
+    """A text whose last tokens are read again with the next step."""
+
+    def __init__(self, again, **options):
+        super().__init__(**options)
+        cache = type("Behind", (type(self.cache),), {"again": property(lambda _: again)})
+        self.cache.__class__ = cache
+
+
+def test_what_is_read_again_is_paid_for_and_takes_room():
+    steps = {1: 10.0, 2: 12.0, 3: 14.0, 4: 30.0, 5: 30.0, 6: 30.0, 7: 30.0, 8: 30.0}
+    plan, source = Plan(staircase_of(steps, 8)), Fixed(tree([0.9] * 7))
+    alone = choose(plan, source, Writing(8))
+    assert len(drafted(alone)) == 2 and alone.cost_ms == 14.0 and alone.again == 0
+    text = Behind([1])
+    decision = choose(plan, source, text)
+    assert len(drafted(decision)) == 1 and decision.cost_ms == 14.0 and decision.again == 1
+    assert decision.plain_ms == alone.plain_ms == 10.0  # not with something to read again
+    full = choose(plan, source, Behind([1] * 7, max_width=8))
+    assert full.again == 7 and len(drafted(full)) == 0 and full.cost_ms == 30.0
+    see(plan, decision, text, 14.0, accepted=0)
+    assert text.budget.steps == pytest.approx(ALLOWANCE + INTEREST - 0.4)
+
+
+def test_real_steps_tell_the_price_of_all_their_rows():
+    plan = Plan(staircase_of(STEEP))
+    text = Behind([1, 2])
+    for _ in range(40):
+        decision = choose(plan, Fixed(tree([])), text)
+        assert len(drafted(decision)) == 0 and decision.cost_ms >= 29.0
+        see(plan, decision, text, 40.0)
+    assert plan.staircase.cost(3, 3) == pytest.approx(40.0, rel=0.1)
+
+
+@given(drafts())
+def test_depth_first_the_likeliest_way_comes_first(draft):
+    ordered = draft.depth_first()
+    ways = []
+    for tree in (draft, ordered):
+        way = {-1: ()}
+        for node, (parent, token) in enumerate(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True)):
+            way[node] = (*way[parent], token)
+        ways.append([way[node] for node in range(len(tree))])
+    assert dict(zip(ways[0], draft.probs.tolist(), strict=True)) == dict(
+        zip(ways[1], ordered.probs.tolist(), strict=True)
+    )
+    children = {}
+    for way in ways[0]:
+        children.setdefault(way[:-1], []).append(way)
+
+    def visit(way):
+        yield from (each for child in children.get(way, []) for each in (child, *visit(child)))
+
+    assert ways[1] == list(visit(()))

@@ -255,17 +255,13 @@ def test_cells_no_row_sees_do_not_matter(isa):
 
 
 def random_tree(rng, rows, branching):
-    """Parents, and the way from the root to each row."""
+    """The way from the root to each of its rows."""
     parents = [-1]
     for row in range(1, rows):
         parents.append(row - 1 if rng.random() > branching else int(rng.integers(0, row)))
     ways = []
-    for row in range(rows):
-        way = []
-        while row >= 0:
-            way.append(row)
-            row = parents[row]
-        ways.append(way[::-1])
+    for row, parent in enumerate(parents):
+        ways.append([*(ways[parent] if parent >= 0 else []), row])
     return ways
 
 
@@ -278,9 +274,7 @@ def random_tree(rng, rows, branching):
         (300, 24, 188, 3), (120, 70, 66, 3),  # the last one's rows are shared out, not its tiles
     ],
 )  # fmt: skip
-def test_a_row_of_a_tree_is_as_if_the_other_branches_were_not_there(
-    isa, kinds, prefix, rows, padding, group
-):
+def test_a_row_of_a_tree_is_as_if_the_other_branches_were_not_there(isa, kinds, prefix, rows, padding, group):
     cells = prefix + rows + padding
     rng, q, k, v = random_case(prefix + rows, rows=rows, cells=cells, heads=2 * group, streams=2)
     k_cache, v_cache = (cache_of(x, kind)[0] for x, kind in ((k, kinds[0]), (v, kinds[1])))

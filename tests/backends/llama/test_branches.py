@@ -53,7 +53,7 @@ def keeping(cache, tokens):
 
 
 def random_tree(rng, text, leaves, most):
-    """A tree with the first tokens of `text` on one of its ways: tokens, parents, and the rows of that way."""
+    """A tree with the first tokens of `text` on one of its ways: tokens, parents, rows of that way."""
     n = int(rng.integers(1, most + 1))
     parents, inner = [-1], {0}
     for row in range(1, n):
