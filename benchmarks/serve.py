@@ -5,11 +5,12 @@
 1. One stream: seconds of an answer from the server, from the request to its end, against `specx complete` on
    the same prompt: the time that it reports for prompt and text, without its start. They take turns. The
    server's own report tells how much of a difference lies in writing, and how much in the way to the client.
-2. Tokens per second of 1, 2, 4 and 8 clients, each asking for the next answer as it is free.
+2. Tokens per second of 1, 2, 4 and 8 clients, each asking for the next answer as it is free. In a round all
+   numbers of clients get the same prompts, each from a server that was just started.
 3. Milliseconds until the first token of a short request alone, and beside seven of long prompts and answers.
 
 With --llama-server, 2. and 3. are also done with llama.cpp's server of as many slots, on the same token ids.
-Prompts are read anew each time: none is asked twice of one server.
+Prompts are read anew each time: none is asked twice of one server, which would know the answer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +76,21 @@ def one_stream(server: LlamaServer, cases: Sequence[Case], arguments: argparse.N
     }
 
 
-def throughput(server: LlamaServer, cases: Sequence[Case], rounds: int) -> dict[int, Spread]:
-    """Tokens per second by number of clients, which take turns on equal shares of the prompts."""
+def throughput(start: Callable[[], LlamaServer], cases: Sequence[Case], rounds: int) -> dict[str, Spread]:
+    """Tokens per second by number of clients, and times that of one: a round has the same prompts for all."""
     rates: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
-    share = len(cases) // (rounds * len(CLIENTS))
-    left = iter(cases)
-    for _ in range(rounds):
-        for clients in CLIENTS:
-            seconds, answers = drive(server, [next(left) for _ in range(share)], clients)
+    share = len(cases) // rounds
+    for number in range(rounds):
+        for clients in CLIENTS[:: -1 if number % 2 else 1]:
+            with start() as server:
+                answer(server, [1, 2, 3], 1)
+                seconds, answers = drive(server, cases[number * share : (number + 1) * share], clients)
             rates[clients].append(sum(each.tokens for each in answers) / seconds)
-    return {clients: Spread.of(found) for clients, found in rates.items()}
+    found = {str(clients): Spread.of(each) for clients, each in rates.items()}
+    for clients in CLIENTS[1:]:
+        paired = [many / one for many, one in zip(rates[clients], rates[CLIENTS[0]], strict=True)]
+        found[f"{clients} over 1"] = Spread.of(paired)
+    return found
 
 
 def first_token(server: LlamaServer, prompts: Prompts, rounds: int) -> dict[str, Spread]:
@@ -111,7 +117,7 @@ def first_token(server: LlamaServer, prompts: Prompts, rounds: int) -> dict[str,
 def main() -> None:
     arguments = _parser().parse_args()
     rounds, n_ctx, threads = arguments.rounds, arguments.ctx_size, arguments.threads
-    wanted = rounds * (1 + len(CLIENTS) * arguments.share)
+    wanted = rounds * (1 + arguments.share)
     cases = cases_of(
         arguments.model,
         arguments.prompts,
@@ -133,16 +139,19 @@ def main() -> None:
         for name, value in values.items():
             print(f"  {name!s:<22}{value!s:>24}", flush=True)
 
-    more = ("--drafter", arguments.drafter, "--parallel", str(max(CLIENTS)))
-    with specx_server(arguments.model, threads, n_ctx, *more) as server:
+    model, peer, slots = arguments.model, arguments.llama_server, max(CLIENTS)
+    more = ("--drafter", arguments.drafter, "--parallel", str(slots))
+    with specx_server(model, threads, n_ctx, *more) as server:
         answer(server, [1, 2, 3], 1)  # what is measured once was measured
         show("one stream", one_stream(server, alone, arguments))
-        show("tokens per second by clients", throughput(server, rest, rounds))
         show("first token", first_token(server, Prompts(cases), rounds))
-    if arguments.llama_server is not None:
-        with llama_server(arguments.llama_server, arguments.model, threads, n_ctx, max(CLIENTS)) as server:
+    by_clients = throughput(lambda: specx_server(model, threads, n_ctx, *more), rest, rounds)
+    show("tokens per second by clients", by_clients)
+    if peer is not None:
+        by_clients = throughput(lambda: llama_server(peer, model, threads, n_ctx, slots), rest, rounds)
+        show("llama-server, tokens per second by clients", by_clients)
+        with llama_server(peer, model, threads, n_ctx, slots) as server:
             answer(server, [1, 2, 3], 1)
-            show("llama-server, tokens per second by clients", throughput(server, rest, rounds))
             show("llama-server, first token", first_token(server, Prompts(cases), rounds))
     settings = {key: str(value) for key, value in vars(arguments).items()}
     print(json.dumps({"settings": settings, **found}, default=Spread.to_json))
@@ -159,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--drafter", default="free", help="of specx")
     add("--llama-server", type=Path, help="llama.cpp's server (scripts/build_peers.sh)")
     add("--rounds", type=int, default=3)
-    add("--share", type=int, default=8, help="prompts of each number of clients in a round")
+    add("--share", type=int, default=8, help="prompts of a round")
     add("--seed", type=int, default=0, help="decides which prompts are taken, and their order")
     return parser
 
