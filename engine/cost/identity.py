@@ -31,8 +31,8 @@ class Identity:
 
     Attributes:
         classes: disjoint classes of widths whose logits are bit-identical at every depth, largest first.
-        branches: whether the logits after an accepted branch equal those after the same chain, bit for bit
-            (a branch leaves the cells of the cache in another order); true where there are no branches.
+        branches: whether the logits of a branch, and those after it was accepted, equal those of the same
+            chain, bit for bit (a branch has its cells in another order); true where there are no branches.
         difference: largest absolute difference of a logit between any two shapes.
         depths: context depths at which it was measured, in tokens.
     """
@@ -145,7 +145,7 @@ def _rows(cache: Cache, tokens: Sequence[int], depth: int, n: int) -> NDArray[np
 
 
 def _branch_difference(cache: Cache, tokens: Sequence[int], depth: int) -> float:
-    """How far logits after an accepted second branch are from those after the same tokens as a chain."""
+    """How far logits of a second branch, and after it was accepted, are from those of the same chain."""
     root, first, second, third, *rest = tokens[depth : depth + 8]
     probe = np.asarray(rest[:2], np.int32)
     chain = np.arange(-1, 2, dtype=np.int32)
@@ -155,9 +155,10 @@ def _branch_difference(cache: Cache, tokens: Sequence[int], depth: int) -> float
         ((root, first, third, second, third), np.array([-1, 0, 1, 0, 3], np.int32), [0, 3, 4]),
     )
     for ids, parents, kept in shapes:
-        cache.forward(np.asarray(ids, np.int32), parents)
+        own = cache.forward(np.asarray(ids, np.int32), parents).logits[kept].copy()
         cache.keep(kept)
-        after.append(cache.forward(probe, np.array([-1, 0], np.int32)).logits.copy())
+        later = cache.forward(probe, np.array([-1, 0], np.int32)).logits
+        after.append(np.concatenate([own, later]))
         cache.keep([0])
         _back_to(cache, tokens, depth)
     return float(np.abs(after[0] - after[1]).max())
