@@ -101,6 +101,13 @@ class Guess:
     margin: float
     others: tuple[Runner, ...] = ()
 
+    @classmethod
+    def of(cls, tokens: NDArray[np.int32], scores: NDArray[np.float64]) -> Guess:
+        """The first of `tokens` (n,), with the scores (n,) of all, which fall."""
+        best, *others = tokens.tolist()
+        behind = (scores[0] - scores[1:]).tolist()
+        return cls(best, behind[0] if behind else float("inf"), tuple(zip(others, behind, strict=True)))
+
 
 class Guesser(Protocol):
     """Continues one text.

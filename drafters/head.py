@@ -326,7 +326,4 @@ class HeadGuesser(Guesser):
         assert self._runner is not None
         columns = self._runner.columns
         rows, scores = ranked(row, self._text, self._text.position + len(chain), 1 + RUNNERS, columns)
-        best, *others = (rows if columns is None else columns[rows]).tolist()
-        behind = (scores[0] - scores[1:]).tolist()
-        margin = behind[0] if behind else float("inf")
-        return Guess(best, margin, tuple(zip(others, behind, strict=True)))
+        return Guess.of(rows if columns is None else columns[rows], scores)

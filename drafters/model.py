@@ -22,6 +22,7 @@ from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.guesser import AT_ONCE, Guess, GuessCosts, Guesser, LoadedSource
 from specx.drafters.ranking import ranked
 from specx.drafters.reading import Read, Reader, in_common
+from specx.drafters.runners import RUNNERS
 from specx.drafters.translated import TranslatedGuesser
 
 __all__ = ["DraftModel", "ModelGuesser"]
@@ -181,12 +182,10 @@ class ModelGuesser(Guesser):
         self._reader.close()
 
     def _choice(self, row: NDArray[np.float32], position: int) -> Guess:
-        """The best token that the target has as well, and how far ahead of the next it is."""
+        """The best token that the target has as well, and how far ahead of the next ones it is."""
         source = self._source
         assert source.model is not None
         head = source.model.facts.head
         known = source.shared if head is None else int(np.searchsorted(head, source.shared))
-        rows, scores = ranked(row[:known], self._text, position, 2, head)
-        first, *others = scores.tolist()
-        best = rows.item(0) if head is None else head.item(rows.item(0))
-        return Guess(best, first - others[0] if others else float("inf"))
+        rows, scores = ranked(row[:known], self._text, position, 1 + RUNNERS, head)
+        return Guess.of(rows if head is None else head[rows], scores)

@@ -29,6 +29,7 @@ from specx.drafters.guesser import AT_ONCE, Guess, GuessCosts, Guesser
 from specx.drafters.healing import Heal, healed
 from specx.drafters.ranking import ranked
 from specx.drafters.reading import Read, Reader, Rooms
+from specx.drafters.runners import RUNNERS, Runner
 
 __all__ = ["TranslatedGuesser"]
 
@@ -136,6 +137,7 @@ class TranslatedGuesser(Guesser):
         self._drafted: list[int] = []  # draft tokens after those of the view
         self._ahead = b""  # bytes of them, beyond the text
         self._margins: list[tuple[int, float]] = []  # where each ends in these bytes, and its margin
+        self._others: dict[int, list[tuple[bytes, float]]] = {}  # where it begins: its runners-up
         self._proposed: list[int] = []
         self._known: list[bytes] = []  # what was drafted beyond those before, when each was proposed
         self._given = 0  # bytes of what was proposed
@@ -191,10 +193,20 @@ class TranslatedGuesser(Guesser):
                 margin = min(margin, each)
             if at >= end:
                 break
+        others = self._runners_up(byte_map, token)
         self._proposed.append(token)
         self._known.append(self._ahead[self._given :])
         self._given = end
-        return Guess(token, margin)
+        return Guess(token, margin, others)
+
+    def _runners_up(self, byte_map: ByteMap, token: int) -> tuple[Runner, ...]:
+        """The target tokens that runners-up would become where `token` is proposed, if a draft token begins
+        there."""
+        found: dict[int, float] = {}
+        for text, behind in self._others.get(self._given, ()):
+            if (said := byte_map.continued(text)) and said[0] != token:
+                found.setdefault(said[0], behind)
+        return tuple(found.items())
 
     def _ask(self, view: DraftText, byte_map: ByteMap, before: int) -> None:
         """One more token of the draft model."""
@@ -207,10 +219,10 @@ class TranslatedGuesser(Guesser):
         row = self._reader.logits(view.tokens, self._drafted)[0]
         head = self._head
         noise = byte_map.as_target if head is None else byte_map.as_target[head]
-        rows, scores = ranked(row, self._text, position, 2, noise)
-        token = int(rows[0]) if head is None else int(head[rows[0]])
-        margin = float(scores[0] - scores[1]) if len(rows) > 1 else NO_LIMIT
-        self._add(byte_map, token, byte_map.draft.pieces.piece(token), margin)
+        rows, scores = ranked(row, self._text, position, 1 + RUNNERS, noise)
+        guess, pieces = Guess.of(rows if head is None else head[rows], scores), byte_map.draft.pieces
+        self._others[len(self._ahead)] = [(pieces.piece(other), behind) for other, behind in guess.others]
+        self._add(byte_map, guess.token, pieces.piece(guess.token), guess.margin)
 
     @property
     def _head(self) -> NDArray[np.int32] | None:

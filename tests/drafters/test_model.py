@@ -38,7 +38,7 @@ def emit(text, guesser, tokens):
 
 def chosen(model, context, position, temperature, truncation):
     logits = model.logits(context)
-    return rank_tokens(logits, 7, position, temperature, *truncation, 2)
+    return rank_tokens(logits, 7, position, temperature, *truncation, 3)
 
 
 class Reading(ScriptedModel):
@@ -76,6 +76,8 @@ def test_every_proposal_is_the_choice_of_the_model_after_the_whole_text(temperat
                 ids, scores = chosen(model, [*text.tokens, *chain], at, temperature, truncation)
                 assert guess.token == ids[0]
                 assert guess.margin == pytest.approx(scores[0] - scores[1] if len(ids) > 1 else np.inf)
+                assert [token for token, _ in guess.others] == ids[1:3].tolist()
+                assert [behind for _, behind in guess.others] == pytest.approx(scores[0] - scores[1:3])
                 chain.append(guess.token)
             right = int(rng.integers(0, len(chain) + 1))
             emit(text, guesser, [*chain[:right], int(rng.integers(1, V))])

@@ -123,6 +123,39 @@ LARGE = (
 TEXT = b"the cat therein and the cats there on onion there cat " * 12
 
 
+class Undecided(Reciting):
+    """Says one word, others nearly as soon."""
+
+    def __init__(self, vocab, said):
+        super().__init__(vocab, b"", max_width=8)
+        self.said = said
+
+    def row(self, held):
+        logits = np.full(self.vocab.size, -20.0, np.float32)
+        for word, logit in self.said.items():
+            logits[self.vocab.words.index(word)] = logit
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("said", "proposed", "others"),
+    [
+        ({b" cat": 9.5, b" cats": 9.0, b" cab": 8.0}, b" cat", {b" ca": 1.5}),  # " cats" begins with the same
+        ({b" cab": 9.5, b" cat": 9.0, b" car": 8.5}, b" ca", {b" cat": 0.5, b" car": 1.0}),
+        ({b" car": 9.5, b" cat": 7.5, b" cab": 7.0}, b" car", {b" cat": 2.0, b" ca": 2.5}),
+    ],
+)
+def test_runners_up_are_what_the_target_makes_of_them(said, proposed, others):
+    target, draft = (
+        Words(b"the", b" cat", b" car", b" ca"),
+        Words(b"the", b" cat", b" car", b" cab", b" cats"),
+    )
+    text = Text(written(target, b"the the"))
+    guess = source_of(target, Undecided(draft, said)).follow(text).guess([])
+    assert target.piece(guess.token) == proposed
+    assert {target.piece(token): behind for token, behind in guess.others} == pytest.approx(others)
+
+
 @pytest.mark.parametrize("words", [(SMALL, (*SMALL, *LARGE)), (LARGE, SMALL)], ids=["more tokens", "others"])
 @pytest.mark.parametrize("chain", [1, 3])
 def test_who_knows_the_text_is_right_about_every_token(words, chain):
