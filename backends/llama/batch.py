@@ -52,13 +52,15 @@ class TreeShape:
         self.sequences: tuple[int, ...] = ()
         self.members: list[list[int]] = []
         if len(leaves) > 1:
-            others = [seq for seq in own if seq != main]
-            self.sequences = tuple(others[: len(leaves) - 1])
+            self.sequences = tuple(seq for seq in own if seq != main)
             self.members = self._assign(leaves)
 
     def _assign(self, leaves: list[int]) -> list[list[int]]:
+        """Each leaf its sequence, and the first one those that are left: llama.cpp builds its graph anew
+        when a batch has another number of sequences than the one before."""
         members: list[list[int]] = [[] for _ in self.parents]
-        for leaf, seq in zip(leaves, (self.main, *self.sequences), strict=True):
+        places = [*leaves, *leaves[:1] * (1 + len(self.sequences) - len(leaves))]
+        for leaf, seq in zip(places, (self.main, *self.sequences), strict=True):
             row = leaf
             while row >= 0:
                 members[row].append(seq)
