@@ -15,6 +15,7 @@ from specx.backends.errors import UsageError
 from specx.engine.api.paths import CHAT, COMPLETIONS
 from specx.engine.batch.source import LONGEST, Line, decoded
 from specx.engine.batch.table import Row, Table
+from specx.engine.batch.tally import Tally
 from specx.engine.batch.template import LINE_FIELDS, Template
 
 __all__ = [
@@ -134,8 +135,8 @@ class Reader:
     def __init__(self, how: Reading, lines: Iterator[Line]) -> None:
         self._how, self._lines = how, lines
         self._number = 0
-        self._ids: dict[int, int] = {}  # hash of a custom_id -> its line
-        self._seen: dict[str, int] = {}  # digest -> items with it so far
+        self._ids = Tally()  # the line of each custom_id, by its hash
+        self._seen = Tally()  # how many items have each digest
         bodies = how.format == "jsonl" and how.template is None
         self._form = BODY if bodies else ROW  # of the lines so far: what a broken one takes
         self.table: Table | None = None
@@ -263,13 +264,12 @@ class Reader:
         named = isinstance(item.custom_id, str)
         first = item.line
         if named and not self._how.unique:
-            first = self._ids.setdefault(hash(item.custom_id), item.line)
+            first = self._ids.set_default(hash(item.custom_id), item.line)
         if first != item.line:
             text = f'custom_id "{item.custom_id}" is on line {first} and again on line {item.line}'
             item.problem = (text, DUPLICATE)
         if not named or first != item.line:
-            before = self._seen.get(item.digest, int(named))
-            self._seen[item.digest] = before + 1
+            before = self._seen.add(int(item.digest, 16), 1) - (not named)
             if before:
                 item.digest = _digest(item.digest, before)
         item.number = self._number

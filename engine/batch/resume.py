@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from specx.backends.errors import FileError, UsageError
 from specx.engine.batch.items import Item
 from specx.engine.batch.lines import digest_of
+from specx.engine.batch.tally import Tally
 
 __all__ = ["Finished", "Made", "Skipper", "errors_path", "finished", "made_path"]
 
@@ -201,7 +201,7 @@ class Skipper:
     def __init__(self, digests: array[int], *, ordered: bool, output: str) -> None:
         self._digests, self._ordered, self._output = digests, ordered, output
         self._next = 0
-        self._counts: Counter[int] = Counter() if ordered else Counter(digests)
+        self._counts = Tally(() if ordered else digests)
         self._unanswered: Item | None = None  # the first one
 
     def skip(self, item: Item) -> bool:
@@ -222,8 +222,8 @@ class Skipper:
                 )
             self._next += 1
             return True
-        if self._counts[digest] > 0:
-            self._counts[digest] -= 1
+        if self._counts.get(digest):
+            self._counts.add(digest, -1)
             self._next += 1
             return True
         self._unanswered = self._unanswered or item
