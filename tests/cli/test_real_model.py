@@ -303,10 +303,11 @@ def test_verify(specx, tmp_path):
     assert report["branches_identical"] in (True, False)
     if ggml_device.unavailable() is None:
         done = specx("verify", "--prompts", prompts, "-n", 1, "--kernels", "specx", *SMALL)
-        assert done.code == 0 and "cannot matter here, where drafts are chains" in done.out
+        assert done.code == 0 and "accepting a branch of a tree leaves logits bit-identical" in done.out
         together = ("--parallel", 3, "--kernels", "specx", "--json")
         report = json.loads(specx("verify", "--prompts", prompts, "-n", 2, *together, *SMALL).out)
         assert (report["verdict"], report["texts"], report["compared"]) == ("exact", 3, 3 * 3 + 3 * 2)
+        assert report["branches_identical"] is None  # several texts take chains
     prompts.write_text("\n")
     failed(specx("verify", "--prompts", prompts), 2, "holds no prompts")
 
