@@ -360,7 +360,7 @@ def test_a_draft_model_that_checks_the_free_draft_does_not_change_the_answer(lea
 def test_a_draft_model_of_the_same_law_is_always_right_whatever_the_temperature():
     # It knows the noise of every position, so it chooses what the target chooses.
     for name in ("greedy", "cool", "warm"):
-        session = session_of(drafter="model", draft_max=16)  # which is never filled up
+        session = session_of(drafter="model", draft_max=16, max_leaves=1)  # which is never filled up
         generation = session.generate(PROMPT, SETTINGS[name], n_predict=100, ignore_eos=True)
         chunks = list(generation)
         assert sum(chunk.drafted for chunk in chunks) == sum(chunk.accepted for chunk in chunks) > 50
