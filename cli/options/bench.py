@@ -205,7 +205,7 @@ def bench_settings(
     Raises:
         UsageError: a value is not allowed.
     """
-    from specx.engine.bench.setup import BenchSettings
+    from specx.engine.bench.setup import BenchSettings, opened_with
 
     for name, value, least in (
         ("-n/--n-predict", work.n_predict, 1),
@@ -220,7 +220,7 @@ def bench_settings(
     threads = _thread_counts(model.threads)
     plain_model = {item.name: getattr(model, item.name) for item in fields(ModelOptions)}
     plain_model |= {"threads": threads[0], "kernels": _names("--kernels", model.kernels, KERNELS)[0]}
-    asked = read_asked(ModelOptions(**plain_model), replace(draft, drafter=drafters[0]))
+    asked = read_asked(ModelOptions(**plain_model), replace(draft, drafter=opened_with(drafters)))
     return BenchSettings(
         asked=asked,
         drafters=drafters,

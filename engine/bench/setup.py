@@ -22,11 +22,19 @@ from specx.backends.machine.machine import machine_fingerprint, read_conditions,
 from specx.engine.bench.records import ArmInfo, Run
 from specx.engine.bench.run import Arm, PeerArm, SpecxArm, nothing_learned, server_sampling
 from specx.engine.session import Session
-from specx.engine.settings import Asked, SamplingSettings
+from specx.engine.settings import WITH_MODEL, Asked, SamplingSettings
 from specx.engine.setup.here import Told
 from specx.engine.setup.layers import step_bytes
 
-__all__ = ["BenchSettings", "Opened", "load_average", "name_arms", "open_bench", "open_peers"]
+__all__ = [
+    "BenchSettings",
+    "Opened",
+    "load_average",
+    "name_arms",
+    "open_bench",
+    "open_peers",
+    "opened_with",
+]
 
 PLAIN = "none"
 PEER = "llama-server"
@@ -182,6 +190,12 @@ def _without_first(names: Sequence[str], left_out: str) -> list[str]:
     return kept
 
 
+def opened_with(drafters: Sequence[str]) -> str:
+    """The one of `drafters` that a session is opened with so that it can take turns with all of them."""
+    asking = (name for name in reversed(WITH_MODEL) if name in drafters)
+    return next(asking, next((name for name in drafters if name != PLAIN), PLAIN))
+
+
 def _check_baseline(baseline: str, names: Sequence[str]) -> None:
     if baseline and baseline not in names:
         raise UsageError(f"--baseline is {baseline!r}", f"the arms are {', '.join(names)}")
@@ -194,7 +208,7 @@ def _open_session(
     progress: Told | None,
     notice: Notice,
 ) -> Session:
-    wanted = next((name for name in settings.drafters if name != PLAIN), PLAIN)
+    wanted = opened_with(settings.drafters)
     asked = replace(settings.asked, drafter=wanted, kernels=arm.kernels, threads=arm.threads)
     session = stack.enter_context(Session.open(asked, progress=progress, notice=notice))
     # What a benchmark writes is not what this user reads; what it measures of the machine is kept.

@@ -265,6 +265,27 @@ def test_options_reach_the_comparison(bench, scripted, tmp_path):
     assert (settings.asked.threads, settings.asked.kernels) == (1, "specx")
 
 
+@pytest.mark.parametrize(
+    ("drafters", "opened"),
+    [
+        (("none",), "none"),
+        (("none", "free"), "free"),
+        (("none", "free", "auto"), "auto"),
+        (("none", "auto", "model"), "model"),
+    ],
+)
+def test_all_arms_are_possible_in_the_session_that_is_opened(drafters, opened):
+    assert bench_setup.opened_with(drafters) == opened
+
+
+def test_a_draft_model_is_known_though_the_first_arm_does_without(bench, scripted, tmp_path):
+    draft = tmp_path / "draft.gguf"
+    draft.write_bytes(b"GGUF")
+    done = bench("--drafter", "none,free,model", "-md", draft)
+    assert "is not used" not in done.err
+    assert scripted.settings.asked.draft.model == draft and scripted.settings.asked.drafter == "model"
+
+
 def test_synthetic_work_is_measured(specx, scripted):
     outcome = specx("bench", specx.model, "--synthetic", "pp32,tg32", "-r", "2", "-o", "csv")
     assert outcome.code == 0, outcome.err
