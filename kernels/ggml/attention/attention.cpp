@@ -22,11 +22,10 @@ constexpr int64_t kFewRows = 24;    // up to so many, Q8_0 is converted where it
 
 int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
 
-// A row of a token tree sees the text and the way to it, and not what other branches have in between. The cells that it
-// sees after such a hole are moved up to its beginning, as if nothing were in between: they are then where they would be
-// if the other branches had never been computed, and so are the bits of the row. Only of the last holes, which have at
-// most a tile of cells after them: a tree has no more, and a text whose cells are used round and round is left alone
-// but for its last ones.
+// A row of a token tree sees the text and the way to it, and not what other branches have in between. The cells that
+// it sees after such a hole are moved up to its beginning: they are then where they would be if the other branches had
+// never been computed, and the row has the same bits. That is done for the last holes, with at most a tile of cells
+// after them: a tree has no more, and texts whose cells are used round and round are left alone but for these.
 struct Moved {
     int32_t hole;  // the first cell of it; -1: nothing is moved
     int32_t end;   // where the row's cells end, when they are moved

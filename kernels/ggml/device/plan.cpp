@@ -18,7 +18,7 @@ using ggml::Tensor;
 constexpr int64_t kFewTokens = 32;
 constexpr int64_t kMoved = 8;        // tasks that a multiplication is moved before, at most
 constexpr int64_t kQuantized = 32;   // columns that are quantized together
-constexpr size_t kKnownTasks = 1 << 14;  // of all plans that are kept, 8 MB: a graph may come in many pieces
+constexpr size_t kKnownTasks = 1 << 13;  // of all plans that are kept, 1.2 MB: a graph may come in many pieces
 
 int64_t boundary(int64_t columns, int64_t unit, int member, int size) {
     const int64_t units = (columns + unit - 1) / unit;
@@ -41,11 +41,25 @@ const char* address(Region region, size_t offset = 0) {
     return reinterpret_cast<const char*>(kRegion * (region + 1) + offset);
 }
 
+// Memory that a task reads or writes. `row_bytes` is 0 where any thread may touch all of it; otherwise it goes by the cut.
+struct Access {
+    const char *begin, *end;
+    bool write;
+    size_t row_bytes, stride;
+};
+
+// A task while it is planned.
+struct Planned : Task {
+    int accesses = 0;
+    Access access[7] = {};
+};
+
 class Planner {
   public:
-    explicit Planner(int threads) : threads_(threads) {}
+    Planner(int threads, std::vector<Planned>& room) : threads_(threads), tasks_(room) { tasks_.clear(); }
 
-    Plan plan(const Graph* graph);
+    // `tasks` becomes those of the plan.
+    Plan plan(const Graph* graph, std::vector<Task> tasks);
 
   private:
     struct Angles {
@@ -71,7 +85,7 @@ class Planner {
     void add_rows(const Tensor* op);
     void add_other(Kind kind, const Tensor* op, size_t bytes);
 
-    Task task(Kind kind, const Tensor* op, int dims, int64_t unit) const;
+    Planned task(Kind kind, const Tensor* op, int dims, int64_t unit) const;
     size_t angles_of(const Tensor* op);
     void reserve(Region region, size_t bytes) { sizes_[region] = std::max(sizes_[region], bytes); }
     bool same_cut(const Access& a, const Cut& cut_a, const Access& b, const Cut& cut_b) const;
@@ -82,18 +96,18 @@ class Planner {
 
     const int threads_;
     int64_t tokens_ = 0;  // rows of the latest multiplication
-    std::vector<Task> tasks_;
+    std::vector<Planned>& tasks_;
     std::vector<Angles> angles_;
     Quantized held_[2];
     int next_held_ = 0, next_sums_ = 0;
     size_t sizes_[kRegions] = {};
 };
 
-void touch(Task& task, const char* begin, const char* end, bool write) {
+void touch(Planned& task, const char* begin, const char* end, bool write) {
     task.access[task.accesses++] = {begin, end, write, 0, 0};
 }
 
-void touch(Task& task, const Tensor* t, bool write) {
+void touch(Planned& task, const Tensor* t, bool write) {
     const char* begin = static_cast<const char*>(t->data);
     int64_t block = 1;  // elements that a step of nb[0] has
     if (t->type == ggml::kTypeQ8_0) block = 32;
@@ -102,7 +116,7 @@ void touch(Task& task, const Tensor* t, bool write) {
     touch(task, begin, end, write);
 }
 
-void touch(Task& task, const Rows& rows, bool write) {
+void touch(Planned& task, const Rows& rows, bool write) {
     const size_t bytes = rows.columns * rows.element;
     const size_t stride = rows.count > 1 ? rows.stride : 0;
     task.access[task.accesses++] = {rows.start, rows.start + (rows.count - 1) * stride + bytes, write, bytes, stride};
@@ -110,7 +124,7 @@ void touch(Task& task, const Rows& rows, bool write) {
 
 bool conflict(const Access& a, const Access& b) { return (a.write || b.write) && a.begin < b.end && b.begin < a.end; }
 
-bool conflict(const Task& a, const Task& b) {
+bool conflict(const Planned& a, const Planned& b) {
     for (int i = 0; i < a.accesses; ++i)
         for (int j = 0; j < b.accesses; ++j)
             if (conflict(a.access[i], b.access[j])) return true;
@@ -118,7 +132,7 @@ bool conflict(const Task& a, const Task& b) {
 }
 
 bool overlap(const Tensor* a, const Tensor* b) {
-    Task both = {};
+    Planned both = {};
     touch(both, a, true), touch(both, b, true);
     return conflict(both.access[0], both.access[1]);
 }
@@ -133,8 +147,8 @@ bool fits_over(const Tensor* out, const Tensor* x) {
 // Rows of the activations that are multiplied at once: all of them, unless their strides differ.
 bool sliced(const Tensor* op) { return !evenly_strided(op->src[1]) || !evenly_strided(op); }
 
-Task Planner::task(Kind kind, const Tensor* op, int dims, int64_t unit) const {
-    Task task = {kind, op};
+Planned Planner::task(Kind kind, const Tensor* op, int dims, int64_t unit) const {
+    Planned task = {{kind, op}};
     as_rows(op, dims, &task.out);
     as_rows(op->src[0], dims, &task.x);
     task.cut = {task.out.count, task.out.columns, 0};
@@ -143,12 +157,12 @@ Task Planner::task(Kind kind, const Tensor* op, int dims, int64_t unit) const {
 }
 
 void Planner::add_other(Kind kind, const Tensor* op, size_t bytes) {
-    Task task = {kind, op};
+    Planned task = {{kind, op}};
     for (int i = 0; i < 5; ++i)
         if (op->src[i] != nullptr && !(i == 0 && kind != Kind::attention)) touch(task, op->src[i], false);
     // The parts of two multiplications with the same experts are handed out from the same memory.
     if (kind == Kind::experts && !tasks_.empty()) {
-        const Task& before = tasks_.back();
+        const Planned& before = tasks_.back();
         const Tensor *w = op->src[0], *other = before.op->src[0];
         task.prepared = before.kind == Kind::experts && !before.prepared && before.op->src[1] == op->src[1] &&
                         before.op->src[2] == op->src[2] && other->type == w->type && other->ne[1] == w->ne[1] &&
@@ -173,7 +187,7 @@ void Planner::add_multiplication(const Tensor* op) {
         slot = next_held_;
         next_held_ = 1 - next_held_;
         held_[slot] = {x, w->type, 0, 0};
-        Task quantize = {Kind::quantize, op};
+        Planned quantize = {{Kind::quantize, op}};
         quantize.x = {static_cast<char*>(x->data), tokens_, x->ne[0], x->nb[1]};
         quantize.cut = {tokens_, x->ne[0], 0};
         quantize.unit = tokens_ <= kFewTokens ? kQuantized : 0;
@@ -186,7 +200,7 @@ void Planner::add_multiplication(const Tensor* op) {
         reserve(Region(slot), bytes);
         tasks_.push_back(quantize);
     }
-    Task task = {Kind::multiply, op};
+    Planned task = {{Kind::multiply, op}};
     task.out = {static_cast<char*>(op->data), tokens_, w->ne[1], op->nb[1]};
     task.cut = {tokens_, w->ne[1], 0};
     task.unit = kRowUnit;
@@ -221,7 +235,7 @@ void Planner::moved_from(size_t place) {
 void Planner::add_norm(const Tensor* op, const Tensor* product) {
     const int dims = columns_of(op, tokens_);
     const int64_t row = op->ne[0];
-    Task task = this->task(Kind::norm, op, dims, row);
+    Planned task = this->task(Kind::norm, op, dims, row);
     task.product = product;
     task.other = task.out;  // the norm without its weights
     if (product != nullptr) as_rows(product, dims, &task.out);
@@ -230,7 +244,7 @@ void Planner::add_norm(const Tensor* op, const Tensor* product) {
         const Region region = Region(kSums + next_sums_);
         next_sums_ = 1 - next_sums_;
         const size_t bytes = task.out.count * (row / kRowUnit) * sizeof(float);
-        Task squares = task;
+        Planned squares = task;
         squares.kind = Kind::squares, task.kind = Kind::normalize;
         squares.unit = task.unit = kRowUnit;
         squares.scratch = task.scratch = region;
@@ -256,7 +270,7 @@ size_t Planner::angles_of(const Tensor* op) {
         if (known.positions == op->src[1] && known.rotation == rotation) return known.offset;
     const size_t offset = sizes_[kAngles], bytes = round_up(op->ne[2] * 2 * rotation.dims * sizeof(float));
     sizes_[kAngles] += bytes;
-    Task task = {Kind::angles, op};
+    Planned task = {{Kind::angles, op}};
     task.cut = {op->ne[2], 0, 0};
     task.tables = offset;
     touch(task, op->src[1], false);
@@ -270,7 +284,7 @@ size_t Planner::angles_of(const Tensor* op) {
 
 void Planner::add_rotation(const Tensor* op) {
     const size_t offset = angles_of(op);
-    Task task = this->task(Kind::rotate, op, columns_of(op, op->ne[2]), op->ne[0]);
+    Planned task = this->task(Kind::rotate, op, columns_of(op, op->ne[2]), op->ne[0]);
     if (task.out.count > kFewTokens) task.unit = 0;
     task.tables = offset;
     touch(task, task.x, false);
@@ -286,7 +300,7 @@ void Planner::add_elementwise(const Tensor* op) {
     if (op->op == ggml::kOpUnary) kind = Kind::activate;
     if (op->op == ggml::kOpGlu) kind = Kind::gate;
     const int dims = columns_of(op, tokens_);
-    Task task = this->task(kind, op, dims, kRowUnit);
+    Planned task = this->task(kind, op, dims, kRowUnit);
     if (task.out.count > kFewTokens) task.unit = 0;
     if (kind == Kind::gate && op->src[1] == nullptr) {  // both halves of a row
         const size_t half = task.out.columns * sizeof(float), swapped = op->op_params[1] != 0 ? half : 0;
@@ -315,7 +329,7 @@ void Planner::add_elementwise(const Tensor* op) {
 
 // Rows into the cache, or from among others.
 void Planner::add_rows(const Tensor* op) {
-    Task task = {op->op == ggml::kOpSetRows ? Kind::store : Kind::look_up, op};
+    Planned task = {{op->op == ggml::kOpSetRows ? Kind::store : Kind::look_up, op}};
     as_rows(op->src[0], 1, &task.x);
     as_rows(op, 1, &task.out);
     const int64_t count = op->src[1]->ne[0];
@@ -366,13 +380,13 @@ bool Planner::same_cut(const Access& a, const Cut& cut_a, const Access& b, const
 
 // Where the producer of what it reads was cut, if it can be cut there.
 void Planner::choose_cut(size_t index, size_t stage) {
-    Task& task = tasks_[index];
+    Planned& task = tasks_[index];
     if (task.unit == 0) return;
     const int64_t usual = usual_unit(task.cut.columns, threads_);
     task.cut.unit = usual % task.unit == 0 ? usual : task.unit;
     if (task.kind == Kind::multiply) return;
     for (size_t i = index; i-- > stage;) {
-        const Task& before = tasks_[i];
+        const Planned& before = tasks_[i];
         if (before.cut.unit == 0 || before.cut.columns != task.cut.columns) continue;
         for (int j = 0; j < before.accesses; ++j) {
             const Access& made = before.access[j];
@@ -386,9 +400,9 @@ void Planner::choose_cut(size_t index, size_t stage) {
 }
 
 bool Planner::must_wait(size_t index, size_t stage) const {
-    const Task& task = tasks_[index];
+    const Planned& task = tasks_[index];
     for (size_t i = stage; i < index; ++i) {
-        const Task& before = tasks_[i];
+        const Planned& before = tasks_[i];
         for (int j = 0; j < before.accesses; ++j)
             for (int k = 0; k < task.accesses; ++k) {
                 if (task.prepared && before.kind == Kind::experts && k + 1 == task.accesses) continue;
@@ -424,12 +438,11 @@ void Planner::place_scratch(Plan* plan) {
     }
 }
 
-Plan Planner::plan(const Graph* graph) {
+Plan Planner::plan(const Graph* graph, std::vector<Task> tasks) {
     const auto computed = [&](int i) {
         const Tensor* op = graph->nodes[i];
         return !is_nothing(op) && !is_empty(op) && (op->flags & ggml::kFlagCompute) != 0;
     };
-    tasks_.reserve(2 * static_cast<size_t>(graph->n_nodes));
     for (int i = 0; i < graph->n_nodes; ++i) {
         const Tensor* op = graph->nodes[i];
         if (!computed(i)) continue;
@@ -452,7 +465,8 @@ Plan Planner::plan(const Graph* graph) {
     Plan plan;
     plan.threads = threads_;
     place_scratch(&plan);
-    plan.tasks.assign(tasks_.begin(), tasks_.end());  // not the room for more
+    plan.tasks = std::move(tasks);
+    plan.tasks.assign(tasks_.begin(), tasks_.end());
     return plan;
 }
 
@@ -463,7 +477,11 @@ Cut::Part Cut::part(int member, int size) const {
     return {0, rows, boundary(columns, unit, member, size), boundary(columns, unit, member + 1, size)};
 }
 
-Plan make_plan(const Graph* graph, int threads) { return Planner(threads < 1 ? 1 : threads).plan(graph); }
+Plan make_plan(const Graph* graph, int threads, std::vector<Task> tasks) {
+    // A graph of a new width comes every few steps, and memory that is new to the process costs as much as planning.
+    thread_local std::vector<Planned> room;
+    return Planner(threads < 1 ? 1 : threads, room).plan(graph, std::move(tasks));
+}
 
 const Plan& Plans::of(const Graph* graph, int threads) {
     for (auto known = known_.begin(); known != known_.end() && graph->uid != 0; ++known) {
@@ -472,7 +490,7 @@ const Plan& Plans::of(const Graph* graph, int threads) {
         return known->plan;
     }
     if (!known_.empty() && known_.front().uid == 0) forget(known_.begin());
-    known_.push_front({graph->uid, make_plan(graph, threads)});
+    known_.push_front({graph->uid, make_plan(graph, threads, std::move(forgotten_))});
     tasks_ += known_.front().plan.tasks.size() + 1;
     while (tasks_ > kKnownTasks && known_.size() > 1) forget(std::prev(known_.end()));
     return known_.front().plan;
@@ -480,6 +498,7 @@ const Plan& Plans::of(const Graph* graph, int threads) {
 
 void Plans::forget(std::list<Known>::iterator known) {
     tasks_ -= known->plan.tasks.size() + 1;
+    forgotten_ = std::move(known->plan.tasks);
     known_.erase(known);
 }
 

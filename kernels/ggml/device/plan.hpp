@@ -51,13 +51,6 @@ struct Cut {
     Part part(int member, int size) const;
 };
 
-// Memory that a task reads or writes. `row_bytes` is 0 where any thread may touch all of it; otherwise it goes by the cut.
-struct Access {
-    const char *begin, *end;
-    bool write;
-    size_t row_bytes, stride;
-};
-
 struct Task {
     Kind kind;
     const ggml::Tensor* op;
@@ -70,8 +63,6 @@ struct Task {
     size_t tables = 0;       // the same of angles
     bool wait = false;       // for the other threads, before it
     bool prepared = false;   // experts: what the task before prepared is used again
-    int accesses = 0;
-    Access access[7] = {};
 };
 
 struct Plan {
@@ -81,7 +72,8 @@ struct Plan {
     int64_t barriers = 0;
 };
 
-Plan make_plan(const ggml::Graph* graph, int threads);
+// `tasks`: memory that becomes that of the plan's.
+Plan make_plan(const ggml::Graph* graph, int threads, std::vector<Task> tasks = {});
 
 // The plans of graphs that were computed before.
 class Plans {
@@ -98,6 +90,7 @@ class Plans {
 
     std::list<Known> known_;  // the latest first
     size_t tasks_ = 0;
+    std::vector<Task> forgotten_;  // of the last plan that was: the next one has its memory
 };
 
 // ggml's way to end a computation: whether `callback`, if there is one, says so.
