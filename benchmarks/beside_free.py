@@ -36,7 +36,7 @@ from specx.backends.llama.head import LlamaHead
 from specx.backends.llama.kernels import KERNELS
 from specx.backends.llama.model import LlamaModel
 from specx.backends.scripted import SimulatedClock
-from specx.backends.settings import HEAD_ROWS, Load
+from specx.backends.settings import HEAD_HELD_OWN, HEAD_ROWS, Load
 from specx.drafters.free import FreeDrafter
 from specx.drafters.guesser import GuessCosts
 from specx.drafters.head import DraftHead, HeadRunner, LoadedHead
@@ -51,6 +51,7 @@ from specx.engine.settings import Asked, SamplingSettings
 
 TARGET_MS = {1: 21.2, 4: 21.4, 8: 30.2, 16: 56.0, 32: 112.0, 64: 224.0}
 DRAFT_SHAPE = {1: 1.0, 2: 1.05, 4: 1.2, 8: 1.8, 16: 3.3, 64: 12.0}  # a call's time, times that of one token
+HEAD_SHAPE = {1: 1.0, 4: 2.85, 32: 22.7, 64: 45.4}  # of a head, which scores all its rows for each token
 N_CTX = 2048
 
 
@@ -115,7 +116,7 @@ class Timed(LoadedHead):
 
         def timed(drafted: Sequence[int]) -> NDArray[np.float32]:
             unread = runner.unread(drafted)
-            times = float(np.interp(unread, list(DRAFT_SHAPE), list(DRAFT_SHAPE.values())))
+            times = float(np.interp(unread, list(HEAD_SHAPE), list(HEAD_SHAPE.values())))
             self._clock.sleep(self._token_ms * times * 1e-3)
             return logits(drafted)
 
@@ -134,8 +135,8 @@ def draft_head(path: Path, load: Load, token_ms: float, session: Session, clock:
     load = replace(load, n_batch=HEAD_ROWS, n_ubatch=HEAD_ROWS)
     loaded = pair_head(LlamaHead(head, load, target_context=model.context, kernels=KERNELS["specx"]))
     model.extract(head.layers)
-    costs = GuessCosts(token_ms, token_ms * 0.1, token_ms * 0.19, 0.0)
-    return DraftHead(lambda: Timed(loaded, token_ms, clock), costs=costs, clock=clock)
+    costs = GuessCosts(token_ms, token_ms * 0.62, token_ms * 0.71, 0.0)
+    return DraftHead(lambda: Timed(loaded, token_ms, clock), costs=costs, clock=clock, held=HEAD_HELD_OWN)
 
 
 def measure(

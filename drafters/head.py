@@ -167,8 +167,10 @@ class DraftHead(LoadedSource["HeadRunner"]):
         costs: what a proposal is expected to cost; corrected in place.
         calibration: how often it is right; learned further in place.
         clock: seconds.
+        held: tokens that it begins with.
 
     Attributes:
+        held: as given.
         recorder: keeps what the texts show that are followed from now on, if that is wanted.
     """
 
@@ -182,9 +184,11 @@ class DraftHead(LoadedSource["HeadRunner"]):
         costs: GuessCosts,
         calibration: ModelCalibration | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        held: int = HEAD_HELD,
     ) -> None:
         super().__init__(costs, calibration, clock)
         self.recorder: Recorder | None = None
+        self.held = held
         self._load = load
         self._head: LoadedHead | None = None
 
@@ -252,13 +256,14 @@ class HeadGuesser(Guesser):
 
     def _hold(self, at: int, features: NDArray[np.float32]) -> None:
         """Keep states, which nobody else has, until the head is asked."""
+        most = self._source.held
         if at != self._known:
             self._waiting, self._at = [], at
         self._waiting.append(features)
         self._known = at + len(features)
-        while self._known - self._at - len(self._waiting[0]) >= HEAD_HELD:
+        while self._known - self._at - len(self._waiting[0]) >= most:
             self._at += len(self._waiting.pop(0))
-        if (older := self._known - self._at - HEAD_HELD) > 0:
+        if (older := self._known - self._at - most) > 0:
             self._waiting[0] = self._waiting[0][older:]
             self._at += older
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from specx.backends.base import Model, Vocab
 from specx.backends.errors import SpecxError
+from specx.backends.settings import HEAD_HELD, HEAD_HELD_OWN
 from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.guesser import GuessCosts
 from specx.drafters.head import DraftHead, LoadedHead
@@ -346,6 +347,7 @@ class DraftModels:
             costs=costs,
             calibration=calibration,
             clock=self._clock,
+            held=HEAD_HELD_OWN if candidate.trial else HEAD_HELD,
         )
         if self.adapting is not None:
             head.recorder = self.adapting.recorder(candidate)

@@ -193,19 +193,20 @@ def made_source(target, head, **options):
     return DraftHead(lambda: pair_head(head), costs=costs, **options)
 
 
-def test_a_guesser_waits_with_what_it_reads():
+@pytest.mark.parametrize("held", [HEAD_HELD, 4])
+def test_a_guesser_waits_with_what_it_reads(held):
     target = made_target()
     head = KnowingHead(target)
-    source = made_source(target, head)
+    source = made_source(target, head, held=held)
     text = Text([int(token) for token in np.random.default_rng(1).integers(0, V, 400)])
     guesser = source.follow(text)
     assert not guesser.usable
     for start, end in ((0, 150), (150, 399)):
         guesser.read(start, features_of(target, text.tokens, start, end))
-    assert guesser.usable and not source.loaded and guesser.unread(()) == HEAD_HELD
+    assert guesser.usable and not source.loaded and guesser.unread(()) == held
     guess = guesser.guess(())
     assert guess.token == int(np.argmax(target.logits(text.tokens))) and guess.margin > 0
-    assert head.calls == [(0, HEAD_HELD, 0)] and guesser.unread([guess.token]) == 1
+    assert head.calls == [(0, held, 0)] and guesser.unread([guess.token]) == 1
     following = guesser.guess([guess.token])
     assert following.token == int(np.argmax(target.logits([*text.tokens, guess.token])))
 
