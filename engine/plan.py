@@ -150,20 +150,22 @@ class Plan:
         job = jobs[0]
         left, again = job.cache.room, len(job.cache.again)
         widest = max(1, min(facts.max_width - again, left))
-        costs = self.staircase.costs(job.cache.length, self._before, self._switch_ms)
-        plain_ms = float(costs[1:].min())
-        costs = costs[again : again + widest + 1]
+        by_rows = self.staircase.costs(job.cache.length, self._before, self._switch_ms)
+        costs = by_rows[again : again + widest + 1]
         if self._forbidden is not None and left >= self.narrowest:
             costs = costs + self._forbidden[: len(costs)]
         if self.longest_ms < np.inf:
             costs = self._limited(costs, float(costs.min()))
         leaves = 1 if self.widths else facts.max_leaves
-        budget = job.budget.steps
-        if again:  # which the step may cost more than it costs without a draft
-            budget *= plain_ms / float(costs[1:].min())
+        rooms, budget = [self._room(widest, left, leaves)], job.budget.steps
+        if not again:
+            step = StepCosts(costs, self._host_ms, self._leaf_ms, budget, leaves == 1)
+            return Terms(jobs, rooms, costs, step.plain_ms, False, [0.0], step)
+        # In plain steps that read nothing again; so much more may be lost than without a draft.
+        plain_ms = float(by_rows[1:].min())
+        budget *= plain_ms / float(costs[1:].min())
         step = StepCosts(costs, self._host_ms, self._leaf_ms, budget, leaves == 1)
-        rooms = [self._room(widest, left, leaves)]
-        return Terms(jobs, rooms, costs, plain_ms if again else step.plain_ms, False, [0.0], step, again)
+        return Terms(jobs, rooms, costs, plain_ms, False, [0.0], step, again)
 
     def _terms_together(self, jobs: Sequence[Planned], facts: Facts) -> Terms:
         """The same for several texts, which take chains."""

@@ -11,7 +11,6 @@ namespace {
 
 constexpr int64_t kTypeF16 = 1, kTypeQ8_0 = 8;  // ggml's numbers
 constexpr float kMinusInfinity = -INFINITY;
-constexpr uint16_t kHidden = 0xFC00;  // that as a float16, in a mask
 
 // Up to this many rows the tiles are shared out among the threads and folded in a second pass; wider batches have
 // enough rows to share those out instead. The results are the same, only the time differs.

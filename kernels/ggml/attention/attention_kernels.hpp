@@ -97,14 +97,12 @@ void widen_keys(const Keys& keys, int cells, int64_t k_size, float* floats) {
     }
 }
 
-constexpr uint16_t kMinusInfinity = 0xFC00;  // as a float16
-
 int visible_cells(const uint16_t* mask, int cells) {
-    if (mask[cells - 1] != kMinusInfinity) return cells;
+    if (mask[cells - 1] != kHidden) return cells;
     unsigned different = 0;
-    for (int i = 0; i < cells; ++i) different |= mask[i] ^ kMinusInfinity;
+    for (int i = 0; i < cells; ++i) different |= mask[i] ^ kHidden;
     if (different == 0) return 0;
-    while (mask[cells - 1] == kMinusInfinity) --cells;
+    while (mask[cells - 1] == kHidden) --cells;
     return cells;
 }
 
@@ -117,14 +115,14 @@ int64_t last_holes(const uint16_t* mask, int64_t cells) {
     }
     const int64_t near = end > kTileCells ? end - kTileCells : 0;
     unsigned hidden = 0;
-    for (int64_t i = near; i < end; ++i) hidden |= mask[i] == kMinusInfinity;
+    for (int64_t i = near; i < end; ++i) hidden |= mask[i] == kHidden;
     if (hidden == 0) return -1;
     int64_t hole = -1;
     int after = 0;
     for (int64_t i = end - 1; i > 0 && after <= kTileCells; --i) {
-        if (mask[i] != kMinusInfinity) {
+        if (mask[i] != kHidden) {
             ++after;
-        } else if (mask[i - 1] != kMinusInfinity) {
+        } else if (mask[i - 1] != kHidden) {
             hole = i;
         }
     }
@@ -263,7 +261,7 @@ RowState softmax(float* row, int cells, const uint16_t* mask, float slope, Logit
     const int columns = whole_columns(cells);
     uint16_t tail[kTileCells];
     if (cells < columns) {  // cells that do not exist are masked
-        for (int i = 0; i < columns; ++i) tail[i] = i >= cells ? kMinusInfinity : mask != nullptr ? mask[i] : 0;
+        for (int i = 0; i < columns; ++i) tail[i] = i >= cells ? kHidden : mask != nullptr ? mask[i] : 0;
         mask = tail;
     }
     auto maximum = V::set(-kInfinity);

@@ -9,6 +9,7 @@
 namespace specx {
 
 constexpr int kTileCells = 64;  // cells of a tile: a row's results depend on it, nothing else may
+constexpr uint16_t kHidden = 0xFC00;  // in a mask: minus infinity as a float16, for a cell that a row does not see
 constexpr int kRowGroup = 6;    // rows computed together: fills the registers of every instruction set
 
 // The state of one row's softmax after some cells: the result is value / sum.
