@@ -9,9 +9,10 @@ steps and calls take what was measured of a target of 1.07 billion parameters (s
 cores of a Zen 4 without AMX) on a simulated clock, so that the figures are the same on a busy machine, and
 TARGET may be a small model that stands for one widened by widen_gguf.py, which writes the same text.
 
-Every answer begins with free drafters that know nothing. What is known of the draft model is kept from
-answer to answer, as it is from process to process. It is loaded already, and work outside of the models takes
-no time. A price of next to nothing tells what its agreement with the target bounds.
+Every answer begins with free drafters that know nothing. What is known of the draft model is kept from answer
+to answer, as it is from process to process. It is loaded already, and work outside of the models takes no
+time. With `--staircase zen4-specx-135m` steps take what those of SmolLM2 itself take there. A price of next
+to nothing tells what its agreement with the target bounds.
 
 The last line is JSON: geometric means over the prompts of each category, times the speed of free drafts.
 """
@@ -139,6 +140,14 @@ def draft_head(path: Path, load: Load, token_ms: float, session: Session, clock:
     return DraftHead(lambda: Timed(loaded, token_ms, clock), costs=costs, clock=clock, held=HEAD_HELD_OWN)
 
 
+def step_times(name: str | None) -> Mapping[int, float]:
+    """Milliseconds of a step by its tokens, 256 deep."""
+    if name is None:
+        return TARGET_MS
+    kept = json.loads((Path(__file__).parent / "staircases.json").read_text())
+    return {int(n): float(ms) for n, ms in kept[name]["256"].items()}
+
+
 def measure(
     session: Session, ways: Sequence[Way], prompts: Sequence[Prompt], options: argparse.Namespace
 ) -> Mapping[str, list[dict[str, Told]]]:
@@ -203,6 +212,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--draft-ms", type=float, nargs="+", default=[2.3], help="a token of DRAFT (2.3)")
     parser.add_argument("--same", action="store_true", help="DRAFT has the vocabulary of TARGET")
+    parser.add_argument("--staircase", help="step times of TARGET: a name in staircases.json")
     parser.add_argument("--head", action="store_true", help="DRAFT is a draft head")
     parser.add_argument("--chains", action="store_true", help="with drafts that are chains as well")
     options = parser.parse_args()
@@ -211,7 +221,7 @@ def main() -> None:
         assert session.setup is not None
         load = Load(options.draft, session.setup.load.threads, session.setup.load.threads_batch, n_ctx=N_CTX)
         clock = SimulatedClock()
-        simulated(session, TARGET_MS, clock)
+        simulated(session, step_times(options.staircase), clock)
         leaves = {"": session.model.facts.max_leaves} | ({" chains": 1} if options.chains else {})
         ways = [Way("none", session), *(Way(f"free{kind}", session, None, n) for kind, n in leaves.items())]
         drafts: list[LlamaModel] = []

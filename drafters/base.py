@@ -131,7 +131,8 @@ class Offer:
             reading tokens that the source has not read, loading it.
         open_ms: the part of it that serves every text of this process.
         upkeep_ms: expected milliseconds of what is to be read again in each later step.
-        explorable: whether it may be asked only to learn how good it is.
+        record: how likely the next token is thought to be right, and how many tokens of the source have been
+            scored so far; None where it may not be asked only to learn how good it is.
         first_ms: expected milliseconds that the first time takes longer, as where several tokens are checked.
         gain: the best of these forecasts, all at once, for a step of one text; None where nothing tells it
             faster than looking at each.
@@ -143,7 +144,7 @@ class Offer:
     most: int
     token_ms: float
     invest_ms: float = 0.0
-    explorable: bool = True
+    record: Callable[[], tuple[float, int]] | None = None
     open_ms: float = 0.0
     upkeep_ms: float = 0.0
     first_ms: float = 0.0

@@ -185,7 +185,7 @@ class MixtureDrafting(Drafting):
                     most - checked,
                     token_ms,
                     invest_ms,
-                    loaded,
+                    partial(_record, foresight, source) if loaded else None,
                     open_ms,
                     upkeep_ms,
                     checked * further_ms,
@@ -218,3 +218,8 @@ class MixtureDrafting(Drafting):
         """The chains of the other sources."""
         sources = self._sources
         return [] if len(sources) == 1 else [other.chain for other in sources if other is not asked]
+
+
+def _record(foresight: Foresight, source: GuesserSource) -> tuple[float, int]:
+    """How likely the next token of a source is right, and how many of its tokens that rests on."""
+    return foresight.likely, source.calibration.trials

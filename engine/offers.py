@@ -8,12 +8,15 @@ objective over more than one step.
 - An *investment*: what has to be read or loaded before the first token serves later steps as well. It is made
   where the rest of this process is expected to gain more from it than it costs, and no less than if it were
   made later (engine/learned/lengths.py). It stands outside the budget.
-- *Exploration*: a source that is thought to be poor is asked now and then all the same, where a right token
-  would pay, for at most INTEREST of the time.
+- *Exploration*: a source that is thought to be poor is asked now and then all the same, where it would pay if
+  it were as good as it may well be by the few tokens that were scored lately, for at most INTEREST of the
+  time. The less is known the more it may be; what was learned long ago counts for less (discounted upper
+  confidence bounds: Garivier and Moulines, 2011).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -24,9 +27,11 @@ from specx.engine.budget import INTEREST, Asked, Decision, Terms
 __all__ = ["Asking", "Reason"]
 
 AHEAD = (1, 2, 4, 8, 16)  # numbers of times that a source is asked, weighed at once
-CERTAIN = {n: Draft.of_chain(range(n), [1.0] * n) for n in AHEAD}  # drafts of so many right tokens
 FADES = 1 / 32  # weight of a step in what a source is expected to gain: drafts that cost nothing come and go
 LEARNED = 0.1  # and in what it has to read again
+FORGETS = 1 / 1024  # share of what is known of a source that a step takes away
+KNOWN = 50.0  # trials that a source is known by at most: estimates are made of as many
+BOUND = 2.0  # standard deviations that it may be better than it is thought to be
 
 Best = Callable[[Terms, Sequence[Draft]], Decision]
 """The best step with these drafts of the texts."""
@@ -107,6 +112,7 @@ class Asking:
         self._asked_before: set[tuple[Drafting, str]] = set()  # and in the one before
         self._weighed: set[str] = set()  # sources of which an offer to the present text was
         self._exploring_ms = 0.0  # that may be spent without being expected to pay
+        self._known: dict[str, float] = {}  # trials by source; older ones count for less
 
     def earn(self, decision: Decision, step_ms: float) -> None:
         """A step took `step_ms` in all: a share of that may be spent on exploration."""
@@ -115,6 +121,8 @@ class Asking:
             if part.asked is not None:
                 self._exploring_ms -= part.asked.explored_ms
         self._exploring_ms += INTEREST * step_ms
+        for source in self._known:
+            self._known[source] *= 1 - FORGETS
 
     def ask(self, terms: Terms, drafts: list[Draft], i: int, free: Decision) -> Decision:
         """`free`, or what is better once the sources of text `i` were asked as often as that pays.
@@ -132,7 +140,8 @@ class Asking:
             drafts[i] = offer.take()
             took_ms = (self._clock() - start) * 1e3
             self._asked.add((terms.jobs[i].drafting, offer.source))
-            if found.reason is Reason.INVESTMENT or not offer.explorable:  # whatever loads it is invested
+            self._known[offer.source] = min(self._known.get(offer.source, 0.0) + 1, KNOWN)
+            if found.reason is Reason.INVESTMENT or offer.record is None:  # whatever loads it is invested
                 invested = max(took_ms - offer.token_ms - offer.first_ms, 0.0)
                 invested_ms, took_ms = invested_ms + invested, took_ms - invested
             elif found.reason is Reason.EXPLORATION:
@@ -171,7 +180,7 @@ class Asking:
             terms, i, offer, most, tokens if most > 0 else best.parts[i].expected
         ):
             return most, Reason.INVESTMENT
-        if spent_ms == 0 and offer.explorable and self._may_explore(terms, i, offer, best):
+        if spent_ms == 0 and self._may_explore(terms, i, offer, best):
             return 0.0, Reason.EXPLORATION
         return 0.0, None
 
@@ -252,17 +261,30 @@ class Asking:
         return tokens, cost_ms
 
     def _may_explore(self, terms: Terms, i: int, offer: Offer, best: Decision) -> bool:
-        """Whether a token may be asked for that is not expected to pay: rarely, and where it might."""
+        """Whether a token may be asked for that is not expected to pay: rarely, and where it well might."""
         time_ms = offer.invest_ms + offer.first_ms + offer.token_ms
-        if self._exploring_ms < time_ms or time_ms > terms.covered_ms(i):
+        if offer.record is None or self._exploring_ms < time_ms or time_ms > terms.covered_ms(i):
             return False
         self._exploring_ms = min(self._exploring_ms, 2 * time_ms)  # and not often in a row
         others = [EMPTY_DRAFT] * len(terms.jobs)
+        hazard = self._at_most(offer.source, *offer.record())
         for n in AHEAD:
             if n > offer.most:
                 break
             spent_ms = offer.first_ms + n * offer.token_ms
-            expected, cost_ms = self._expected(terms, others, i, CERTAIN[n], spent_ms)
+            draft = Draft.of_chain(range(n), [hazard ** (k + 1) for k in range(n)])
+            expected, cost_ms = self._expected(terms, others, i, draft, spent_ms)
             if expected / cost_ms > best.rate:
                 return True
+        self._exploring_ms = 0.0  # looked at again when as much has been earned
         return False
+
+    def _at_most(self, source: str, likely: float, trials: int) -> float:
+        """How often a source may well be right that is thought to be right so often.
+
+        An upper confidence bound (Agresti and Coull, 1998).
+        """
+        known = self._known.setdefault(source, min(float(trials), KNOWN))
+        weight = known + BOUND**2
+        middle = (likely * known + BOUND**2 / 2) / weight
+        return min(middle + BOUND * math.sqrt(middle * (1 - middle) / weight), 1.0)

@@ -26,7 +26,8 @@ PIECE = 64  # tokens of a prompt that are read at once while nothing is known of
 LEAST = 8  # and at least: fewer take nearly as long
 STALL = 2.0  # times as long as the step of others, that a piece may take
 UNNOTICED_MS = 20.0  # that a piece may take in any case: a stream that waits so long still looks smooth
-ALONE_MS = 250.0  # and where nobody is written: who comes meanwhile waits for it, but fewer are slower
+ALONE_MS = 250.0  # and where nobody is written: who comes meanwhile waits for it, but fewer may be slower
+SLOWER = 1.03  # times as long as in the widest step, that a token of a shorter piece may take
 OVERTAKEN = 3  # pieces of others that are read in a row although another prompt has been waiting longer
 
 Written = Iterator[tuple[Generation, Chunk]]
@@ -216,9 +217,24 @@ class _Together:
     def _most_ms(self) -> float:
         """Milliseconds that a piece of a prompt may take, and a step beside it if it can be so short."""
         if not self._jobs:
-            return ALONE_MS
+            return self._alone_ms
         most_ms = max(STALL * self._plain_ms, UNNOTICED_MS)
         return min(most_ms, self._first_tokens.longest_ms) if self.count < self._at_once else most_ms
+
+    @property
+    def _alone_ms(self) -> float:
+        """The same where nobody is written.
+
+        Pieces of several times the widest step are read faster than that, by how much is not known. Where
+        they would take too long anyhow, a piece takes no longer than whoever comes meanwhile could wait,
+        unless its tokens take longer each.
+        """
+        costs, wait_ms = self._writer.plan.staircase.costs(0), self._first_tokens.longest_ms
+        width, widest_ms = len(costs) - 1, float(costs[-1])
+        if 2 * widest_ms <= ALONE_MS or wait_ms >= ALONE_MS:
+            return ALONE_MS
+        few = np.flatnonzero(costs <= wait_ms).max(initial=1)
+        return ALONE_MS if costs[few] / few > SLOWER * widest_ms / width else wait_ms
 
     def _piece(self, generation: Generation) -> int:
         """Tokens of a prompt that are read before the next step: about as many as take no longer than that,
@@ -228,7 +244,8 @@ class _Together:
             return PIECE
         costs = plan.staircase.costs(generation.has_read)
         width, widest_ms = len(costs) - 1, float(costs[-1])
-        least, most_ms = LEAST if self._jobs else PIECE, self._most_ms
+        most_ms = self._most_ms
+        least = LEAST if self._jobs or most_ms < ALONE_MS else PIECE
         if not self._first_tokens.waits(generation) and (slack_ms := self._first_tokens.slack_ms()) < most_ms:
             least, most_ms = LEAST, max(slack_ms, 0.0)
         if widest_ms <= most_ms:

@@ -603,6 +603,10 @@ class Foresight:
         """What the free drafters claim comes next: tokens, and how likely each is right if those before it
         are."""
 
+    @property
+    def likely(self) -> float:
+        """How likely the source's next token is right."""
+
     def worth_checking(self, most: int, further_ms: float, token_ms: float) -> int:
         """How many of the first `most` claims are worth checking in one call.
 

@@ -67,6 +67,7 @@ void bind_foresight(nb::module_& m) {
             const Claims& claims = self.foresight.claims();
             return nb::make_tuple(claims.tokens, claims.hazards);
         })
+        .def_prop_ro("likely", [](const BoundForesight& self) { return self.foresight.likely(); })
         .def("worth_checking", [](const BoundForesight& self, int most, double further_ms, double token_ms) {
             return self.foresight.worth_checking(most, further_ms, token_ms);
         }, "most"_a, "further_ms"_a, "token_ms"_a)

@@ -62,6 +62,8 @@ class Foresight {
     Foresight(Claims claims, const BesideCounts& counts, double first, double later, std::vector<double> below);
 
     const Claims& claims() const { return claims_; }
+    // How likely the next token is right.
+    double likely() const { return right(0); }
     // How many of the first `most` claims are worth checking in one call: another one costs `further_ms`, and
     // spares a call of `token_ms` if it and all before it are right and what the source says.
     int worth_checking(int most, double further_ms, double token_ms) const;

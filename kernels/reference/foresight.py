@@ -184,6 +184,11 @@ class Foresight:
             found.append(hazard)
         return [*found, *self.below]
 
+    @property
+    def likely(self) -> float:
+        """How likely the next token is right."""
+        return self._right(0)
+
     def _right(self, depth: int) -> float:
         if depth < len(self.expected):
             return self.expected[depth].right

@@ -230,7 +230,7 @@ def test_a_check_is_another_offer_of_the_same_source():
     calibration = drafter.guessers[0].calibration
     drafting.propose(CHAIN)
     token, [check] = offers_of(drafting)
-    assert (check.source, check.token_ms, check.explorable) == (token.source, token.token_ms, True)
+    assert (check.source, check.token_ms, check.record()) == (token.source, token.token_ms, token.record())
     assert check.first_ms == pytest.approx(3 * 0.5) and token.first_ms == 0
     assert check.invest_ms == token.invest_ms == pytest.approx(2 * 0.5)
     assert (token.most, check.most) == (8, 5)

@@ -173,13 +173,15 @@ def test_what_a_source_is_expected_to_give():
     drafting = drafter.start(Text([1, 2, 3]))
     drafting.propose(TREE)
     offer = offered(drafting)["one"]
-    assert (offer.most, offer.token_ms, offer.explorable) == (8, 2.0, True)
+    assert (offer.most, offer.token_ms) == (8, 2.0)
     assert offer.invest_ms == pytest.approx(2 * 0.5)  # two tokens before the last one are unread
     [(probability, forecast)] = offer.forecast(3)
     assert probability == 1
     assert paths(forecast) == {(-1,): 1, (-1, -1): 1, (-1, -1, -1): 1, (50,): 0}
     expected = Beside(*source.calibration.counts.expected_beside(False, [np.float32(0.2).item()])[0])
     later = source.calibration.counts.later(False)
+    assert offer.record is not None
+    assert offer.record() == (expected.right, 0)
     chain = [prob for prob, token in zip(forecast.probs, forecast.tokens, strict=True) if token < 0]
     assert chain == pytest.approx([expected.right, expected.right * later, expected.right * later**2])
     # One token: what the free drafters say, or another.
@@ -233,7 +235,7 @@ def test_nothing_is_loaded_before_the_first_token_is_out():
     emit(text, drafting, 4)
     drafting.propose(TREE)
     offer = offered(drafting)["one"]
-    assert not offer.explorable  # not only to learn how good it is
+    assert offer.record is None  # not only to learn how good it is
     assert offer.invest_ms == pytest.approx(90.0 + 3 * 0.5)
     offer.take()
     assert source.loaded

@@ -332,7 +332,13 @@ def test_a_prompt_is_read_in_larger_pieces_where_nobody_waits(monkeypatch):
     monkeypatch.setattr(
         ScriptedCache, "prefill", lambda *a, **k: (sizes.append(len(a[1])), prefill(*a, **k))[1]
     )
-    for costs, most in ((STEPS, int(250 / 26 * 64)), ({"0": {"1": 50.0, "64": 250.0}}, 64), ({}, 64)):
+    for costs, most in (
+        (STEPS, int(250 / 26 * 64)),
+        ({"0": {"1": 50.0, "64": 250.0}}, 64),
+        ({"0": {"1": 20.0, "24": 120.0, "64": 250.0}}, 64),  # fewer take longer each
+        ({"0": {"1": 20.0, "16": 56.0, "64": 224.0}}, 32),  # fewer take no longer each
+        ({}, 64),
+    ):
         session.forget_conversation()
         session.staircase.load_json(costs)
         sizes.clear()

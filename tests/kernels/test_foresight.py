@@ -175,6 +175,7 @@ def paths(nodes):
 @given(situations(), st.floats(0.1, 5), st.floats(0.1, 5), st.integers(0, 20))
 def test_as_many_are_worth_checking(situation, further_ms, token_ms, most):
     native, plain, _ = situation
+    assert native.likely == plain.likely
     assert native.worth_checking(most, further_ms, token_ms) == plain.worth_checking(
         most, further_ms, token_ms
     )
