@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from specx.backends.errors import ModelError
 from specx.backends.gguf.reading import open_regular
 from specx.backends.places import NO_HOME, cache_dir
+
+T = TypeVar("T")
 
 __all__ = ["PACKED", "Entry", "Store", "cache_dir", "user_store"]
 
@@ -121,6 +123,18 @@ class Store:
                 return None
             return dict(value)
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            self.set_aside(kind, key)
+            return None
+
+    def load_parsed(self, kind: str, key: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
+        """What `parse` makes of the value saved under (kind, key), or None; one that it cannot read is set aside.
+
+        Whatever a file holds ends no run: numbers beyond all bounds raise other errors than wrong types.
+        """
+        data = self.load_json(kind, key)
+        try:
+            return None if data is None else parse(data)
+        except Exception:  # noqa: BLE001
             self.set_aside(kind, key)
             return None
 

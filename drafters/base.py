@@ -52,7 +52,7 @@ class Text:
 
     Attributes:
         tokens: all of it, the prompt included; the loop appends what is emitted.
-        seed, temperature, truncation: how the target samples.
+        seed, temperature, truncation: how the target samples; of the seed 64 bits count.
         forcing: what the text must match, as far as it tells what that forces.
         position: absolute position of the next token.
     """
@@ -66,6 +66,7 @@ class Text:
 
     def __post_init__(self) -> None:
         self.position = len(self.tokens)
+        self.seed &= 2**64 - 1
 
     def append(self, tokens: Sequence[int]) -> None:
         """`tokens` were emitted."""

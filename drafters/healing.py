@@ -151,7 +151,7 @@ def _best(byte_map: ByteMap, ways: Sequence[_Way], text: Text, position: int) ->
     for token, same in together.items():
         score = float(np.logaddexp.reduce([way.log_share for way in same]))
         if text.temperature > 0:
-            noise = gumbel(text.seed & (2**64 - 1), position, np.array([max(token, 0)], np.int32))
+            noise = gumbel(text.seed, position, np.array([max(token, 0)], np.int32))
             score = score / text.temperature + float(noise[0])
         scores.append((score, token, max(same, key=lambda way: way.log_share)))
     scores.sort(key=lambda scored: -scored[0])

@@ -35,7 +35,7 @@ def ranked(
     Raises:
         ValueError: no logit is above -inf.
     """
-    seed = text.seed & (2**64 - 1)
+    seed = text.seed
     if noise is None or text.temperature <= 0:
         return rank_tokens(row, seed, position, text.temperature, *text.truncation, count)
     rows, logits = rank_tokens(row, 0, 0, 0.0, *text.truncation, max(CANDIDATES, count))

@@ -32,7 +32,7 @@ from specx.backends.store import Store
 from specx.drafters.recording import RECORDED, Recorder
 from specx.drafters.train.states import Layout, StatesFile, StatesWriter
 from specx.engine.generation import Arrivals, Generation
-from specx.engine.making.adapt import ENOUGH, Outcome, Task, layout_of
+from specx.engine.making.adapt import ENOUGH, HELD_BACK, Outcome, Task, layout_of
 from specx.engine.setup.finder import ADAPTED, Candidate, adapted_path, check_adapted
 
 __all__ = ["MEMORY", "Adapting", "Learner", "Process"]
@@ -272,9 +272,10 @@ class Adapting:
     def _halve(self, path: Path, layout: Layout) -> None:
         """Leave the newer half of the texts."""
         states, shorter = StatesFile(path, layout), path.with_name(f".{path.name}.tmp")
+        first = len(states) // 2 // HELD_BACK * HELD_BACK  # who is held back stays so
         shorter.unlink(missing_ok=True)
         with _writer(shorter, layout) as writer:
-            for i in range(len(states) // 2, len(states)):
+            for i in range(first, len(states)):
                 writer.append(states[i])
         shorter.replace(path)
         left = StatesFile(path, layout).chosen

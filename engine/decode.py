@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -145,8 +146,9 @@ def decode(
             for job, part, output in zip(jobs, decision.parts, outputs, strict=True):
                 verified.append(_advance(job, part, output, clock))
         except BaseException:
-            for job in jobs[len(verified) :]:
-                job.cache.keep([0])  # the root is right in any case, and no other call is taken before
+            for job in jobs:
+                with suppress(RuntimeError):  # it has kept
+                    job.cache.keep([0])  # the root is right in any case, and no other call is taken before
             raise
         accepted = []
         for verdict in verified:

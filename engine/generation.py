@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.base import Cache, Model, RowSink, Want
-from specx.backends.errors import SpecxError
+from specx.backends.errors import SpecxError, UsageError
 from specx.drafters.base import Drafter, Forcing, Text
 from specx.engine.decode import Job, Step, evidence_of
 from specx.engine.learned.lengths import Outlook
@@ -28,6 +28,7 @@ __all__ = ["Arrivals", "Generation", "Writer"]
 
 STEPS = 128  # that a text is expected to take where its limit is no lower
 MARKED = 64  # tokens of a prompt; reading so many again takes longer than a copy of recurrent states
+END = "end"  # why an answer stops: a token of its own says so, and not a string
 NOTHING = Chunk("", [], 0, 0, 0.0, [])
 
 
@@ -158,6 +159,8 @@ class Generation:
         return self._job
 
     def __iter__(self) -> Iterator[Chunk]:
+        if self._job is not None:
+            raise UsageError("this answer has been written", "ask for another one: generate")
         for _, chunk in self._writer.together((self,), 1):
             yield chunk
         if self.result.failure is not None:
@@ -300,13 +303,11 @@ class Generation:
         self._overhead_s += clock() - start  # no part of a step, but of the time the answer takes
         result.tokens += tokens
         result.text += text
-        following = step.tokens[len(tokens) : len(tokens) + 1]
-        ended = reason == "stop" and not self._stops.isdisjoint(following)  # by a token of its own
-        result.evidence += step.evidence[: len(tokens) + ended]
+        result.evidence += step.evidence[: len(tokens) + (reason == END)]
         seconds = step.seconds + self._overhead_s
         self._count(step, len(tokens), seconds)
         if reason:
-            result.finish_reason = reason
+            result.finish_reason = "stop" if reason == END else reason
         sources = ["target"]
         if step.accepted:
             of = step.draft.sources.tolist()
@@ -349,7 +350,7 @@ class Generation:
         piece, shown, pieces = self._writer.model.vocab.piece, request.shown, list[bytes]()
         for count, token in enumerate(tokens):
             if token in stops:
-                tokens, reason = tokens[:count], "stop"
+                tokens, reason = tokens[:count], END
                 break
             pieces.append(piece(token, special=token in shown))
         if not request.stop:

@@ -217,7 +217,7 @@ class Service:
         """
         with self._changed:
             if self._ending is not None:
-                raise self._ending
+                raise self._ending.with_traceback(None)  # or it would grow with every request
             if len(generations) > self._room and (self._waiting or not self._free):
                 self.counts.refused += 1
                 raise BusyError(len(self._waiting), self._retry_s())

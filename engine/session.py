@@ -269,7 +269,7 @@ class Session:
             label: kept as that of the generation.
 
         Raises:
-            UsageError: the prompt is empty.
+            UsageError: the prompt is empty, or a token of it is none of the model's.
             ContextFullError: it does not fit the context.
         """
         if isinstance(prompt, str):
@@ -277,6 +277,8 @@ class Session:
         sampling = sampling or SamplingSettings()
         if not prompt:
             raise UsageError("the prompt is empty", "give some text")
+        if not 0 <= min(prompt) <= max(prompt) < self.vocab.size:
+            raise UsageError(f"the prompt has a token that is none of the {self.vocab.size} of this model")
         if len(prompt) >= self.n_ctx:
             seconds = reading_s(self.staircase, len(prompt))
             raise ContextFullError.of_prompt(len(prompt), self.n_ctx, self.model.facts.n_ctx_train, seconds)

@@ -20,6 +20,7 @@ from specx.kernels._native import CLIP
 __all__ = ["Steps", "corrected", "filled", "following", "interpolated", "read_table", "widest"]
 
 NOISE = 0.02  # of a time of which nothing is known but the time; the median of what is measured undisturbed
+LEAST, MOST = 1e-6, 1e9  # a kept number beyond was not measured, and cannot be reckoned with
 Steps = dict[int, float]
 
 
@@ -41,9 +42,9 @@ def read_table(data: Mapping[str, Any]) -> tuple[dict[int, Steps], dict[int, Ste
             elif value is not None:
                 depths[depth][int(n)] = float(value)
     both = (*depths.values(), *noise.values())
-    if any(n < 1 or not 0 < value < float("inf") for s in both for n, value in s.items()):
+    if any(not 1 <= n <= MOST or not LEAST < value < MOST for s in both for n, value in s.items()):
         raise ValueError("a staircase holds positive times of positive widths")
-    if any(d < 0 or 1 not in s for d, s in depths.items()):
+    if any(not 0 <= d <= MOST or 1 not in s for d, s in depths.items()):
         raise ValueError("a staircase begins with the time of one token")
     return depths, noise
 

@@ -415,14 +415,16 @@ class Staircase:
         self.load_json({})
 
     def with_wider(self, steps: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-        """`steps` as `to_json` gave them, and of those `kept` the depths where wider ones were possible.
+        """`steps` as `to_json` gave them, and of those `kept` the depths that others measured meanwhile, or
+        where wider ones were possible.
 
-        A run that allows narrow steps only says nothing about what others measured, unless it found them to
-        be wrong.
+        A run that allows narrow steps only says nothing about these, unless it found them to be wrong.
         """
         if self.contradicted:
             return dict(steps)
-        return {**steps, **{depth: s for depth, s in kept.items() if widest(s) > self._needed}}
+        reach = {depth: widest(s) for depth, s in kept.items()}
+        others = {depth: s for depth, s in kept.items() if reach[depth] >= self._needed}
+        return {**others, **steps, **{depth: s for depth, s in others.items() if reach[depth] > self._needed}}
 
     def _fill_all(self) -> None:
         """Fill in the widths that were not measured."""

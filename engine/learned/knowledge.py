@@ -40,12 +40,9 @@ NO_TOKENS: NDArray[np.int32] = np.empty(0, np.int32)
 
 def kept_staircase(store: Store, key: str, staircase: Staircase) -> Staircase:
     """`staircase` with what is kept of steps under `key`, if anything."""
-    data = store.load_json("staircase", key)
-    if data is not None:
-        try:
-            staircase.load_kept(data["steps"], data.get("disturbed"))
-        except (ValueError, TypeError, AttributeError, KeyError):
-            store.set_aside("staircase", key)
+    store.load_parsed(
+        "staircase", key, lambda data: staircase.load_kept(data["steps"], data.get("disturbed"))
+    )
     if not staircase.depths:
         staircase.like = _with_other_threads(store, key, staircase.max_width)
     return staircase
@@ -58,8 +55,7 @@ def _with_other_threads(store: Store, key: str, max_width: int) -> Staircase | N
     if not isinstance(other, str) or other == key:
         return None
     like = Staircase(max_width, watch=unwatched)
-    with suppress(ValueError, TypeError, AttributeError, KeyError):
-        like.load_kept((store.load_json("staircase", other) or {})["steps"])
+    store.load_parsed("staircase", other, lambda data: like.load_kept(data["steps"]))
     return like if like.depths else None
 
 
@@ -75,7 +71,7 @@ def keep_staircase(store: Store, key: str, staircase: Staircase) -> None:
         kept = store.load_json("staircase", key) or {}
         with suppress(ValueError, TypeError, AttributeError):  # something else, which goes
             steps = staircase.with_wider(steps, kept.get("steps", {}))
-        if not steps and disturbed and kept.get("steps"):
+        if not steps and disturbed and kept.get("steps") and not staircase.contradicted:
             return
         apart = {} if steps or not disturbed else {"disturbed": disturbed}
         store.save_json("staircase", key, {"steps": steps, **apart})
@@ -85,12 +81,7 @@ def keep_staircase(store: Store, key: str, staircase: Staircase) -> None:
 
 def kept_identity(store: Store, key: str) -> Identity | None:
     """Which batch shapes are bit-identical, if that is kept under `key`."""
-    data = store.load_json("identity", key)
-    try:
-        return None if data is None else Identity.from_json(data)
-    except (ValueError, TypeError, KeyError):
-        store.set_aside("identity", key)
-        return None
+    return store.load_parsed("identity", key, Identity.from_json)
 
 
 class Learned:

@@ -254,11 +254,9 @@ class Lengths:
         self._new.clear()
 
     def _load(self) -> tuple[LifeTable, LifeTable]:
-        data = self._store.load_json(KIND, self._key)
-        if data is None:
-            return LifeTable(), LifeTable()
-        try:
-            return LifeTable.from_json(data["answers"]), LifeTable.from_json(data["processes"])
-        except (ValueError, TypeError, KeyError):
-            self._store.set_aside(KIND, self._key)
-            return LifeTable(), LifeTable()
+        kept = self._store.load_parsed(
+            KIND,
+            self._key,
+            lambda data: (LifeTable.from_json(data["answers"]), LifeTable.from_json(data["processes"])),
+        )
+        return kept or (LifeTable(), LifeTable())

@@ -7,7 +7,6 @@ than what a stopwatch would say. Old steps fade.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -19,6 +18,7 @@ __all__ = ["TrackRecord", "TrackRecords"]
 
 KIND = "record"  # of the entries in the store
 MOST_TOKENS = 1 << 16  # a record longer than this is halved: what was long ago counts for less
+LEAST, MOST = 1e-9, 1e18  # a kept number beyond was not counted, and cannot be divided by another
 MOST_DRAFTERS = 64  # of one model; the shortest records go
 
 
@@ -71,8 +71,8 @@ class TrackRecord:
             ValueError, TypeError, KeyError: it is something else.
         """
         record = cls(**{field.name: float(data[field.name]) for field in fields(cls)})
-        if not all(0 < value < math.inf for value in asdict(record).values()):
-            raise ValueError("a record holds positive numbers")
+        if not all(LEAST < value < MOST for value in asdict(record).values()):
+            raise ValueError("a record holds positive numbers that can be divided by each other")
         return record
 
 
@@ -119,11 +119,9 @@ class TrackRecords:
         self._new.clear()
 
     def _load(self) -> dict[str, TrackRecord]:
-        data = self._store.load_json(KIND, self._key)
-        if data is None:
-            return {}
-        try:
-            return {str(name): TrackRecord.from_json(each) for name, each in data["drafters"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError):
-            self._store.set_aside(KIND, self._key)
-            return {}
+        kept = self._store.load_parsed(
+            KIND,
+            self._key,
+            lambda data: {str(name): TrackRecord.from_json(each) for name, each in data["drafters"].items()},
+        )
+        return kept or {}

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ENOUGH", "Outcome", "Task", "adapt", "layout_of"]
 
-HELD = 4  # one text in so many is not learned from
+HELD_BACK = 4  # one text in so many is not learned from
 ENOUGH = 1024  # tokens that the target chose, from which on there is something to learn
 LEAST_HELD = 200  # of them held back
 MEASURED_TOKENS = 4000  # held back, and looked at: the newest
@@ -137,11 +137,11 @@ def _divided(states: StatesFile) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Texts that are learned from, and the newest of those that are held back."""
     every = range(len(states))
     held, tokens = [], 0
-    for i in reversed([i for i in every if i % HELD == HELD - 1]):
+    for i in reversed([i for i in every if i % HELD_BACK == HELD_BACK - 1]):
         if tokens < MEASURED_TOKENS:
             held.append(i)
         tokens += states.length(i)
-    return tuple(i for i in every if i % HELD != HELD - 1), tuple(sorted(held))
+    return tuple(i for i in every if i % HELD_BACK != HELD_BACK - 1), tuple(sorted(held))
 
 
 class _Work:

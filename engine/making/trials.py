@@ -6,7 +6,8 @@ after what was written before it: one pass over the texts tells it for one choic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from specx.backends.llama.skipping import SkippingModel
 from specx.backends.store import Store
@@ -44,7 +45,7 @@ class Trials:
         self.chosen: list[list[int]] = []
         self.right: dict[str, list[int]] = {}
         if resume:
-            self._load()
+            self._store.load_parsed(KIND, self._key, self._load)
 
     @property
     def scored(self) -> int:
@@ -90,19 +91,12 @@ class Trials:
         texts = [[list(prompt), list(answer)] for prompt, answer in self.texts]
         self._store.save_json(KIND, self._key, {"texts": texts, "chosen": self.chosen, "right": self.right})
 
-    def _load(self) -> None:
-        data = self._store.load_json(KIND, self._key)
-        if data is None:
-            return
-        try:
-            texts = [(tuple(map(int, p)), tuple(map(int, a))) for p, a in data["texts"]]
-            chosen = [list(map(int, tokens)) for tokens in data["chosen"]]
-            right = {str(name): list(map(int, counts)) for name, counts in data["right"].items()}
-            if [len(answer) for _, answer in texts] != list(map(len, chosen)):
-                raise ValueError("texts and choices do not fit each other")
-        except (ValueError, TypeError, KeyError, AttributeError):
-            self._store.set_aside(KIND, self._key)
-            return
+    def _load(self, data: Mapping[str, Any]) -> None:
+        texts = [(tuple(map(int, p)), tuple(map(int, a))) for p, a in data["texts"]]
+        chosen = [list(map(int, tokens)) for tokens in data["chosen"]]
+        right = {str(name): list(map(int, counts)) for name, counts in data["right"].items()}
+        if [len(answer) for _, answer in texts] != list(map(len, chosen)):
+            raise ValueError("texts and choices do not fit each other")
         self.texts, self.chosen, self.right = texts, chosen, right
 
 

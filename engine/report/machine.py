@@ -314,12 +314,7 @@ def _machine_key(devices: Sequence[Device]) -> str:
 
 
 def _load(store: Store, key: str) -> Measured | None:
-    data = store.load_json(KIND, key)
-    try:
-        return None if data is None else Measured.from_json(data)
-    except (ValueError, TypeError, AttributeError, KeyError):
-        store.set_aside(KIND, key)
-        return None
+    return store.load_parsed(KIND, key, Measured.from_json)
 
 
 def _thread_counts(most: int) -> list[int]:

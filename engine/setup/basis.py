@@ -25,12 +25,8 @@ def is_contradicted(store: Store, cost_key: str, depth: int, steps: Mapping[int,
         depth: tokens of context that the times were taken after.
         steps: milliseconds by width.
     """
-    data = store.load_json("staircase", cost_key) or {}
     staircase = Staircase(TILES, watch=unwatched)
-    try:
-        staircase.load_json(data.get("steps", {}))
-    except (ValueError, TypeError, AttributeError):
-        return False  # whoever needs it sets it aside
+    store.load_parsed("staircase", cost_key, lambda data: staircase.load_json(data.get("steps", {})))
     if not staircase.depths:
         return False
     later = {n: staircase.cost(n, depth) for n in staircase.steps(staircase.depths[0]) if n <= TILES}

@@ -247,7 +247,7 @@ class Finder:
         """What is found, as it is found; None comes before a file is looked into, which takes a moment."""
         known = self._load()
         kept: dict[str, dict[str, Any]] = {}
-        opened, adapted = 0, self._adapted()
+        opened, whole, adapted = 0, False, self._adapted()
         replaced: set[str] = set()  # heads that have learned since
         try:
             for model in [*adapted, *self._files()]:
@@ -270,9 +270,11 @@ class Finder:
                     replaced.add(model.path.name.split("-", 2)[1])
                 if isinstance(found, Unfit) or found.fingerprint not in replaced:
                     yield found
-        finally:
-            if opened or kept.keys() != known.keys():
-                self._store.save_json("candidates", self._target.fingerprint, {"rules": RULES, "files": kept})
+            whole = True
+        finally:  # the process may end before all were looked at: the others are what they were
+            files = kept if whole else {**known, **kept}
+            if opened or files.keys() != known.keys():
+                self._store.save_json("candidates", self._target.fingerprint, {"rules": RULES, "files": files})
 
     def _adapted(self) -> list[FoundModel]:
         """Heads that have learned from a person's texts; each takes the place of what it was."""
@@ -323,5 +325,5 @@ def _finding(model: FoundModel, data: dict[str, Any]) -> Candidate | Unfit | Non
         trial = tuple((int(right), int(reached)) for right, reached in data["trial"])
         path, fingerprint = Path(data["path"]), str(data["fingerprint"])
         return Candidate(path, model.name, fingerprint, shared, step_bytes, size, layers, trial)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None

@@ -14,6 +14,7 @@ from typing import Any
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama.kernels import ATTENTION, SPECX, STOCK, Kernels
 from specx.backends.store import Store
+from specx.engine.cost.filling import read_table
 from specx.engine.cost.measuring import WAITING
 from specx.engine.cost.staircase import BUDGET_S, FIRST_DEEPER_S, FIRST_DEPTH, Staircase
 from specx.engine.cost.timing import Stopped, Watch, busy_now, never, watch_others
@@ -193,9 +194,8 @@ def remembered_choice(store: Store, key: str) -> str | None:
     if not isinstance(kept, str) or kept not in ggml_device.KERNELS:
         return None
     try:
-        by_depth = data.get("steps", {}).get(kept, {})
-        basis = {int(d): {int(n): float(ms) for n, ms in steps.items()} for d, steps in by_depth.items()}
-    except (ValueError, TypeError, AttributeError):
+        basis, _ = read_table(data.get("steps", {}).get(kept, {}))
+    except (ValueError, TypeError, AttributeError, OverflowError):
         basis = {}  # of an earlier version, or of none
     wrong = any(is_contradicted(store, f"{key}-{kept}", depth, steps) for depth, steps in basis.items())
     return None if wrong else kept

@@ -3,8 +3,9 @@ time it is loaded, by the memory that is free then. A machine without a GPU is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from specx.backends.base import Model
 from specx.backends.gguf.file import GGUFInfo
@@ -155,18 +156,17 @@ def place_draft(info: GGUFInfo, load: Load, store: Store, key: str) -> Load:
 def load_costs(store: Store, key: str, devices: Sequence[Device]) -> MeasuredDevices | None:
     """What was measured of `devices` before, with the memory that they have now; None if nothing was."""
     entry = _entry(key, devices)
-    data = store.load_json(KIND, entry)
-    if data is None or "put_off" in data:
-        return None
     free = {device.name: device.memory_free or 0 for device in devices}
-    try:
+
+    def parse(data: Mapping[str, Any]) -> MeasuredDevices | None:
+        if "put_off" in data:
+            return None
         costs = [DeviceCost.from_json(each, free[each["name"]]) for each in data["devices"]]
         if not costs or costs[0].name != devices[0].name:
             raise ValueError("the host comes first")
         return MeasuredDevices(costs, Choice(str(data["kernels"]), MEASURED))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        store.set_aside(KIND, entry)
-        return None
+
+    return store.load_parsed(KIND, entry, parse)
 
 
 def _measure(

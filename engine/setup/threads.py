@@ -226,13 +226,11 @@ def warn_of_threads(asked: Asked, notice: Callable[[str], None], cpu: CPU | None
 
 def load_threads(store: Store, key: str) -> ThreadTimes | None:
     """What was measured before, if anything, and was not found to be wrong since."""
-    data = store.load_json(KIND, key)
-    try:
-        times = None if data is None else ThreadTimes.from_json(data)
-        return None if times is None or _is_contradicted(store, key, times) else times
-    except (ValueError, TypeError, AttributeError, KeyError):
-        store.set_aside(KIND, key)
-        return None
+    def parse(data: Mapping[str, Any]) -> ThreadTimes | None:
+        times = ThreadTimes.from_json(data)
+        return None if _is_contradicted(store, key, times) else times
+
+    return store.load_parsed(KIND, key, parse)
 
 
 def save_threads(store: Store, key: str, times: ThreadTimes) -> None:
