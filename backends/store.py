@@ -127,7 +127,7 @@ class Store:
             return None
 
     def load_parsed(self, kind: str, key: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
-        """What `parse` makes of the value saved under (kind, key), or None; one that it cannot read is set aside.
+        """What `parse` makes of the value saved under (kind, key), or None; if it cannot, that is set aside.
 
         Whatever a file holds ends no run: numbers beyond all bounds raise other errors than wrong types.
         """
@@ -169,7 +169,7 @@ class Store:
         if path is None:
             return None
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 value, begin = _mapped_head(file)
             if value.pop("version") != VERSION:
                 return None
@@ -177,11 +177,11 @@ class Store:
             if rows < 1 or n < 1 or path.stat().st_size != begin + 4 * rows * n:
                 raise ValueError("the file has another size")
             return value, np.memmap(path, np.int32, "r", begin, (rows, n))
-        except FileNotFoundError:
+        except (FileNotFoundError, ModelError):
             return None
         except OSError as error:
             self._tell(f"the cache cannot be read ({error.strerror or error})")
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        except Exception:  # noqa: BLE001 -- as in `load_parsed`
             self.set_aside(kind, key)
         return None
 

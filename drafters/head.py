@@ -168,9 +168,11 @@ class DraftHead(LoadedSource["HeadRunner"]):
         calibration: how often it is right; learned further in place.
         clock: seconds.
         held: tokens that it begins with.
+        shared: tokens of the target's vocabulary; a head may score more, which are never proposed. None if it
+            scores no others.
 
     Attributes:
-        held: as given.
+        held, shared: as given.
         recorder: keeps what the texts show that are followed from now on, if that is wanted.
     """
 
@@ -185,10 +187,11 @@ class DraftHead(LoadedSource["HeadRunner"]):
         calibration: ModelCalibration | None = None,
         clock: Callable[[], float] = time.perf_counter,
         held: int = HEAD_HELD,
+        shared: int | None = None,
     ) -> None:
         super().__init__(costs, calibration, clock)
         self.recorder: Recorder | None = None
-        self.held = held
+        self.held, self.shared = held, shared
         self._load = load
         self._head: LoadedHead | None = None
 
@@ -327,8 +330,10 @@ class HeadGuesser(Guesser):
         return logits
 
     def _choice(self, row: NDArray[np.float32], chain: Sequence[int]) -> Guess:
-        """The best token, by the target's rule and noise, and how far ahead of the next it is."""
+        """The best token that the target has, by its rule and noise, and how far ahead of the next it is."""
         assert self._runner is not None
         columns = self._runner.columns
+        if (known := self._source.shared) is not None:
+            row = row[: known if columns is None else int(np.searchsorted(columns, known))]
         rows, scores = ranked(row, self._text, self._text.position + len(chain), 1 + RUNNERS, columns)
         return Guess.of(rows if columns is None else columns[rows], scores)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from specx.backends.base import Model, Vocab
-from specx.backends.errors import SpecxError
+from specx.backends.errors import SpecxError, unexpected
 from specx.backends.settings import HEAD_HELD, HEAD_HELD_OWN
 from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.guesser import GuessCosts
@@ -348,6 +348,7 @@ class DraftModels:
             calibration=calibration,
             clock=self._clock,
             held=HEAD_HELD_OWN if candidate.trial else HEAD_HELD,
+            shared=candidate.shared,
         )
         if self.adapting is not None:
             head.recorder = self.adapting.recorder(candidate)
@@ -368,8 +369,9 @@ class DraftModels:
         start = self._clock()
         try:
             model = load(candidate)
-        except SpecxError as error:
-            self._notice(f"the {_kind(candidate)} {candidate.name} cannot be loaded: {error.message}")
+        except Exception as error:  # noqa: BLE001 -- a file that passes every check must not end an answer
+            why = error if isinstance(error, SpecxError) else unexpected(error, "")
+            self._notice(f"the {_kind(candidate)} {candidate.name} cannot be loaded: {why.message}")
             return None
         self._explain(f"{_kind(candidate)} {candidate.name} loaded in {self._clock() - start:.1f} s")
         return model

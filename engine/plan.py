@@ -156,7 +156,7 @@ class Plan:
             costs = costs + self._forbidden[: len(costs)]
         if self.longest_ms < np.inf:
             costs = self._limited(costs, float(costs.min()))
-        leaves = 1 if self.widths else facts.max_leaves
+        leaves = 1 if self.widths else job.cache.max_leaves
         rooms, budget = [self._room(widest, left, leaves)], job.budget.steps
         if not again:
             step = StepCosts(costs, self._host_ms, self._leaf_ms, budget, leaves == 1)

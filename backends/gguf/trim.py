@@ -58,14 +58,14 @@ class Trim:
             head: rows that the head has.
         """
         start, end = self.ids_span
-        for key, count in ((ROWS, self.rows), (IDS, (end - start) // 4)):
-            if count != head:
-                yield f"{key} tells of {count} tokens, and the head has {head} rows"
+        for key, count in ((ROWS, self.rows), (IDS, (end - start) / 4)):
+            if count != head or not head:
+                yield f"{key} tells of {count:g} tokens, and the head has {head} rows"
                 return
         ids = self.ids(path)
         if any(a >= b for a, b in itertools.pairwise(ids)) or not 0 <= ids[0] <= ids[-1] < vocabulary:
             yield f"{IDS} does not rise from 0 to below {vocabulary}"
-        if not self.row_bytes or self.table_at + vocabulary * self.row_bytes > size:
+        if not self.row_bytes or self.table_at < 0 or self.table_at + vocabulary * self.row_bytes > size:
             yield "the embedding behind its tensors is cut short"
 
 
@@ -80,7 +80,7 @@ def trim_of(part: Part, width: int) -> Trim | None:
         return None
     kind = part.text(TABLE_TYPE)
     try:
-        row_bytes = type_bytes(kind, width)
+        row_bytes = type_bytes(kind, width) if kind.isupper() else 0
     except ValueError:
         row_bytes = 0
     return Trim(part.integer(ROWS), part.spans.get(IDS, (0, 0)), part.integer(TABLE), kind, row_bytes)

@@ -97,6 +97,7 @@ class LlamaCache(Cache):
         self._held = dict.fromkeys(own, 0)  # committed tokens of each sequence
         self._pending: TreeShape | None = None
         self._drafted: NDArray[np.int32] = np.empty(0, np.int32)  # tokens of that
+        self._shifted = False
         self._states = model.states()
 
     @property
@@ -118,6 +119,15 @@ class LlamaCache(Cache):
     def end(self) -> int:
         """Position after the committed tokens and the tree that waits for `keep`."""
         return self._length + (self._pending.height if self._pending is not None else 0)
+
+    @property
+    def max_leaves(self) -> int:
+        """Most leaves of a tree.
+
+        A shift leaves free cells in the middle, where the next tokens go. What lies after the hole of a
+        branch is then more than can be moved up, and its rows would have other bits: it takes chains.
+        """
+        return 1 if self._shifted and self._model.in_order else self._model.facts.max_leaves
 
     @property
     def room(self) -> int:
@@ -199,11 +209,11 @@ class LlamaCache(Cache):
             raise RuntimeError("keep was called without forward")
         shape.check_path(rows)
         self._pending = None
-        length = self._length + len(rows)
-        self._again = []
+        length, again = self._length + len(rows), list[int]()
+        self._again = []  # has cells now
         if self._model.in_order and shape.sequences:
             first = next((i for i, row in enumerate(rows) if row != i), len(rows))
-            self._again = self._drafted[list(rows[first:])].tolist()
+            again = self._drafted[list(rows[first:])].tolist()
             rows = rows[:first]
         if self._states is not None:
             self._states.computed(shape.height, len(rows))
@@ -218,7 +228,7 @@ class LlamaCache(Cache):
                     self._remove(seq, self._length + shared)
             if self.main not in holders:
                 self.main = holders[0]
-        self._length = length
+        self._length, self._again = length, again
         self._held[self.main] = self._cells
 
     def reusable(self, length: int) -> int:
@@ -321,6 +331,7 @@ class LlamaCache(Cache):
         self._lib.llama_memory_seq_add(self._model.memory, self.main, keep + discard, -1, -discard)
         self._length -= discard
         self._held[self.main] = self._length
+        self._shifted |= discard > 0
 
     def close(self) -> None:
         """Make room for another text. Safe to call twice."""
@@ -393,6 +404,7 @@ class LlamaCache(Cache):
             for seq in self._own:
                 self._cut(seq, -1)
         self._length, self._again, self.main = 0, [], self._own[0]
+        self._shifted = False
         self._held = dict.fromkeys(self._own, 0)
         if self._states is not None:
             self._states.forget()

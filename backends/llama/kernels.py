@@ -20,6 +20,7 @@ from specx.backends.llama.libllama import lib, recent_log
 
 __all__ = [
     "ATTENTION",
+    "ATTENTION_TYPES",
     "KERNELS",
     "SPECX",
     "STOCK",
@@ -71,6 +72,7 @@ class Packing:
 
 
 STOCK = Kernels("stock", attention=False, weights=False)
+ATTENTION_TYPES = frozenset({"f16", "q8_0"})  # of KV caches that specx's attention reads
 ATTENTION = Kernels("attention", attention=True, weights=False)
 SPECX = Kernels("specx", attention=True, weights=True)
 _enabled = STOCK

@@ -25,7 +25,7 @@ from specx.backends.llama.callbacks import interruptible
 from specx.backends.llama.context_rows import context_rows
 from specx.backends.llama.devices import on_gpu
 from specx.backends.llama.extraction import Extraction, extraction_of
-from specx.backends.llama.kernels import STOCK, Kernels, enable
+from specx.backends.llama.kernels import ATTENTION_TYPES, STOCK, Kernels, enable
 from specx.backends.llama.libllama import floats_at, lib, set_log
 from specx.backends.llama.packed import PackedCopy
 from specx.backends.llama.params import (
@@ -105,7 +105,8 @@ class LlamaModel:
         # A sequence that lags behind would keep cells of the sliding window from being reused, and a stream
         # has one sequence only.
         leaves = 1 if self._stateful or self.n_swa or streams else MAX_LEAVES
-        self.in_order = kernels.attention
+        computed = load.flash_attn != "off" and {load.type_k, load.type_v} <= ATTENTION_TYPES
+        self.in_order = kernels.attention and computed
         architecture = read_architecture(self._lib, self._model)
         try:
             leaves = min(leaves, sequences_per_text(self._lib, load.texts))
@@ -345,14 +346,14 @@ class LlamaModel:
             The rows of the batch, and for each tree the first of its rows among those that are wanted, and
             among all.
         """
+        shapes = [cache.expect(tree, self.piece) for tree, cache in zip(trees, caches, strict=True)]
         by_slot = {cache.slot: i for i, cache in enumerate(caches)}
         starts, places, at, wanted = [0] * len(trees), [0] * len(trees), 0, 0
         spare = self._batch.capacity - sum(map(len, trees))
         for slot in range(min(by_slot), max(by_slot) + 1):
             i = by_slot.get(slot)
             if i is not None:
-                tree, cache = trees[i], caches[i]
-                shape = cache.expect(tree, self.piece)
+                tree, cache, shape = trees[i], caches[i], shapes[i]
                 first = at + len(cache.again)
                 self._batch.fill_again(cache.again, cache.length, shape, at)
                 self._batch.fill_tree(tree.tokens, cache.length, shape, first)

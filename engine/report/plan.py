@@ -255,7 +255,9 @@ def _advice(
         found.append(draft_advice(setup.info, staircase, max(option.value for option in options)))
     if setup.kernels.value is not None:
         stairs = {name: _learned(setup, store, name).load_staircase(Staircase(MAX_WIDTH)) for name in KERNELS}
-        steps = {name: _steps(known) for name, known in stairs.items() if _steps(known) and not known.disturbed}
+        steps = {
+            name: _steps(known) for name, known in stairs.items() if _steps(known) and not known.disturbed
+        }
         found.append(kernels_advice(setup.kernels.value, steps))
     if setup.changes:
         found += _memory_advice(setup)

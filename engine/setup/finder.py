@@ -274,7 +274,9 @@ class Finder:
         finally:  # the process may end before all were looked at: the others are what they were
             files = kept if whole else {**known, **kept}
             if opened or files.keys() != known.keys():
-                self._store.save_json("candidates", self._target.fingerprint, {"rules": RULES, "files": files})
+                self._store.save_json(
+                    "candidates", self._target.fingerprint, {"rules": RULES, "files": files}
+                )
 
     def _adapted(self) -> list[FoundModel]:
         """Heads that have learned from a person's texts; each takes the place of what it was."""

@@ -226,6 +226,7 @@ def warn_of_threads(asked: Asked, notice: Callable[[str], None], cpu: CPU | None
 
 def load_threads(store: Store, key: str) -> ThreadTimes | None:
     """What was measured before, if anything, and was not found to be wrong since."""
+
     def parse(data: Mapping[str, Any]) -> ThreadTimes | None:
         times = ThreadTimes.from_json(data)
         return None if _is_contradicted(store, key, times) else times

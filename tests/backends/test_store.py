@@ -54,6 +54,17 @@ def test_what_was_saved_comes_back(store, notices):
     assert notices == []
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_whatever_lies_in_the_place_of_a_mapped_array_is_no_harm(store):
+    array = np.arange(12, dtype=np.int32).reshape(2, 6)
+    assert store.save_mapped("corpus", "k", {}, array)
+    [path] = store.root.rglob("*.map")
+    path.write_bytes(path.read_bytes().replace(b"[2, 6]", b"[2, 1e999]"))
+    assert store.load_mapped("corpus", "k") is None
+    os.mkfifo(path)
+    assert store.load_mapped("corpus", "k") is None
+
+
 def test_a_mapped_array_comes_back_without_being_read(store, notices):
     array = np.arange(12, dtype=np.int32).reshape(2, 6)
     assert store.save_mapped("corpus", "k", {"name": "a"}, array)

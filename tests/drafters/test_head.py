@@ -258,6 +258,21 @@ def test_tokens_are_chosen_with_the_noise_of_the_target_among_those_it_scores(te
     assert (len(seen) > 1) == (temperature > 0)
 
 
+@pytest.mark.parametrize("columns", [None, np.array([1, 4, 5, 9, 16, 23], np.int32)])
+def test_tokens_that_the_target_does_not_have_are_not_proposed(columns):
+    target = made_target()
+    source = made_source(target, KnowingHead(target, columns=columns), shared=6)
+    seen = set()
+    for seed in range(20):
+        text = Text([1, 2, 3], seed, temperature=2.0)
+        guesser = source.follow(text)
+        guesser.read(0, features_of(target, text.tokens, 0, 2))
+        guess = guesser.guess(())
+        seen |= {guess.token, *(token for token, _ in guess.others)}
+        guesser.close()
+    assert len(seen) > 1 and max(seen) < 6
+
+
 def test_a_head_that_fails_is_asked_no_more():
     target = made_target()
     head = KnowingHead(target)
@@ -382,6 +397,13 @@ def test_a_head_that_cannot_be_loaded_is_told_and_decoding_goes_on(tmp_path):
         "the draft head head cannot be loaded: draft heads are not available in this build of llama.cpp"
     ]
     assert Want.HIDDEN not in session.drafter.needs
+
+
+def test_a_head_that_fails_as_nobody_has_foreseen_is_told_and_decoding_goes_on(tmp_path):
+    plain, _, _, _, _ = write("none", tmp_path, temperature=0.0)
+    drafted, _, _, _, notices = write("auto", tmp_path, error=KeyError("q8_0"), temperature=0.0)
+    assert drafted == plain
+    assert "the draft head head cannot be loaded: unexpected KeyError: 'q8_0'" in notices
 
 
 def test_a_target_that_gives_no_states_is_told_and_decoding_goes_on(tmp_path, monkeypatch):

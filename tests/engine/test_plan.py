@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.backends.scripted import ScriptedModel
+from specx.backends.scripted import ScriptedCache, ScriptedModel
 from specx.drafters.base import Draft, Drafting
 from specx.engine.budget import ALLOWANCE, INTEREST, Budget
 from specx.engine.cost.staircase import Staircase
@@ -569,3 +569,15 @@ def test_depth_first_the_likeliest_way_comes_first(draft):
         yield from (each for child in children.get(way, []) for each in (child, *visit(child)))
 
     assert ways[1] == list(visit(()))
+
+
+def test_branches_are_those_that_the_text_can_have_now():
+    # A text whose cells were shifted takes chains, whatever the model can.
+    class Shifted(ScriptedCache):
+        max_leaves = 1
+
+    for cache_class, leaves in ((ScriptedCache, 4), (Shifted, 1)):
+        text = Writing(max_leaves=4, cache_class=cache_class)
+        text.drafting = Fixed(Draft.of_chain([1, 2], [0.9, 0.8]))
+        choose(Plan(staircase_of({1: 10.0, 32: 10.5})), text.drafting, text)
+        assert text.drafting.asked == [(31, leaves)]

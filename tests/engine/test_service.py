@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,11 @@ def test_when_writing_fails_everybody_is_told_and_nothing_more_is_taken(start):
     with pytest.raises(StoppedError) as stopped:
         service.submit([asked(service.session)], Inbox())
     assert stopped.value.failed
+    depth = len(traceback.extract_tb(stopped.value.__traceback__))
+    for _ in range(20):  # what it holds does not grow with the requests that are refused
+        with pytest.raises(StoppedError) as stopped:
+            service.submit([asked(service.session)], Inbox())
+    assert len(traceback.extract_tb(stopped.value.__traceback__)) == depth
 
 
 def test_a_finishing_service_takes_nothing_and_finishes_what_it_has(start):

@@ -468,6 +468,11 @@ def test_the_end_of_generation_inside_an_accepted_run(drafter):
     assert again.tokens == script[3:23]
     turn = [*script, *script[:3], *result.tokens, 0, *script[13:17]]
     assert run(session, prompt=turn, n_predict=5).tokens == script[17:22]
+    # Where a stop string ends with the token before it, that is why, however many tokens come at once.
+    ending = session.vocab.piece(script[11]).decode()
+    stopped = run(session, prompt=script + script[:3], stop=[ending], evidence=True)
+    assert stopped.tokens == script[3 : script.index(script[11], 3) + 1]
+    assert len(stopped.evidence) == len(stopped.tokens)
     exactly = run(session, prompt=script + script[:3], n_predict=9)
     assert (exactly.tokens, exactly.finish_reason) == (script[3:12], "length")
 

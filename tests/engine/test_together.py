@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.backends.errors import GrammarError
+from specx.backends.errors import GrammarError, UsageError
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.scripted import ScriptedCache, ScriptedModel, SimulatedClock
 from specx.backends.store import Store
+from specx.drafters.free import FreeDrafting
 from specx.engine.learned.knowledge import Learned
 from specx.engine.session import Session
 from specx.engine.settings import Asked, SamplingSettings
@@ -516,6 +518,59 @@ def test_one_that_fails_leaves_the_others_alone():
             assert generations[number].result.tokens == expected
     with pytest.raises(GrammarError):
         list(session.generate(prompt_of(2), SAMPLING[2], constraint=Dies(), ignore_eos=True))
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_what_breaks_a_step_after_tokens_were_kept_is_told_and_all_texts_can_go_on(at):
+    expected = alone(3)
+    session = session_of()
+    generations = requests_of(session, 3)
+    observe, calls = FreeDrafting.observe, []
+
+    def broken(drafting, seen):
+        calls.append(seen)
+        if len(calls) == 3 * 2 + at:
+            raise ValueError("a drafter has a fault")
+        observe(drafting, seen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FreeDrafting, "observe", broken)
+        with pytest.raises(ValueError, match="a drafter has a fault"):
+            list(session.together(generations))
+    again = requests_of(session, 3)
+    list(session.together(again))
+    assert [generation.result.tokens for generation in again] == expected
+
+
+@pytest.mark.parametrize("drafter", ["none", "suffix", "recycle", "auto"])
+def test_any_seed_is_taken_as_64_bits_whatever_drafts(drafter):
+    session = session_of(drafter=drafter)
+    for seed in (-2, -(2**63), 2**64, 2**64 + 5, 2**70 - 1):
+        texts = []
+        for same in (seed, seed % 2**64):
+            generation = session.generate(
+                prompt_of(1), replace(SAMPLING[1], seed=same), n_predict=30, ignore_eos=True
+            )
+            list(generation)
+            texts.append(generation.result.tokens)
+        assert len(texts[0]) == 30 and texts[0] == texts[1]
+        assert generation.result.seed == seed % 2**64
+
+
+def test_a_prompt_with_a_token_of_no_vocabulary_is_refused():
+    session = session_of()
+    for prompt in ([1, V], [-1], [2**40, 1]):
+        with pytest.raises(UsageError, match="none of the 64"):
+            session.generate(prompt, SAMPLING[0])
+
+
+def test_an_answer_is_written_once():
+    session = session_of()
+    generation = session.generate(prompt_of(1), SAMPLING[0], n_predict=5, ignore_eos=True)
+    assert len(list(generation)) > 0
+    with pytest.raises(UsageError, match="has been written"):
+        list(generation)
+    assert len(generation.result.tokens) == 5
 
 
 def test_a_full_context_ends_one_text_only():

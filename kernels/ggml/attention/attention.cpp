@@ -23,8 +23,9 @@ int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
 
 // A row of a token tree sees the text and the way to it, and not what other branches have in between. The cells that
 // it sees after such a hole are moved up to its beginning: they are then where they would be if the other branches had
-// never been computed, and the row has the same bits. That is done for the last holes, with at most a tile of cells
-// after them: a tree has no more, and texts whose cells are used round and round are left alone but for these.
+// never been computed, and the row has the same bits. That is done for the last holes, with less than a tile of cells
+// after them: a tree has no more, and texts whose cells are used round and round are left alone but for these. So are
+// texts that were shifted, where more lies after the hole: these take chains.
 struct Moved {
     int32_t hole;  // the first cell of it; -1: nothing is moved
     int32_t end;   // where the row's cells end, when they are moved

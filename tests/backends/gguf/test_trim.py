@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +68,8 @@ def test_it_is_no_target(trimmed):
         ({ROWS: uint32(65)}, "rows tells of 65 tokens, and the head has 64 rows"),
         ({TABLE_TYPE: text("Q9_9")}, "cut short"),
         ({TABLE_TYPE: text("F64")}, "cut short"),
+        ({TABLE_TYPE: text("f32")}, "cut short"),
+        ({IDS: struct.pack("<IIQ", 9, 0, 257) + bytes(257)}, "tells of 64.25 tokens"),
     ],
 )
 def test_damage_is_told(trimmed, entries, problem):
@@ -77,6 +81,12 @@ def test_a_table_that_is_cut_short(trimmed):
     trimmed.write_bytes(trimmed.read_bytes()[:-1])
     with pytest.raises(ModelError, match="embedding behind its tensors is cut short"):
         read_runnable(trimmed, drafting=True)
+
+
+def test_a_table_before_the_file(trimmed):
+    info = read_gguf(trimmed)
+    problems = replace(info.trim, table_at=-64).problems(trimmed, trimmed.stat().st_size, 320, 64)
+    assert list(problems) == ["the embedding behind its tensors is cut short"]
 
 
 def test_memory_is_that_of_its_rows(trimmed, tiny_models):

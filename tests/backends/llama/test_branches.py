@@ -138,6 +138,37 @@ def test_whatever_is_done_with_a_text_that_has_something_to_read_again(load):
     assert not cache.again
 
 
+@pytest.mark.parametrize(("keep", "discard", "at"), [(4, 8, 100), (0, 200, 420), (4, 128, 300)])
+def test_after_a_shift_there_are_chains_with_the_bits_of_plain_decoding(load, keep, discard, at):
+    # The next tokens lie in the cells that became free, before those that are left.
+    model = load()
+    cache, text = model.open(), np.resize(random_text(), at + 8)
+
+    def shifted():
+        cache.rewind(0)
+        assert cache.max_leaves == model.facts.max_leaves > 1
+        cache.prefill(text[:at].tolist())
+        cache.shift(keep, discard)
+        assert cache.max_leaves == 1
+
+    shifted()
+    expected = np.stack([keeping(cache, text[i : i + 1]) for i in range(at, at + 8)])
+    shifted()
+    logits = cache.forward(text[at : at + 8], chain_parents(8)).logits
+    np.testing.assert_array_equal(logits, expected)
+    cache.keep([0])
+
+
+def test_where_llama_cpp_computes_attention_nothing_is_read_again(load):
+    text = random_text()
+    for options in ({"flash_attn": "off"}, {"type_k": "q4_0", "type_v": "q4_0"}):
+        cache = load(**options).open()
+        cache.prefill(text[:30].tolist())
+        cache.forward(np.array([text[30], 7, text[31]], np.int32), np.array([-1, 0, 0], np.int32))
+        cache.keep([0, 2])
+        assert cache.length == 32 and not cache.again
+
+
 def test_a_step_that_fails_reads_it_again_all_the_same(load, monkeypatch):
     model, text = load(), random_text()
     cache = model.open()

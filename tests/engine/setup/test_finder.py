@@ -203,6 +203,23 @@ def test_a_file_is_examined_once(target, tmp_path, monkeypatch, write_model):
     assert len(opened) == 4
 
 
+def test_what_is_known_of_files_stays_if_a_search_is_not_finished(target, tmp_path, write_model):
+    store = Store(tmp_path / "store")
+    for name in ("b", "c"):
+        write_model(tmp_path / f"{name}.gguf", 16)
+    assert len(search(target, store)) == 2
+    write_model(tmp_path / "a.gguf", 16)  # a new one, looked into first
+    short = Finder(target, store, list).search()
+    assert next(short) is None
+    short.close()  # the process ends
+    kept = store.load_json("candidates", target.fingerprint)["files"]
+    assert {Path(path).name for path in kept} == {"b.gguf", "c.gguf"}
+    (tmp_path / "c.gguf").unlink()
+    search(target, store)
+    kept = store.load_json("candidates", target.fingerprint)["files"]
+    assert {Path(path).name for path in kept} == {"a.gguf", "b.gguf"}
+
+
 @pytest.mark.parametrize("data", [{"files": 3}, {"files": {"x": 4}}, {"files": {}, "rules": 1}, {}])
 def test_a_damaged_memory_is_no_harm(target, tmp_path, data, write_model):
     store = Store(tmp_path / "store")
