@@ -31,8 +31,14 @@ FreeTrie::FreeTrie(RecycleTable& table, Calibration calibration, bool use_suffix
 void FreeTrie::append(int32_t token) {
     if (token < 0 || token >= table_.vocab_size()) throw std::out_of_range("a token is outside the vocabulary");
     text_.push_back(token);
-    if (use_suffix_) own_.append(in_own_, token);
-    if (in_written_ >= 0) written_->append(in_written_, token);
+    if (use_suffix_) {
+        own_.append(in_own_, token);
+        if (own_.size() > 2 * kSearched) own_.forget(kSearched);
+    }
+    if (in_written_ >= 0) {
+        written_->append(in_written_, token);
+        if (written_->size() > 2 * kSearched) written_->forget(kSearched);
+    }
 }
 
 void FreeTrie::begin(const int32_t* context, int64_t n, int64_t shared) {

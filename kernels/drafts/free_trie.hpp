@@ -26,6 +26,8 @@ struct Sampling {
 class FreeTrie {
   public:
     static constexpr int kRowWidth = 8;             // candidates of one recycled row
+    static constexpr int64_t kSearched = 1 << 18;   // latest tokens that are searched, at least; of twice as many
+                                                    // the older half goes
     static constexpr int kMaxSuffixes = 3;          // suffix candidates of one node
     static constexpr int kSuffixHops = 16;          // links followed to find them
     static constexpr double kMinProbability = 0.002;  // of a path; less is not worth a node at any width

@@ -8,7 +8,7 @@ import pytest
 from specx.backends.base import Output
 from specx.drafters.base import EMPTY_DRAFT, Room, Text, Verified
 from specx.drafters.calibration.free import CELLS, LAYOUT, Calibration
-from specx.drafters.free import SHARED_PROMPT, FreeDrafter
+from specx.drafters.free import MAX_WRITTEN, SHARED_PROMPT, FreeDrafter
 from specx.drafters.none import NoDrafter
 
 VOCAB = 64
@@ -354,3 +354,17 @@ def test_texts_that_are_being_written_go_on_when_old_words_are_forgotten():
     assert other.propose(Room(4, 1)).tokens.tolist() == PHRASE[4:8]
     write(drafting, text, [40, 41])
     assert start(drafter, [8, 40])[1].propose(Room(4, 1)).tokens.tolist() == [41]
+
+
+def test_of_one_text_without_end_what_is_searched_stays_bounded():
+    drafter = FreeDrafter(VOCAB, sources=("suffix",))
+    text, drafting = start(drafter, [1, 2])
+    ever, longest = np.random.default_rng(1).integers(1, VOCAB, 1000).tolist(), 0
+    for count in range(2 * MAX_WRITTEN // 1000 + 3):
+        emitted = [*ever, 1 + count % (VOCAB - 1)]
+        text.append(emitted)
+        drafting._trie.observe(emitted, text.seed, text.position - len(emitted), 0.0)
+        longest = max(longest, len(drafter._written))
+    assert len(drafter._written) < longest <= 2 * MAX_WRITTEN
+    write(drafting, text, ever[:20])
+    assert drafting.propose(Room(4, 1)).tokens.tolist() == ever[20:24]
