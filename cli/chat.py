@@ -15,7 +15,7 @@ import typer
 
 from specx.backends.errors import ContextFullError, SpecxError, UsageError, unexpected
 from specx.backends.places import expanded
-from specx.cli import SIGNALLED
+from specx.cli import CUT, SIGNALLED
 from specx.cli.conversation import Conversation
 from specx.cli.generation import Counted, Request, generate, is_cut, opened, requested, statistics
 from specx.cli.idle import idle
@@ -127,8 +127,8 @@ def chat(
         for stream in (sys.stdout, sys.stderr):
             settle(stream)
         raise typer.Exit(SIGNALLED + talk.ended_by)
-    if talk.scripted and talk.failed:
-        raise typer.Exit(1)
+    if talk.scripted and (talk.failed or talk.cut):
+        raise typer.Exit(1 if talk.failed else CUT)
 
 
 def _first_message(prompt: PromptOptions) -> str:
@@ -161,7 +161,7 @@ class Chat:
         if self.template.notice:
             notice(self.template.notice)
         self.stats = self.markdown = self.context_shift = False
-        self.scripted = self.failed = self.quiet = self.typed = False
+        self.scripted = self.failed = self.cut = self.quiet = self.typed = False
         self.last: Result | None = None
         self._replaceable: set[Path] = set()  # files that /save may write, as they exist
         self._ended = self._waiting = False
@@ -277,6 +277,7 @@ class Chat:
         if self.stats:
             notice(statistics(result, self.session.drafter_label))
         if is_cut(result, request):
+            self.cut = True
             notice("the answer was cut off before it matched its grammar (-n allows more tokens)")
         elif result.finish_reason == "length" and not (self.stats or self.quiet):
             notice(f"stopped after {result.timings.predicted_n} tokens, the most that -n allows")

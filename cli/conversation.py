@@ -11,7 +11,10 @@ from specx.cli.terminal.files import decode, is_text, read_bytes, whole_text, wr
 
 __all__ = ["Conversation"]
 
-MESSAGES_HINT = 'a list of {"role": ..., "content": ...} is needed, as /save writes it'
+ROLES = ("system", "user", "assistant", "tool")
+MESSAGES_HINT = (
+    f'a list of {{"role": ..., "content": TEXT}} is needed, as /save writes it; roles are {", ".join(ROLES)}'
+)
 
 
 class Conversation:
@@ -63,8 +66,13 @@ class Conversation:
             messages = json.loads(text)
         except (ValueError, RecursionError) as problem:
             raise UsageError(f"{path} is not valid JSON: {problem}", MESSAGES_HINT) from problem
-        if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        if not isinstance(messages, list):
             raise UsageError(f"{path} holds no messages", MESSAGES_HINT)
+        wrong = next((number for number, each in enumerate(messages, 1) if not _is_message(each)), None)
+        if wrong is not None:
+            raise UsageError(
+                f"{path}: message {wrong} has no such role or no text for content", MESSAGES_HINT
+            )
         mended = sum(not is_text(message["content"]) for message in messages)
         found = [{"role": each["role"], "content": whole_text(each["content"])} for each in messages]
         has_system = bool(found) and found[0]["role"] == "system"
@@ -74,8 +82,4 @@ class Conversation:
 
 
 def _is_message(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.get("role") in ("system", "user", "assistant", "tool")
-        and isinstance(value.get("content"), str)
-    )
+    return isinstance(value, dict) and value.get("role") in ROLES and isinstance(value.get("content"), str)

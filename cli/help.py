@@ -25,7 +25,8 @@ def taken_option(context: Any) -> tuple[str, str] | None:
     """What is wrong and what to do where an option took the next one for its value: llama.cpp's may stand
     alone. None if none did; a text may be anything."""
     parameters = context.command.params
-    options = {name for parameter in parameters for name in getattr(parameter, "opts", ())}
+    names = (name for parameter in parameters for name in getattr(parameter, "opts", ()))
+    options = {name for name in names if name.startswith("-")}  # an argument has one as well
     for parameter in parameters:
         value, texts = context.params.get(parameter.name), parameter.metavar in ("TEXT", "GBNF", "SCHEMA")
         if isinstance(value, str) and value in options and not texts and parameter.opts[0].startswith("-"):

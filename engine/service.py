@@ -220,7 +220,7 @@ class Service:
                 raise self._ending.with_traceback(None)  # or it would grow with every request
             if len(generations) > self._room and (self._waiting or not self._free):
                 self.counts.refused += 1
-                raise BusyError(len(self._waiting), self._retry_s())
+                raise BusyError(min(len(self._waiting), self.most_waiting), self._retry_s())
             now = self._clock()
             self._open |= {generation: _Open(receiver, now) for generation in generations}
             self._waiting += generations

@@ -87,7 +87,7 @@ class Session:
         self.plain_reason = model.facts.plain_reason
         self.notice = notice
         self.warn = notice
-        self._second_bos_told = False
+        self._second_bos_told = self._closed = False
         self._alphabet: Alphabet | None = None  # for grammars
         self.learned = learned
         self.staircase = learned.load_staircase(Staircase(model.facts.max_width))
@@ -200,8 +200,16 @@ class Session:
         return f"{self.drafter_name}, model {model}" if asked else self.drafter_name
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`; that it has a second BOS is told, once, as llama.cpp does."""
-        tokens = self.vocab.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
+        """Token ids of `text`; that it has a second BOS is told, once, as llama.cpp does.
+
+        Raises:
+            UsageError: it has half of a surrogate pair, which is no text.
+        """
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:
+            raise UsageError("the text has half of a surrogate pair in it, which is no text") from None
+        tokens = self.vocab.tokenize(data, add_special=add_special, parse_special=parse_special)
         if add_special and not self._second_bos_told and (warning := self.second_bos(tokens)):
             self._second_bos_told = True
             self.warn(warning)
@@ -272,6 +280,7 @@ class Session:
             UsageError: the prompt is empty, or a token of it is none of the model's.
             ContextFullError: it does not fit the context.
         """
+        self._check_open()
         if isinstance(prompt, str):
             prompt = self.tokenize(prompt, add_special=True, parse_special=True)
         sampling = sampling or SamplingSettings()
@@ -308,6 +317,7 @@ class Session:
                 asked for, as many as are `worthwhile`.
             patient: read prompts whole, in the least time; else in pieces, so that nobody waits long.
         """
+        self._check_open()
         most = self.at_once if at_once is None else max(1, min(at_once, self.at_once))
         writing = partial(write, self, at_once=most, patient=patient, weighed=patient and at_once is None)
         learns = self.draft_models and self.draft_models.adapting
@@ -401,8 +411,13 @@ class Session:
             ended = left or result.finish_reason == "stop"
             self.learned.lengths.add(len(result.tokens), ended=ended)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the session was closed", "open the model again")
+
     def close(self, *, free: bool = True) -> None:
         """Keep what was learned, and give the memory back unless the process ends at once."""
+        self._closed = True
         try:
             if self.draft_models is not None:
                 self.draft_models.close()
@@ -445,6 +460,9 @@ def load(model: str | Path, **asked: Any) -> Session:
     """
     from specx.backends.hub.models import find_model
 
+    for name in ("n_ctx", "texts"):
+        if (value := asked.get(name)) is not None and value < 1:
+            raise UsageError(f"{name} is {value}, and must be 1 or more")
     known = {field.name for field in fields(Asked)} - {"model"}
     if unknown := sorted(asked.keys() - known):
         raise UsageError(f"there is no setting {unknown[0]!r}", f"settings are {', '.join(sorted(known))}")

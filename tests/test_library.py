@@ -48,3 +48,38 @@ def test_the_example_of_the_documentation(smollm2):
     answers = ast.literal_eval(told.strip().splitlines()[-1])
     assert len(answers) == 10
     assert all(answers)
+
+
+ERRORS = """
+import specx, pytest
+for wrong in ({{"texts": 0}}, {{"n_ctx": -5}}, {{"n_ctx": 0}}):
+    with pytest.raises(specx.SpecxError, match="must be 1 or more"):
+        specx.load({model!r}, **wrong)
+greedy = specx.SamplingSettings(temperature=0)
+with specx.load({model!r}, store=False, measure=False) as model:
+    with pytest.raises(specx.SpecxError, match="surrogate"):
+        model.generate("\\ud800", greedy)
+    with pytest.raises(specx.SpecxError, match="none of the 49152"):
+        model.generate([1, 1 << 40], greedy)
+    texts = []
+    for seed in (-5, 2**64 - 5):
+        texts.append(model.generate("One", specx.SamplingSettings(seed=seed), n_predict=4))
+        list(texts[-1])
+    assert texts[0].result.tokens == texts[1].result.tokens
+    waiting = model.generate("One", greedy, n_predict=4)
+for late in (
+    lambda: model.generate("a", greedy),
+    lambda: model.generate([1], greedy),
+    lambda: model.prompt_of([{{"role": "user", "content": "x"}}]),
+    lambda: model.tokenize("a", add_special=True, parse_special=True),
+    lambda: model.vocab.piece(40001),
+    lambda: list(waiting),
+):
+    with pytest.raises(specx.SpecxError, match="was closed"):
+        late()
+model.close()
+"""
+
+
+def test_what_cannot_be_done_is_said_in_a_sentence(smollm2):
+    run(ERRORS.format(model=str(smollm2)))

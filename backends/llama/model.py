@@ -290,6 +290,8 @@ class LlamaModel:
 
     def close(self) -> None:
         """Give the memory back, that of the caches included. Safe to call twice."""
+        if (vocab := getattr(self, "_vocab", None)) is not None:
+            vocab.close()
         if self._ctx is not None:
             for cache in self._caches:
                 if cache is not None:

@@ -44,11 +44,26 @@ class LlamaVocab:
 
     def __init__(self, model: Any) -> None:
         self._lib = lib()
-        self.pointer = self._lib.llama_model_get_vocab(model)
+        self._pointer = self._lib.llama_model_get_vocab(model)
         self._size: int = self._lib.llama_vocab_n_tokens(self.pointer)
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._eog: frozenset[int] | None = None
         self._all: Pieces | None = None
+
+    @property
+    def pointer(self) -> Any:
+        """The llama_vocab.
+
+        Raises:
+            ModelError: the model was closed.
+        """
+        if self._pointer is None:
+            raise ModelError("the model was closed", "open it again")
+        return self._pointer
+
+    def close(self) -> None:
+        """The model is closed. Safe to call twice."""
+        self._pointer = None
 
     @property
     def size(self) -> int:

@@ -134,6 +134,8 @@ class Gate:
                 await send(message)
 
         scope["app"] = self._app  # so that routing raises what it does not know
+        if not scope["path"].startswith("/"):  # a whole address, as proxies send it
+            scope["path"] = urlsplit(scope["path"]).path or "/"
         try:
             self._policy.check(scope)
             await self._app(scope, receive, sending)
@@ -142,7 +144,7 @@ class Gate:
         except SpecxError as problem:
             await send_error(sending, problem)
         except HTTPException as problem:
-            await send_error(sending, _not_here(problem.status_code))
+            await send_error(sending, _not_here(problem.status_code), problem.headers or {})
         except Exception as problem:
             self._report(problem)
             if status:
@@ -171,11 +173,12 @@ def as_request_error(problem: SpecxError) -> RequestError:
     return RequestError.of(problem, status=500)
 
 
-async def send_error(send: Send, problem: SpecxError) -> None:
-    """A whole response that says what is wrong."""
+async def send_error(send: Send, problem: SpecxError, also: Mapping[str, str] | None = None) -> None:
+    """A whole response that says what is wrong, with headers `also`."""
     error = as_request_error(problem)
     body = json.dumps(error.body()).encode()
     headers = [JSON_TYPE, (b"content-length", str(len(body)).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in (also or {}).items()]
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if (seconds := getattr(problem, "retry_s", None)) is not None:
@@ -212,9 +215,11 @@ async def read_json(scope: Scope, receive: Receive, timeout_s: float) -> Any:
     try:
         return await run_in_threadpool(_value, body) if len(body) > LARGE_BODY else _value(body)
     except (ValueError, RecursionError) as problem:
-        what = (
-            "is nested too deeply" if isinstance(problem, RecursionError) else f"is not valid JSON: {problem}"
-        )
+        what = f"is not valid JSON: {problem}"
+        if isinstance(problem, RecursionError):
+            what = "is nested too deeply"
+        elif not isinstance(problem, (json.JSONDecodeError, UnicodeDecodeError, _NoNumberError)):
+            what = "has a number that is too long"
         raise RequestError(f"the request {what}", hint="send a JSON object in UTF-8") from None
 
 
@@ -222,8 +227,12 @@ def _value(body: bytearray) -> Any:
     return json.loads(body.decode("utf-8-sig"), parse_constant=_no_number)
 
 
+class _NoNumberError(ValueError):
+    """What Python takes for a number is none in JSON."""
+
+
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number in JSON")
+    raise _NoNumberError(f"{text} is no number in JSON")
 
 
 def _headers(scope: Scope) -> dict[bytes, bytes]:

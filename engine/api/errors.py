@@ -8,7 +8,7 @@ from specx.backends.errors import ContextFullError, SpecxError
 
 __all__ = ["RequestError"]
 
-INVALID, FAILED = "invalid_request_error", "server_error"
+INVALID, BUSY, FAILED = "invalid_request_error", "rate_limit_error", "server_error"
 
 
 class RequestError(SpecxError):
@@ -44,6 +44,6 @@ class RequestError(SpecxError):
 
     def body(self) -> dict[str, Any]:
         """The body of the response."""
-        kind = INVALID if self.status < 500 else FAILED
+        kind = FAILED if self.status >= 500 else BUSY if self.status == 429 else INVALID
         text = f"{self.message} ({self.hint})" if self.hint else self.message
         return {"error": {"message": text, "type": kind, "param": self.param, "code": self.code}}

@@ -128,7 +128,7 @@ def test_a_file_that_is_no_conversation_changes_nothing(specx, tmp_path, content
         (b"[" * 100_000 + b"]" * 100_000, "is not valid JSON: maximum recursion depth exceeded"),
         (b"[" + b"9" * 5000 + b"]", "is not valid JSON"),
         (b"\xff\xfe[\0]\0", "is not valid UTF-8: byte 0xff at offset 0"),
-        (b'[{"role": ["user"], "content": "x"}]', "holds no messages"),
+        (b'[{"role": ["user"], "content": "x"}]', "message 1 has no such role or no text"),
         (None, "cannot read"),
     ],
     ids=range(5),
@@ -453,3 +453,11 @@ def test_an_answer_that_the_limit_ended_is_told(specx):
 def test_a_quiet_command_shows_no_progress_in_a_terminal(monkeypatch, quiet):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert Progress("reading the prompt", quiet=quiet)._enabled is not quiet
+
+
+def test_an_answer_that_was_cut_off_before_it_matched_has_its_own_exit_code(specx):
+    specx.session.finish_reason = "context"
+    outcome = chat(specx, "one\n", "--grammar", 'root ::= "x"')
+    assert outcome.code == 3 and "cut off before it matched" in outcome.err
+    assert chat(specx, "one\n/nothing\n", "--grammar", 'root ::= "x"').code == 1
+    assert chat(specx, "one\n").code == 0

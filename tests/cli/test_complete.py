@@ -369,3 +369,11 @@ def test_draft_models_that_can_give_nothing_are_told(specx, tmp_path):
 def test_an_option_that_was_taken_for_a_value_is_named(specx):
     outcome = specx("complete", specx.model, "-fa", "-p", "hello")
     assert outcome.code == 2 and "-fa took -p for its value" in outcome.err
+
+
+@pytest.mark.parametrize("where", [["--drafter", "model"], ["--drafter=model"], None])
+def test_a_value_that_is_called_like_an_argument_is_a_value(specx, monkeypatch, where):
+    if where is None:
+        monkeypatch.setenv("SPECX_DRAFTER", "model")
+    outcome = specx("complete", specx.model, "-p", "x", *(where or []))
+    assert outcome.code == 0 and specx.session.drafter_name == "model"

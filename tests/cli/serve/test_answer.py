@@ -100,7 +100,9 @@ def test_more_than_may_wait_are_told_when_to_come_back(serve):
     refused = server.post("/v1/completions", {**ENDLESS, "stream": True})
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
-    assert refused.json()["error"]["code"] == "server_busy"
+    error = refused.json()["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "server_busy")
+    assert "1 request waits already" in error["message"]
     for connection in connections:
         connection.close()
     server.quiet()

@@ -148,6 +148,7 @@ def test_paths_and_methods_that_are_not_served(serve):
     error_of(server.client.get("/v1/completions"), 405)
     error_of(server.client.post("/health"), 405)
     error_of(server.client.get("/health/"), 404)
+    assert set(server.client.post("/health").headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
 def test_while_the_model_is_loaded_the_server_says_so(serve, session_of):

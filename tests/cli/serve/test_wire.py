@@ -113,3 +113,10 @@ def test_the_deadline_of_a_head_does_not_end_a_long_answer(serve, monkeypatch):
     body = {"prompt": "the cat", "max_tokens": 60, "temperature": 1, "seed": 1, "ignore_eos": True}
     assert server.post("/v1/completions", body).json()["usage"]["completion_tokens"] == 60
     assert server.post("/v1/completions", body).json()["usage"]["completion_tokens"] == 60
+
+
+def test_an_address_may_be_whole(serve):
+    # As proxies send it (RFC 9112, 3.2.2).
+    for path in ("/health", "http://127.0.0.1/health", "http://127.0.0.1/health?x=1"):
+        head = f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
+        assert exchange(serve(), head.encode()).startswith(b"HTTP/1.1 200 ")
