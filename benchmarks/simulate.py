@@ -121,7 +121,8 @@ def run(
     learn(free.table, trace, max(0, prompt - PROMPT_ROWS), prompt)
     trie.observe(output[:1])  # the prompt gives the first token
     facts = Facts(n_ctx=1 << 20, max_width=MAX_WIDTH, max_leaves=1 if chain else MAX_LEAVES)
-    cache, drafting = SimpleNamespace(length=0, room=facts.n_ctx, again=()), Guessing(trie)
+    cache = SimpleNamespace(length=0, room=facts.n_ctx, again=(), max_leaves=facts.max_leaves)
+    drafting = Guessing(trie)
     job = SimpleNamespace(cache=cache, drafting=drafting, budget=Budget(), outlook=Outlook())
     jobs = (cast(Planned, job),)
     if plan is not None:

@@ -272,7 +272,9 @@ class Adapting:
     def _halve(self, path: Path, layout: Layout) -> None:
         """Leave the newer half of the texts."""
         states, shorter = StatesFile(path, layout), path.with_name(f".{path.name}.tmp")
-        first = len(states) // 2 // HELD_BACK * HELD_BACK  # who is held back stays so
+        half = len(states) // 2
+        first = -(-half // HELD_BACK) * HELD_BACK  # what was held back stays so
+        first = first if first < len(states) else half
         shorter.unlink(missing_ok=True)
         with _writer(shorter, layout) as writer:
             for i in range(first, len(states)):

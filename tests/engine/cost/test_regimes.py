@@ -43,7 +43,7 @@ class World:
 
     @property
     def cache(self):
-        return SimpleNamespace(length=self.at - 1, room=FACTS.n_ctx, again=())
+        return SimpleNamespace(length=self.at - 1, room=FACTS.n_ctx, again=(), max_leaves=FACTS.max_leaves)
 
     def step(self, slower=1.0):
         at, decision = self.at, self.plan.choose([self], FACTS)
