@@ -10,8 +10,8 @@ objective over more than one step.
   made later (engine/learned/lengths.py). It stands outside the budget.
 - *Exploration*: a source that is thought to be poor is asked now and then all the same, where it would pay if
   it were as good as it may well be by the few tokens that were scored lately, for at most INTEREST of the
-  time. The less is known the more it may be; what was learned long ago counts for less (discounted upper
-  confidence bounds: Garivier and Moulines, 2011).
+  time, and from what the text has saved or earned. The less is known the more it may be; what was learned
+  long ago counts for less (discounted upper confidence bounds: Garivier and Moulines, 2011).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from specx.drafters.base import EMPTY_DRAFT, Draft, Drafting, Offer
-from specx.engine.budget import INTEREST, Asked, Decision, Terms
+from specx.engine.budget import ALLOWANCE, INTEREST, Asked, Decision, Terms
 
 __all__ = ["Asking", "Reason"]
 
@@ -263,7 +263,8 @@ class Asking:
     def _may_explore(self, terms: Terms, i: int, offer: Offer, best: Decision) -> bool:
         """Whether a token may be asked for that is not expected to pay: rarely, and where it well might."""
         time_ms = offer.invest_ms + offer.first_ms + offer.token_ms
-        if offer.record is None or self._exploring_ms < time_ms or time_ms > terms.covered_ms(i):
+        spare_ms = terms.covered_ms(i) - ALLOWANCE * terms.plain_ms  # that is for drafts that may pay
+        if offer.record is None or self._exploring_ms < time_ms or time_ms > spare_ms:
             return False
         self._exploring_ms = min(self._exploring_ms, 2 * time_ms)  # and not often in a row
         others = [EMPTY_DRAFT] * len(terms.jobs)
