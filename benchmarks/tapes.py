@@ -216,6 +216,7 @@ class PlayedCache(Cache):
 
     def rewind(self, length: int) -> None:
         """So many are left."""
+        self._again = self._again[: max(len(self._again) - (self._length - length), 0)]
         self._length = length
 
     def shift(self, keep: int, discard: int) -> None:
