@@ -52,7 +52,8 @@ class StoppedError(SpecxError):
     @classmethod
     def by(cls, failure: SpecxError) -> StoppedError:
         """Because of a failure."""
-        stopped = cls(f"nothing can be written any more: {failure.message}", failure.hint)
+        hint = failure.hint or "start the server again"
+        stopped = cls(f"nothing can be written any more: {failure.message}", hint)
         stopped.failed = True
         return stopped
 
@@ -151,6 +152,7 @@ class Service:
     Args:
         session: the model.
         most_waiting: generations that may wait for room; more are refused.
+        report: told of a failure after which it goes on.
         clock: seconds.
 
     Attributes:
@@ -159,13 +161,18 @@ class Service:
     """
 
     def __init__(
-        self, session: Session, *, most_waiting: int = 128, clock: Callable[[], float] = time.monotonic
+        self,
+        session: Session,
+        *,
+        most_waiting: int = 128,
+        report: Callable[[SpecxError], None] = lambda _problem: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.session = session
         self.counts = Counts()
         self.failure: SpecxError | None = None
         self.most_waiting = most_waiting
-        self._clock = clock
+        self._report, self._clock = report, clock
         self._changed = threading.Condition()
         self._waiting: deque[Generation] = deque()
         self._open: dict[Generation, _Open] = {}
@@ -247,29 +254,57 @@ class Service:
         """The same, but nothing is finished: whoever asked is told why."""
         self.finish(why)
         with self._changed:
-            receivers = {id(each.receiver): each.receiver for each in self._open.values()}
-            generations = list(self._open)
+            found = list(self._open.items())
+        self._fail(found, why)
+
+    def _fail(self, found: Sequence[tuple[Generation, _Open]], why: SpecxError) -> None:
+        """These are not finished, for that reason."""
+        receivers = {id(each.receiver): each.receiver for _, each in found}
         for receiver in receivers.values():  # before what is cancelled ends, so that this is what they hear
             receiver.fail(why)
-        self.cancel(generations)
+        self.cancel([generation for generation, _ in found])
 
     def run(self) -> None:
         """Write what is submitted, until `finish` or `drop`.
 
-        A failure is kept in `failure` and told to all.
+        What fails unexpectedly is told to whoever is being written for, and the others are answered. If it
+        happens again before anything was finished, it is kept in `failure`, and told to all.
         """
-        try:
-            for generation, chunk in self.session.together(self, patient=False):
-                self._tell(generation, chunk)
-        except SpecxError as problem:
-            self.failure = problem
-        except Exception as problem:  # noqa: BLE001 -- whoever waits must not wait for ever
-            self.failure = unexpected(problem, "start the server again")
+        ended = -1
+        while (failure := self._write()) is not None:
+            before, ended = ended, self.counts.endings.total()
+            if before == ended or self._ending is not None:
+                self.failure = failure
+                break
+            self._report(failure)
+            self._forget_taken(failure)
         self.drop(
             StoppedError("the server is stopping") if self.failure is None else StoppedError.by(self.failure)
         )
         with self._changed:
             self._open.clear()
+
+    def _write(self) -> SpecxError | None:
+        """Write until nothing more will come; why that ended before, if it did."""
+        try:
+            for generation, chunk in self.session.together(self, patient=False):
+                self._tell(generation, chunk)
+        except SpecxError as problem:
+            return problem
+        except Exception as problem:  # noqa: BLE001 -- whoever waits must not wait for ever
+            return unexpected(problem, "")
+        return None
+
+    def _forget_taken(self, why: SpecxError) -> None:
+        """What was being written is not, nor what was asked for together with it."""
+        with self._changed:
+            taken = {id(each.receiver) for each in self._open.values() if each.taken is not None}
+            found = [(key, each) for key, each in self._open.items() if id(each.receiver) in taken]
+        self._fail(found, why)
+        with self._changed:
+            for generation, _ in found:
+                if generation in self._open:
+                    self._forget(generation)
 
     def take(self, wait: bool) -> Generation | None:
         """The next generation; None if there is none now or, if `wait`, if there will be none any more."""

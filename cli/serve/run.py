@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from specx.backends.errors import SpecxError, unexpected
@@ -150,7 +151,7 @@ class Life:
         try:
             with self._open_session() as session:
                 session.measure_staircase()  # now, and not while the first one waits
-                service = Service(session, most_waiting=self._most_waiting)
+                service = Service(session, most_waiting=self._most_waiting, report=self._report)
                 self._in_loop(lambda: self._ready(service))
                 service.run()
                 self._in_loop(lambda: self._written(service))
@@ -160,6 +161,10 @@ class Life:
         except Exception as problem:  # noqa: BLE001 -- it is told where the server ends
             self._problem = unexpected(problem, "run it again with --verbose to see more")
         self._in_loop(self.stop)
+
+    def _report(self, problem: SpecxError) -> None:
+        """Requests failed as nobody has foreseen; the others are answered."""
+        self._in_loop(partial(error, problem))
 
     def _in_loop(self, call: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # it is closed

@@ -227,6 +227,37 @@ def test_when_writing_fails_everybody_is_told_and_nothing_more_is_taken(start):
     assert len(traceback.extract_tb(stopped.value.__traceback__)) == depth
 
 
+@pytest.mark.parametrize("texts", [1, 3])
+def test_what_fails_once_ends_those_who_are_written_for_and_the_others_are_answered(start, texts):
+    class Once(ScriptedModel):
+        calls = 0
+
+        def forward(self, trees, want=None):
+            self.calls += 1
+            if self.calls == 5:
+                raise TypeError("a drafter has a fault")
+            return super().forward(trees, *([] if want is None else [want]))
+
+    reported = []
+    service = start(session_of(texts=texts, model_class=Once), report=reported.append)
+    boxes, generations = [Inbox() for _ in range(6)], [asked(service.session) for _ in range(6)]
+    for generation, box in zip(generations, boxes, strict=True):
+        service.submit([generation], box)
+    for box in boxes:
+        box.wait()
+    failed = [box.problem for box in boxes if box.problem is not None]
+    assert 1 <= len(failed) <= texts and len(reported) == 1
+    assert all("unexpected TypeError: a drafter has a fault" in problem.message for problem in failed)
+    for generation, box in zip(generations, boxes, strict=True):
+        if box.problem is None:
+            assert generation.result.tokens == alone(20)
+    assert service.failure is None and (service.writing, service.waiting) == (0, 0)
+    again = Inbox()
+    service.submit([asked(service.session)], again)
+    again.wait()
+    assert again.problem is None
+
+
 def test_a_finishing_service_takes_nothing_and_finishes_what_it_has(start):
     service = start(session_of(texts=1))
     boxes = [Inbox() for _ in range(3)]
