@@ -147,7 +147,7 @@ def decode(
                 verified.append(_advance(job, part, output, clock))
         except BaseException:
             for job in jobs:
-                with suppress(RuntimeError):  # it has kept
+                with suppress(Exception):  # that it has kept, if it has; what went wrong is raised below
                     job.cache.keep([0])  # the root is right in any case, and no other call is taken before
             raise
         accepted = []

@@ -111,16 +111,14 @@ class Asking:
         self._asked: set[tuple[Drafting, str]] = set()  # which drafting asked which source in this step
         self._asked_before: set[tuple[Drafting, str]] = set()  # and in the one before
         self._weighed: set[str] = set()  # sources of which an offer to the present text was
-        self._exploring_ms = 0.0  # that may be spent without being expected to pay
+        self._exploring: dict[str, float] = {}  # ms by source that may be spent without being expected to pay
         self._known: dict[str, float] = {}  # trials by source; older ones count for less
 
-    def earn(self, decision: Decision, step_ms: float) -> None:
+    def earn(self, step_ms: float) -> None:
         """A step took `step_ms` in all: a share of that may be spent on exploration."""
         self._asked_before, self._asked = self._asked, set()
-        for part in decision.parts:
-            if part.asked is not None:
-                self._exploring_ms -= part.asked.explored_ms
-        self._exploring_ms += INTEREST * step_ms
+        for source in self._exploring:
+            self._exploring[source] += INTEREST / len(self._exploring) * step_ms
         for source in self._known:
             self._known[source] *= 1 - FORGETS
 
@@ -140,12 +138,14 @@ class Asking:
             drafts[i] = offer.take()
             took_ms = (self._clock() - start) * 1e3
             self._asked.add((terms.jobs[i].drafting, offer.source))
-            self._known[offer.source] = min(self._known.get(offer.source, 0.0) + 1, KNOWN)
+            if offer.source in self._known:
+                self._known[offer.source] = min(self._known[offer.source] + 1, KNOWN)
             if found.reason is Reason.INVESTMENT or offer.record is None:  # whatever loads it is invested
                 invested = max(took_ms - offer.token_ms - offer.first_ms, 0.0)
                 invested_ms, took_ms = invested_ms + invested, took_ms - invested
             elif found.reason is Reason.EXPLORATION:
                 explored_ms += took_ms
+                self._exploring[offer.source] -= took_ms
             terms.spent_ms[i] += took_ms
             tokens += 1
             best = self._best(terms, drafts)
@@ -264,9 +264,10 @@ class Asking:
         """Whether a token may be asked for that is not expected to pay: rarely, and where it well might."""
         time_ms = offer.invest_ms + offer.first_ms + offer.token_ms
         spare_ms = terms.covered_ms(i) - ALLOWANCE * terms.plain_ms  # that is for drafts that may pay
-        if offer.record is None or self._exploring_ms < time_ms or time_ms > spare_ms:
+        may_ms = min(self._exploring.setdefault(offer.source, 0.0), 2 * time_ms)  # not often in a row
+        self._exploring[offer.source] = may_ms
+        if offer.record is None or may_ms < time_ms or time_ms > spare_ms:
             return False
-        self._exploring_ms = min(self._exploring_ms, 2 * time_ms)  # and not often in a row
         others = [EMPTY_DRAFT] * len(terms.jobs)
         hazard = self._at_most(offer.source, *offer.record())
         for n in AHEAD:
@@ -277,7 +278,7 @@ class Asking:
             expected, cost_ms = self._expected(terms, others, i, draft, spent_ms)
             if expected / cost_ms > best.rate:
                 return True
-        self._exploring_ms = 0.0  # looked at again when as much has been earned
+        self._exploring[offer.source] = 0.0  # looked at again when as much has been earned
         return False
 
     def _at_most(self, source: str, likely: float, trials: int) -> float:

@@ -126,7 +126,7 @@ class Plan:
         for job, count in zip(jobs, accepted, strict=True):
             job.outlook.written += count + 1
         self._host_ms += TIME_RATE * (host_ms / len(jobs) - self._host_ms)
-        self.asking.earn(decision, forward_ms + host_ms + decision.asked_ms)
+        self.asking.earn(forward_ms + host_ms + decision.asked_ms)
         if self.governor is not None:
             rows = sum(len(part.draft) + 1 for part in decision.parts) + decision.again
             self.governor.observe(forward_ms / self.staircase.quiet_cost(rows, max(lengths)))

@@ -22,6 +22,7 @@ from specx.engine.text.answer import Chunk, Result
 __all__ = ["BusyError", "Counts", "Receiver", "Service", "StoppedError"]
 
 LONGEST_RETRY_S = 60
+FAULTS = 8  # in a row that a server goes on after: a client may send what caused one some times more
 FORGETTING = 0.1  # weight of the latest text in the mean time that one takes
 FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper ends in seconds of the classes that waiting times for a first token are counted in."""
@@ -267,17 +268,17 @@ class Service:
     def run(self) -> None:
         """Write what is submitted, until `finish` or `drop`.
 
-        What fails unexpectedly is told to whoever is being written for, and the others are answered. If it
-        happens again before anything was finished, it is kept in `failure`, and told to all.
+        What fails unexpectedly is told to whoever is being written for, and the others are answered. If that
+        happens `FAULTS` times without a step between, or to nobody, it is kept in `failure` and told to all.
         """
-        ended = -1
+        faults, steps = 0, 0
         while (failure := self._write()) is not None:
-            before, ended = ended, self.counts.endings.total()
-            if before == ended or self._ending is not None:
+            faults = faults + 1 if self.counts.text_steps == steps else 1
+            steps = self.counts.text_steps
+            if faults == FAULTS or self._ending is not None or not self._forget_taken(failure):
                 self.failure = failure
                 break
             self._report(failure)
-            self._forget_taken(failure)
         self.drop(
             StoppedError("the server is stopping") if self.failure is None else StoppedError.by(self.failure)
         )
@@ -292,19 +293,23 @@ class Service:
         except SpecxError as problem:
             return problem
         except Exception as problem:  # noqa: BLE001 -- whoever waits must not wait for ever
-            return unexpected(problem, "")
+            failure = unexpected(problem, "")
+            failure.__cause__ = problem
+            return failure
         return None
 
-    def _forget_taken(self, why: SpecxError) -> None:
-        """What was being written is not, nor what was asked for together with it."""
+    def _forget_taken(self, why: SpecxError) -> bool:
+        """What is being written ends, and what was asked for with it; returns whether there was anything."""
         with self._changed:
             taken = {id(each.receiver) for each in self._open.values() if each.taken is not None}
             found = [(key, each) for key, each in self._open.items() if id(each.receiver) in taken]
         self._fail(found, why)
+        self.counts.endings["error"] += len(found)
         with self._changed:
             for generation, _ in found:
                 if generation in self._open:
                     self._forget(generation)
+        return bool(found)
 
     def take(self, wait: bool) -> Generation | None:
         """The next generation; None if there is none now or, if `wait`, if there will be none any more."""

@@ -460,9 +460,9 @@ def load(model: str | Path, **asked: Any) -> Session:
     """
     from specx.backends.hub.models import find_model
 
-    for name in ("n_ctx", "texts"):
-        if (value := asked.get(name)) is not None and value < 1:
-            raise UsageError(f"{name} is {value}, and must be 1 or more")
+    for name, least in (("n_ctx", 0), ("texts", 1)):
+        if (value := asked.get(name)) is not None and value < least:
+            raise UsageError(f"{name} is {value}, and must be {least} or more")
     known = {field.name for field in fields(Asked)} - {"model"}
     if unknown := sorted(asked.keys() - known):
         raise UsageError(f"there is no setting {unknown[0]!r}", f"settings are {', '.join(sorted(known))}")

@@ -52,11 +52,12 @@ def test_the_example_of_the_documentation(smollm2):
 
 ERRORS = """
 import specx, pytest
-for wrong in ({{"texts": 0}}, {{"n_ctx": -5}}, {{"n_ctx": 0}}):
-    with pytest.raises(specx.SpecxError, match="must be 1 or more"):
+for wrong in ({{"texts": 0}}, {{"n_ctx": -5}}):
+    with pytest.raises(specx.SpecxError, match="must be . or more"):
         specx.load({model!r}, **wrong)
 greedy = specx.SamplingSettings(temperature=0)
-with specx.load({model!r}, store=False, measure=False) as model:
+with specx.load({model!r}, store=False, measure=False, n_ctx=0) as model:
+    assert model.n_ctx == 8192
     with pytest.raises(specx.SpecxError, match="surrogate"):
         model.generate("\\ud800", greedy)
     with pytest.raises(specx.SpecxError, match="none of the 49152"):

@@ -24,6 +24,7 @@ from specx.backends.llama.states import States
 
 __all__ = ["LlamaCache", "Reader"]
 
+ALL = 1 << 62  # tokens, more than there are
 WATCHED = 64  # tokens per call; below, asking after every operation costs more than it is worth
 
 
@@ -97,7 +98,7 @@ class LlamaCache(Cache):
         self._held = dict.fromkeys(own, 0)  # committed tokens of each sequence
         self._pending: TreeShape | None = None
         self._drafted: NDArray[np.int32] = np.empty(0, np.int32)  # tokens of that
-        self._shifted = False
+        self._orderly = ALL  # so many tokens have cells in the order of the text
         self._states = model.states()
 
     @property
@@ -127,7 +128,8 @@ class LlamaCache(Cache):
         A shift leaves free cells in the middle, where the next tokens go. What lies after the hole of a
         branch is then more than can be moved up, and its rows would have other bits: it takes chains.
         """
-        return 1 if self._shifted and self._model.in_order else self._model.facts.max_leaves
+        orderly = self._length <= self._orderly or not self._model.in_order
+        return self._model.facts.max_leaves if orderly else 1
 
     @property
     def room(self) -> int:
@@ -270,6 +272,8 @@ class LlamaCache(Cache):
             if not kept:
                 self._remove_all(length)
             self._length, self._again = length, self._again[:kept]
+            if length <= self._orderly:
+                self._orderly = ALL
             self._held = {seq: min(held, self._cells) for seq, held in self._held.items()}
 
     def mark(self) -> bool:
@@ -331,7 +335,8 @@ class LlamaCache(Cache):
         self._lib.llama_memory_seq_add(self._model.memory, self.main, keep + discard, -1, -discard)
         self._length -= discard
         self._held[self.main] = self._length
-        self._shifted |= discard > 0
+        if discard:
+            self._orderly = min(self._orderly, keep)
 
     def close(self) -> None:
         """Make room for another text. Safe to call twice."""
@@ -404,7 +409,7 @@ class LlamaCache(Cache):
             for seq in self._own:
                 self._cut(seq, -1)
         self._length, self._again, self.main = 0, [], self._own[0]
-        self._shifted = False
+        self._orderly = ALL
         self._held = dict.fromkeys(self._own, 0)
         if self._states is not None:
             self._states.forget()

@@ -170,7 +170,14 @@ def serve(
 
     api = _api(options, chosen, options.alias or asked.model.stem, log=model.verbose)
     places = _listen(options, place, alone=resident.background)
-    life = Life(api, places, lambda: load_session(asked), most_waiting=options.queue, idle_s=idle_s)
+    life = Life(
+        api,
+        places,
+        lambda: load_session(asked),
+        most_waiting=options.queue,
+        idle_s=idle_s,
+        verbose=model.verbose,
+    )
     with ExitStack() as stack:
         if place is not None and places.resident is not None:
             log = place.log if resident.background else None

@@ -134,9 +134,9 @@ class Gate:
                 await send(message)
 
         scope["app"] = self._app  # so that routing raises what it does not know
-        if not scope["path"].startswith("/"):  # a whole address, as proxies send it
-            scope["path"] = urlsplit(scope["path"]).path or "/"
         try:
+            if not scope["path"].startswith("/"):  # a whole address, as proxies send it
+                scope["path"] = _path_of(scope["path"])
             self._policy.check(scope)
             await self._app(scope, receive, sending)
         except (Gone, TimeoutError):  # whoever asked is not there, or takes nothing
@@ -155,6 +155,18 @@ class Gate:
                 client = (scope.get("client") or ("local",))[0]
                 took = (time.monotonic() - began) * 1e3
                 self._log(f"{client} {scope['method']} {scope['path']} {status} {took:.0f} ms")
+
+
+def _path_of(address: str) -> str:
+    """The path in a whole address.
+
+    Raises:
+        RequestError: it is no address.
+    """
+    try:
+        return urlsplit(address).path or "/"
+    except ValueError as problem:
+        raise RequestError(f"the address cannot be read: {problem}") from None
 
 
 def _not_here(status: int) -> RequestError:

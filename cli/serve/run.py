@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -92,8 +93,10 @@ class Life:
         *,
         most_waiting: int,
         idle_s: float | None = None,
+        verbose: bool = False,
     ) -> None:
         self._api, self._places, self._open_session = api, places, open_session
+        self._verbose = verbose
         self._most_waiting, self._idle_s = most_waiting, idle_s
         api.stop = self.stop
         self._server = server_of(api.app, patience_s=GRACE_S + 2)
@@ -164,6 +167,8 @@ class Life:
 
     def _report(self, problem: SpecxError) -> None:
         """Requests failed as nobody has foreseen; the others are answered."""
+        if self._verbose and problem.__cause__ is not None:
+            traceback.print_exception(problem.__cause__)
         self._in_loop(partial(error, problem))
 
     def _in_loop(self, call: Callable[[], None]) -> None:

@@ -75,6 +75,7 @@ class Staircase:
         self._reach: dict[int, int] = {}  # by depth: the widest step that was possible there
         self._near = 0  # the longest context that the depths say something reliable of
         self._disturbed: set[int] = set()  # depths
+        self._kept: frozenset[str] = frozenset()  # depths that were in the store when it was read
         self._wrong: set[int] = set()  # depths whose times turned out far from real steps
         self._regimes = Regimes(max_width)
         self._noises: dict[int, NDArray[np.float64]] = {}  # (max_width + 1,) relative, at each of the depths
@@ -404,6 +405,7 @@ class Staircase:
         Raises:
             ValueError, TypeError, AttributeError: it is something else.
         """
+        self._kept = frozenset(data)
         self.load_json({depth: s for depth, s in data.items() if widest(s) >= self._needed})
         if disturbed and not self._depths:
             self.load_json({depth: s for depth, s in disturbed.items() if widest(s) >= self._needed})
@@ -423,8 +425,9 @@ class Staircase:
         if self.contradicted:
             return dict(steps)
         reach = {depth: widest(s) for depth, s in kept.items()}
-        others = {depth: s for depth, s in kept.items() if reach[depth] >= self._needed}
-        return {**others, **steps, **{depth: s for depth, s in others.items() if reach[depth] > self._needed}}
+        wider = {depth: s for depth, s in kept.items() if reach[depth] > self._needed}
+        new = {d: s for d, s in kept.items() if reach[d] == self._needed and d not in self._kept}
+        return {**new, **steps, **wider}
 
     def _fill_all(self) -> None:
         """Fill in the widths that were not measured."""

@@ -293,6 +293,38 @@ def test_what_a_text_begins_with_is_not_spent_on_exploration():
     assert explored.index(True) == 15
 
 
+def test_what_was_scored_before_counts_also_where_it_was_asked_for_its_gain_first():
+    clock = SimulatedClock()
+    plan, text = plan_of(clock), Writing(budget=4.0)
+    source = Source(clock, [0.9] * 8, token_ms=3.0, trials=1000)
+    assert part_of(step(plan, source, 0, text)[0]).asked.explored_ms == 0
+    source.hazards = source.expected = [0.02] * 8
+    for _ in range(300):
+        assert part_of(step(plan, source, 0, text)[0]).asked is None
+
+
+@pytest.mark.parametrize("useless_ms", [1.0, 3.0])
+def test_of_several_sources_each_is_explored_for_itself(useless_ms):
+    clock, text = SimulatedClock(), Writing()
+    near = Source(clock, [0.3] * 8, 3.0, name="near", trials=1000)
+    useless = Source(clock, [0.01] * 8, useless_ms, name="useless", trials=1000)
+
+    class Both(Drafting):
+        def propose(self, room):
+            useless.propose(room)
+            return near.propose(room)
+
+        def offers(self, room):
+            return (*useless.offers(room), *near.offers(room))
+
+    plan, both, asked = plan_of(clock), Both(), 0
+    for n in range(1000):
+        step(plan, both, 0, text)
+        asked += near.asked
+        text.budget = Budget() if n % 100 == 0 else text.budget
+    assert asked > 20
+
+
 def test_what_is_not_loaded_is_not_explored():
     clock = SimulatedClock()
     plan, text = plan_of(clock), Writing()

@@ -13,7 +13,7 @@ from specx.backends.errors import GrammarError, SpecxError
 from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.backends.store import Store
 from specx.engine.learned.knowledge import Learned
-from specx.engine.service import BusyError, Service, StoppedError
+from specx.engine.service import FAULTS, BusyError, Service, StoppedError
 from specx.engine.session import Session
 from specx.engine.settings import Asked, SamplingSettings
 
@@ -209,14 +209,16 @@ class Breaking(ScriptedModel):
 
 def test_when_writing_fails_everybody_is_told_and_nothing_more_is_taken(start):
     service = start(session_of(texts=1, model_class=Breaking))
-    boxes = [Inbox(), Inbox(), Inbox()]
+    boxes = [Inbox() for _ in range(FAULTS + 2)]
     for box in boxes:
         service.submit([asked(service.session, n_predict=500)], box)
     for box in boxes:
         box.wait()
-        assert box.problem is None or "the device is gone" in box.problem.message
-    assert sum(box.problem is not None for box in boxes) >= 2
+        assert box.problem is not None and "the device is gone" in box.problem.message
+    stopped = [box for box in boxes if isinstance(box.problem, StoppedError)]
+    assert stopped == boxes[FAULTS - 1 :]
     assert "the device is gone" in service.failure.message
+    assert service.counts.endings["error"] == FAULTS - 1
     with pytest.raises(StoppedError) as stopped:
         service.submit([asked(service.session)], Inbox())
     assert stopped.value.failed
@@ -256,6 +258,28 @@ def test_what_fails_once_ends_those_who_are_written_for_and_the_others_are_answe
     service.submit([asked(service.session)], again)
     again.wait()
     assert again.problem is None
+
+
+def test_what_was_asked_for_together_fails_together(start):
+    class Once(ScriptedModel):
+        calls = 0
+
+        def forward(self, trees, want=None):
+            self.calls += 1
+            if self.calls == 5:
+                raise TypeError("a drafter has a fault")
+            return super().forward(trees, *([] if want is None else [want]))
+
+    service = start(session_of(texts=1, model_class=Once))
+    both, other = Inbox(), Inbox()
+    samples = [asked(service.session) for _ in range(3)]
+    service.submit(samples, both)
+    service.submit([asked(service.session)], other)
+    both.wait()
+    other.wait()
+    assert both.problem is not None and other.problem is None
+    until(lambda: (service.writing, service.waiting) == (0, 0))
+    assert {generation for generation, _ in both.chunks} <= {samples[0]}  # the others were never begun
 
 
 def test_a_finishing_service_takes_nothing_and_finishes_what_it_has(start):

@@ -157,6 +157,17 @@ def test_after_a_shift_there_are_chains_with_the_bits_of_plain_decoding(load, ke
     logits = cache.forward(text[at : at + 8], chain_parents(8)).logits
     np.testing.assert_array_equal(logits, expected)
     cache.keep([0])
+    assert cache.max_leaves == 1
+    cache.rewind(keep)  # what is left lies as it would have been read: branches are possible again
+    assert cache.max_leaves > 1
+    cache.prefill(text[keep:70].tolist())
+    expected = np.stack([keeping(cache, text[i : i + 1]) for i in range(70, 74)])
+    cache.rewind(70)
+    wrong = np.array([5, 6, 7], np.int32)
+    tokens, parents = np.array([text[70], *wrong, *text[71:74]], np.int32), [-1, 0, 1, 2, 0, 4, 5]
+    logits = cache.forward(tokens, np.array(parents, np.int32)).logits
+    np.testing.assert_array_equal(logits[[0, 4, 5, 6]], expected)
+    cache.keep([0])
 
 
 def test_where_llama_cpp_computes_attention_nothing_is_read_again(load):

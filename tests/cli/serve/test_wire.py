@@ -120,3 +120,7 @@ def test_an_address_may_be_whole(serve):
     for path in ("/health", "http://127.0.0.1/health", "http://127.0.0.1/health?x=1"):
         head = f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
         assert exchange(serve(), head.encode()).startswith(b"HTTP/1.1 200 ")
+    wrong = exchange(
+        serve(), b"GET http://[x/health HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
+    )
+    assert wrong.startswith(b"HTTP/1.1 400 ") and b'"error"' in wrong

@@ -130,6 +130,20 @@ def test_steps_that_turned_out_wrong_go_even_if_they_were_measured_again_beside_
     assert kept.provisional and kept.cost(1, 0) == pytest.approx(30, rel=0.1)
 
 
+def test_what_is_timed_anew_takes_the_place_of_all_that_was_kept(tmp_path):
+    store = Store(tmp_path)
+    store.save_json("staircase", COSTS, {"steps": {**STEPS, "4096": STEPS["288"]}})
+    staircase = kept_staircase(store, COSTS, Staircase(64, watch=unwatched))
+    staircase.forget()
+    clock = SimulatedClock()
+    model = ScriptedModel(step_costs={n: 30.0 + n / 50 for n in range(1, 65)}, clock=clock)
+    staircase.measure_first(model.open(), clock=clock)
+    keep_staircase(store, COSTS, staircase)
+    kept = kept_staircase(store, COSTS, Staircase(64, watch=unwatched))
+    assert kept.depths == staircase.depths and 4096 not in kept.depths
+    assert min(kept.cost(1, depth) for depth in kept.depths) > 20
+
+
 def test_two_processes_keep_the_depths_that_each_has_measured(tmp_path):
     store = Store(tmp_path)
     first = kept_staircase(store, COSTS, Staircase(64, watch=unwatched))
