@@ -10,7 +10,7 @@ import ast
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from specx.engine.api.parsing import Call
 
@@ -176,20 +176,65 @@ def _typed(argument: re.Match[str], schema: Mapping[str, Any]) -> Any:
     mode = argument.groupdict().get("string")
     properties = schema.get("properties")
     known = properties.get(key) if isinstance(properties, Mapping) else None
-    kind = known.get("type") if isinstance(known, Mapping) else None
-    if mode == "true" or kind == "string":
+    kinds = _kinds(known, schema)
+    if mode == "true" or kinds == {"string"}:
         return text
     try:
-        return _loads(text)
+        value = _loads(text)
     except (ValueError, WrongError):
-        return text
+        return text.strip() == "True" if kinds == {"boolean"} and text.strip() in ("True", "False") else text
+    return text if "string" in kinds and not kinds & _kinds({"const": value}, {}) - {"string"} else value
+
+
+NAMES = {bool: {"boolean"}, int: {"integer", "number"}, float: {"number"}, str: {"string"}, list: {"array"}}
+DEEPEST = 16  # schemas within each other that are looked into
+
+
+def _kinds(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
+    """The types that a schema names, as far as it does; `root` is what its references are looked up in."""
+    if not isinstance(schema, Mapping) or depth == DEEPEST:
+        return set()
+    kind = schema.get("type")
+    found = {each for each in (kind if isinstance(kind, list) else [kind]) if isinstance(each, str)}
+    if found:
+        return found
+    listed = schema.get("enum")
+    values = [*listed] if isinstance(listed, list) else []
+    for value in [*values, *([schema["const"]] if "const" in schema else [])]:
+        found |= {"null"} if value is None else NAMES.get(type(value), {"object"})
+    for key in ("anyOf", "oneOf"):
+        for each in schema[key] if isinstance(schema.get(key), list) else ():
+            found |= _kinds(each, root, depth + 1)
+    name = schema.get("$ref")
+    if isinstance(name, str) and name.startswith("#/"):
+        target: Any = root
+        for part in name[2:].split("/"):
+            target = target.get(part) if isinstance(target, Mapping) else None
+        found |= _kinds(target, root, depth + 1)
+    return found
 
 
 # Calls as Python.
 
 
-def read_python(block: str, _schemas: Schemas) -> list[Call]:
-    """Calls as Python has them, with arguments by name, one or a list."""
+class _Json(ast.NodeTransformer):
+    """Reads the names that JSON has for values."""
+
+    VALUES: ClassVar[dict[str, bool | None]] = {"true": True, "false": False, "null": None}
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """A name."""
+        return ast.Constant(self.VALUES[node.id]) if node.id in self.VALUES else node
+
+
+def read_python(block: str, schemas: Schemas) -> list[Call]:
+    """Calls as Python has them, with arguments by name, one or a list.
+
+    Values may be called as JSON calls them, and tools as Python could not.
+    """
+    names = {f"specx_tool_{i}": name for i, name in enumerate(schemas) if not name.isidentifier()}
+    for stand_in, name in names.items():
+        block = re.sub(rf"(?<![\w.-]){re.escape(name)}(?=\s*\()", stand_in, block)
     try:
         tree = ast.parse(block.strip(), mode="eval").body
     except (SyntaxError, MemoryError) as problem:
@@ -202,9 +247,22 @@ def read_python(block: str, _schemas: Schemas) -> list[Call]:
         for keyword in each.keywords:
             if keyword.arg is None:
                 raise WrongError
-            arguments[keyword.arg] = ast.literal_eval(keyword.value)
-        calls.append(_call(ast.unparse(each.func), arguments))
+            arguments[keyword.arg] = _named(ast.literal_eval(_Json().visit(keyword.value)), names)
+        name = ast.unparse(each.func)
+        calls.append(_call(names.get(name, name), arguments))
     return calls
+
+
+def _named(value: Any, names: Mapping[str, str]) -> Any:
+    """A value in whose texts the names stand again that others stood in for."""
+    if isinstance(value, str):
+        for stand_in, name in names.items():
+            value = value.replace(stand_in, name)
+    elif isinstance(value, dict):
+        return {_named(key, names): _named(each, names) for key, each in value.items()}
+    elif isinstance(value, list | tuple | set):
+        return type(value)(_named(each, names) for each in value)
+    return value
 
 
 def in_text(block: str) -> bool:

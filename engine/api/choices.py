@@ -210,7 +210,8 @@ class ChatChoice(Choice):
         return chat_form(entries, self.vocab, self.ask.logprobs or 0)
 
     def _finish_reason(self, reason: str) -> str:
-        return "tool_calls" if self._calls and reason == "stop" else reason
+        whole = self._calls and not self._parser.cut  # a stop string may end it within a call
+        return "tool_calls" if whole and reason == "stop" else reason
 
 
 def _call_id(response: str, index: int, number: int) -> str:

@@ -36,7 +36,13 @@ class Part:
 
 
 class Parser(Protocol):
-    """Takes an answer apart."""
+    """Takes an answer apart.
+
+    Attributes:
+        cut: whether the answer has ended within a call.
+    """
+
+    cut: bool
 
     def feed(self, text: str) -> list[Part]:
         """The parts that `text` completes."""
@@ -50,7 +56,12 @@ class StagedParser:
 
     A stage takes from what is held, adds to the parts, and says whether there is more to do; it may set the
     next stage. After the end of the answer, nothing more is waited for.
+
+    Attributes:
+        cut: whether the answer has ended within a call.
     """
+
+    cut = False
 
     def __init__(self) -> None:
         self._held = ""
@@ -210,7 +221,7 @@ class AnswerParser(StagedParser):
             self._stream = None
             return True
         if status == "more" and stream.within:
-            rest = ""  # it was cut short
+            rest, self.cut = "", True
         self._leave([], len(self._held) - len(rest))
         return False
 

@@ -23,7 +23,10 @@ from specx.backends.gguf.vocab_match import typed_special
 __all__ = ["Marked", "SpecialTexts", "Tokenize", "special_texts"]
 
 ASIDE = frozenset({"role", "type", "id", "tool_call_id"})
-"""Keys of messages whose values the template itself compares or builds tokens from."""
+"""Keys of messages and tools whose values the template itself compares or builds tokens from."""
+
+DATA = frozenset({"arguments", "parameters"})
+"""Keys of calls and tools below which all keys are people's own."""
 
 SPACE = " \t\n\v\f\r"
 """What `isspace` of C takes for white space."""
@@ -117,26 +120,33 @@ class SpecialTexts:
         """The tokens, the longest first."""
         return self._tokens
 
-    def marked(self, value: Any, mark: str) -> Any:
+    def marked(self, value: Any, mark: str, *, data: bool = False) -> Any:
         """`value` with a mark in every text that a control token may be made from; itself without any.
 
         Args:
             value: messages, or what belongs to them.
             mark: letters that are in none of the texts.
+            data: whether it is below one of `DATA`.
         """
         if isinstance(value, str):
             return self._broken(value, mark)
         if isinstance(value, Mapping):
             pairs = {
-                self.marked(key, mark): each if key in ASIDE else self.marked(each, mark)
+                self.marked(key, mark): each
+                if key in ASIDE and not data and self._is_plain(each)
+                else self.marked(each, mark, data=data or key in DATA)
                 for key, each in value.items()
             }
             same = all(pairs.get(key, pairs) is each for key, each in value.items())
             return value if same else pairs
         if isinstance(value, list | tuple):
-            items = [self.marked(each, mark) for each in value]
+            items = [self.marked(each, mark, data=data) for each in value]
             return value if all(a is b for a, b in zip(items, value, strict=True)) else items
         return value
+
+    def _is_plain(self, value: Any) -> bool:
+        """Whether it is a word without a control token in it."""
+        return isinstance(value, str) and next(iter(self._controls.within(value)), None) is None
 
     def _broken(self, text: str, mark: str) -> str:
         places = {at + 1 for at, _ in self._controls.within(text)} | self._controls.ends(text)

@@ -17,7 +17,7 @@ from specx.engine.text.schema.facets import (
 )
 from specx.engine.text.schema.members import Items, Members
 from specx.engine.text.schema.number import between
-from specx.engine.text.schema.validity import holds
+from specx.engine.text.schema.validity import asserted
 
 __all__ = ["Exclusion"]
 
@@ -63,7 +63,7 @@ class Exclusion:
         values = values_of(schemas)
         if values is not None:
             places = alternative.places
-            return not any(all(holds(self._document, p, value) for p in places) for value in values)
+            return not any(all(asserted(self._document, p, value) for p in places) for value in values)
         named_types = explicit_types(schemas)
         both = {each for each in types if each in named_types}
         if "number" in types and "integer" in named_types:

@@ -34,6 +34,13 @@ def holds(document: Document, place: Place, value: Any, active: tuple[Place, ...
     return _asserted(document, place, schema, value)
 
 
+def asserted(document: Document, place: Place, value: Any) -> bool:
+    """Whether `value` is valid against what the schema at `place` asserts itself: not by a reference, or in
+    the schemas of an allOf, anyOf or oneOf."""
+    schema = document.schema(place)
+    return schema if isinstance(schema, bool) else _asserted(document, place, schema, value)
+
+
 def conjunction(schema: dict[str, Any]) -> list[tuple[str, int]]:
     """The schemas that hold beside this one: `$ref` and those of `allOf`, in the order of the text."""
     found = []
@@ -64,7 +71,7 @@ def _string(schema: dict[str, Any], value: str) -> bool:
     least, most = counts([schema], "minLength", "maxLength")
     if len(value) < least or (most is not None and len(value) > most):
         return False
-    allowed = string_automaton([schema])
+    allowed = string_automaton([schema], formats=False)  # they are remarks, and the automata are narrower
     return allowed is None or allowed.accepts(value)
 
 

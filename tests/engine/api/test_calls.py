@@ -325,3 +325,69 @@ def test_calls_in_channels_are_content_where_there_are_no_tools():
     parser = HarmonyParser(calls=False)
     parts = [*parser.feed(HARMONY_CALL), *parser.finish()]
     assert "".join(part.text for part in parts) == '{"city": "Paris"}'
+
+
+@pytest.mark.parametrize(
+    ("schema", "written", "read"),
+    [
+        ({"type": "string"}, "123", "123"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "123", "123"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "null", None),
+        ({"type": ["string", "null"]}, "true", "true"),
+        ({"type": ["string", "integer"]}, "7", 7),
+        ({"type": ["string", "integer"]}, "7.5", "7.5"),
+        ({"enum": ["1", "2"]}, "1", "1"),
+        ({"enum": [1, 2]}, "1", 1),
+        ({"$ref": "#/$defs/id"}, "7", "7"),
+        ({"$ref": "#/$defs/nowhere"}, "7", 7),
+        ({"$ref": "#/$defs/loop"}, "7", 7),
+        ({"type": "boolean"}, "True", True),
+        ({"type": "boolean"}, "false", False),
+        ({"type": "number"}, "3", 3),
+        ({}, "[1]", [1]),
+        ("odd", "x", "x"),
+    ],
+)
+def test_what_is_told_in_tags_has_the_type_that_its_schema_has(schema, written, read):
+    definitions = {"id": {"type": "string"}, "loop": {"$ref": "#/$defs/loop"}}
+    tool = Tool("f", {"type": "object", "properties": {"a": schema}, "$defs": definitions}, {})
+    text = f"<tool_call>\n<function=f>\n<parameter=a>\n{written}\n</parameter>\n</function>\n</tool_call>"
+    found = []
+    for each in FORMATS:
+        if text.startswith(each.opens):
+            _, content, calls = taken_apart(text, Reader(each, (tool,)))
+            if not content:
+                found += [json.loads(call.arguments) for call in calls]
+    assert {"a": read} in found
+    assert type(read) in {type(arguments["a"]) for arguments in found}
+
+
+@pytest.mark.parametrize(
+    ("block", "name", "arguments"),
+    [
+        ('[f(s="a", b=true, n=null, t=True)]', "f", {"s": "a", "b": True, "n": None, "t": True}),
+        ("[f-g.h(n=-5, l=[1, false])]", "f-g.h", {"n": -5, "l": [1, False]}),
+        (
+            '[f-g.h(s="call f-g.h(1)", o={"k": "f-g.h(2)"})]',
+            "f-g.h",
+            {"s": "call f-g.h(1)", "o": {"k": "f-g.h(2)"}},
+        ),
+    ],
+)
+def test_calls_as_python_may_have_names_that_python_has_not(block, name, arguments):
+    tools = tuple(Tool(each, {"type": "object"}, {}) for each in ("f", "f-g.h", "a b"))
+    text, found = f"<|tool_call_start|>{block}<|tool_call_end|>", []
+    for each in FORMATS:
+        if text.startswith(each.opens):
+            _, content, calls = taken_apart(text, Reader(each, tools))
+            found.append((content, [(call.name, json.loads(call.arguments)) for call in calls]))
+    assert ("", [(name, arguments)]) in found
+
+
+def test_an_answer_that_ends_within_a_call_is_known_to():
+    for end, cut in ((len(HERMES_CALL) - 20, True), (len(HERMES_CALL), False)):
+        [reader] = [each for each in readers_of(HERMES_CALL, held=True) if each.stream() is not None][:1]
+        parser = AnswerParser(calls=reader)
+        parser.feed(HERMES_CALL[:end])
+        parser.finish()
+        assert parser.cut is cut

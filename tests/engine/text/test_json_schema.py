@@ -106,6 +106,10 @@ ALLOWED = {
         ['"abc"', '"abcd"'],
     ),
     "listed in one": ({"oneOf": [{"enum": [1, 2]}, {"enum": [2, 3]}]}, ["1", "3"]),
+    "formats are remarks": (
+        {"enum": ["09:00", "http://[::1]:8080/"], "format": "time"},
+        ['"09:00"', '"http://[::1]:8080/"'],
+    ),
     "pattern and length": ({**STRING, "pattern": "^(a|b)*c$", "maxLength": 5}, ['"abc"', '"ababc"']),
     "format and length": (
         {**STRING, "format": "uri", "minLength": 1, "maxLength": 2083},
@@ -126,6 +130,7 @@ FORBIDDEN = {
     "long strings": ['"' + "a" * 1501 + '"'],
     "longer strings": [f'"{"a" * n}"' for n in (2199, 3101)],
     "many items": [json.dumps([1] * 499), "{}"],
+    "formats are remarks": ['"10:00"'],
     "bounds": ["4", "20", "-5", "05", "5.0", "100"],
     "signs": ["-13", "1005", "-0", "-20", "10000"],
     "large": ["5", str(10**50 - 1)],
@@ -256,6 +261,10 @@ REFUSED = [
     ("required .*list of names", {"required": "a"}),
     ("oneOf", {"oneOf": [INTEGER, {"type": "number"}]}),
     ("oneOf", {**obj({"a": INTEGER, "b": INTEGER}), "oneOf": [{"required": ["a"]}, {"required": ["b"]}]}),
+    ("oneOf", {**STRING, "oneOf": [{"pattern": "^[a-z]+$"}, {"enum": ["none", "all"]}]}),
+    ("oneOf", {**INTEGER, "oneOf": [{"minimum": 1}, {"const": 5}]}),
+    ("oneOf", {"oneOf": [{**STRING, "format": "date"}, {**STRING, "enum": ["today"]}]}),
+    ("oneOf", {**obj({}), "oneOf": [obj({"a": STRING}, required=["a"]), {"const": {"a": "x"}}]}),
     ("refers to itself", {"$ref": "#"}),
     (
         "100 references",
