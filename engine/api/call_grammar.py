@@ -77,14 +77,26 @@ def _each(shape: Shape, tools: Sequence[Tool], choice: ToolChoice) -> str:
 
 def grammar_after(tags: Tags, grammar: str, root: str) -> str:
     """The grammar of reasoning that goes on to its end, and then of what `grammar` has as `root`: `THEN`."""
-    closing = tags.closing
-    steps = [f"{literal(closing[:i])} [^{_in_class(closing[i])}]" for i in range(1, len(closing))]
-    thought = " | ".join([f"[^{_in_class(closing[0])}]", *steps])
-    return f"{THEN} ::= ({thought})* {literal(closing)} [ \\n]{{0,4}} {root}\n{grammar}"
+    closing, rules = tags.closing, []
+    letters = "".join(dict.fromkeys(closing))
+    for read in range(len(closing)):  # letters of its end that were read last (Knuth, Morris and Pratt, 1977)
+        ways = [f"[^{''.join(map(_in_class, letters))}] {_rule(0)}"]
+        for letter in letters:
+            text = closing[:read] + letter
+            after = next(n for n in range(len(text), -1, -1) if text.endswith(closing[:n]))
+            ways.append(f"{literal(letter)} {_rule(after)}")
+        rules.append(f"{_rule(read)} ::= {' | '.join(ways)}")
+    rules.append(f"{_rule(len(closing))} ::= [ \\n]{{0,4}} {root}")
+    return "\n".join([*rules, grammar])
+
+
+def _rule(read: int) -> str:
+    """The rule of reasoning of whose end so many letters were read last."""
+    return f"{THEN}-{read}" if read else THEN
 
 
 def _in_class(char: str) -> str:
-    return f"\\{char}" if char in "\\]^-[" else char
+    return f"\\x{ord(char):02X}" if char in "\\]^-[" else char
 
 
 def _arguments(tool: Tool, prefix: str) -> str:

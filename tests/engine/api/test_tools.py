@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import jsonschema
 import pytest
@@ -343,8 +344,25 @@ def test_what_is_thought_comes_before_what_a_grammar_says(texts, inside):
         ("hm </b> < </think>\n\nyes", inside),
         ("yes", not inside),
         ("hm</think>maybe", False),
+        ("1 <</think>yes", inside),  # its end is where the parser sees it
+        ("1 <</</t</thin</think>no", inside),
+        ("1 <</think>maybe</think>yes", False),
     ):
         assert texts.accept(grammar, text) == good
+
+
+@pytest.mark.parametrize("closing", ["</think>", "abab!", "]]]", "[/THINK]", "^a-b^"])
+def test_reasoning_ends_where_its_end_stands_for_the_first_time(texts, closing):
+    from specx.engine.api.call_grammar import THEN, grammar_after
+    from specx.engine.api.parsing import Tags
+
+    grammar = grammar_after(Tags("<", closing), 'reply ::= "."\n', "reply") + f"root ::= {THEN}\n"
+    generator = random.Random(5)
+    for _ in range(60):
+        text = "".join(generator.choice([*closing, closing[:-1], closing, "x"]) for _ in range(5))
+        _, end, rest = text.partition(closing)
+        good = bool(end) and not rest
+        assert texts.accept(grammar, text + ".") == good, text
 
 
 def test_answers_in_channels(api):
