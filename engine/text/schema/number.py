@@ -16,6 +16,7 @@ __all__ = ["FRACTION_DIGITS", "WHOLE_DIGITS", "Bounds", "between"]
 
 # A model that has begun a number may go on for ever: more digits than these have no use.
 WHOLE_DIGITS = 40
+COUNTED = 10  # multiples up to this one have their digits counted; a state for every rest and digit is much
 FRACTION_DIGITS = 20
 
 ZERO = Decimal(0)
@@ -150,6 +151,7 @@ class _Reader:
         multiple = bounds.multiple or Fraction(0)
         self.scale = next(k for k in range(multiple.denominator + 1) if 10**k % multiple.denominator == 0)
         self.modulus = int(multiple * 10**self.scale) or 1
+        self.counts = self.modulus <= COUNTED
 
     def moves(self, state: _State) -> Iterator[tuple[Chars, _State]]:
         """What may follow a state."""
@@ -160,10 +162,8 @@ class _Reader:
             for digit in range(1 if phase == "sign" and self.whole else 0, 10):
                 after = self.digit(state._replace(phase="whole"), digit)
                 yield _one(digit), after if digit else after._replace(phase="zero")
-        if phase == "whole":
-            limit = WHOLE_DIGITS if self.modulus == 1 else self.longest + 1
-            if state.digits < max(limit, self.longest + 1) or self.modulus > 1:
-                yield from ((_one(digit), self.digit(state, digit)) for digit in range(10))
+        if phase == "whole" and (state.digits < max(WHOLE_DIGITS, self.longest + 1) or not self.counts):
+            yield from ((_one(digit), self.digit(state, digit)) for digit in range(10))
         if phase in ("zero", "whole") and not self.whole:
             low, high = self.limits[state.negative]
             yield (
@@ -185,7 +185,7 @@ class _Reader:
     def digit(self, state: _State, digit: int) -> _State:
         """One more digit of the whole part."""
         low, high = self.limits[state.negative]
-        counted = WHOLE_DIGITS + 1 if self.modulus == 1 else 0
+        counted = WHOLE_DIGITS + 1 if self.counts else 0
         return state._replace(
             digits=min(state.digits + 1, max(self.longest + 1, counted)),
             low=low.compare(state.low, digit, state.digits, after_point=False),
