@@ -12,6 +12,7 @@ import pytest
 
 from specx.backends.scripted import ScriptedCache, ScriptedModel
 from specx.cli.serve import answer
+from specx.engine.service import FAULTS
 
 ENDLESS = {"prompt": "the cat", "max_tokens": 3000, "ignore_eos": True, "temperature": 1, "seed": 1}
 
@@ -197,7 +198,10 @@ def test_a_failure_after_the_first_byte_is_an_event(serve):
 def test_after_a_failure_the_server_says_so_and_nothing_hangs(serve):
     server = serve(model_class=Failing)
     server.service.session.model.left = 0
-    server.post("/v1/completions", ENDLESS)
+    for _ in range(FAULTS):  # it goes on after some, but not for ever
+        assert server.service.failure is None and server.client.get("/health").status_code == 200
+        refused = server.post("/v1/completions", ENDLESS)
+        assert refused.status_code == 500 and "the device is gone" in refused.json()["error"]["message"]
     server.until(lambda: server.service.failure is not None)
     for response in (server.client.get("/health"), server.post("/v1/completions", ENDLESS)):
         assert response.status_code == 500
