@@ -25,6 +25,7 @@ Room = TypeVar("Room")
 
 RATE = 0.1  # weight of a new measurement in a running cost
 CLIP = 3.0  # a call this many times as long as expected is an outlier and counts as that long
+LEAST, MOST = 1e-6, 1e9  # milliseconds; a kept cost beyond was not measured, and cannot be reckoned with
 AT_ONCE = 8  # unread tokens that are read in one call with the token after them
 
 
@@ -58,7 +59,7 @@ class GuessCosts:
             ValueError, TypeError, KeyError: they are no such costs.
         """
         values = [float(data[name]) for name in _KEPT]
-        if not all(0 <= ms < float("inf") for ms in values) or values[0] == 0:
+        if not all(0 <= ms < MOST for ms in values) or values[0] < LEAST:
             raise ValueError("the cost of a draft model is a positive number")
         token_ms, further_ms, read_ms, open_ms = values
         return cls(token_ms, further_ms, read_ms, open_ms, measured=True)

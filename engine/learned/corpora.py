@@ -127,7 +127,7 @@ class Corpora:
             texts = [_text(each) for each in value["texts"]]
             if not texts or array.shape != (2, sum(text.tokens for text in texts)):
                 raise ValueError("the texts are not those of the index")
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             self._store.set_aside(KIND, self._key)
             return [], NOTHING
         return texts, array
@@ -150,7 +150,7 @@ def all_texts(store: Store) -> list[tuple[str, CorpusText]]:
 
 
 def _text(data: Any) -> CorpusText:
-    """Raises ValueError, TypeError or KeyError if `data` is not what `asdict` gave."""
+    """Raises ValueError, TypeError, KeyError or OverflowError if `data` is not what `asdict` gave."""
     text = CorpusText(str(data["name"]), int(data["tokens"]), float(data["added"]), str(data["model"]))
     if text.tokens < 1:
         raise ValueError("a text is empty")

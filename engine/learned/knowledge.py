@@ -167,7 +167,7 @@ class Learned:
             data = costs_of.get(self._cost_key)
             if data is not None:
                 costs = GuessCosts.from_json(data)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             self._store.set_aside("pairs", key)
             self._pairs[key] = None, {}
             return ModelCalibration(), None

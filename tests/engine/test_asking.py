@@ -72,6 +72,19 @@ class Source(Drafting):
         return self.chain(self.asked, self.hazards)
 
 
+class Several(Drafting):
+    """The offers of some sources, with the free draft of the last one."""
+
+    def __init__(self, *sources):
+        self.sources = sources
+
+    def propose(self, room):
+        return [source.propose(room) for source in self.sources][-1]
+
+    def offers(self, room):
+        return [offer for source in self.sources for offer in source.offers(room)]
+
+
 def chain(probs):
     n = len(probs)
     row = np.arange(n, dtype=np.int32)
@@ -309,15 +322,7 @@ def test_of_several_sources_each_is_explored_for_itself(useless_ms):
     near = Source(clock, [0.3] * 8, 3.0, name="near", trials=1000)
     useless = Source(clock, [0.01] * 8, useless_ms, name="useless", trials=1000)
 
-    class Both(Drafting):
-        def propose(self, room):
-            useless.propose(room)
-            return near.propose(room)
-
-        def offers(self, room):
-            return (*useless.offers(room), *near.offers(room))
-
-    plan, both, asked = plan_of(clock), Both(), 0
+    plan, both, asked = plan_of(clock), Several(useless, near), 0
     for n in range(1000):
         step(plan, both, 0, text)
         asked += near.asked
@@ -344,15 +349,7 @@ def test_of_several_sources_the_one_that_gains_most_is_asked_first():
     clock, text = SimulatedClock(), Writing()
     good, dear = Source(clock, [0.9] * 8, 1.0, name="good"), Source(clock, [0.9] * 8, 6.0, name="dear")
 
-    class Both(Drafting):
-        def propose(self, room):
-            dear.propose(room)
-            return good.propose(room)
-
-        def offers(self, room):
-            return (*dear.offers(room), *good.offers(room))
-
-    decision = choose(plan_of(clock), Both(), text)
+    decision = choose(plan_of(clock), Several(dear, good), text)
     assert good.asked == part_of(decision).asked.tokens > 2 and dear.asked == 0
     assert decision.asked_ms == pytest.approx(good.asked)
 

@@ -229,17 +229,20 @@ def test_when_writing_fails_everybody_is_told_and_nothing_more_is_taken(start):
     assert len(traceback.extract_tb(stopped.value.__traceback__)) == depth
 
 
+class Once(ScriptedModel):
+    """A model that fails at its fifth step only."""
+
+    calls = 0
+
+    def forward(self, trees, want=None):
+        self.calls += 1
+        if self.calls == 5:
+            raise TypeError("a drafter has a fault")
+        return super().forward(trees, *([] if want is None else [want]))
+
+
 @pytest.mark.parametrize("texts", [1, 3])
 def test_what_fails_once_ends_those_who_are_written_for_and_the_others_are_answered(start, texts):
-    class Once(ScriptedModel):
-        calls = 0
-
-        def forward(self, trees, want=None):
-            self.calls += 1
-            if self.calls == 5:
-                raise TypeError("a drafter has a fault")
-            return super().forward(trees, *([] if want is None else [want]))
-
     reported = []
     service = start(session_of(texts=texts, model_class=Once), report=reported.append)
     boxes, generations = [Inbox() for _ in range(6)], [asked(service.session) for _ in range(6)]
@@ -261,15 +264,6 @@ def test_what_fails_once_ends_those_who_are_written_for_and_the_others_are_answe
 
 
 def test_what_was_asked_for_together_fails_together(start):
-    class Once(ScriptedModel):
-        calls = 0
-
-        def forward(self, trees, want=None):
-            self.calls += 1
-            if self.calls == 5:
-                raise TypeError("a drafter has a fault")
-            return super().forward(trees, *([] if want is None else [want]))
-
     service = start(session_of(texts=1, model_class=Once))
     both, other = Inbox(), Inbox()
     samples = [asked(service.session) for _ in range(3)]

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from specx.backends.scripted import ScriptedModel, SimulatedClock
 from specx.backends.store import Store
+from specx.drafters.guesser import GuessCosts
 from specx.engine.cost.staircase import Staircase
 from specx.engine.cost.timing import unwatched
-from specx.engine.learned.knowledge import keep_staircase, kept_identity, kept_staircase
+from specx.engine.learned.knowledge import Learned, keep_staircase, kept_identity, kept_staircase
 from specx.engine.learned.lengths import RANGES, Lengths
 from specx.engine.learned.records import TrackRecords
 from specx.engine.setup.kernels import remembered_choice
@@ -32,6 +33,7 @@ KEPT = {
         "threads": 1, "threads_batch": 1, "ms_per_token": 1.0, "depth": 0,
         "steps": {"1": {"1": 1.0}, "8": {"1": 1.0}, "32": {"1": 1.0}},
     },
+    ("pairs", "model-draft"): {"cost": GuessCosts(1.0, 0.1, 0.1, 50.0).to_json()},
     ("kernels", "key-t2-b2"): {"choice": "specx", "steps": {"specx": {"0": {"1": 10.0, "2": 10.3}}}},
 }  # fmt: skip
 ODD = (None, True, "x", -1, 0, 1e308, 1e-308, float("inf"), float("nan"), [], {}, [1e308, 1e300], 10**400)
@@ -75,6 +77,8 @@ def use(store):
         identity.covers(100)
     load_threads(store, "key-auto")
     remembered_choice(store, "key-t2-b2")
+    _, costs = Learned(store, model_key="model", cost_key="cost").load_pair("draft")
+    assert costs is None or costs.reading(4) < float("inf")
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
