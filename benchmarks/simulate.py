@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,19 +61,41 @@ class Outcome:
         return self.plain / (self.plan if width is None else self.fixed[width])
 
 
+class Settling(NamedTuple):
+    """How steps depend on the widths of those before.
+
+    Attributes:
+        switch_ms: what a single token costs more after a wider step.
+        steady_ms: what a wider step costs less once its width has settled.
+        settles: as in `Facts`.
+    """
+
+    switch_ms: float = SWITCH_MS
+    steady_ms: float = 0.0
+    settles: int = 1
+
+
+SETTLING = {"h200-1b": Settling(1.6, 1.8, 3), "h200-8b": Settling(1.2, 0.9, 3)}  # docs/gpu.md
+
+
 @dataclass
 class World:
     """Step times, the same for every policy."""
 
     staircase: Staircase
-    switch_ms: float = SWITCH_MS
+    switch_ms: float
+    steady_ms: float
+    settles: int
     cache: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
-    def time(self, n: int, length: int, before: int) -> float:
-        """Milliseconds of a step of n tokens at `length` after one of `before` tokens."""
+    def time(self, n: int, length: int, before: Sequence[int]) -> float:
+        """Milliseconds of a step of n tokens at `length` after steps of `before` tokens."""
         if length not in self.cache:
             self.cache[length] = self.staircase.costs(length)
-        return float(self.cache[length][n]) + (self.switch_ms if n == 1 < before else 0.0)
+        needed = max(self.settles - 1, 1)
+        settled = len(before) >= needed and all(width == n for width in before[-needed:])
+        other = -self.steady_ms * settled if n > 1 else self.switch_ms * (not settled)
+        return float(self.cache[length][n]) + other
 
 
 class FixedWidth:
@@ -82,7 +104,7 @@ class FixedWidth:
     def __init__(self, width: int) -> None:
         self.width = width
 
-    def begin(self) -> None:
+    def begin(self, settles: int) -> None:
         """A generation starts."""
 
     def choose(self, jobs: Sequence[Planned], facts: Facts) -> Decision:
@@ -120,14 +142,15 @@ def run(
     trie.begin(trace.prompt, SHARED_PROMPT)
     learn(free.table, trace, max(0, prompt - PROMPT_ROWS), prompt)
     trie.observe(output[:1])  # the prompt gives the first token
-    facts = Facts(n_ctx=1 << 20, max_width=MAX_WIDTH, max_leaves=1 if chain else MAX_LEAVES)
+    leaves = 1 if chain else MAX_LEAVES
+    facts = Facts(n_ctx=1 << 20, max_width=MAX_WIDTH, max_leaves=leaves, settles=world.settles)
     cache = SimpleNamespace(length=0, room=facts.n_ctx, again=(), max_leaves=facts.max_leaves)
     drafting = Guessing(trie)
     job = SimpleNamespace(cache=cache, drafting=drafting, budget=Budget(), outlook=Outlook())
     jobs = (cast(Planned, job),)
     if plan is not None:
-        plan.begin()
-    at, before, total = 1, 1, 0.0
+        plan.begin(world.settles)
+    at, before, total = 1, [0 if world.settles > 1 else 1], 0.0  # a GPU read the prompt before
     while at < len(output):
         cache.length = length = prompt + at
         if plan is None:
@@ -145,7 +168,8 @@ def run(
             out.accepted += accepted
         if plan is not None:
             plan.observe(decision, jobs, [length], [accepted], forward, HOST_MS)
-        total, before = total + forward + HOST_MS, n
+        total += forward + HOST_MS
+        before.append(n)
         trie.observe(output[at : at + emitted])
         learn(free.table, trace, prompt + at - 1, prompt + at - 1 + emitted)
         at += emitted
@@ -166,12 +190,18 @@ def best_in_hindsight(draft: Draft, future: list[int], world: World, length: int
 
 
 def simulate(
-    traces: list[Trace], data: dict[str, Any], *, warm: bool, chain: bool, corpus: bool = False
+    traces: list[Trace],
+    data: dict[str, Any],
+    *,
+    settling: Settling,
+    warm: bool,
+    chain: bool,
+    corpus: bool = False,
 ) -> dict[str, list[Outcome]]:
     """Outcomes by category."""
     vocab_size = 1 + max(int(max(t.ids.max(), t.prompt.max(), t.output.max())) for t in traces)
     setup = Setup(("suffix", "recycle"), warm, prompt_rows=True, corpus=corpus)
-    world = World(staircase(data))
+    world = World(staircase(data), *settling)
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
     free: list[Free] = []
     calibrations = [Calibration() for _ in (None, None, *FIXED)]
@@ -187,7 +217,7 @@ def simulate(
             ]
         out = Outcome()
         for at in range(1, len(trace.output)):
-            out.plain += world.time(1, len(trace.prompt) + at, 1) + HOST_MS / 3
+            out.plain += world.time(1, len(trace.prompt) + at, (1, 1)) + HOST_MS / 3
         out.plan = run(free[0], trace, world, chain, Plan(staircase(data)), out)
         out.oracle = run(free[1], trace, world, chain, None, out)
         for width, each in zip(FIXED, free[2:], strict=True):
@@ -248,9 +278,11 @@ def main() -> None:
     traces = load(args.traces)
     if args.half:
         traces = traces[args.half == "odd" :: 2]
+    options = {"warm": args.warm, "chain": args.chain, "corpus": args.corpus}
     figures = {
         name: report(
-            name, simulate(traces, known[name], warm=args.warm, chain=args.chain, corpus=args.corpus)
+            name,
+            simulate(traces, known[name], settling=SETTLING.get(name, Settling()), **options),
         )
         for name in args.staircase
     }

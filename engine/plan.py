@@ -25,13 +25,13 @@ from specx.engine.budget import Budget, Decision, Part, Planned, Terms
 from specx.engine.cost.company import CompanyCosts, fill_rows, fill_width
 from specx.engine.cost.governor import Governor
 from specx.engine.cost.staircase import CLIP, Staircase
+from specx.engine.cost.switching import Switching
 from specx.engine.offers import Asking
 
 __all__ = ["Plan"]
 
 TIME_RATE = 0.1  # weight of one step in the running averages of host and branch time
-# Per step: the price of a branch, and of leaving single tokens, fades while nothing is tried that would tell
-# it, so that one outlier does not end branches or drafts.
+# Per step: the price of a branch fades while none is tried, so that one outlier does not end them.
 PRICE_DECAY = 0.01
 
 
@@ -72,8 +72,7 @@ class Plan:
         self.narrowest = min(widths) if widths else 1
         self._host_ms = 0.0  # of each text: all time outside the model, whatever is then chosen
         self._leaf_ms = 0.0
-        self._switch_ms = 0.0  # what a step costs more because the one before had another width
-        self._before = 1  # rows of the step before
+        self._switching = Switching()
         self._forbidden: NDArray[np.float64] | None = None
         if widths is not None:
             allowed = [n in widths for n in range(staircase.max_width + 1)]
@@ -84,13 +83,13 @@ class Plan:
         """Milliseconds of each text in a step outside the model, on average."""
         return self._host_ms
 
-    def begin(self) -> None:
-        """A text begins, alone."""
-        self._before = 1
+    def begin(self, settles: int) -> None:
+        """A text begins, alone, with a model whose steps settle so (`Facts.settles`)."""
+        self._switching.begin(settles)
 
     def after(self, rows: int) -> None:
         """A step of so many rows was computed that is none of a text's."""
-        self._before = rows
+        self._switching.after(rows)
 
     def choose(self, jobs: Sequence[Planned], facts: Facts) -> Decision:
         """The drafts and width of the highest expected rate, given what drafters propose now."""
@@ -140,17 +139,11 @@ class Plan:
         return self._terms_alone(jobs, facts) if len(jobs) == 1 else self._terms_together(jobs, facts)
 
     def _terms_alone(self, jobs: Sequence[Planned], facts: Facts) -> Terms:
-        """The same for one text.
-
-        llama.cpp keeps the compute graph of a step and builds it anew when the width changes. The staircase
-        holds single tokens after single tokens and wider steps after another width. Leaving single tokens
-        therefore costs the way back as well, which the step that leaves is charged with, and the step that
-        comes back is not.
-        """
+        """The same for one text."""
         job = jobs[0]
         left, again = job.cache.room, len(job.cache.again)
         widest = max(1, min(facts.max_width - again, left))
-        by_rows = self.staircase.costs(job.cache.length, self._before, self._switch_ms)
+        by_rows = self.staircase.costs(job.cache.length, self._switching)
         costs = by_rows[again : again + widest + 1]
         if self._forbidden is not None and left >= self.narrowest:
             costs = costs + self._forbidden[: len(costs)]
@@ -255,10 +248,11 @@ class Plan:
     ) -> None:
         part, plain_ms = decision.parts[0], decision.plain_ms
         n = len(part.draft) + 1 + decision.again
-        switched, self._before = n != self._before, n
-        cost = self.staircase.cost(n, length)
+        switching, cost = self._switching, self.staircase.cost(n, length)
+        settled, paid_for, saved = switching.settled(n), switching.for_drafts(n), switching.excess_ms
+        switching.observe(n, forward_ms - cost)
         excess = min(forward_ms, CLIP * cost) - cost
-        lost = (cost + excess) / plain_ms - 1 - accepted if n > 1 or switched else 0.0
+        lost = (cost + excess) / plain_ms - 1 - accepted if paid_for else 0.0
         if part.asked is not None:
             lost += (part.asked.ms - part.asked.invested_ms) / plain_ms
         budget.settle(accepted, lost)
@@ -266,13 +260,8 @@ class Plan:
             self._leaf_ms += TIME_RATE * (max(excess / part.leaves, 0.0) - self._leaf_ms)
             return
         self._leaf_ms *= 1 - PRICE_DECAY
-        if n == 1 and switched:
-            self._switch_ms += TIME_RATE * (max(excess, 0.0) - self._switch_ms)
-        elif n == 1:
-            self._switch_ms *= 1 - PRICE_DECAY
-        if n > 1 or not switched or excess < 0:  # a single token cheaper than thought tells so at once
-            saved = self._switch_ms if n > 1 and not switched else 0.0
-            self.staircase.observe(n, length, forward_ms + saved)
+        if n > 1 or settled or excess < 0:  # a single token cheaper than thought tells so at once
+            self.staircase.observe(n, length, forward_ms + (saved if n > 1 and settled else 0.0))
 
     def _observe_many(
         self,
@@ -284,7 +273,7 @@ class Plan:
     ) -> None:
         """Each text pays for its part of what the step took longer than a plain one."""
         widths = [len(part.draft) + 1 for part in decision.parts]
-        self._before = sum(widths)
+        self._switching.after(sum(widths))
         plain_ms, cost = decision.plain_ms, self.company.cost(widths, lengths)
         extra = max(min(forward_ms, CLIP * cost) - plain_ms, 0.0) / plain_ms
         drafted = [int(np.count_nonzero(part.draft.probs)) for part in decision.parts]

@@ -263,7 +263,7 @@ class _Together:
             self._writing.append(first)
             self._jobs.append(first.job)
             if len(self._jobs) == 1:
-                self._writer.plan.begin()
+                self._writer.plan.begin(self._writer.model.facts.settles)
 
     def _beside(self, generation: Generation, call: Callable[[], bool]) -> bool:
         """The same as `_guarded`, while those that are written wait."""

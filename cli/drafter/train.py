@@ -52,6 +52,9 @@ Output = Annotated[
         "-o", "--output", metavar="FILE", help="The file to write.", show_default="TARGET-head.gguf"
     ),
 ]
+Device = Annotated[
+    str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="What the head is trained on.")
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Replace a file that is there, and an unfinished training.")
 ]
@@ -73,6 +76,7 @@ def train(
     threads: Threads = None,
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Memory to use at most.")] = "4G",
     disk: Disk = "8G",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")] = 0,
     output: Output = None,
     force: Force = False,
@@ -95,6 +99,7 @@ def train(
         memory=byte_count("--memory", memory),
         disk=byte_count("--disk", disk),
         seed=seed,
+        device=device,
         output=None if output is None else expanded(output),
         force=force,
         resume=resume,

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from specx.drafters.train.states import StatesFile
 
-__all__ = ["Batch", "Batches", "Rows", "Window", "token_scores"]
+__all__ = ["BATCH", "BATCH_ON_GPU", "Batch", "Batches", "Rows", "Window", "token_scores"]
 
 WINDOW = 256  # tokens: further back a head of one layer hardly looks, and attention costs their square
 BATCH = 1024  # tokens, padding included: fewer teach more each, but a step takes as long as 300 of them
+BATCH_ON_GPU = 4096  # there a step takes as long whether it has hundreds or thousands
 GIVEN = 0.3  # weight of what the target would have said in a text that it was given
 SORTED = 16  # batches whose windows are sorted by length together, so that little is padding
 
@@ -52,7 +53,7 @@ class Batch:
 
     Attributes:
         tokens: (B, T) int64.
-        features: (B, T, 3 d_t) float32.
+        features: (B, T, 3 d_t) float16.
         rows: (B, T, K) int64, the best tokens of each position as rows of the head; -1 for none.
         likely: (B, T, K) float32, their probabilities among those that have rows; all 0 where the
             best has none.
@@ -61,7 +62,7 @@ class Batch:
     """
 
     tokens: NDArray[np.int64]
-    features: NDArray[np.float32]
+    features: NDArray[np.float16]
     rows: NDArray[np.int64]
     likely: NDArray[np.float32]
     weights: NDArray[np.float32]
@@ -118,7 +119,7 @@ class Batches:
         texts = [self._states[window.text] for window in windows]
         best, wide = texts[0].best.shape[1], texts[0].features.shape[1]
         tokens = np.zeros(shape, np.int64)
-        features = np.zeros((*shape, wide), np.float32)
+        features = np.zeros((*shape, wide), np.float16)
         rows = np.full((*shape, best), -1, np.int64)
         likely = np.zeros((*shape, best), np.float32)
         weights = np.zeros(shape, np.float32)

@@ -58,17 +58,18 @@ def right_lengths(head: Head, batch: Batch, ids: NDArray[np.int32], depth: int =
     The chain from p drafts the tokens from p + 2 on. Where the text ends, a chain ends. Chains whose first
     token the target did not choose are not computed, and those that went wrong not on.
     """
-    tokens = torch.from_numpy(batch.tokens)
+    device = head.device
+    tokens = torch.from_numpy(batch.tokens).to(device)
     n = tokens.shape[1] - 1
     padded = functional.pad(tokens, (0, depth + 1), value=-1)
     known = Keys()
-    hidden = head.encode(torch.from_numpy(batch.features))[:, :n]
-    first = head.step(tokens[:, 1:], hidden, known, torch.arange(n))
+    hidden = head.encode(torch.from_numpy(batch.features).to(device).float())[:, :n]
+    first = head.step(tokens[:, 1:], hidden, known, torch.arange(n, device=device))
     lengths = np.zeros((len(tokens), n), np.int64)
-    named = torch.from_numpy(ids.astype(np.int64))
+    named = torch.from_numpy(ids.astype(np.int64)).to(device)
     for i, text in enumerate(padded):
         own = Keys([known.keys[0][i : i + 1]], [known.values[0][i : i + 1]])
-        starts = torch.from_numpy(np.flatnonzero(batch.chosen[i, :n]))
+        starts = torch.from_numpy(np.flatnonzero(batch.chosen[i, :n])).to(device)
         state = first[i : i + 1, starts]
         for k in range(depth):
             if k:
@@ -77,7 +78,7 @@ def right_lengths(head: Head, batch: Batch, ids: NDArray[np.int32], depth: int =
             starts, state = starts[right], state[:, right]
             own.keys[1:] = [key[:, :, right] for key in own.keys[1:]]
             own.values[1:] = [value[:, :, right] for value in own.values[1:]]
-            lengths[i, starts.numpy()] += 1
+            lengths[i, starts.cpu().numpy()] += 1
             if not len(starts):
                 break
     return lengths

@@ -69,7 +69,7 @@ def load_checkpoint(path: Path, notice: Callable[[str], None]) -> dict[str, Any]
             values = json.loads(head)
             if values != {"format": FORMAT, "digest": _digest(body)}:
                 raise ValueError("its digest is another")
-            state = torch.load(io.BytesIO(body), weights_only=True)
+            state = torch.load(io.BytesIO(body), "cpu", weights_only=True)
             if isinstance(state, dict):
                 return state
         except FileNotFoundError:

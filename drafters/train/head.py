@@ -88,6 +88,11 @@ class Head(nn.Module):
             self.attn_output.mul_(0.1)
             self.ffn_down.mul_(0.1)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return self.fc.device
+
     def encode(self, features: Tensor) -> Tensor:
         """(B, T, d) hidden states of what the target gave, (B, T, 3 d_t)."""
         if self.enc_norm is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,9 @@ class Trainer:
         self._optimizers.append(torch.optim.AdamW(stepped, lr=rate, betas=(0.9, 0.95), fused=True))
         self.step = self.tokens = 0
         self._epoch: tuple[int, list[list[Window]]] = (0, batches.epoch(0))
+        self._loads_ahead = head.device.type != "cpu"
+        self._loader = ThreadPoolExecutor(1)
+        self._ahead: tuple[int, Future[Batch]] | None = None
 
     def learn(self, done: float) -> float:
         """Learn from the next batch.
@@ -101,7 +105,7 @@ class Trainer:
             The loss.
         """
         learning = self._learning
-        batch = self._batches.load(self._next())
+        batch = self._loaded()
         torch.manual_seed(learning.seed * 1_000_003 + self.step)
         for group in (group for each in self._optimizers for group in each.param_groups):
             group["lr"] = learning.rate_at(done)
@@ -118,7 +122,7 @@ class Trainer:
 
     def precision(self) -> AbstractContextManager[object]:
         """What it is computed in."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self._learning.bf16)
+        return torch.autocast(self.head.device.type, torch.bfloat16, enabled=self._learning.bf16)
 
     def weights(self) -> dict[str, Tensor]:
         """What is trained."""
@@ -146,17 +150,31 @@ class Trainer:
             optimizer.load_state_dict(known)
         self.step, self.tokens = state["step"], state["tokens"]
 
-    def _next(self) -> list[Window]:
-        """The windows of the next batch."""
+    def _loaded(self) -> Batch:
+        """The next batch. A GPU learns from it while the one after it is loaded."""
+        if not self._loads_ahead:
+            return self._batches.load(self._windows(self.step))
+        if self._ahead is None or self._ahead[0] != self.step:
+            self._ahead = self.step, self._loader.submit(self._batches.load, self._windows(self.step))
+        batch = self._ahead[1].result()
+        self._ahead = self.step + 1, self._loader.submit(self._batches.load, self._windows(self.step + 1))
+        return batch
+
+    def _windows(self, step: int) -> list[Window]:
+        """The windows of a batch."""
         number, batches = self._epoch
-        wanted, at = divmod(self.step, len(batches))
+        wanted, at = divmod(step, len(batches))
         if wanted != number:
             self._epoch = wanted, self._batches.epoch(wanted)
         return self._epoch[1][at % len(self._epoch[1])]
 
 
-def has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32."""
+def has_bf16(device: torch.device | None = None) -> bool:
+    """Whether a device, the CPU if none is given, multiplies bfloat16 faster than float32."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device is not None and device.type != "cpu":
+        return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -165,19 +183,22 @@ def batch_loss(head: Head, batch: Batch, steps: int) -> Tensor:
 
     Step 0 is computed everywhere, as chains attend to it; further steps of some chains, which are drawn.
     """
-    tokens, weights = torch.from_numpy(batch.tokens), torch.from_numpy(batch.weights)
-    rows, likely = torch.from_numpy(batch.rows), torch.from_numpy(batch.likely)
+    device = head.device
+    tokens, weights, rows, likely, features = (
+        torch.from_numpy(array).to(device)
+        for array in (batch.tokens, batch.weights, batch.rows, batch.likely, batch.features)
+    )
     steps = min(steps, tokens.shape[1] - 1)
     n = tokens.shape[1] - steps
     candidates, offsets, place = _candidates(rows, weights, len(head.output))
     output = head.output[candidates]
-    if torch.is_autocast_enabled("cpu"):
-        output = output.to(torch.get_autocast_dtype("cpu"))  # once, not in each step
-    hidden, known = head.encode(torch.from_numpy(batch.features)[:, :n]), Keys()
-    starts, total = torch.arange(n), torch.zeros(())
+    if torch.is_autocast_enabled(device.type):
+        output = output.to(torch.get_autocast_dtype(device.type))  # once, not in each step
+    hidden, known = head.encode(features[:, :n].float()), Keys()
+    starts, total = torch.arange(n, device=device), torch.zeros((), device=device)
     for k in range(steps):
         if k == 1:
-            starts = torch.randperm(n)[: -(-n // SHARE)].sort().values
+            starts = torch.randperm(n, device=device)[: -(-n // SHARE)].sort().values
             hidden = hidden[:, starts]
         here = starts + k + 1
         hidden = head.step(tokens[:, here], hidden, known, starts)
@@ -202,15 +223,16 @@ def _candidates(rows: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tens
         (C,) the rows, (C,) what to add to their logits, (R,) the place of each row among them; of one that
         is not there a place all the same.
     """
-    seen = torch.zeros(count, dtype=torch.bool)
+    device = rows.device
+    seen = torch.zeros(count, dtype=torch.bool, device=device)
     best = rows[weights > 0]
     seen[best[best >= 0]] = True
     unseen = torch.nonzero(~seen)[:, 0]
-    drawn = unseen[torch.randperm(len(unseen))[:DRAWN]]
+    drawn = unseen[torch.randperm(len(unseen), device=device)[:DRAWN]]
     candidates = torch.cat([torch.nonzero(seen)[:, 0], drawn])
-    offsets = torch.zeros(len(candidates))
+    offsets = torch.zeros(len(candidates), device=device)
     if len(drawn):
         offsets[-len(drawn) :] = math.log(len(unseen) / len(drawn))
-    place = torch.zeros(count, dtype=torch.int64)
-    place[candidates] = torch.arange(len(candidates))
+    place = torch.zeros(count, dtype=torch.int64, device=device)
+    place[candidates] = torch.arange(len(candidates), device=device)
     return candidates, offsets, place

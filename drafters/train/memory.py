@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from specx.backends.errors import SpecxError
-from specx.drafters.train.batches import BATCH
+from specx.drafters.train.batches import BATCH, BATCH_ON_GPU
 from specx.drafters.train.loop import DRAWN, SHARE, Learning
 from specx.drafters.train.shape import HeadShape
 
@@ -39,13 +39,16 @@ def training_bytes(shape: HeadShape, vocabulary: int, learning: Learning, batch:
     return LIBRARIES + fixed + round(batch * token)
 
 
-def batch_that_fits(shape: HeadShape, vocabulary: int, learning: Learning, memory: int) -> int:
-    """Tokens of a batch, at most `BATCH`, with which a training takes no more than `memory` bytes.
+def batch_that_fits(
+    shape: HeadShape, vocabulary: int, learning: Learning, memory: int, *, on_gpu: bool = False
+) -> int:
+    """Tokens of a batch with which a training takes no more than `memory` bytes, those of the GPU if one
+    computes it; at most `BATCH` or `BATCH_ON_GPU`.
 
     Raises:
         SpecxError: there is none.
     """
-    batch = BATCH
+    batch = BATCH_ON_GPU if on_gpu else BATCH
     while training_bytes(shape, vocabulary, learning, batch) > memory:
         batch //= 2
         if batch < SMALLEST:

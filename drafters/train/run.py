@@ -216,6 +216,7 @@ def new_trainer(
     learning: Learning,
     memory: int,
     threads: int,
+    device: torch.device,
     *,
     fresh: bool,
 ) -> tuple[Trainer, Batches]:
@@ -230,13 +231,14 @@ def new_trainer(
         learning: how.
         memory: bytes that may be used.
         threads: CPU threads.
+        device: what it is computed on.
         fresh: whether it starts, and is not restored from a checkpoint next.
 
     Raises:
         ModelError: the target's embedding cannot be decoded.
         SpecxError: the memory does not suffice, or there is no text to learn from or to measure with.
     """
-    size = batch_that_fits(shape, info.vocabulary_size, learning, memory)
+    size = batch_that_fits(shape, info.vocabulary_size, learning, memory, on_gpu=device.type != "cpu")
     torch.set_num_threads(threads)
     torch.manual_seed(learning.seed)
     learned, held = (Batches(states, each, rows, learning.seed, size) for each in texts)
@@ -254,7 +256,7 @@ def new_trainer(
     head = Head(shape, embedding, output[torch.from_numpy(rows.ids).long()])
     if fresh and shape.width == shape.target_width:
         start(head, last, states, texts[0], rows)
-    return Trainer(head, learned, learning), held
+    return Trainer(head.to(device), learned, learning), held
 
 
 def restored_rows(state: dict[str, Any], vocabulary: int) -> Rows:
@@ -266,4 +268,4 @@ def best_weights(training: Training) -> dict[str, NDArray[np.float32]]:
     """What was best on held-out text, and what was not trained, by the names of `Head`'s parameters."""
     head = training.trainer.head
     weights = {name: parameter.detach() for name, parameter in head.named_parameters()} | training.best
-    return {name: weight.float().numpy() for name, weight in weights.items()}
+    return {name: weight.float().cpu().numpy() for name, weight in weights.items()}

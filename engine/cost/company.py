@@ -61,16 +61,22 @@ class CompanyCosts:
             length: tokens of each.
             host_ms: time outside the forward call for each.
         """
+        rates = self.rates(most, length, host_ms)
+        return next((n for n, rate in rates.items() if rate >= ALIKE * max(rates.values())), most)
+
+    def rates(self, most: int, length: int, host_ms: float = 0.0) -> dict[int, float]:
+        """Tokens a millisecond by the number of texts, which have no drafts; none where nothing was measured
+        undisturbed. As for `best_count`.
+        """
         if not self._staircase.depths or self._staircase.disturbed:
-            return most
+            return {}
         counts = [n for n in COUNTS if n < most] + [most]
         deeper = float(self._deeper([length])[1])
         costs = self._alone(np.array(counts)).tolist()
-        rates = [
-            n / ((cost + n * deeper) * self._ratio(n) + n * host_ms)
+        return {
+            n: n / ((cost + n * deeper) * self._ratio(n) + n * host_ms)
             for n, cost in zip(counts, costs, strict=True)
-        ]
-        return next(n for n, rate in zip(counts, rates, strict=True) if rate >= ALIKE * max(rates))
+        }
 
     def observe(self, widths: Sequence[int], lengths: Sequence[int], ms: float) -> None:
         """A real step took `ms` milliseconds."""

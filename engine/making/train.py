@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from specx.backends.errors import ModelError, SpecxError
 from specx.backends.gguf.checks import read_runnable
 from specx.backends.gguf.file import read_gguf
-from specx.backends.llama.libllama import lib
 from specx.drafters.make.trim import kept_rows
 from specx.drafters.train.batches import Rows, token_scores
 from specx.drafters.train.shape import HeadShape
@@ -24,9 +23,11 @@ from specx.engine.making.collecting import CHECKPOINT, STATES, TrainTold, Wanted
 from specx.engine.making.output import check_output, check_room
 from specx.engine.settings import Asked
 from specx.engine.setup.layers import step_bytes
-from specx.engine.setup.torch import check_torch
+from specx.engine.setup.torch import check_torch, training_device
 
 if TYPE_CHECKING:
+    import torch
+
     from specx.drafters.train.run import Measured, Training
 
 __all__ = ["TrainReport", "TrainTold", "Wanted", "default_output", "train"]
@@ -87,6 +88,7 @@ def train(asked: Asked, wanted: Wanted, told: TrainTold) -> TrainReport:
         KeyboardInterrupt: it was interrupted; it can be gone on with.
     """
     check_torch("training")
+    device = training_device(wanted.device)
     info = read_runnable(asked.model)
     if info.plain_reason is not None:
         raise ModelError(
@@ -99,17 +101,16 @@ def train(asked: Asked, wanted: Wanted, told: TrainTold) -> TrainReport:
     from specx.drafters.train.export import head_bytes
 
     check_room(output, head_bytes(HeadShape.of_target(info, wanted.rows)))
-    work = begin(info, asked, wanted, told, output)
+    work = begin(info, asked, wanted, told, output, on_gpu=device.type != "cpu")
     if not work.collected:
         collect(work, asked)
-    report = _learn(work)
+    report = _learn(work, device)
     shutil.rmtree(work.folder, ignore_errors=True)
     return report
 
 
-def _learn(work: Work) -> TrainReport:
+def _learn(work: Work, device: torch.device) -> TrainReport:
     """Train the head on what was captured, and write it."""
-    lib()  # before torch, which takes the OpenMP that is loaded, and this one does not spin
     from specx.drafters.train.export import head_bytes, write_head
     from specx.drafters.train.run import best_weights
 
@@ -122,7 +123,7 @@ def _learn(work: Work) -> TrainReport:
             f"{LEAST_TOKENS:,} are needed to learn from",
             "give it more --time, or text with --data",
         )
-    training = _training(work, states)
+    training = _training(work, states, device)
     cost = head_bytes(work.shape) / step_bytes(work.info)
     label = ""
 
@@ -158,7 +159,7 @@ def _learn(work: Work) -> TrainReport:
     )
 
 
-def _training(work: Work, states: StatesFile) -> Training:
+def _training(work: Work, states: StatesFile, device: torch.device) -> Training:
     """The training, gone on with if there is a checkpoint."""
     from specx.drafters.train.checkpoint import load_checkpoint
     from specx.drafters.train.loop import Learning, has_bf16
@@ -174,10 +175,10 @@ def _training(work: Work, states: StatesFile) -> Training:
         rows = Rows(kept_rows(work.info, scores, wanted.rows), work.info.vocabulary_size)
     held = [text for text in range(len(states)) if text % HELD == HELD - 1]
     others = [text for text in range(len(states)) if text % HELD != HELD - 1]
-    learning = Learning(seed=wanted.seed, bf16=has_bf16())
+    learning = Learning(seed=wanted.seed, bf16=has_bf16(device))
     trainer, measured = new_trainer(
         work.info, work.shape, states, (others, held), rows, learning, wanted.memory, work.threads,
-        fresh=saved is None,
+        device, fresh=saved is None,
     )  # fmt: skip
     seconds = None if wanted.steps is not None else max(wanted.seconds * (1 - work.share()), 1.0)
     limits = Limits(seconds, wanted.steps)

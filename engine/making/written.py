@@ -23,9 +23,9 @@ from specx.engine.making.samples import prompt_tokens, prompts
 from specx.engine.session import Session
 from specx.engine.settings import SamplingSettings
 
-__all__ = ["Written", "WrittenTexts", "before_loop", "plain_texts", "write_texts"]
+__all__ = ["ANSWER", "Written", "WrittenTexts", "before_loop", "plain_texts", "write_texts"]
 
-BEHIND = 64
+BEHIND = 128
 """A text may depend on those that are so many before it: more are not written at once."""
 QUESTION, ANSWER = 64, 192  # tokens, at most
 LEAST, MOST = 10, 400  # characters of a question that is of use
@@ -113,20 +113,22 @@ def write_texts(
     texts: WrittenTexts,
     seed: int,
     enough: Callable[[int], bool],
+    at_once: int | None = None,
 ) -> None:
     """Let a model write until it is enough. Texts are not remembered.
 
     Args:
-        session: the model; as many texts are written together as it has room for.
+        session: the model.
         texts: where they go, and which there are.
         seed: of everything that is drawn.
         enough: given the tokens that were chosen so far, whether to stop. What is not finished is left out.
+        at_once: most texts that are written together; by default as many as there is room for.
 
     Raises:
         FileError: a text cannot be written to disk.
     """
     source = _Source(session, texts, seed, enough)
-    for generation, chunk in session.together(source):
+    for generation, chunk in session.together(source, at_once):
         if source.ended:
             generation.cancel()
         elif chunk.last:

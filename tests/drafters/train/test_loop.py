@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
 from specx.backends.errors import FileError, SpecxError  # noqa: E402
-from specx.drafters.train.batches import BATCH, Batches, Rows  # noqa: E402
+from specx.drafters.train.batches import BATCH, BATCH_ON_GPU, Batches, Rows  # noqa: E402
 from specx.drafters.train.checkpoint import before, load_checkpoint, save_checkpoint  # noqa: E402
 from specx.drafters.train.head import Head, Keys  # noqa: E402
 from specx.drafters.train.loop import Learning, Trainer, batch_loss  # noqa: E402
@@ -155,11 +155,36 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
     assert [each.name for each in tmp_path.iterdir()] == ["checkpoint"]
 
 
+def test_batches_that_are_loaded_ahead_are_the_same(states):
+    plain, ahead = a_trainer(states), a_trainer(states)
+    ahead._loads_ahead = True
+    once = len(plain._epoch[1])
+    losses = [plain.learn(0.1) for _ in range(2 * once + 3)]
+    assert [ahead.learn(0.1) for _ in range(once + 2)] == losses[: once + 2]
+    later = a_trainer(states)
+    later._loads_ahead = True
+    later.learn(0.0)
+    later.load(ahead.state())
+    assert [later.learn(0.1) for _ in range(once + 1)] == losses[once + 2 :]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+def test_a_gpu_learns_the_same(states):
+    slow = a_trainer(states)
+    torch.manual_seed(1)
+    head = Head(SHAPE, torch.randn(V, D), torch.randn(32, D) * 0.2).to("cuda")
+    fast = Trainer(head, Batches(states, range(28), ROWS, seed=4, size=256), Learning(3, 0.01, seed=4))
+    losses = [[trainer.learn(step / 60) for step in range(60)] for trainer in (slow, fast)]
+    assert np.mean(losses[1][40:]) == pytest.approx(np.mean(losses[0][40:]), rel=0.2)
+    assert np.mean(losses[1][40:]) < 0.8 * np.mean(losses[1][:5])
+
+
 def test_batches_fit_the_memory():
     shape, learning = HeadShape((7, 18, 29), 576, 576, 9, 3, 64, 1536, 16384, 1e-5, 1e5), Learning()
     whole = training_bytes(shape, 49152, learning, BATCH)
     assert batch_that_fits(shape, 49152, learning, whole) == BATCH
     assert batch_that_fits(shape, 49152, learning, whole - 1) == BATCH // 2
+    assert batch_that_fits(shape, 49152, learning, 64 << 30, on_gpu=True) == BATCH_ON_GPU
     with pytest.raises(SpecxError, match="of memory") as caught:
         batch_that_fits(shape, 49152, learning, 500 << 20)
     assert "--vocab" in caught.value.hint
