@@ -15,6 +15,7 @@
 #   BIN     the bin folder of an environment that has all of it, with torch; then STEPS without venv, specx, llama
 #   STEPS   which steps (all); they are the names of the functions below
 #   MODELS  which of the made models (1b 8b)
+#   LAYERS  on the GPU, of the runs of `specx complete` (auto all 15 0)
 #   TRAIN_S seconds of the training of a head for the small model, which needs torch (600)
 set -u
 
@@ -26,6 +27,7 @@ STEPS=${STEPS:-venv specx llama models machine probe staircase on_cpu plan compl
 BIN=${BIN:-$OUT/venv/bin}
 THREADS=$(nproc)
 TRAIN_S=${TRAIN_S:-600}
+LAYERS=${LAYERS:-auto all 15 0}
 PATH=$PATH:/usr/local/cuda/bin
 export SPECX_CACHE="$OUT/cache" PYTHONUNBUFFERED=1 NO_COLOR=1 COLUMNS=160
 
@@ -120,7 +122,7 @@ plan() { each plan 150 "$BIN/specx" plan MODEL --verbose; }
 
 complete() {
     echo "$PROMPT" >"$OUT/prompt"
-    for layers in auto all 15 0; do
+    for layers in $LAYERS; do
         each complete 90 "$BIN/specx" complete MODEL --chat --temp 0 -n 200 --ignore-eos -ngl $layers -f "$OUT/prompt"
     done
     each complete 60 "$BIN/specx" complete MODEL --chat --temp 0 -n 200 --ignore-eos --drafter none -f "$OUT/prompt"
