@@ -65,17 +65,15 @@ class Settling(NamedTuple):
     """How steps depend on the widths of those before.
 
     Attributes:
-        switch_ms: what a single token costs more after a wider step.
-        steady_ms: what a wider step costs less once its width has settled.
+        switch_ms: what a single token costs more after a wider step, on a GPU any step after another width.
         settles: as in `Facts`.
     """
 
     switch_ms: float = SWITCH_MS
-    steady_ms: float = 0.0
     settles: int = 1
 
 
-SETTLING = {"h200-1b": Settling(1.6, 1.8, 3), "h200-8b": Settling(1.2, 0.9, 3)}  # docs/gpu.md
+SETTLING = {"h200-1b": Settling(2.1, 3), "h200-8b": Settling(1.3, 3)}  # docs/gpu.md
 
 
 @dataclass
@@ -84,7 +82,6 @@ class World:
 
     staircase: Staircase
     switch_ms: float
-    steady_ms: float
     settles: int
     cache: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
@@ -94,8 +91,8 @@ class World:
             self.cache[length] = self.staircase.costs(length)
         needed = max(self.settles - 1, 1)
         settled = len(before) >= needed and all(width == n for width in before[-needed:])
-        other = -self.steady_ms * settled if n > 1 else self.switch_ms * (not settled)
-        return float(self.cache[length][n]) + other
+        pays = not settled and (n == 1 or self.settles > 1)
+        return float(self.cache[length][n]) + (self.switch_ms if pays else 0.0)
 
 
 class FixedWidth:

@@ -6,8 +6,9 @@ bounds what that can cost: what a step would lose if nothing of its draft came t
 text saved (conservative exploration: Wu et al., Conservative Bandits, 2016). A text of n tokens thus takes at
 most ALLOWANCE + INTEREST * n plain steps longer than plain decoding, as far as steps cost what was measured.
 Where they cost more, the excess is owed: nothing is drafted before it is paid back, so the bound grows by
-what one step takes longer. Of several texts at once each pays for its part of what a step takes longer, so
-what all of them wait is bounded by the sum of their budgets.
+what one step takes longer. On a GPU changing the width of steps and back is allowed once more, whatever it
+takes: without that nothing could be tried. Of several texts at once each pays for its part of what a step
+takes longer, so what all of them wait is bounded by the sum of their budgets.
 """
 
 from __future__ import annotations
@@ -38,10 +39,15 @@ class Budget:
         steps: plain steps that may be lost now; negative while some are owed.
     """
 
-    __slots__ = ("steps",)
+    __slots__ = ("_granted", "steps")
 
     def __init__(self) -> None:
-        self.steps = ALLOWANCE
+        self.steps, self._granted = ALLOWANCE, False
+
+    def grant(self, steps: float) -> None:
+        """Once, what changing the width and back takes where that is much (`engine/cost/switching.py`)."""
+        if not self._granted and steps > 0:
+            self.steps, self._granted = self.steps + steps, True
 
     def covers(self, lost: float) -> bool:
         """Whether a step may lose so many plain steps."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from specx.engine.budget import Budget, Decision, Part, Planned, Terms
 from specx.engine.cost.company import CompanyCosts, fill_rows, fill_width
 from specx.engine.cost.governor import Governor
 from specx.engine.cost.staircase import CLIP, Staircase
-from specx.engine.cost.switching import Switching
+from specx.engine.cost.switching import Keeping, Switching
 from specx.engine.offers import Asking
 
 __all__ = ["Plan"]
@@ -73,6 +74,7 @@ class Plan:
         self._host_ms = 0.0  # of each text: all time outside the model, whatever is then chosen
         self._leaf_ms = 0.0
         self._switching = Switching()
+        self._keeping: Keeping | None = None  # of the text that is written alone, where widths settle
         self._forbidden: NDArray[np.float64] | None = None
         if widths is not None:
             allowed = [n in widths for n in range(staircase.max_width + 1)]
@@ -86,6 +88,7 @@ class Plan:
     def begin(self, settles: int) -> None:
         """A text begins, alone, with a model whose steps settle so (`Facts.settles`)."""
         self._switching.begin(settles)
+        self._keeping = Keeping() if settles > 1 and self.widths is None else None
 
     def after(self, rows: int) -> None:
         """A step of so many rows was computed that is none of a text's."""
@@ -93,6 +96,8 @@ class Plan:
 
     def choose(self, jobs: Sequence[Planned], facts: Facts) -> Decision:
         """The drafts and width of the highest expected rate, given what drafters propose now."""
+        if self._keeping is not None and len(jobs) == 1 and not jobs[0].cache.again:
+            return self._choose_kept(jobs[0], facts, self._keeping)
         terms = self._terms(jobs, facts)
         asked = _affording(terms)
         drafts = [EMPTY_DRAFT] * len(jobs)
@@ -102,6 +107,26 @@ class Plan:
         for i in asked:
             best = self.asking.ask(terms, drafts, i, best)
         return best
+
+    def _choose_kept(self, job: Planned, facts: Facts, keeping: Keeping) -> Decision:
+        """The same where steps keep their width, but for those that draft models are asked for."""
+        terms, change_ms = self._terms_alone([job], facts), self._switching.change_ms
+        in_row = self.staircase.costs(job.cache.length)[: len(terms.costs)]
+        terms = replace(terms, plain_ms=float(in_row[1]))
+        job.budget.grant(2 * change_ms / terms.plain_ms)
+        if job.budget.steps <= 0 or terms.rooms[0].limit <= 0:
+            draft = EMPTY_DRAFT
+        else:
+            draft = job.drafting.propose(terms.rooms[0])
+        gains = [1.0, *(1.0 + np.cumsum(draft.probs, dtype=np.float64)).tolist()]
+        width = keeping.choose(in_row + self._host_ms, gains, change_ms)
+        if width > 1 and float(terms.costs[width]) > (1 + job.budget.steps) * terms.plain_ms:
+            width = 1
+        only = np.full(len(terms.costs), np.inf)
+        only[width] = terms.costs[width]
+        step = StepCosts(only, self._host_ms, self._leaf_ms, np.inf, terms.rooms[0].leaves == 1)
+        best = self._best(replace(terms, costs=only, step=step), [draft])
+        return self.asking.ask(terms, [draft], 0, best) if _affording(terms) else best
 
     def observe(
         self,
@@ -139,11 +164,16 @@ class Plan:
         return self._terms_alone(jobs, facts) if len(jobs) == 1 else self._terms_together(jobs, facts)
 
     def _terms_alone(self, jobs: Sequence[Planned], facts: Facts) -> Terms:
-        """The same for one text."""
+        """The same for one text.
+
+        On a CPU the staircase holds single tokens after single tokens and wider steps after another width.
+        Leaving single tokens costs the way back as well, which the step that leaves is charged with, and the
+        step that comes back is not.
+        """
         job = jobs[0]
         left, again = job.cache.room, len(job.cache.again)
         widest = max(1, min(facts.max_width - again, left))
-        by_rows = self.staircase.costs(job.cache.length, self._switching)
+        by_rows = self._costs(job.cache.length, facts)
         costs = by_rows[again : again + widest + 1]
         if self._forbidden is not None and left >= self.narrowest:
             costs = costs + self._forbidden[: len(costs)]
@@ -159,6 +189,18 @@ class Plan:
         budget *= plain_ms / float(costs[1:].min())
         step = StepCosts(costs, self._host_ms, self._leaf_ms, budget, leaves == 1)
         return Terms(jobs, rooms, costs, plain_ms, False, [0.0], step, again)
+
+    def _costs(self, length: int, facts: Facts) -> NDArray[np.float64]:
+        """(max_width + 1,) milliseconds of the next step of a text alone, by its rows."""
+        switching = self._switching
+        if facts.settles == 1:
+            return self.staircase.costs(length, switching.width, switching.excess_ms)
+        costs = self.staircase.costs(length)
+        in_row = float(costs[switching.width])
+        costs += switching.excess_ms
+        if switching.settled(switching.width):
+            costs[switching.width] = in_row
+        return costs
 
     def _terms_together(self, jobs: Sequence[Planned], facts: Facts) -> Terms:
         """The same for several texts, which take chains."""
@@ -249,19 +291,22 @@ class Plan:
         part, plain_ms = decision.parts[0], decision.plain_ms
         n = len(part.draft) + 1 + decision.again
         switching, cost = self._switching, self.staircase.cost(n, length)
-        settled, paid_for, saved = switching.settled(n), switching.for_drafts(n), switching.excess_ms
+        settled, paid_for, beyond_ms = switching.settled(n), switching.for_drafts(n), switching.beyond_ms(n)
         switching.observe(n, forward_ms - cost)
-        excess = min(forward_ms, CLIP * cost) - cost
-        lost = (cost + excess) / plain_ms - 1 - accepted if paid_for else 0.0
+        if self._keeping is not None:
+            self._keeping.observe(n, accepted + 1)
+        usual = cost + max(beyond_ms, 0.0)
+        took = min(forward_ms, CLIP * usual)
+        lost = took / plain_ms - 1 - accepted if paid_for else 0.0
         if part.asked is not None:
             lost += (part.asked.ms - part.asked.invested_ms) / plain_ms
         budget.settle(accepted, lost)
         if part.leaves:
-            self._leaf_ms += TIME_RATE * (max(excess / part.leaves, 0.0) - self._leaf_ms)
+            self._leaf_ms += TIME_RATE * (max((took - usual) / part.leaves, 0.0) - self._leaf_ms)
             return
         self._leaf_ms *= 1 - PRICE_DECAY
-        if n > 1 or settled or excess < 0:  # a single token cheaper than thought tells so at once
-            self.staircase.observe(n, length, forward_ms + (saved if n > 1 and settled else 0.0))
+        if n > 1 or settled or forward_ms < cost:  # a single token cheaper than thought tells so at once
+            self.staircase.observe(n, length, forward_ms - (beyond_ms if n > 1 else 0.0))
 
     def _observe_many(
         self,

@@ -407,17 +407,10 @@ class Regimes:
         """A new measurement: what was thought of the machine as a whole is void."""
 
     def step_costs(
-        self,
-        length: int,
-        unused: int,
-        before: int = 0,
-        saved_ms: float = 0.0,
-        wide_ms: float = 0.0,
-        single_ms: float = 0.0,
+        self, length: int, unused: int, before: int = 0, switch_ms: float = 0.0
     ) -> NDArray[np.float64]:
-        """`costs` of a step after one of the width `before`: of several tokens `saved_ms` less in a row, and
-        `wide_ms` more, for a single token `single_ms`, where a row begins; widths from `unused` on but for
-        the widest, and 0, are infinite."""
+        """`costs` of a step after one of the width `before`, as `Staircase.costs` tells; widths from `unused`
+        on but for the widest, and 0, are infinite."""
 
     def costs(self, length: int) -> NDArray[np.float64]:
         """(max_width + 1,) present milliseconds by width, in a context of `length` tokens."""

@@ -61,14 +61,17 @@ class CompanyCosts:
             length: tokens of each.
             host_ms: time outside the forward call for each.
         """
+        if self._staircase.disturbed:
+            return most
         rates = self.rates(most, length, host_ms)
         return next((n for n, rate in rates.items() if rate >= ALIKE * max(rates.values())), most)
 
     def rates(self, most: int, length: int, host_ms: float = 0.0) -> dict[int, float]:
-        """Tokens a millisecond by the number of texts, which have no drafts; none where nothing was measured
-        undisturbed. As for `best_count`.
+        """Tokens a millisecond by the number of texts, which have no drafts; none where nothing was measured.
+
+        As for `best_count`, but what was measured beside other work counts as well.
         """
-        if not self._staircase.depths or self._staircase.disturbed:
+        if not self._staircase.depths:
             return {}
         counts = [n for n in COUNTS if n < most] + [most]
         deeper = float(self._deeper([length])[1])

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from specx.backends.base import Cache
 from specx.engine.cost.contradiction import Calm, Contradiction
 from specx.engine.cost.filling import Steps, corrected, filled, following, read_table, widest
-from specx.engine.cost.switching import Switching
 from specx.engine.cost.timing import (
     ROUNDS,
     TILES,
@@ -127,18 +126,18 @@ class Staircase:
             return True
         return False
 
-    def costs(self, length: int, switching: Switching | None = None) -> NDArray[np.float64]:
+    def costs(self, length: int, before: int = 0, switch_ms: float = 0.0) -> NDArray[np.float64]:
         """(max_width + 1,) milliseconds of a call of n tokens at index n; infinite where unknown, as at 0.
 
         Without any measurement a call costs as much as its width.
 
         Args:
             length: tokens before it.
-            switching: the widths of the calls before, if they matter.
+            before: width of the call before.
+            switch_ms: what leaving single tokens costs: charged to a wider call after a single token, and not
+                to one that keeps its width.
         """
-        if switching is None:
-            return self._regimes.step_costs(length, TILES + 1)
-        return self._regimes.step_costs(length, TILES + 1, switching.width, *switching.prices())
+        return self._regimes.step_costs(length, TILES + 1, before, switch_ms)
 
     def cost(self, n: int, length: int) -> float:
         """Milliseconds of a call of `n` tokens, as in `costs`; of widths that are not used, too."""
@@ -288,8 +287,7 @@ class Staircase:
                 cache.mark()
             if not measurement.times[None]:
                 time_step(cache, n, clock)  # a warm-up: weights may have to come from a disk
-            # Plain decoding takes one such step after another, while drafts are of all widths.
-            return time_step(cache, n, clock, calls=cache.model.facts.settles if n == 1 else 1)
+            return time_step(cache, n, clock, calls=cache.model.facts.settles)
 
         measurement.times[None] = {}
         widths = [*widths[:2], *(n for n in widths[2:] if first or expected[n] <= longest_ms)]

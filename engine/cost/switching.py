@@ -1,38 +1,25 @@
-"""What it costs that a step has another width than the one before.
+"""What it costs that a step has another width than the one before, and which width is kept for that reason.
 
-llama.cpp keeps the compute graph of a step and builds it anew when the width changes. CUDA runs a graph
-kernel by kernel when it comes for the first and the second time, and repeats what it recorded from then on.
-The staircase holds single tokens as they take in a row, and wider steps after another width.
-
-A step is priced as one of a row of its width. One that begins a row pays its share of what the beginning
-takes longer, which is divided by the steps that rows had of late. If the first step paid for everything, or
-for the way back as well, few rows would be begun that pay.
+llama.cpp keeps the compute graph of a step and builds it anew when the width changes. On a CPU a single token
+after a wider step takes a little longer. CUDA runs a graph kernel by kernel when it comes for the first and
+the second time, and repeats what it recorded from then on: two steps of every row of one width take up to
+twice as long as the others. There the staircase holds what steps take in a row.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
-__all__ = ["Prices", "Switching"]
+import numpy as np
+from numpy.typing import NDArray
 
-ROW = 2.0  # steps of one width in a row, before any were seen
-RATE = 0.1  # weight of one in the running averages
+__all__ = ["Keeping", "Switching"]
+
+RATE = 0.1  # weight of one step in the running average
 FIRST = 3  # the least of so many counts at first: one outlier must not end drafts
 DECAY = 0.01  # per single token in a row: nothing would be tried that tells it, else
-
-
-class Prices(NamedTuple):
-    """What is added to a staircase, or taken off it, in milliseconds.
-
-    Attributes:
-        saved_ms: what a step of several tokens takes less in a row.
-        wide_ms: what one pays that has another width than the step before.
-        single_ms: what a single token pays after a step of several.
-    """
-
-    saved_ms: float
-    wide_ms: float
-    single_ms: float
+KEPT = (1, 2, 4, 8, 16, 32, 64)  # widths that rows have
+SHARE = 0.6  # of what a change costs; less than all of it, as what drafts promise comes true on average
 
 
 class Switching:
@@ -40,8 +27,7 @@ class Switching:
 
     Attributes:
         width: of the step before.
-        excess_ms: what a single token takes longer after another width; a wider step is thought to take as
-            much longer than in a row.
+        excess_ms: what a step takes longer at the beginning of a row: on a CPU a single token, on a GPU any.
     """
 
     def __init__(self) -> None:
@@ -49,7 +35,6 @@ class Switching:
         self._settles = self._alike = 1
         self._seen = 0
         self._away = False
-        self._rows = {True: ROW, False: ROW}  # of several tokens, of single ones: steps in a row
 
     def begin(self, settles: int) -> None:
         """A text begins, alone.
@@ -70,6 +55,11 @@ class Switching:
         """Steps at the beginning of a row that take longer."""
         return max(self._settles - 1, 1)
 
+    @property
+    def change_ms(self) -> float:
+        """What the beginning of a row takes longer, all of it."""
+        return self.unsettled * self.excess_ms
+
     def settled(self, n: int) -> bool:
         """Whether the next step, if it has `n` tokens, takes as long as all of the row that follow."""
         return n == self.width and self._alike >= self.unsettled
@@ -78,23 +68,20 @@ class Switching:
         """Whether a step of `n` tokens takes what it does because of drafts: its own, or the last ones."""
         return n > 1 or (self._away and not self.settled(1))
 
-    def prices(self) -> Prices:
-        """Of the next step."""
-        beginning = self.unsettled * self.excess_ms
-        return Prices(self.excess_ms, beginning / self._rows[True], beginning / self._rows[False])
+    def beyond_ms(self, n: int) -> float:
+        """What the next step, if it has `n` tokens, takes longer than the staircase says."""
+        if n > 1 and self._settles == 1:
+            return -self.excess_ms if self.settled(n) else 0.0
+        return 0.0 if self.settled(n) else self.excess_ms
 
     def observe(self, n: int, excess_ms: float) -> None:
         """A step of `n` tokens of the only text took so much longer than the staircase says."""
-        if n > 1:
-            self._away = True
-        elif self.settled(1):
-            self._away = False
-            self.excess_ms *= 1 - DECAY
-        else:
+        settled = self.settled(n)
+        if not settled and (n == 1 or self._settles > 1):
             self._learn(max(excess_ms, 0.0))
-        if n != self.width and self._alike:
-            wide = self.width > 1
-            self._rows[wide] += RATE * (self._alike - self._rows[wide])
+        elif n == 1:
+            self.excess_ms *= 1 - DECAY
+        self._away = n > 1 or (self._away and not settled)
         self.after(n)
 
     def _learn(self, excess_ms: float) -> None:
@@ -105,3 +92,47 @@ class Switching:
             self.excess_ms = min(self.excess_ms, excess_ms)
         else:
             self.excess_ms += RATE * (excess_ms - self.excess_ms)
+
+
+class Keeping:
+    """Which width the steps of a text keep, where changing it costs much.
+
+    The work function algorithm for a metrical task system (Borodin, Linial and Saks, 1992): states are
+    widths, a step asks of each what a token costs there, and all are equally far from each other. The work
+    function of a width is what the cheapest way through all widths would have cost so far that ends there.
+    The width is changed as soon as another one is so much cheaper that the change is paid for.
+    """
+
+    def __init__(self) -> None:
+        self._width = 1
+        self._work = [0.0] + [np.inf] * (len(KEPT) - 1)
+        self._each = [0.0] * len(KEPT)  # milliseconds of a token, in the step at hand
+        self._change_ms = 0.0
+
+    def choose(self, steps_ms: NDArray[np.float64], gains: Sequence[float], change_ms: float) -> int:
+        """The width of the next step.
+
+        Args:
+            steps_ms: (W + 1,) milliseconds of a step in a row, by width.
+            gains: expected tokens of the step with 0, 1, ... nodes of its draft, rising.
+            change_ms: what the beginning of a row takes longer.
+        """
+        last, self._change_ms = len(gains) - 1, SHARE * change_ms
+        self._each = [
+            float(steps_ms[n]) / gains[min(n - 1, last)] if n < len(steps_ms) else np.inf for n in KEPT
+        ]
+        far = [
+            min(work, self._change_ms) + each + self._change_ms * (n != self._width)
+            for n, work, each in zip(KEPT, self._work, self._each, strict=True)
+        ]
+        return KEPT[far.index(min(far))]
+
+    def observe(self, n: int, tokens: int) -> None:
+        """The step had `n` tokens, and gave so many."""
+        self._width = n
+        work = [
+            min(work, self._change_ms) + tokens * each
+            for work, each in zip(self._work, self._each, strict=True)
+        ]
+        least = min(work)
+        self._work = [min(each - least, self._change_ms) for each in work]

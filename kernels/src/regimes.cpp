@@ -303,16 +303,18 @@ void rebase(Regimes& self, const nb::dict& tables) {
     self.rebase(measured);
 }
 
-// What the next step costs after one of the width `before`, as engine/cost/switching.py tells: of several tokens
-// `saved_ms` less in a row, and `wide_ms` more or, for a single token, `single_ms` where a row begins. Widths from
-// `unused` on are not used, but for the widest.
-nb::object step_costs(const Regimes& self, int64_t length, size_t unused, size_t before, double saved_ms,
-                      double wide_ms, double single_ms) {
+// What the next step costs after one of the width `before`, as engine/plan.py tells; widths from `unused` on are not
+// used, but for the widest.
+nb::object step_costs(const Regimes& self, int64_t length, size_t unused, size_t before, double switch_ms) {
     constexpr double never = std::numeric_limits<double>::infinity();
     Regimes::Table costs = self.costs(length);
-    for (size_t n = 2; n < costs.size(); ++n)
-        costs[n] = std::max(costs[n] - saved_ms, std::min(costs[n], costs[1])) + (n == before ? 0.0 : wide_ms);
-    if (before > 1) costs[1] += single_ms;
+    if (switch_ms != 0) {
+        if (before == 1) {
+            for (size_t n = 2; n < costs.size(); ++n) costs[n] += switch_ms;
+        } else if (before < costs.size()) {
+            costs[before] = std::max(costs[before] - switch_ms, costs[1]);
+        }
+    }
     costs[0] = never;
     for (size_t n = unused; n + 1 < costs.size(); ++n) costs[n] = never;
     return array_of(costs);
@@ -327,8 +329,7 @@ void bind_regimes(nb::module_& m) {
         .def(nb::init<int>(), "max_width"_a)
         .def("rebase", &rebase, "measured"_a)
         .def("reset", &Regimes::reset)
-        .def("step_costs", &step_costs, "length"_a, "unused"_a, "before"_a = 0,
-             "saved_ms"_a = 0.0, "wide_ms"_a = 0.0, "single_ms"_a = 0.0)
+        .def("step_costs", &step_costs, "length"_a, "unused"_a, "before"_a = 0, "switch_ms"_a = 0.0)
         .def("costs", [](const Regimes& self, int64_t length) { return array_of(self.costs(length)); }, "length"_a)
         .def("total_costs", [](const Regimes& self, const std::vector<int64_t>& lengths) {
             return array_of(self.total_costs(lengths));

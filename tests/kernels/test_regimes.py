@@ -74,13 +74,13 @@ def test_a_step_costs_as_much_as_it_has_tokens_where_nothing_is_known():
         native.observe(1, 0, 1.0)
 
 
-def test_the_beginning_of_a_row_of_steps_is_paid_for():
+def test_leaving_single_tokens_costs_the_way_back():
     native, inf = Regimes(5), np.inf
     native.rebase({0: np.array([0.0, 1.0, 2.0, 2.5, 4.0, 5.0])})
     assert native.step_costs(0, 4).tolist() == [inf, 1, 2, 2.5, inf, 5]
-    assert native.step_costs(0, 6, 1, 0.0, 0.25, 0.5).tolist() == [inf, 1, 2.25, 2.75, 4.25, 5.25]
-    assert native.step_costs(0, 6, 3, 0.5, 0.25, 0.125).tolist() == [inf, 1.125, 1.75, 2, 3.75, 4.75]
-    assert native.step_costs(0, 6, 2, 1.25).tolist() == [inf, 1, 1, 1.25, 2.75, 3.75]
+    assert native.step_costs(0, 6, 1, 0.25).tolist() == [inf, 1, 2.25, 2.75, 4.25, 5.25]
+    assert native.step_costs(0, 6, 3, 0.25).tolist() == [inf, 1, 2, 2.25, 4, 5]
+    assert native.step_costs(0, 6, 2, 3.0).tolist() == [inf, 1, 1, 2.5, 4, 5]
 
 
 def test_what_cannot_be():

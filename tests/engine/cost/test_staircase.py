@@ -76,15 +76,15 @@ def of(steps, max_width=32):
     return staircase
 
 
-def test_a_single_token_is_timed_as_one_of_many_where_steps_settle():
+def test_a_step_is_timed_as_one_of_a_row_where_steps_settle():
     """A GPU repeats what it recorded from the third step of a width on; other widths are in between."""
-    for settles, single in ((1, 4.0), (3, 1.0)):
+    for settles, more in ((1, 3.0), (3, 0.0)):
         cache = clocked(None)
         cache.cost = lambda n, cache=cache: n + (0.0 if cache.calls[-3:] == [n, n, n] else 3.0)
         cache.model.facts = replace(cache.model.facts, settles=settles)
         steps = measured(cache)[0].steps(0)
-        assert steps[1] == pytest.approx(single)
-        assert steps[8] == pytest.approx(8 + 3.0)
+        assert steps[1] == pytest.approx(1 + more)
+        assert steps[8] == pytest.approx(8 + more)
 
 
 def test_without_measurements_a_call_costs_its_width():

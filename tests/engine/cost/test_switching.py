@@ -1,8 +1,13 @@
-"""A row of steps of one width pays for its beginning: what is added to which width, and how it is learned."""
+"""What changing the width takes, how it is learned, and which width is kept."""
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from specx.engine.cost.switching import RATE, ROW, Switching
+from specx.engine.cost.switching import KEPT, SHARE, Keeping, Switching
 
 
 def switching(settles, *steps):
@@ -13,32 +18,35 @@ def switching(settles, *steps):
     return made
 
 
-def test_at_first_nothing_is_paid():
-    assert switching(1).prices() == switching(3).prices() == (0, 0, 0)
-
-
 def test_on_a_cpu_the_first_single_token_after_a_wider_step_tells_what_it_takes_longer():
     made = switching(1, (1, 9.0), (4, 9.0), (1, 0.5))
-    assert made.excess_ms == 0.5  # of the first single token nothing was learned: the one before was one, too
-    assert made.prices() == (0.5, pytest.approx(0.5 / (ROW + RATE * (1 - ROW))), 0.5 / ROW)
+    assert made.excess_ms == made.change_ms == 0.5
+    made.observe(1, 9.0)
+    assert made.excess_ms == pytest.approx(0.5 * 0.99)
 
 
-def test_on_a_gpu_single_tokens_settle_after_two():
+def test_on_a_gpu_two_steps_of_any_row_tell_it():
     made = switching(3, (1, 1.5), (1, 1.4), (1, 0.0))
     assert made.excess_ms == pytest.approx(1.4 * 0.99)  # the least of the first ones; it fades
-    saved_ms, wide_ms, single_ms = made.prices()
-    assert wide_ms == single_ms == pytest.approx(2 * saved_ms / ROW)
+    made.observe(8, 1.2)
+    assert made.excess_ms == 1.2 and made.change_ms == 2.4
 
 
-def test_what_is_settled():
+def test_what_is_settled_and_what_is_not_takes_longer():
     made = switching(3, (4, 1.0))
     assert not made.settled(4) and not made.settled(1)
+    assert made.beyond_ms(4) == made.beyond_ms(1) == 1.0
     made.observe(4, 1.0)
-    assert made.settled(4) and not made.settled(1)
+    assert made.settled(4) and made.beyond_ms(4) == 0 and made.beyond_ms(1) == 1.0
     made.observe(1, 1.0)
     assert not made.settled(1)
     made.observe(1, 1.0)
     assert made.settled(1)
+
+
+def test_on_a_cpu_a_wide_step_that_keeps_its_width_is_thought_to_save_as_much():
+    made = switching(1, (4, 0.0), (1, 0.5), (4, 0.0))
+    assert (made.beyond_ms(4), made.beyond_ms(5), made.beyond_ms(1)) == (-0.5, 0.0, 0.5)
 
 
 def test_one_outlier_at_first_is_forgotten():
@@ -53,14 +61,6 @@ def test_a_single_token_that_is_faster_than_thought_costs_nothing():
     assert switching(1, (2, 0.0), (1, -3.0)).excess_ms == 0
 
 
-def test_long_rows_share_their_beginning_among_more_steps():
-    long = switching(1, *[(4, 0.0)] * 30, (1, 1.0), (4, 0.0))
-    short = switching(1, *[(4, 0.0), (5, 0.0)] * 15, (1, 1.0), (4, 0.0))
-    assert long.excess_ms == short.excess_ms == 1.0
-    assert long.prices().wide_ms < 1 / ROW < short.prices().wide_ms
-    assert long.prices().single_ms == short.prices().single_ms == pytest.approx(1 / (ROW + RATE * (1 - ROW)))
-
-
 def test_a_budget_pays_for_wide_steps_and_the_way_back_and_not_for_a_prompt():
     made = switching(3)
     assert not made.for_drafts(1) and made.for_drafts(2)
@@ -73,12 +73,68 @@ def test_a_budget_pays_for_wide_steps_and_the_way_back_and_not_for_a_prompt():
 
 def test_steps_of_others_change_the_width_and_nothing_else():
     made = switching(3, (1, 1.0), (1, 1.0), (1, 0.0))
-    before = made.prices()
+    before = made.excess_ms
     made.after(16)
-    assert made.prices() == before and not made.settled(1) and not made.for_drafts(1)
+    assert made.excess_ms == before and not made.settled(1) and not made.for_drafts(1)
 
 
 def test_a_text_that_begins_has_nothing_to_pay_of_the_last_one():
     made = switching(1, (4, 0.0))
     made.begin(1)
     assert made.settled(1) and not made.for_drafts(1)
+
+
+STEPS = np.array([np.inf, *(1.0 + 0.1 * n for n in range(64))])  # milliseconds: 1.0, 1.1, ...
+
+
+def kept(draws, change_ms, steps=STEPS):
+    """The widths of the steps of a text in which `draws` says what drafts promise, and what comes true."""
+    keeping, widths = Keeping(), []
+    for gains, tokens in draws:
+        widths.append(keeping.choose(steps, gains, change_ms))
+        keeping.observe(widths[-1], min(tokens, widths[-1]))
+    return widths
+
+
+def test_where_a_change_costs_nothing_the_step_at_hand_decides():
+    assert kept([([1.0], 1), ([1.0, 1.9, 2.7, 3.4], 4), ([1.0], 1), ([1.0, 1.9], 2)], 0.0) == [1, 4, 1, 2]
+
+
+def test_a_width_is_kept_until_the_change_is_paid_for():
+    good, nothing = ([1.0 + 0.8 * n for n in range(8)], 6), ([1.0], 1)
+    widths = kept([good] * 12 + [nothing] * 3 + [good] * 5 + [nothing] * 30, 4.0)
+    assert widths[0] == 1 and widths[11] == 8  # not at the first sign
+    assert set(widths[11:20]) == {8}  # nor is it left for a few steps
+    assert widths[-1] == 1
+    assert sum(a != b for a, b in pairwise(widths)) <= 3
+
+
+def test_a_width_that_there_is_no_room_for_is_left():
+    draws = ([1.0 + 0.9 * n for n in range(32)], 20)
+    keeping = Keeping()
+    for _ in range(10):
+        width = keeping.choose(STEPS, draws[0], 1.0)
+        keeping.observe(width, draws[1])
+    assert width > 4
+    assert keeping.choose(STEPS[:5], draws[0], 1.0) <= 4
+
+
+@settings(max_examples=60)
+@given(
+    phases=st.lists(st.tuples(st.integers(1, 30), st.floats(0.0, 0.95)), min_size=1, max_size=8),
+    change_ms=st.floats(0.0, 10.0),
+)
+def test_it_costs_at_most_a_few_times_what_the_best_width_would_have(phases, change_ms):
+    # Promises that come true on average; everything by expectation, a token at a time.
+    each = []
+    for length, prob in phases:
+        gains = (1 + np.cumsum(prob ** np.arange(1, 64))).tolist()
+        each += [[1.0, *gains]] * length
+    keeping, took, width = Keeping(), 0.0, 1
+    for gains in each:
+        now = keeping.choose(STEPS, gains, change_ms)
+        took += STEPS[now] / gains[now - 1] + change_ms * (now != width)
+        width = now
+        keeping.observe(now, 1)
+    best = min(sum(STEPS[n] / gains[n - 1] for gains in each) + change_ms * (n != 1) for n in KEPT)
+    assert took <= (1 + 2 / SHARE) * best + 2 * change_ms
