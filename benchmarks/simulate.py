@@ -201,6 +201,7 @@ def simulate(
     world = World(staircase(data), *settling)
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
     free: list[Free] = []
+    plan = Plan(staircase(data))
     calibrations = [Calibration() for _ in (None, None, *FIXED)]
     for i, trace in enumerate(traces):
         if not warm:
@@ -215,7 +216,8 @@ def simulate(
         out = Outcome()
         for at in range(1, len(trace.output)):
             out.plain += world.time(1, len(trace.prompt) + at, (1, 1)) + HOST_MS / 3
-        out.plan = run(free[0], trace, world, chain, Plan(staircase(data)), out)
+        plan = plan if warm else Plan(staircase(data))
+        out.plan = run(free[0], trace, world, chain, plan, out)
         out.oracle = run(free[1], trace, world, chain, None, out)
         for width, each in zip(FIXED, free[2:], strict=True):
             out.fixed[width] = run(each, trace, world, chain, FixedWidth(width), out)

@@ -17,7 +17,8 @@ __all__ = ["Keeping", "Switching"]
 
 RATE = 0.1  # weight of one step in the running average
 FIRST = 3  # the least of so many counts at first: one outlier must not end drafts
-DECAY = 0.01  # per single token in a row: nothing would be tried that tells it, else
+DECAY = 0.01  # per single token in a row on a CPU: nothing would be tried that tells it, else; on a GPU every
+# text begins with steps that tell it
 KEPT = (1, 2, 4, 8, 16, 32, 64)  # widths that rows have
 SHARE = 0.6  # of what a change costs; less than all of it, as what drafts promise comes true on average
 
@@ -79,7 +80,7 @@ class Switching:
         settled = self.settled(n)
         if not settled and (n == 1 or self._settles > 1):
             self._learn(max(excess_ms, 0.0))
-        elif n == 1:
+        elif n == 1 and self._settles == 1:
             self.excess_ms *= 1 - DECAY
         self._away = n > 1 or (self._away and not settled)
         self.after(n)
