@@ -81,8 +81,8 @@ class World:
     """Step times, the same for every policy."""
 
     staircase: Staircase
-    switch_ms: float
-    settles: int
+    switch_ms: float = SWITCH_MS
+    settles: int = 1
     cache: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
     def time(self, n: int, length: int, before: Sequence[int]) -> float:
@@ -190,7 +190,7 @@ def simulate(
     traces: list[Trace],
     data: dict[str, Any],
     *,
-    settling: Settling,
+    settling: Settling | None = None,
     warm: bool,
     chain: bool,
     corpus: bool = False,
@@ -198,7 +198,7 @@ def simulate(
     """Outcomes by category."""
     vocab_size = 1 + max(int(max(t.ids.max(), t.prompt.max(), t.output.max())) for t in traces)
     setup = Setup(("suffix", "recycle"), warm, prompt_rows=True, corpus=corpus)
-    world = World(staircase(data), *settling)
+    world = World(staircase(data), *(settling or Settling()))
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
     free: list[Free] = []
     plan = Plan(staircase(data))
@@ -281,7 +281,7 @@ def main() -> None:
     figures = {
         name: report(
             name,
-            simulate(traces, known[name], settling=SETTLING.get(name, Settling()), **options),
+            simulate(traces, known[name], settling=SETTLING.get(name), **options),
         )
         for name in args.staircase
     }

@@ -31,6 +31,7 @@ from specx.engine.offers import Asking
 
 __all__ = ["Plan"]
 
+FAR = 4.0  # times what a step takes in a row: more of it is no change of width
 TIME_RATE = 0.1  # weight of one step in the running averages of host and branch time
 # Per step: the price of a branch fades while none is tried, so that one outlier does not end them.
 PRICE_DECAY = 0.01
@@ -112,19 +113,24 @@ class Plan:
         """The same where steps keep their width, but for those that draft models are asked for."""
         terms, change_ms = self._terms_alone([job], facts), self._switching.change_ms
         in_row = self.staircase.costs(job.cache.length)[: len(terms.costs)]
-        terms = replace(terms, plain_ms=float(in_row[1]))
-        job.budget.grant(2 * change_ms / terms.plain_ms)
+        plain_ms, one_leaf = float(in_row[1]), terms.rooms[0].leaves == 1
+        job.budget.grant(2 * change_ms / plain_ms)
+        most_ms = plain_ms * (1 + job.budget.steps)
+        dearer = most_ms / min(float(terms.costs[1:].min()), most_ms) - 1  # in steps that are no plain ones
+        step = StepCosts(terms.costs, self._host_ms, self._leaf_ms, dearer, one_leaf)
+        terms = replace(terms, plain_ms=plain_ms, step=step)
         if job.budget.steps <= 0 or terms.rooms[0].limit <= 0:
             draft = EMPTY_DRAFT
         else:
             draft = job.drafting.propose(terms.rooms[0])
         gains = [1.0, *(1.0 + np.cumsum(draft.probs, dtype=np.float64)).tolist()]
-        width = keeping.choose(in_row + self._host_ms, gains, change_ms)
-        if width > 1 and float(terms.costs[width]) > (1 + job.budget.steps) * terms.plain_ms:
+        possible = np.where(np.isfinite(terms.costs), in_row + self._host_ms, np.inf)
+        width = keeping.choose(possible, gains, change_ms)
+        if width > 1 and float(in_row[width]) + self._switching.left_ms(width) > most_ms:
             width = 1
         only = np.full(len(terms.costs), np.inf)
         only[width] = terms.costs[width]
-        step = StepCosts(only, self._host_ms, self._leaf_ms, np.inf, terms.rooms[0].leaves == 1)
+        step = StepCosts(only, self._host_ms, self._leaf_ms, np.inf, one_leaf)
         best = self._best(replace(terms, costs=only, step=step), [draft])
         return self.asking.ask(terms, [draft], 0, best) if _affording(terms) else best
 
@@ -292,7 +298,7 @@ class Plan:
         n = len(part.draft) + 1 + decision.again
         switching, cost = self._switching, self.staircase.cost(n, length)
         settled, paid_for, beyond_ms = switching.settled(n), switching.for_drafts(n), switching.beyond_ms(n)
-        switching.observe(n, forward_ms - cost)
+        switching.observe(n, min(forward_ms, FAR * cost) - cost)
         if self._keeping is not None:
             self._keeping.observe(n, accepted + 1)
         usual = cost + max(beyond_ms, 0.0)
@@ -306,7 +312,8 @@ class Plan:
             return
         self._leaf_ms *= 1 - PRICE_DECAY
         if n > 1 or settled or forward_ms < cost:  # a single token cheaper than thought tells so at once
-            self.staircase.observe(n, length, forward_ms - (beyond_ms if n > 1 else 0.0))
+            told = max(forward_ms - beyond_ms, cost / CLIP) if n > 1 else forward_ms
+            self.staircase.observe(n, length, told)
 
     def _observe_many(
         self,

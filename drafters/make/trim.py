@@ -23,7 +23,7 @@ from specx.backends.gguf.trim import IDS, ROWS, TABLE, TABLE_TYPE
 from specx.backends.llama.trimmed import ARCHITECTURES
 from specx.drafters.make.gguf_writing import Appendix, Source, int32s, made_entries, text, uint32, write_gguf
 
-__all__ = ["check_trimmable", "kept_rows", "least_bytes", "row_scores", "write_trimmed"]
+__all__ = ["check_rows", "check_trimmable", "kept_rows", "least_bytes", "row_scores", "write_trimmed"]
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 NORMAL, UNUSED = 1, 5  # token types of GGUF; others are control tokens, bytes and what a user defined
@@ -41,7 +41,7 @@ def check_trimmable(info: GGUFInfo, keep: int) -> None:
 
     Raises:
         ModelError: it cannot be trimmed.
-        UsageError: it has no more rows than that.
+        UsageError: it has no more rows than that, or cannot do with so few.
     """
     if info.trim is not None:
         raise ModelError(f"{info.path.name} is trimmed already", f"trim {_origin(info)} instead")
@@ -57,6 +57,7 @@ def check_trimmable(info: GGUFInfo, keep: int) -> None:
             f"{info.path.name} has {info.vocabulary_size:,} tokens, and {keep:,} are to be kept",
             "keep fewer with --keep, or use the model as it is",
         )
+    check_rows(info, keep)
 
 
 def least_bytes(info: GGUFInfo) -> int:
@@ -105,6 +106,16 @@ def row_scores(
     return scores
 
 
+def check_rows(info: GGUFInfo, keep: int, option: str = "--keep") -> None:
+    """Raise UsageError if the tokens that are always kept are more than `keep`, which `option` said."""
+    least = int(_Tokens(info).always_kept().sum())
+    if least > keep:
+        raise UsageError(
+            f"{keep:,} rows are too few: {least:,} tokens are control tokens, bytes and characters",
+            f"keep more: {option} {-(-least // 1024) * 1024}",
+        )
+
+
 def kept_rows(info: GGUFInfo, scores: NDArray[np.float64], keep: int) -> NDArray[np.int32]:
     """The tokens of `keep` rows, rising.
 
@@ -120,14 +131,9 @@ def kept_rows(info: GGUFInfo, scores: NDArray[np.float64], keep: int) -> NDArray
     Raises:
         UsageError: those that are always kept are more.
     """
+    check_rows(info, keep)
     tokens = _Tokens(info)
     always, useless = tokens.always_kept(), tokens.useless()
-    least = int(always.sum())
-    if least > keep:
-        raise UsageError(
-            f"{keep:,} rows are too few: {least:,} tokens are control tokens, bytes and characters",
-            f"keep more: --keep {-(-least // 1024) * 1024}",
-        )
     keep = min(-(-keep // GROUP) * GROUP, len(scores))
     told = np.where(scores > LEAST, scores, 0.0)
     worth = np.where(always, np.inf, np.where(useless, -1.0, told))

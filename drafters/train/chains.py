@@ -8,7 +8,7 @@ start where the one before ended.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from torch.nn import functional
 from specx.drafters.train.batches import Batch
 from specx.drafters.train.head import Head, Keys
 
-__all__ = ["DEPTH", "Acceptance", "measure_chains", "right_lengths"]
+__all__ = ["DEPTH", "Acceptance", "deviations", "measure_chains", "right_lengths"]
 
 DEPTH = 8  # tokens of a chain
+BLOCK = 32  # places that are one in a comparison: those beside each other are right of the same tokens
 
 
 @dataclass(slots=True)
@@ -32,12 +33,14 @@ class Acceptance:
         steps: of decoding.
         tokens: that they gave, each with one more than was drafted right.
         reached, right: of the d-th drafted tokens how many all before were right of, and how many were right.
+        lengths: of the chains from all places, decoding passes over them or not, how many tokens were right.
     """
 
     steps: int
     tokens: int
     reached: NDArray[np.int64]
     right: NDArray[np.int64]
+    lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def length(self) -> float:
@@ -96,12 +99,30 @@ def measure_chains(
         depth: tokens of a chain.
     """
     found = Acceptance(0, 0, np.zeros(depth, np.int64), np.zeros(depth, np.int64))
+    every: list[NDArray[np.int64]] = []
     for batch in batches:
         for lengths, chosen in zip(right_lengths(head, batch, ids, depth), batch.chosen, strict=True):
             places = np.flatnonzero(chosen)
+            every.append(lengths[places])
             if len(places):
                 _decode(found, lengths, int(places[0]), int(places[-1]))
+    found.lengths = np.concatenate([found.lengths, *every])
     return found
+
+
+def deviations(before: Acceptance, after: Acceptance) -> float:
+    """By how many standard deviations of the mean difference chains of the same text are longer than before.
+
+    Both go from the same places, so that most of what differs between places is in neither.
+    """
+    differences = (after.lengths - before.lengths).astype(np.float64)
+    count = len(differences) // BLOCK
+    if count < 2:
+        return 0.0
+    means = differences[: count * BLOCK].reshape(count, BLOCK).mean(1)
+    deviation = float(means.std(ddof=1)) / count**0.5
+    mean = float(means.mean())
+    return mean / deviation if deviation > 0 else float(np.sign(mean)) * np.inf if mean else 0.0
 
 
 def _decode(found: Acceptance, lengths: NDArray[np.int64], first: int, last: int) -> None:

@@ -74,7 +74,7 @@ class CompanyCosts:
         if not self._staircase.depths:
             return {}
         counts = [n for n in COUNTS if n < most] + [most]
-        deeper = float(self._deeper([length])[1])
+        deeper = max(float(self._deeper([length])[1]), 0.0)
         costs = self._alone(np.array(counts)).tolist()
         return {
             n: n / ((cost + n * deeper) * self._ratio(n) + n * host_ms)

@@ -8,6 +8,7 @@ twice as long as the others. There the staircase holds what steps take in a row.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 
 __all__ = ["Keeping", "Switching"]
 
-RATE = 0.1  # weight of one step in the running average
-FIRST = 3  # the least of so many counts at first: one outlier must not end drafts
-DECAY = 0.01  # per single token in a row on a CPU: nothing would be tried that tells it, else; on a GPU every
+LATEST = 5  # steps of which the median counts, of two the lower: one that a process was stopped in must not
+# end drafts
+DECAY = 0.01  # per single token in a row on a CPU, where nothing would be tried that tells it; on a GPU every
 # text begins with steps that tell it
 KEPT = (1, 2, 4, 8, 16, 32, 64)  # widths that rows have
 SHARE = 0.6  # of what a change costs; less than all of it, as what drafts promise comes true on average
@@ -34,7 +35,7 @@ class Switching:
     def __init__(self) -> None:
         self.width, self.excess_ms = 1, 0.0
         self._settles = self._alike = 1
-        self._seen = 0
+        self._seen: deque[float] = deque(maxlen=LATEST)
         self._away = False
 
     def begin(self, settles: int) -> None:
@@ -61,6 +62,15 @@ class Switching:
         """What the beginning of a row takes longer, all of it."""
         return self.unsettled * self.excess_ms
 
+    def left_ms(self, n: int) -> float:
+        """What a row of `n` tokens takes longer from the next step on, with the way back if it begins now.
+
+        The way back from a row that is there has to be paid whatever comes next.
+        """
+        if n == self.width:
+            return max(self.unsettled - self._alike, 0) * self.excess_ms
+        return self.change_ms * (2 if n > 1 else 1)
+
     def settled(self, n: int) -> bool:
         """Whether the next step, if it has `n` tokens, takes as long as all of the row that follow."""
         return n == self.width and self._alike >= self.unsettled
@@ -79,20 +89,12 @@ class Switching:
         """A step of `n` tokens of the only text took so much longer than the staircase says."""
         settled = self.settled(n)
         if not settled and (n == 1 or self._settles > 1):
-            self._learn(max(excess_ms, 0.0))
+            self._seen.append(max(excess_ms, 0.0))
+            self.excess_ms = sorted(self._seen)[(len(self._seen) - 1) // 2]
         elif n == 1 and self._settles == 1:
             self.excess_ms *= 1 - DECAY
         self._away = n > 1 or (self._away and not settled)
         self.after(n)
-
-    def _learn(self, excess_ms: float) -> None:
-        self._seen += 1
-        if self._seen == 1:
-            self.excess_ms = excess_ms
-        elif self._seen <= FIRST:
-            self.excess_ms = min(self.excess_ms, excess_ms)
-        else:
-            self.excess_ms += RATE * (excess_ms - self.excess_ms)
 
 
 class Keeping:

@@ -43,7 +43,8 @@ PASSES, UPDATES = 8, 120  # over the text and batches, at most: whichever is mor
 ROUNDS = 10  # how often what was learned is measured meanwhile
 PATIENCE = 2  # rounds that did not pay after which it ends
 RATE = 3e-4  # of learning
-GAIN = 1.03  # times as many tokens a step are a head that is better, and not one that was lucky
+GAIN = 1.03  # times as many tokens a step are worth another head
+SURE = 2.5  # standard deviations, as the best of several rounds is lucky
 PRICE = 0.1  # seconds of waiting that a second of idle time is worth
 NICE = 19
 
@@ -189,7 +190,7 @@ class _Work:
             if since >= PATIENCE:
                 why = "it no longer pays"
                 break
-        better = best.length >= GAIN * before.length and self._write(before, weights, learned, held)
+        better = self._is_better(before, best) and self._write(before, weights, learned, held)
         after = best.length if better else before.length
         return Outcome(before.length, after, learned, held, self._seconds, why, better)
 
@@ -216,6 +217,12 @@ class _Work:
         )
         ms = [1 / rate for rate in rates]
         return self._task.expected * (ms[0] - ms[1]) / 1e3
+
+    def _is_better(self, before: Acceptance, now: Acceptance) -> bool:
+        """Whether it surely gives more tokens a step, and enough more."""
+        from specx.drafters.train.chains import deviations
+
+        return now.length >= GAIN * before.length and deviations(before, now) >= SURE
 
     def _measured(self, head: Head) -> Acceptance:
         """What is accepted of text held back."""
@@ -259,7 +266,7 @@ class _Work:
                 if "after" in gained:
                     break
                 found = self._measured(read_trained(self._target, read_gguf(trial))[0])
-                if found.length < GAIN * before.length:
+                if not self._is_better(before, found):
                     return False
                 gained = {**gained, "after": round(found.length, 3)}
                 told = {**told, **found.to_json()}

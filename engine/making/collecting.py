@@ -7,7 +7,6 @@ states and checkpoints. It is removed when the head is written.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,7 +28,7 @@ from specx.engine.making.written import ANSWER, WrittenTexts, plain_texts, write
 from specx.engine.session import Session
 from specx.engine.settings import Asked
 
-__all__ = ["TrainTold", "Wanted", "Work", "begin", "collect", "texts_that_fit"]
+__all__ = ["TrainTold", "Wanted", "Work", "begin", "clear", "collect", "texts_that_fit"]
 
 N_CTX = 768  # tokens of a text
 AT_ONCE = 64  # texts that are written together, at most
@@ -40,7 +39,8 @@ WRITING, CAPTURING = 0.3, 0.5
 """Shares of the time after which no more is written, and captured: what is captured is read three times or so
 in the rest, and a second time nearly counts as new text."""
 WRITING_FOR_GPU, CAPTURING_FOR_GPU = 0.5, 0.8
-"""The same where a GPU learns, a hundred times as fast."""
+"""The same where a GPU learns, some fifty times as fast."""
+BEFORE = ".before"  # of the checkpoint before
 TEXTS, STATES, CHECKPOINT, SETTINGS, DONE = (
     "texts.jsonl",
     "states.bin",
@@ -63,7 +63,7 @@ class Wanted:
         memory: bytes that may be used.
         disk: bytes that captured states may take.
         seed: of everything that is drawn.
-        device: what the head is trained on, as `engine.setup.torch.training_device` takes it.
+        device: what the head is trained on, as `drafters.train.device.training_device` takes it.
         output: the file to write; None for one beside the model.
         force: replace a file that is there, and what an earlier training has left.
         resume: go on with a training that was interrupted.
@@ -190,8 +190,8 @@ def begin(
         raise FileError(
             f"there is an unfinished training in {folder}", "go on with it: --resume; or begin anew: --force"
         )
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        clear(folder)
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -205,14 +205,33 @@ def begin(
     return work
 
 
-def _check_files(folder: Path) -> None:
-    """Raise FileError if something in the folder of a training is no file: a pipe would be waited for."""
+def clear(folder: Path) -> None:
+    """Remove the folder of a training.
+
+    Raises:
+        FileError: it holds something else, which stays with everything there, or cannot be removed.
+    """
+    _check_files(folder)
     try:
         for path in folder.iterdir():
-            if not path.is_file():
-                raise FileError(f"{path} is no file", "begin anew: --force")
+            path.unlink()
+        folder.rmdir()
     except OSError as error:
-        raise FileError(f"cannot read {folder}: {error.strerror or error}", "begin anew: --force") from error
+        raise FileError(f"cannot remove {folder}: {error.strerror or error}") from error
+
+
+def _check_files(folder: Path) -> None:
+    """Raise FileError if something in the folder of a training is none of its files: a pipe would be waited for,
+    and what somebody else has put there must not be removed."""
+    own = {TEXTS, STATES, CHECKPOINT, CHECKPOINT + BEFORE, SETTINGS, DONE}
+    try:
+        for path in folder.iterdir():
+            if path.name not in own and not (path.name.startswith(".") and path.suffix == ".tmp"):
+                raise FileError(f"{path} is none of a training's files", "move it away, or choose another -o")
+            if not path.is_file():
+                raise FileError(f"{path} is no file", "move it away, or choose another -o")
+    except OSError as error:
+        raise FileError(f"cannot read {folder}: {error.strerror or error}", "choose another -o") from error
 
 
 def _settings(info: GGUFInfo, shape: HeadShape, wanted: Wanted) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from specx.backends.errors import FileError, UsageError
@@ -12,21 +13,24 @@ from specx.backends.gguf.file import GGUFInfo
 __all__ = ["check_output", "check_room"]
 
 
-def check_output(output: Path, source: GGUFInfo, *, force: bool, least: int) -> None:
+def check_output(output: Path, sources: Sequence[GGUFInfo], *, force: bool, least: int) -> None:
     """Raise what speaks against writing a file.
 
     Args:
         output: the file.
-        source: the model that it is made from.
+        sources: the models that it is made from and for.
         force: whether a file that is there may be replaced.
         least: bytes that it will have at least.
 
     Raises:
-        UsageError: it is the source itself.
-        FileError: it is there already, its folder cannot be written to, or has no room for it.
+        UsageError: it is one of them.
+        FileError: it is there already, or a folder, its folder cannot be written to, or has no room for it.
     """
-    if any(output.resolve() == part.resolve() for part in source.parts):
+    parts = {part.resolve() for source in sources for part in source.parts}
+    if output.resolve() in parts:
         raise UsageError(f"{output} is the model itself", "choose another name with -o")
+    if output.is_dir():
+        raise FileError(f"{output} is a folder", "name a file with -o")
     if output.exists() and not force:
         raise FileError(f"there is a file {output} already", "choose another name with -o, or say --force")
     folder = output.absolute().parent

@@ -165,7 +165,7 @@ def shrink(asked: Asked, wanted: Wanted, told: Shrinking) -> ShrinkReport:
     if wanted.trim is not None:
         check_trimmable(info, wanted.trim)
     output = wanted.output or default_output(info.path)
-    check_output(output, info, force=wanted.force, least=_least_bytes(info))
+    check_output(output, (info,), force=wanted.force, least=_least_bytes(info))
     store = user_store(asked.store, told.notice)
     trials = Trials(store, f"{info.fingerprint}-{wanted.quant}", resume=wanted.resume)
     costs, texts = _costs_and_texts(asked, told, wanted=not trials.texts, needed=wanted.layers is None)

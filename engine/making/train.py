@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.errors import ModelError, SpecxError
+from specx.backends.errors import FileError, ModelError, SpecxError
 from specx.backends.gguf.checks import read_runnable
-from specx.backends.gguf.file import read_gguf
-from specx.drafters.make.trim import kept_rows
+from specx.backends.gguf.file import GGUFInfo, read_gguf
+from specx.backends.llama.libllama import lib
+from specx.drafters.make.trim import check_rows, kept_rows
 from specx.drafters.train.batches import Rows, token_scores
 from specx.drafters.train.shape import HeadShape
 from specx.drafters.train.states import StatesFile
 from specx.engine.cost.rate import chain_rate
-from specx.engine.making.collecting import CHECKPOINT, STATES, TrainTold, Wanted, Work, begin, collect
+from specx.engine.making.collecting import CHECKPOINT, STATES, TrainTold, Wanted, Work, begin, clear, collect
 from specx.engine.making.output import check_output, check_room
 from specx.engine.settings import Asked
 from specx.engine.setup.layers import step_bytes
-from specx.engine.setup.torch import check_torch, training_device
+from specx.engine.setup.torch import check_torch
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +89,6 @@ def train(asked: Asked, wanted: Wanted, told: TrainTold) -> TrainReport:
         KeyboardInterrupt: it was interrupted; it can be gone on with.
     """
     check_torch("training")
-    device = training_device(wanted.device)
     info = read_runnable(asked.model)
     if info.plain_reason is not None:
         raise ModelError(
@@ -97,16 +97,31 @@ def train(asked: Asked, wanted: Wanted, told: TrainTold) -> TrainReport:
     if wanted.rows >= info.vocabulary_size:
         wanted = replace(wanted, rows=info.vocabulary_size)
     output = wanted.output or default_output(info.path)
-    check_output(output, info, force=wanted.force, least=0)
-    from specx.drafters.train.export import head_bytes
-
-    check_room(output, head_bytes(HeadShape.of_target(info, wanted.rows)))
+    check_output(output, (info,), force=wanted.force, least=0)
+    device = _checked(info, wanted, output)
     work = begin(info, asked, wanted, told, output, on_gpu=device.type != "cpu")
     if not work.collected:
         collect(work, asked)
     report = _learn(work, device)
-    shutil.rmtree(work.folder, ignore_errors=True)
+    with suppress(FileError):  # somebody has put something there: that stays
+        clear(work.folder)
     return report
+
+
+def _checked(info: GGUFInfo, wanted: Wanted, output: Path) -> torch.device:
+    """What is trained on. Raises what speaks against the training, before anything that takes long."""
+    lib()  # before torch, which takes the OpenMP that is loaded, and this one does not spin
+    from specx.drafters.train.device import training_device
+    from specx.drafters.train.export import head_bytes
+    from specx.drafters.train.loop import Learning
+    from specx.drafters.train.memory import batch_that_fits
+
+    device, shape = training_device(wanted.device), HeadShape.of_target(info, wanted.rows)
+    check_rows(info, wanted.rows, "--vocab")
+    on_gpu = device.type != "cpu"
+    batch_that_fits(shape, info.vocabulary_size, Learning(), wanted.memory, on_gpu=on_gpu)
+    check_room(output, head_bytes(shape))
+    return device
 
 
 def _learn(work: Work, device: torch.device) -> TrainReport:

@@ -100,7 +100,7 @@ def trim(draft: Path, target: Path, wanted: Wanted, told: Trimming) -> TrimRepor
     check_trimmable(info, wanted.keep)
     info = read_runnable(draft)
     output = wanted.output or default_output(info.path, wanted.keep)
-    check_output(output, info, force=wanted.force, least=least_bytes(info))
+    check_output(output, (info, its_target), force=wanted.force, least=least_bytes(info))
     samples = _samples(target, wanted.tokens, told)
     with_ids = match_vocabularies(its_target, info).difference is None
     with _Scorer(info) as scorer:

@@ -116,6 +116,7 @@ def at_all_temperatures(session, count=3):
 def test_texts_are_the_same_while_a_head_learns_and_after(pair, tmp_path, here, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(learning, "GAIN", 0.0)
+    monkeypatch.setattr(learning, "SURE", -float("inf"))
     monkeypatch.setattr(adapting, "ENOUGH", 150)
     with opened(pair, adapt=False, drafter="none") as session:
         plain = at_all_temperatures(session)
@@ -468,6 +469,7 @@ def state_of(pid):
 def test_a_full_disk_keeps_the_head_that_was(pair, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(learning, "GAIN", 0.0)
+    monkeypatch.setattr(learning, "SURE", -float("inf"))
     task = task_of(pair, tmp_path)
     Path(task.output).write_bytes(b"before")
 

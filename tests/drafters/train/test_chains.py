@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from specx.drafters.train.batches import Batch  # noqa: E402
-from specx.drafters.train.chains import measure_chains, right_lengths  # noqa: E402
+from specx.drafters.train.chains import Acceptance, deviations, measure_chains, right_lengths  # noqa: E402
 from specx.drafters.train.head import Head, Keys  # noqa: E402
 from specx.drafters.train.shape import HeadShape  # noqa: E402
 
@@ -84,3 +84,20 @@ def test_decoding_is_counted_step_by_step(monkeypatch):
     assert found.reached.tolist() == [2, 2, 1]
     assert found.right.tolist() == [2, 1, 0]
     assert found.length == 2.5
+
+
+def counted(lengths):
+    return Acceptance(0, 0, np.zeros(8, np.int64), np.zeros(8, np.int64), np.asarray(lengths, np.int64))
+
+
+def test_how_surely_chains_are_longer():
+    chance = np.random.default_rng(3)
+    before = chance.integers(0, 4, 2000)
+    same = before + chance.integers(-1, 2, 2000)
+    assert abs(deviations(counted(before), counted(same))) < 2.5
+    longer = before + (chance.random(2000) < 0.1)
+    assert deviations(counted(before), counted(longer)) > 5
+    assert deviations(counted(longer), counted(before)) < -5
+    assert deviations(counted(before), counted(before)) == 0
+    assert deviations(counted(before[:40]), counted(before[:40] + 1)) == 0  # of one block nothing follows
+    assert deviations(counted(before), counted(before + 1)) == np.inf

@@ -27,9 +27,11 @@ def test_on_a_cpu_the_first_single_token_after_a_wider_step_tells_what_it_takes_
 
 def test_on_a_gpu_two_steps_of_any_row_tell_it():
     made = switching(3, (1, 1.5), (1, 1.4), *[(1, 0.0)] * 200)
-    assert made.excess_ms == 1.4  # the least of the first ones, however long the text is
+    assert made.excess_ms == 1.4  # of two the lower, however long the text is
     made.observe(8, 1.2)
-    assert made.excess_ms == 1.2 and made.change_ms == 2.4
+    assert made.excess_ms == 1.4 and made.change_ms == 2.8
+    made.observe(8, 1.3)
+    assert made.excess_ms == 1.3  # of 1.2, 1.3, 1.4 and 1.5
 
 
 def test_what_is_settled_and_what_is_not_takes_longer():
@@ -49,12 +51,22 @@ def test_on_a_cpu_a_wide_step_that_keeps_its_width_is_thought_to_save_as_much():
     assert (made.beyond_ms(4), made.beyond_ms(5), made.beyond_ms(1)) == (-0.5, 0.0, 0.5)
 
 
-def test_one_outlier_at_first_is_forgotten():
+def test_outliers_are_forgotten():
     made = switching(1, (2, 0.0), (1, 50.0))
     assert made.excess_ms == 50.0
-    made.observe(2, 0.0)
-    made.observe(1, 0.25)
-    assert made.excess_ms == 0.25
+    for later in (0.25, 0.3, 900.0, 0.2):
+        made.observe(2, 0.0)
+        made.observe(1, later)
+        assert made.excess_ms <= 0.3
+
+
+def test_what_is_left_of_a_change_and_the_way_back():
+    made = switching(3, (1, 1.0), (1, 1.0), (1, 0.0))
+    assert (made.left_ms(1), made.left_ms(8)) == (0.0, 4.0)
+    made.observe(8, 1.0)
+    assert (made.left_ms(8), made.left_ms(4), made.left_ms(1)) == (1.0, 4.0, 2.0)
+    made.observe(8, 1.0)
+    assert made.left_ms(8) == 0.0
 
 
 def test_a_single_token_that_is_faster_than_thought_costs_nothing():

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from specx.backends.errors import UsageError  # noqa: E402
-from specx.engine.setup.torch import training_device  # noqa: E402
+from specx.drafters.train.device import training_device  # noqa: E402
 
 
 @pytest.fixture
