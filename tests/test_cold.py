@@ -50,7 +50,7 @@ class Answers:
         for trace in traces:
             world = simulate.World(simulate.staircase(real), SWITCH_MS)
             lengths = range(len(trace.prompt) + 1, len(trace.prompt) + len(trace.output))
-            plain = [world.time(1, length, 1) for length in lengths]
+            plain = [world.time(1, length, (1,)) for length in lengths]
             taken, once = [], world.time
             world.time = lambda *step, once=once, taken=taken: taken.append(once(*step)) or taken[-1]
             free = setup.free(vocab_size, Calibration())

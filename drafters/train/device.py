@@ -10,8 +10,8 @@ from specx.backends.llama.libllama import lib
 __all__ = ["training_device"]
 
 
-def training_device(asked: str) -> torch.device:
-    """What is trained on.
+def training_device(asked: str) -> str:
+    """The name that torch has for what is trained on.
 
     Args:
         asked: `cpu`, `cuda`, `mps`, or `auto`: a GPU that torch can use, if there is one.
@@ -22,11 +22,11 @@ def training_device(asked: str) -> torch.device:
     lib()  # before torch, which takes the OpenMP that is loaded, and this one does not spin
     usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if asked == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if usable[name]))
+        return next(name for name in ("cuda", "mps", "cpu") if usable[name])
     if not usable.get(asked):
         there = ", ".join(name for name, works in usable.items() if works)
         raise UsageError(
             f"torch {torch.__version__} cannot use {asked} here",
             f"--device {there}, or install a torch for this GPU" if asked in usable else f"--device {there}",
         )
-    return torch.device(asked)
+    return asked

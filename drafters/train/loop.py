@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,25 @@ class Learning:
         return self.rate * (self.least + (1 - self.least) * (1 + math.cos(math.pi * along)) / 2)
 
 
+class _Epoch(NamedTuple):
+    """One pass over all windows. Their order decides into how many batches they are divided.
+
+    Attributes:
+        number: how many there were before.
+        first: step of its first batch.
+        batches: the windows of each.
+    """
+
+    number: int
+    first: int
+    batches: list[list[Window]]
+
+    @property
+    def end(self) -> int:
+        """The step after its last batch."""
+        return self.first + len(self.batches)
+
+
 class Trainer:
     """Trains a head, batch by batch. What it holds can be saved and loaded.
 
@@ -90,7 +109,7 @@ class Trainer:
             stepped.append({"params": matrices, "weight_decay": decay})
         self._optimizers.append(torch.optim.AdamW(stepped, lr=rate, betas=(0.9, 0.95), fused=True))
         self.step = self.tokens = 0
-        self._epoch: tuple[int, list[list[Window]]] = (0, batches.epoch(0))
+        self._epoch = _Epoch(0, 0, batches.epoch(0))
         self._loads_ahead = head.device.type != "cpu"
         self._loader = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future[Batch]] | None = None
@@ -162,18 +181,19 @@ class Trainer:
 
     def _windows(self, step: int) -> list[Window]:
         """The windows of a batch."""
-        number, batches = self._epoch
-        wanted, at = divmod(step, len(batches))
-        if wanted != number:
-            self._epoch = wanted, self._batches.epoch(wanted)
-        return self._epoch[1][at % len(self._epoch[1])]
+        if step < self._epoch.first:  # a checkpoint from before was loaded
+            self._epoch = _Epoch(0, 0, self._batches.epoch(0))
+        while step >= self._epoch.end:
+            number = self._epoch.number + 1
+            self._epoch = _Epoch(number, self._epoch.end, self._batches.epoch(number))
+        return self._epoch.batches[step - self._epoch.first]
 
 
-def has_bf16(device: torch.device | None = None) -> bool:
-    """Whether a device, the CPU if none is given, multiplies bfloat16 faster than float32."""
-    if device is not None and device.type == "cuda":
+def has_bf16(device: str = "cpu") -> bool:
+    """Whether a device multiplies bfloat16 faster than float32."""
+    if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device is not None and device.type != "cpu":
+    if device != "cpu":
         return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 

@@ -216,7 +216,7 @@ def new_trainer(
     learning: Learning,
     memory: int,
     threads: int,
-    device: torch.device,
+    device: str,
     *,
     fresh: bool,
 ) -> tuple[Trainer, Batches]:
@@ -238,7 +238,7 @@ def new_trainer(
         ModelError: the target's embedding cannot be decoded.
         SpecxError: the memory does not suffice, or there is no text to learn from or to measure with.
     """
-    size = batch_that_fits(shape, info.vocabulary_size, learning, memory, on_gpu=device.type != "cpu")
+    size = batch_that_fits(shape, info.vocabulary_size, learning, memory, on_gpu=device != "cpu")
     torch.set_num_threads(threads)
     torch.manual_seed(learning.seed)
     learned, held = (Batches(states, each, rows, learning.seed, size) for each in texts)

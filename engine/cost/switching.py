@@ -35,7 +35,7 @@ class Switching:
     def __init__(self) -> None:
         self.width, self.excess_ms = 1, 0.0
         self._settles = self._alike = 1
-        self._seen: deque[float] = deque(maxlen=LATEST)
+        self._seen = deque((0.0, 0.0), maxlen=LATEST)
         self._away = False
 
     def begin(self, settles: int) -> None:
@@ -46,6 +46,8 @@ class Switching:
         """
         self.width, self._settles, self._away = 1, settles, False
         self._alike = 1 if settles == 1 else 0  # a GPU has read the prompt before
+        if settles > 1 and not any(self._seen):
+            self._seen.clear()  # it is known that the steps to come take longer
 
     def after(self, rows: int) -> None:
         """A step of so many rows was computed, of whatever."""

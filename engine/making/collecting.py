@@ -40,7 +40,6 @@ WRITING, CAPTURING = 0.3, 0.5
 in the rest, and a second time nearly counts as new text."""
 WRITING_FOR_GPU, CAPTURING_FOR_GPU = 0.5, 0.8
 """The same where a GPU learns, some fifty times as fast."""
-BEFORE = ".before"  # of the checkpoint before
 TEXTS, STATES, CHECKPOINT, SETTINGS, DONE = (
     "texts.jsonl",
     "states.bin",
@@ -211,7 +210,7 @@ def clear(folder: Path) -> None:
     Raises:
         FileError: it holds something else, which stays with everything there, or cannot be removed.
     """
-    _check_files(folder)
+    _own_files(folder)
     try:
         for path in folder.iterdir():
             path.unlink()
@@ -221,17 +220,23 @@ def clear(folder: Path) -> None:
 
 
 def _check_files(folder: Path) -> None:
-    """Raise FileError if something in the folder of a training is none of its files: a pipe would be waited for,
-    and what somebody else has put there must not be removed."""
-    own = {TEXTS, STATES, CHECKPOINT, CHECKPOINT + BEFORE, SETTINGS, DONE}
+    """Raise FileError if something in the folder of a training is no file: a pipe would be waited for."""
+    for path in _own_files(folder):
+        if not path.is_file():
+            raise FileError(f"{path} is no file", "begin anew: --force")
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """The files of a training. Raises FileError if there are others, which must not be removed."""
+    own = {TEXTS, STATES, CHECKPOINT, f"{CHECKPOINT}.before", SETTINGS, DONE}
     try:
-        for path in folder.iterdir():
-            if path.name not in own and not (path.name.startswith(".") and path.suffix == ".tmp"):
-                raise FileError(f"{path} is none of a training's files", "move it away, or choose another -o")
-            if not path.is_file():
-                raise FileError(f"{path} is no file", "move it away, or choose another -o")
+        found = list(folder.iterdir())
     except OSError as error:
         raise FileError(f"cannot read {folder}: {error.strerror or error}", "choose another -o") from error
+    for path in found:
+        if path.name not in own and not (path.name.startswith(".") and path.suffix == ".tmp"):
+            raise FileError(f"{path} is none of a training's files", "move it away, or choose another -o")
+    return found
 
 
 def _settings(info: GGUFInfo, shape: HeadShape, wanted: Wanted) -> dict[str, Any]:
@@ -315,16 +320,17 @@ def _measure(work: Work, asked: Asked, session: Session) -> None:
 
 
 def _best_at_once(work: Work, session: Session) -> int:
-    """How many texts are written together so that most is finished: what is not, in the end, is left out."""
+    """How many texts are written together so that most is finished: what is not, in the end, is left out.
+
+    Where a number of tokens is asked for, no measurement decides: with llama.cpp's own kernels a text has
+    other bits in other company.
+    """
+    usual = min(UNTIMED, session.at_once)
+    if work.wanted.self_tokens is not None:
+        return usual
     rates = session.plan.company.rates(session.at_once, ANSWER, HOST_MS)
-    seconds, goal = max(work.wanted.seconds * (work.writing - work.share()), 1.0), work.wanted.self_tokens
-
-    def finished(n: int) -> float:
-        """Tokens a millisecond that are not left out."""
-        whole = goal or rates[n] * seconds * 1e3
-        return rates[n] * whole / (whole + n * ANSWER / 2)
-
-    return max(rates, key=finished) if rates else min(UNTIMED, session.at_once)
+    ms = max(work.wanted.seconds * (work.writing - work.share()), 1.0) * 1e3
+    return max(rates, key=lambda n: rates[n] * ms - n * ANSWER / 2, default=usual)
 
 
 def _is_enough(work: Work, chosen: int) -> bool:

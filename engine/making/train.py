@@ -27,8 +27,6 @@ from specx.engine.setup.layers import step_bytes
 from specx.engine.setup.torch import check_torch
 
 if TYPE_CHECKING:
-    import torch
-
     from specx.drafters.train.run import Measured, Training
 
 __all__ = ["TrainReport", "TrainTold", "Wanted", "default_output", "train"]
@@ -99,7 +97,7 @@ def train(asked: Asked, wanted: Wanted, told: TrainTold) -> TrainReport:
     output = wanted.output or default_output(info.path)
     check_output(output, (info,), force=wanted.force, least=0)
     device = _checked(info, wanted, output)
-    work = begin(info, asked, wanted, told, output, on_gpu=device.type != "cpu")
+    work = begin(info, asked, wanted, told, output, on_gpu=device != "cpu")
     if not work.collected:
         collect(work, asked)
     report = _learn(work, device)
@@ -108,7 +106,7 @@ def train(asked: Asked, wanted: Wanted, told: TrainTold) -> TrainReport:
     return report
 
 
-def _checked(info: GGUFInfo, wanted: Wanted, output: Path) -> torch.device:
+def _checked(info: GGUFInfo, wanted: Wanted, output: Path) -> str:
     """What is trained on. Raises what speaks against the training, before anything that takes long."""
     lib()  # before torch, which takes the OpenMP that is loaded, and this one does not spin
     from specx.drafters.train.device import training_device
@@ -118,13 +116,13 @@ def _checked(info: GGUFInfo, wanted: Wanted, output: Path) -> torch.device:
 
     device, shape = training_device(wanted.device), HeadShape.of_target(info, wanted.rows)
     check_rows(info, wanted.rows, "--vocab")
-    on_gpu = device.type != "cpu"
+    on_gpu = device != "cpu"
     batch_that_fits(shape, info.vocabulary_size, Learning(), wanted.memory, on_gpu=on_gpu)
     check_room(output, head_bytes(shape))
     return device
 
 
-def _learn(work: Work, device: torch.device) -> TrainReport:
+def _learn(work: Work, device: str) -> TrainReport:
     """Train the head on what was captured, and write it."""
     from specx.drafters.train.export import head_bytes, write_head
     from specx.drafters.train.run import best_weights
@@ -174,7 +172,7 @@ def _learn(work: Work, device: torch.device) -> TrainReport:
     )
 
 
-def _training(work: Work, states: StatesFile, device: torch.device) -> Training:
+def _training(work: Work, states: StatesFile, device: str) -> Training:
     """The training, gone on with if there is a checkpoint."""
     from specx.drafters.train.checkpoint import load_checkpoint
     from specx.drafters.train.loop import Learning, has_bf16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, product
 
 import numpy as np
@@ -396,6 +397,83 @@ def test_changing_the_width_costs_what_it_was_seen_to_cost():
     for _ in range(400):  # single tokens only: the price fades
         see(plan, choose(plan, unlikely, text), text, 10.0)
     assert hopeful(choose(plan, perhaps, text)) == 1
+
+
+def test_one_step_that_was_held_up_ends_no_drafts():
+    plan, text = Plan(staircase_of({1: 10.0, 2: 14.0, 32: 300.0})), Writing()
+    likely, unlikely = (Fixed(tree([p])) for p in (0.9, 0.01))
+    for took_ms in (3_600_000.0, 10.0, 10.0, 10.0):  # held up for an hour
+        assert hopeful(choose(plan, likely, text)) == 1
+        see(plan, choose(plan, likely, text), text, 14.0)
+        see(plan, choose(plan, unlikely, text), text, took_ms)
+        text.budget = Budget()
+    assert plan.staircase.cost(1, 3) == pytest.approx(10.0, rel=0.1)
+
+
+class Gpu:
+    """Steps of which the first two of a width take longer. `settles` is that of the model."""
+
+    STEPS = {1: 1.5, 2: 1.7, 4: 2.1, 8: 2.5, 16: 3.9, 32: 4.8}  # noqa: RUF012 -- nothing changes it
+
+    def __init__(self, longer_ms=2.0):
+        self.plan, self.text = Plan(staircase_of(self.STEPS)), Writing()
+        model = self.text.cache.model
+        model.facts = replace(model.facts, settles=3)
+        self.longer_ms, self.widths = longer_ms, [0, 0]  # the prompt
+
+    def write(self, drafting, accepted, steps):
+        """Milliseconds and tokens of so many steps."""
+        ms = tokens = 0.0
+        for _ in range(steps):
+            decision = choose(self.plan, drafting, self.text)
+            n = len(drafted(decision)) + 1
+            took = self.plan.staircase.quiet_cost(n, 3) + self.longer_ms * (self.widths[-2:] != [n, n])
+            self.widths.append(n)
+            right = min(accepted, hopeful(decision))
+            self.plan.observe(decision, [self.text], [3], [right], took, 0.0)
+            ms, tokens = ms + took, tokens + right + 1
+        return ms, tokens
+
+    def begin(self):
+        self.plan.begin(3)
+        self.text.budget = Budget()
+        self.widths += [0, 0]
+
+
+def test_where_widths_settle_one_is_kept():
+    gpu, good = Gpu(), Fixed(tree([0.8**n for n in range(1, 10)]))
+    gpu.begin()
+    gpu.write(good, 3, 60)
+    kept = gpu.widths[-40:]
+    assert set(kept) == {8}
+    gpu.write(Fixed(tree([])), 0, 20)
+    assert set(gpu.widths[-10:]) == {1}
+
+
+def test_where_widths_settle_and_steps_may_not_take_long_a_narrower_one_is_kept():
+    gpu, good = Gpu(), Fixed(tree([0.97**n for n in range(1, 32)]))
+    gpu.plan.longest_ms = 5.0
+    gpu.begin()
+    gpu.write(good, 20, 80)
+    assert {gpu.plan.staircase.quiet_cost(n, 3) + 2.0 <= 5.0 for n in gpu.widths[-20:]} == {True}
+    assert gpu.widths[-1] > 1
+
+
+@settings(max_examples=40)
+@given(
+    probs=st.lists(st.lists(st.floats(0.05, 1.0), max_size=7), min_size=1, max_size=8),
+    longer_ms=st.floats(0.0, 3.0),
+    steps=st.integers(1, 300),
+)
+def test_where_widths_settle_drafts_that_never_come_true_cost_little_more(probs, longer_ms, steps):
+    gpu = Gpu(longer_ms)
+    gpu.begin()
+    drafters = [Fixed(tree(np.cumprod(p).tolist())) for p in probs]
+    took = sum(gpu.write(drafters[i % len(drafters)], 0, 1)[0] for i in range(steps))
+    plain, change = 1.5, 2 * longer_ms
+    begun = 2 * longer_ms  # of the first single tokens, drafts or not
+    allowed = steps * INTEREST + ALLOWANCE + 3 * change / plain  # one change and back, and one way back
+    assert took <= begun + plain * (steps + allowed) + 1e-6
 
 
 def hopeful(decision):

@@ -1,5 +1,7 @@
 """What is learned, that it is the same again, and that an interruption changes nothing."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -158,7 +160,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
 def test_batches_that_are_loaded_ahead_are_the_same(states):
     plain, ahead = a_trainer(states), a_trainer(states)
     ahead._loads_ahead = True
-    once = len(plain._epoch[1])
+    once = len(plain._epoch.batches)
     losses = [plain.learn(0.1) for _ in range(2 * once + 3)]
     assert [ahead.learn(0.1) for _ in range(once + 2)] == losses[: once + 2]
     later = a_trainer(states)
@@ -166,6 +168,33 @@ def test_batches_that_are_loaded_ahead_are_the_same(states):
     later.learn(0.0)
     later.load(ahead.state())
     assert [later.learn(0.1) for _ in range(once + 1)] == losses[once + 2 :]
+
+
+def test_every_window_is_read_once_in_each_pass(states, tmp_path):
+    # Texts of many lengths: passes have more or fewer batches.
+    rng = np.random.default_rng(8)
+    with StatesWriter(tmp_path / "states", LAYOUT) as writer:
+        for _ in range(60):
+            n = int(rng.integers(5, 120))
+            text = states[0]
+            picked = rng.integers(0, len(text.tokens), n)
+            arrays = (text.tokens[picked], text.features[picked], text.best[picked], text.scores[picked])
+            writer.append(States(arrays[0], 2, *arrays[1:]))
+    mixed = StatesFile(tmp_path / "states", LAYOUT)
+
+    def trainer():
+        torch.manual_seed(1)
+        head = Head(SHAPE, torch.randn(V, D), torch.randn(32, D) * 0.2)
+        return Trainer(head, Batches(mixed, range(60), ROWS, seed=4, size=256), Learning(3, 0.01, seed=4))
+
+    whole, again = trainer(), trainer()
+    lengths = [len(whole._batches.epoch(number)) for number in range(6)]
+    assert len(set(lengths)) > 1
+    seen = Counter(window for step in range(sum(lengths)) for window in whole._windows(step))
+    assert set(seen) == set(whole._batches.windows) and set(seen.values()) == {6}
+    later = sum(lengths[:4]) + 2
+    assert again._windows(later) == trainer()._windows(later)  # one that is gone on with
+    assert whole._windows(0) == again._windows(0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")

@@ -188,3 +188,27 @@ def test_disk_that_may_be_used_is_kept_to(target, tmp_path):
     assert any("--disk has no room" in text for text in said)
     assert (tmp_path / "head.training" / STATES).stat().st_size <= 1_600_000
     assert (tmp_path / "head.training" / TEXTS).exists()
+
+
+def test_a_folder_that_holds_something_else_stays(target, tmp_path):
+    output = tmp_path / "head.gguf"
+    folder = tmp_path / "head.training"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    for wanted in (Wanted(output=output, force=True, **WANTED), Wanted(output=output, resume=True, **WANTED)):
+        with pytest.raises(FileError, match=r"notes\.txt is none of a training's files"):
+            train(asked(target), wanted, TrainTold())
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(target, tmp_path):
+    output = tmp_path / "head.gguf"
+    with pytest.raises(UsageError, match="too few") as caught:
+        train(asked(target), Wanted(output=output, rows=10), TrainTold())
+    assert "--vocab" in caught.value.hint
+    with pytest.raises(SpecxError, match="of memory"):
+        train(asked(target), Wanted(output=output, rows=288, memory=1 << 20), TrainTold())
+    (tmp_path / "folder.gguf").mkdir()
+    with pytest.raises(FileError, match="is a folder"):
+        train(asked(target), Wanted(output=tmp_path / "folder.gguf", force=True), TrainTold())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.gguf"]
