@@ -31,7 +31,6 @@ from specx.engine.offers import Asking
 
 __all__ = ["Plan"]
 
-FAR = 4.0  # times what a step takes in a row: more of it is no change of width
 TIME_RATE = 0.1  # weight of one step in the running averages of host and branch time
 # Per step: the price of a branch fades while none is tried, so that one outlier does not end them.
 PRICE_DECAY = 0.01
@@ -298,7 +297,7 @@ class Plan:
         n = len(part.draft) + 1 + decision.again
         switching, cost = self._switching, self.staircase.cost(n, length)
         settled, paid_for, beyond_ms = switching.settled(n), switching.for_drafts(n), switching.beyond_ms(n)
-        switching.observe(n, min(forward_ms, FAR * cost) - cost)
+        switching.observe(n, forward_ms, cost)
         if self._keeping is not None:
             self._keeping.observe(n, accepted + 1)
         usual = cost + max(beyond_ms, 0.0)

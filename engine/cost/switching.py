@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 __all__ = ["Keeping", "Switching"]
 
-LATEST = 5  # steps of which the median counts, of two the lower: one that a process was stopped in must not
-# end drafts
+RATE = 0.1  # weight of one step in the average, on a CPU: that it lags behind charges less, and gains
+LATEST = 5  # steps of which the median counts, of two the lower, on a GPU, where what it says begins a row
+FAR = 2.0, 4.0  # times what a step takes in a row, on a CPU and a GPU: what it takes longer was no change of
+# width, and must not end drafts
 DECAY = 0.01  # per single token in a row on a CPU, where nothing would be tried that tells it; on a GPU every
 # text begins with steps that tell it
 KEPT = (1, 2, 4, 8, 16, 32, 64)  # widths that rows have
@@ -35,7 +37,7 @@ class Switching:
     def __init__(self) -> None:
         self.width, self.excess_ms = 1, 0.0
         self._settles = self._alike = 1
-        self._seen = deque((0.0, 0.0), maxlen=LATEST)
+        self._seen: deque[float] = deque(maxlen=LATEST)
         self._away = False
 
     def begin(self, settles: int) -> None:
@@ -46,8 +48,6 @@ class Switching:
         """
         self.width, self._settles, self._away = 1, settles, False
         self._alike = 1 if settles == 1 else 0  # a GPU has read the prompt before
-        if settles > 1 and not any(self._seen):
-            self._seen.clear()  # it is known that the steps to come take longer
 
     def after(self, rows: int) -> None:
         """A step of so many rows was computed, of whatever."""
@@ -87,12 +87,15 @@ class Switching:
             return -self.excess_ms if self.settled(n) else 0.0
         return 0.0 if self.settled(n) else self.excess_ms
 
-    def observe(self, n: int, excess_ms: float) -> None:
-        """A step of `n` tokens of the only text took so much longer than the staircase says."""
+    def observe(self, n: int, ms: float, usual_ms: float) -> None:
+        """A step of `n` tokens of the only text took `ms`, where the staircase says `usual_ms`."""
         settled = self.settled(n)
-        if not settled and (n == 1 or self._settles > 1):
-            self._seen.append(max(excess_ms, 0.0))
+        excess_ms = max(min(ms, FAR[self._settles > 1] * usual_ms) - usual_ms, 0.0)
+        if not settled and self._settles > 1:
+            self._seen.append(excess_ms)
             self.excess_ms = sorted(self._seen)[(len(self._seen) - 1) // 2]
+        elif not settled and n == 1:
+            self.excess_ms += RATE * (excess_ms - self.excess_ms)
         elif n == 1 and self._settles == 1:
             self.excess_ms *= 1 - DECAY
         self._away = n > 1 or (self._away and not settled)
