@@ -115,7 +115,7 @@ class Plan:
         plain_ms, one_leaf = float(in_row[1]), terms.rooms[0].leaves == 1
         job.budget.grant(2 * change_ms / plain_ms)
         most_ms = plain_ms * (1 + job.budget.steps)
-        dearer = most_ms / min(float(terms.costs[1:].min()), most_ms) - 1  # in steps that are no plain ones
+        dearer = max(most_ms / float(terms.costs[1:].min()) - 1, 0.0)  # in steps that are no plain ones
         step = StepCosts(terms.costs, self._host_ms, self._leaf_ms, dearer, one_leaf)
         terms = replace(terms, plain_ms=plain_ms, step=step)
         if job.budget.steps <= 0 or terms.rooms[0].limit <= 0:
@@ -200,11 +200,10 @@ class Plan:
         switching = self._switching
         if facts.settles == 1:
             return self.staircase.costs(length, switching.width, switching.excess_ms)
-        costs = self.staircase.costs(length)
-        in_row = float(costs[switching.width])
-        costs += switching.excess_ms
-        if switching.settled(switching.width):
-            costs[switching.width] = in_row
+        in_row = self.staircase.costs(length)
+        costs, kept = in_row + switching.excess_ms, switching.width
+        if switching.settled(kept) and kept < len(costs):  # several texts had more rows together
+            costs[kept] = in_row[kept]
         return costs
 
     def _terms_together(self, jobs: Sequence[Planned], facts: Facts) -> Terms:

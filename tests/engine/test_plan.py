@@ -450,6 +450,16 @@ def test_where_widths_settle_one_is_kept():
     assert set(gpu.widths[-10:]) == {1}
 
 
+def test_where_widths_settle_the_step_before_may_have_been_of_many_texts():
+    gpu = Gpu()
+    gpu.begin()
+    for _ in range(3):
+        gpu.plan.after(200)
+    assert len(drafted(choose(gpu.plan, Fixed(tree([])), gpu.text))) == 0
+    gpu.text.budget.steps = -1.0  # what is left of one plain step is nothing
+    assert len(drafted(choose(gpu.plan, Fixed(tree([0.9] * 4)), gpu.text))) == 0
+
+
 def test_where_widths_settle_and_steps_may_not_take_long_a_narrower_one_is_kept():
     gpu, good = Gpu(), Fixed(tree([0.97**n for n in range(1, 32)]))
     gpu.plan.longest_ms = 5.0
