@@ -31,6 +31,7 @@ from specx.cli.resident.options import SERVER, ServerOptions
 from specx.cli.terminal.files import check_folder
 from specx.engine.batch.items import Reader, Reading
 from specx.engine.batch.lines import Form, JsonLines, TableLines, TextLines
+from specx.engine.batch.output import check_beside
 from specx.engine.batch.resume import Finished, Made, finished
 from specx.engine.batch.sink import Sink
 from specx.engine.settings import Asked
@@ -133,6 +134,9 @@ def prepare(
     records = files.enter_context(closing(_sink(options.output)))
     if records.regular and read.regular and records.is_file(read.file.fileno()):
         raise UsageError(f"the output {records.name} is the input as well", "choose another output")
+    goes_on = bool(records.size) or options.force
+    if options.output is not None and records.regular:
+        check_beside(options.output, read.file.fileno() if read.regular else None, ours=goes_on)
     reader = read.reader(how)
     form = _form(reader, how, options, source.samples)
     made = Made(_settings(asked, request, how, form, model), _seed(request), len(form.header()))

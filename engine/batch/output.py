@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from specx.backends.errors import UsageError
 from specx.engine.batch.answered import Answered
 from specx.engine.batch.lines import Form, error_record
-from specx.engine.batch.resume import Finished, Made, errors_path, made_path
+from specx.engine.batch.resume import Finished, Made, errors_path, is_ours, made_path
 from specx.engine.batch.sink import Sink
 
-__all__ = ["Output", "open_output"]
+__all__ = ["Output", "check_beside", "open_output"]
 
 
 class Output:
@@ -81,6 +82,31 @@ class Output:
             self._errors = Sink(path, path.name)
         self._errors.write(error_record(answered))
         self._errors_size = self._errors.size
+
+
+def check_beside(output: Path, source: int | None, *, ours: bool) -> None:
+    """Whether the files beside an output may be written, begun anew and removed.
+
+    Args:
+        output: its name.
+        source: the descriptor of an input in a file, which none of them must be.
+        ours: they are known to be of this output, or may be lost.
+
+    Raises:
+        UsageError: one is the input, or nothing says that it was written by a batch.
+    """
+    made, errors = made_path(output), errors_path(output)
+    there = [path for path in (made, errors) if os.path.lexists(path)]
+    for path in there:
+        if source is not None and path.exists() and os.path.samestat(path.stat(), os.fstat(source)):
+            raise UsageError(
+                f"{path}, which is written beside the output, is the input as well", "choose another output"
+            )
+    if not ours and there and not is_ours(made):
+        raise UsageError(
+            f"{there[0]} is there already, and was not written by a batch",
+            "move it, choose another output, or overwrite it with --force",
+        )
 
 
 def open_output(records: Sink, path: Path, form: Form, made: Made, found: Finished | None) -> Output:

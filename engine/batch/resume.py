@@ -20,7 +20,7 @@ from specx.engine.batch.items import Item
 from specx.engine.batch.lines import digest_of
 from specx.engine.batch.tally import Tally
 
-__all__ = ["Finished", "Made", "Skipper", "errors_path", "finished", "made_path"]
+__all__ = ["Finished", "Made", "Skipper", "errors_path", "finished", "is_ours", "made_path"]
 
 VERSION = 1
 ANEW = "give what it was begun with, or begin anew with --force"
@@ -34,6 +34,29 @@ def made_path(output: Path) -> Path:
 def errors_path(output: Path) -> Path:
     """The file beside an output of texts or of a table that has what failed."""
     return output.with_name(f"{output.name}.errors.jsonl")
+
+
+def is_ours(made: Path) -> bool:
+    """Whether a file says, by its first line, how an output is made; one without a byte is as good."""
+    try:
+        return not made.stat().st_size or "specx_batch" in _said(made)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _said(made: Path) -> dict[str, Any]:
+    """The object in the first line of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: that is no object.
+        RecursionError: it is nested too deep.
+    """
+    with made.open("rb") as file:
+        value = json.loads(file.readline())
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +87,7 @@ class Made:
         """
         path = made_path(output)
         try:
-            with path.open("rb") as file:
-                value = json.loads(file.readline())
+            value = _said(path)
             if value["specx_batch"] == VERSION:
                 return cls(dict(value["settings"]), int(value["seed"]), int(value["begin"]))
         except FileNotFoundError:

@@ -276,6 +276,33 @@ def test_the_output_is_not_the_input(batch, words, tmp_path, name):
     assert words.read_text() == "red\ngreen\nblue\n"
 
 
+@pytest.mark.parametrize("more", [(), ("--force",), ("--resume",)])
+@pytest.mark.parametrize("beside", [".batch", ".errors.jsonl"])
+def test_what_is_written_beside_the_output_is_not_the_input(batch, tmp_path, beside, more):
+    source = tmp_path / f"out{beside}"
+    source.write_text("red\ngreen\n")
+    done = batch(source, "-o", tmp_path / "out", "--text", "--format", "lines", *more)
+    assert done.code == 2 and "is the input as well" in done.err
+    assert source.read_text() == "red\ngreen\n"
+
+
+@pytest.mark.parametrize("data", ["", "[1]\n", '{"mine": 1}\n', "dear diary\n"])
+@pytest.mark.parametrize("beside", [".batch", ".errors.jsonl"])
+def test_files_of_something_else_beside_the_output_are_left_alone(batch, words, tmp_path, beside, data):
+    other, output = tmp_path / f"out{beside}", tmp_path / "out"
+    other.write_text(data)
+    for more in ((), ("--resume",)):
+        done = batch(words, "-o", output, "-n", "2", *more)
+        if beside == ".batch" and not data:
+            assert done.code == 0
+            return
+        assert done.code == 2 and other.name in done.err and "--force" in done.err
+        assert other.read_text() == data
+    assert batch(words, "-o", output, "-n", "2", "--force").code == 0
+    output.unlink()  # what is left beside it is of a batch
+    assert batch(words, "-o", output, "-n", "2").code == 0
+
+
 def test_errors_can_end_it(batch, tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"prompt": 1}\n' * 9 + '{"prompt": "a"}\n')
