@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import sys
 from contextlib import ExitStack, closing
@@ -215,6 +216,7 @@ def _settings(asked: Asked, request: Request, how: Reading, form: Form, model: A
         "model": model.identity,
         "form of the input": how.format,
         "form of the output": type(form).__name__,
+        "header of the output": json.dumps(form.header().decode()) if form.header() else None,
         "template": None if how.template is None else how.template.text,
         "system message": how.system,
         "chat": how.chat,

@@ -81,6 +81,11 @@ class Item:
         return int.from_bytes(digest, "big") % BIGGEST_SEED
 
     @property
+    def row_digest(self) -> str:
+        """16 hex digits that depend on all cells of a table's row as well, whether they are asked or not."""
+        return _digest(self.digest, self.cells)
+
+    @property
     def label(self) -> str:
         """What a message calls it."""
         named = f" ({self.custom_id})" if isinstance(self.custom_id, str) else ""

@@ -60,7 +60,7 @@ class Output:
                 self._write_error(self._errors_path, answered)
         self._records.write(self._form.record(answered))
         if self._journal is not None and not self._form.named:
-            entry = f"{answered.item.digest} {self._records.size} {self._errors_size}\n"
+            entry = f"{self._form.digest(answered.item)} {self._records.size} {self._errors_size}\n"
             self._journal.write(entry.encode())
 
     def check(self) -> None:

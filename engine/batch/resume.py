@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from specx.engine.batch.tally import Tally
 
 __all__ = ["Finished", "Made", "Skipper", "errors_path", "finished", "is_ours", "made_path"]
 
-VERSION = 1
+VERSION = 2
 ANEW = "give what it was begun with, or begin anew with --force"
 
 
@@ -216,12 +216,15 @@ class Skipper:
 
     Args:
         digests: of the answered items, as of `Finished`.
+        digest: that of an item, as of `Form`.
         ordered: the output is in the order of the input.
         output: what messages call the output.
     """
 
-    def __init__(self, digests: array[int], *, ordered: bool, output: str) -> None:
-        self._digests, self._ordered, self._output = digests, ordered, output
+    def __init__(
+        self, digests: array[int], digest: Callable[[Item], str], *, ordered: bool, output: str
+    ) -> None:
+        self._digests, self._digest, self._ordered, self._output = digests, digest, ordered, output
         self._next = 0
         self._counts = Tally(() if ordered else digests)
         self._unanswered: Item | None = None  # the first one
@@ -232,7 +235,7 @@ class Skipper:
         Raises:
             UsageError: an output in order answers something else in this place.
         """
-        digest = int(item.digest, 16)
+        digest = int(self._digest(item), 16)
         if self._ordered:
             if self._next >= len(self._digests):
                 return False

@@ -131,6 +131,27 @@ def test_other_settings_are_noticed(batch, source, output, arguments, message):
     assert output.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("table", "more", "message"),
+    [
+        ("a,c\n1,2\n3,4\n", (), "header of the output"),
+        ("a;b\n1;2\n3;4\n", (), "header of the output"),
+        ("a,b\r\n1,2\r\n3,4\r\n", (), "header of the output"),
+        ("a,b\n1,2\n3,4\n", ("--column", "reply"), "header of the output"),
+        ("a,b\n1,9\n3,4\n", (), "the input was changed: line 2"),
+    ],
+)
+def test_another_table_is_noticed(batch, tmp_path, table, more, message):
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_bytes(b"a,b\n1,2\n3,4\n")
+    made_of = (source, "-o", output, "--template", "{a}", "-n", "3")
+    batch(*made_of)
+    before = output.read_bytes()
+    source.write_bytes(table.encode())
+    done = batch(*made_of, "--resume", *more)
+    assert done.code == 2 and message in done.err and output.read_bytes() == before
+
+
 def test_another_model_is_noticed(batch, source, output, tmp_path):
     begun(batch, source, output, 2)
     other = tmp_path / "other.gguf"

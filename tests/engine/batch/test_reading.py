@@ -133,6 +133,14 @@ def test_digests_depend_on_what_is_asked():
     assert all(len(item.digest) == 16 and int(item.digest, 16) >= 0 for item in (a, named))
 
 
+def test_digests_of_rows_depend_on_all_cells():
+    template = Template("{a}")
+    (row,) = items_of(b"a,b\n1,2\n", "csv", template=template)
+    (other,) = items_of(b"a,b\n1,3\n", "csv", template=template)
+    assert row.digest == other.digest and row.row_digest != other.row_digest
+    assert row.seed(1) == other.seed(1)
+
+
 def test_seeds_follow_from_the_name_or_from_what_is_asked():
     def one(value, before=()):
         return items_of([*before, value])[-1]
