@@ -116,11 +116,16 @@ class TableLines:
         return self._dialect.row((*answered.item.cells, *[*texts, *[""] * n][:n]))
 
 
-def error_record(answered: Answered) -> bytes:
-    """The line of an item that failed, where the output itself has no room for errors."""
+def error_record(answered: Answered, digest: str) -> bytes:
+    """The line of an item that failed, where the output itself has no room for errors.
+
+    Args:
+        answered: the item.
+        digest: what its record in the output is known by.
+    """
     item = answered.item
     named = {} if item.custom_id is None else {"custom_id": item.custom_id}
-    own = {"line": item.line, **named, "id": f"{ERROR_ID}{item.digest}"}
+    own = {"line": item.line, **named, "id": f"{ERROR_ID}{digest}"}
     return dumped({**own, **(answered.body or {})}) + b"\n"
 
 
