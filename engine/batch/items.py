@@ -36,6 +36,7 @@ OPENAI, BODY, ROW = "openai", "body", "row"
 DUPLICATE = "duplicate_custom_id"
 UNUSED = frozenset({"stream", "stream_options"})  # a batch gives whole answers
 ENVELOPE = frozenset({"body", "url", "method"})
+ASKED = frozenset({"messages", "prompt"})  # of a body itself
 BLANK = "0" * 16  # digest of an empty line
 BIGGEST_SEED = 1 << 53  # the whole numbers that JSON carries everywhere
 
@@ -207,15 +208,16 @@ class Reader:
         """The request of a JSON value."""
         if not isinstance(value, dict):
             raise _ProblemError("it is no JSON object")
-        if ENVELOPE & value.keys() and "messages" not in value and "prompt" not in value:
+        filled = self._how.template is not None
+        if not filled and ENVELOPE & value.keys() and not ASKED & value.keys():
             self._form = item.form = OPENAI
             self._of_envelope(item, value)
             return
-        self._form = item.form = BODY if self._how.template is None else ROW
+        self._form = item.form = ROW if filled else BODY
         item.custom_id = value.get("custom_id")
         if item.custom_id is not None and not isinstance(item.custom_id, str):
             raise _ProblemError("custom_id is no string")
-        if self._how.template is not None:
+        if filled:
             self._of_text(item, "", value)
             return
         body = {name: own for name, own in value.items() if name != "custom_id"}

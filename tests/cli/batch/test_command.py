@@ -134,6 +134,14 @@ def test_objects_with_a_template(batch, tmp_path):
     assert good["choices"] and bad["error"]["message"] == "line 2: there is no field 'year'"
 
 
+def test_objects_with_a_template_are_no_lines_of_openai(batch, tmp_path):
+    source = file_of(
+        tmp_path / "in.jsonl", {"url": "x", "body": "red", "method": 1}, {"url": "y", "prompt": 2}
+    )
+    first, second = lines(batch(source, "--template", "{url}", "-n", "3").out)
+    assert first["line"] == 1 and first["choices"] and second["choices"]
+
+
 def test_what_an_item_says_beats_what_the_options_say(batch, tmp_path):
     source = file_of(tmp_path / "in.jsonl", {"prompt": "a", "max_tokens": 2}, {"prompt": "a"})
     short, long = lines(batch(source, "-n", "5", "--ignore-eos").out)
