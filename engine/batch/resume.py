@@ -152,21 +152,22 @@ def finished(output: Path, header: bytes, *, named: bool) -> Finished:
 
 
 def _of_records(output: Path) -> Finished:
-    found = Finished()
+    found, end = Finished(), 0
     with output.open("rb") as file:
         for number, line in enumerate(file, 1):
+            end += len(line)
             record = digest_of(line)
             whole = line.endswith(b"\n")
-            if record is None and whole and line.strip(b"\0\r\n"):
+            if record is None and whole and line.strip(b"\0 \t\r\n"):
                 raise FileError(
                     f"line {number} of {output} is no record of a batch",
                     "remove it, choose another output, or begin anew with --force",
                 )
-            if record is None:  # it was torn
-                break
+            if record is None:  # it is empty, or it is the last one and was torn
+                continue
             found.digests.append(int(record[0], 16))
             found.failed += record[1]
-            found.keep += len(line)
+            found.keep = end
             found.newline = not whole
     return found
 

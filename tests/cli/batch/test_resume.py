@@ -63,6 +63,19 @@ def test_what_is_finished_is_not_done_again(batch, source, output, whole, keep, 
     assert len(batch.sessions) == sessions + (keep < 8)
 
 
+@pytest.mark.parametrize("empty", [b"\n", b"\r\n", b" \n\n"])
+@pytest.mark.parametrize("tail", [b"", b"\n", b'{"line": 7, "id": "cmpl-0123'])
+def test_an_empty_line_ends_no_output(batch, source, output, whole, empty, tail):
+    begun(batch, source, output, 6)
+    first, *rest = output.read_bytes().splitlines(keepends=True)
+    kept = first + empty + b"".join(rest)
+    output.write_bytes(kept + tail)
+    done = batch(source, "-o", output, "--resume")
+    assert output.read_bytes().startswith(kept) and "6 done before" in done.err
+    output.write_text("".join(line for line in output.read_text().splitlines(keepends=True) if line.strip()))
+    assert texts(output) == whole
+
+
 def test_a_whole_line_without_its_end_is_kept(batch, source, output, whole):
     begun(batch, source, output, 4)
     output.write_bytes(output.read_bytes()[:-1])
