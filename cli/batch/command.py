@@ -140,10 +140,11 @@ def prepare(
         check_beside(options.output, read.file.fileno() if read.regular else None, ours=goes_on)
     reader = read.reader(how)
     form = _form(reader, how, options, source.samples)
-    made = Made(_settings(asked, request, how, form, model), _seed(request))
+    made = Made(_settings(asked, request, how, form, model), _seed(request), options.unordered)
     found = None
     if records.size and options.output is not None and records.regular and not options.force:
         made, found = _begun(made, request, form, options)
+        options = replace(options, unordered=made.unordered)
     return Job(
         asked=asked,
         request=request,
@@ -257,12 +258,13 @@ def _begun(made: Made, request: Request, form: Form, options: OutputOptions) -> 
             f"{path} was begun with --seed {before.seed}, and it is {request.sampling.seed} now",
             "leave it out, or begin anew with --force",
         )
+    made = replace(before, unordered=before.unordered or options.unordered)
     found = finished(path, form.header(), named=form.named)
-    if found.removed and not options.unordered:
+    if found.removed and not made.unordered:
         raise UsageError(
             f"{len(found.removed):,} records were removed from {path}, and later ones are there",
             "remove these as well, and they are all asked again"
             if options.text
             else "--unordered asks them again, and writes them behind the others",
         )
-    return before, found
+    return made, found

@@ -124,9 +124,11 @@ def open_output(records: Sink, path: Path, form: Form, made: Made, found: Finish
     if not records.regular:
         return Output(form, records, begin=True)
     errors, beside = errors_path(path), made_path(path)
-    if found is not None and not form.named:
-        renew(beside, made.line(), len(found.digests) + len(found.removed), found.removed)
-        renew_errors(errors, found.failures)
+    if found is not None:
+        count = 0 if form.named else len(found.digests) + len(found.removed)
+        renew(beside, made.line(), count, found.removed)
+        if not form.named:
+            renew_errors(errors, found.failures)
     journal = Sink(beside, str(beside))
     if found is None:
         found = Finished()

@@ -66,14 +66,17 @@ class Made:
     Attributes:
         settings: what its answers depend on besides the items: option -> value.
         seed: what the seeds of items follow from.
+        unordered: its records are in any order.
     """
 
     settings: Mapping[str, Any]
     seed: int
+    unordered: bool = False
 
     def line(self) -> bytes:
         """The first line of `OUTPUT.batch`."""
-        value = {"specx_batch": VERSION, "seed": self.seed, "settings": self.settings}
+        order = {"seed": self.seed, "unordered": self.unordered}
+        value = {"specx_batch": VERSION, **order, "settings": self.settings}
         return json.dumps(value).encode() + b"\n"
 
     @classmethod
@@ -87,7 +90,7 @@ class Made:
         try:
             value = _said(path)
             if value["specx_batch"] == VERSION:
-                return cls(dict(value["settings"]), int(value["seed"]))
+                return cls(dict(value["settings"]), int(value["seed"]), bool(value["unordered"]))
         except FileNotFoundError:
             missing = f"there is no {path.name} beside it"
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as problem:

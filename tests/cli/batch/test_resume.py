@@ -93,6 +93,20 @@ def test_equal_items_are_counted(batch, source, output, whole):
     assert sorted(texts(output)) == sorted(whole)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_an_output_without_an_order_stays_so(batch, source, output, whole, again):
+    begun(batch, source, output, 8)
+    records = output.read_bytes().splitlines(keepends=True)
+    if again:  # begun in order, and gone on with in another one
+        output.write_bytes(records[1])
+        batch(source, "-o", output, "--resume", "--unordered", "--parallel", "1")
+    else:
+        batch(source, "-s", "3", "-o", output, "--unordered", "--force")
+    output.write_bytes(records[4] + records[2])
+    assert batch(source, "-o", output, "--resume").code == 3
+    assert sorted(texts(output)) == sorted(whole)
+
+
 def test_items_may_be_added(batch, source, output, whole):
     begun(batch, source, output, 8)
     source.write_text(source.read_text() + '{"prompt": "new", "max_tokens": 2}\n')
