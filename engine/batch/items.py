@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import isfinite
 from typing import Any, NoReturn
 
 from specx.backends.errors import UsageError
@@ -38,6 +39,7 @@ UNUSED = frozenset({"stream", "stream_options"})  # a batch gives whole answers
 ENVELOPE = frozenset({"body", "url", "method"})
 ASKED = frozenset({"messages", "prompt"})  # of a body itself
 BLANK = "0" * 16  # digest of an empty line
+MOST_DIGITS = 300  # of a whole number: any of these is a finite number with a fraction, too
 BIGGEST_SEED = 1 << 53  # the whole numbers that JSON carries everywhere
 
 Problem = tuple[str, str | None]
@@ -286,11 +288,24 @@ class Reader:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
     except RecursionError:
         raise _ProblemError("it is nested too deep") from None
     except json.JSONDecodeError as problem:
         raise _ProblemError(f"it is not valid JSON: {problem.msg} at character {problem.pos + 1}") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise _ProblemError(f"it has a number that is too large: {text[:60]}")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise _ProblemError("it has a number with too many digits")
+    return int(text)
 
 
 def _refuse_constant(name: str) -> NoReturn:
