@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import sys
 from contextlib import ExitStack, closing
@@ -31,6 +32,7 @@ from specx.cli.resident.options import SERVER, ServerOptions
 from specx.cli.terminal.files import check_folder
 from specx.engine.batch.items import Reader, Reading
 from specx.engine.batch.lines import Form, JsonLines, TableLines, TextLines
+from specx.engine.batch.output import check_beside
 from specx.engine.batch.resume import Finished, Made, finished
 from specx.engine.batch.sink import Sink
 from specx.engine.settings import Asked
@@ -133,12 +135,16 @@ def prepare(
     records = files.enter_context(closing(_sink(options.output)))
     if records.regular and read.regular and records.is_file(read.file.fileno()):
         raise UsageError(f"the output {records.name} is the input as well", "choose another output")
+    goes_on = bool(records.size) or options.force
+    if options.output is not None and records.regular:
+        check_beside(options.output, read.file.fileno() if read.regular else None, ours=goes_on)
     reader = read.reader(how)
     form = _form(reader, how, options, source.samples)
-    made = Made(_settings(asked, request, how, form, model), _seed(request), len(form.header()))
+    made = Made(_settings(asked, request, how, form, model), _seed(request), options.unordered)
     found = None
     if records.size and options.output is not None and records.regular and not options.force:
         made, found = _begun(made, request, form, options)
+        options = replace(options, unordered=made.unordered)
     return Job(
         asked=asked,
         request=request,
@@ -211,6 +217,7 @@ def _settings(asked: Asked, request: Request, how: Reading, form: Form, model: A
         "model": model.identity,
         "form of the input": how.format,
         "form of the output": type(form).__name__,
+        "header of the output": json.dumps(form.header().decode()) if form.header() else None,
         "template": None if how.template is None else how.template.text,
         "system message": how.system,
         "chat": how.chat,
@@ -251,4 +258,13 @@ def _begun(made: Made, request: Request, form: Form, options: OutputOptions) -> 
             f"{path} was begun with --seed {before.seed}, and it is {request.sampling.seed} now",
             "leave it out, or begin anew with --force",
         )
-    return before, finished(path, before.begin, named=form.named)
+    made = replace(before, unordered=before.unordered or options.unordered)
+    found = finished(path, form.header(), named=form.named)
+    if found.removed and not made.unordered:
+        raise UsageError(
+            f"{len(found.removed):,} records were removed from {path}, and later ones are there",
+            "remove these as well, and they are all asked again"
+            if options.text
+            else "--unordered asks them again, and writes them behind the others",
+        )
+    return made, found

@@ -137,7 +137,7 @@ class Job:
         if self.found is None:
             return None
         ordered, name = not self.options.unordered, self.records.name
-        return Skipper(self.found.digests, ordered=ordered, output=name)
+        return Skipper(self.found.digests, self.form.digest, ordered=ordered, output=name)
 
     def _output(self) -> Output:
         path = self.options.output

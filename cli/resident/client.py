@@ -23,6 +23,7 @@ __all__ = ["OK", "Connection", "LostError", "ask"]
 OK = 200
 PIECE = 65536
 LONGEST_HEAD = 65536
+LONGEST_LENGTH = 20  # digits
 
 
 class LostError(Exception):
@@ -44,7 +45,9 @@ class Connection:
         self._socket = Socket(AF_UNIX, SOCK_STREAM)
         self._buffer = b""
         self._chunked = False
+        self._left: int | None = None  # bytes of the body that are to come, where the head says how many
         self._ended = False
+        self._refused: OSError | None = None  # why not all that was sent was taken
         self.status = 0
         try:
             self._socket.settimeout(wait_s)
@@ -73,7 +76,7 @@ class Connection:
         self._socket.settimeout(wait_s)
 
     def send(self, route: str, body: Mapping[str, Any]) -> None:
-        """Post a JSON object.
+        """Post a JSON object. Whoever takes only a part of it may still say why, in the response.
 
         Raises:
             LostError: it is not taken.
@@ -85,6 +88,8 @@ class Connection:
         )
         try:
             self._socket.sendall(head.encode() + data)
+        except (BrokenPipeError, ConnectionResetError) as problem:
+            self._refused = problem
         except OSError as problem:
             raise LostError(_reason(problem)) from problem
 
@@ -107,23 +112,34 @@ class Connection:
     def _head(self) -> None:
         while b"\r\n\r\n" not in self._buffer:
             if len(self._buffer) > LONGEST_HEAD or not self._more():
-                raise LostError("the response has no end of its head")
+                missing = "the response has no end of its head"
+                raise LostError(missing if self._refused is None else _reason(self._refused))
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         first, *lines = head.split(b"\r\n")
         parts = first.split(b" ")
         if not first.startswith(b"HTTP/1.") or len(parts) < 2 or not parts[1].isdigit():
             raise LostError("the response is no HTTP")
         self.status = int(parts[1])
-        self._chunked = any(line.lower().replace(b" ", b"") == b"transfer-encoding:chunked" for line in lines)
+        parted = (line.partition(b":") for line in lines)
+        fields = {name.strip().lower(): value.strip() for name, _, value in parted}
+        self._chunked = fields.get(b"transfer-encoding", b"").lower() == b"chunked"
+        length = fields.get(b"content-length", b"")
+        self._left = int(length) if length.isdigit() and len(length) < LONGEST_LENGTH else None
 
     def _piece(self) -> bytes:
         """More of the body; nothing at its end."""
         if self._ended:
             return b""
         if not self._chunked:
-            if not self._buffer and not self._more():
+            if self._left == 0:
                 return b""
-            piece, self._buffer = self._buffer, b""
+            if not self._buffer and not self._more():
+                if self._left is not None:
+                    raise LostError("the response is cut short")
+                return b""
+            piece, self._buffer = self._buffer[: self._left], b""
+            if self._left is not None:
+                self._left -= len(piece)
             return piece
         size = self._size()
         while len(self._buffer) < size + 2:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import isfinite
 from typing import Any, NoReturn
 
 from specx.backends.errors import UsageError
@@ -36,7 +37,9 @@ OPENAI, BODY, ROW = "openai", "body", "row"
 DUPLICATE = "duplicate_custom_id"
 UNUSED = frozenset({"stream", "stream_options"})  # a batch gives whole answers
 ENVELOPE = frozenset({"body", "url", "method"})
+ASKED = frozenset({"messages", "prompt"})  # of a body itself
 BLANK = "0" * 16  # digest of an empty line
+MOST_DIGITS = 300  # of a whole number: any of these is a finite number with a fraction, too
 BIGGEST_SEED = 1 << 53  # the whole numbers that JSON carries everywhere
 
 Problem = tuple[str, str | None]
@@ -79,6 +82,11 @@ class Item:
         key = f"{base}:{self.custom_id if named else self.digest}"
         digest = blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
         return int.from_bytes(digest, "big") % BIGGEST_SEED
+
+    @property
+    def row_digest(self) -> str:
+        """16 hex digits that depend on all cells of a table's row as well, whether they are asked or not."""
+        return _digest(self.digest, self.cells)
 
     @property
     def label(self) -> str:
@@ -202,15 +210,16 @@ class Reader:
         """The request of a JSON value."""
         if not isinstance(value, dict):
             raise _ProblemError("it is no JSON object")
-        if ENVELOPE & value.keys() and "messages" not in value and "prompt" not in value:
+        filled = self._how.template is not None
+        if not filled and ENVELOPE & value.keys() and not ASKED & value.keys():
             self._form = item.form = OPENAI
             self._of_envelope(item, value)
             return
-        self._form = item.form = BODY if self._how.template is None else ROW
+        self._form = item.form = ROW if filled else BODY
         item.custom_id = value.get("custom_id")
         if item.custom_id is not None and not isinstance(item.custom_id, str):
             raise _ProblemError("custom_id is no string")
-        if self._how.template is not None:
+        if filled:
             self._of_text(item, "", value)
             return
         body = {name: own for name, own in value.items() if name != "custom_id"}
@@ -279,11 +288,24 @@ class Reader:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
     except RecursionError:
         raise _ProblemError("it is nested too deep") from None
     except json.JSONDecodeError as problem:
         raise _ProblemError(f"it is not valid JSON: {problem.msg} at character {problem.pos + 1}") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise _ProblemError(f"it has a number that is too large: {text[:60]}")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise _ProblemError("it has a number with too many digits")
+    return int(text)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from specx.engine.batch.answered import Answered
-from specx.engine.batch.items import OPENAI
+from specx.engine.batch.items import OPENAI, Item
 from specx.engine.batch.table import Dialect
 
 __all__ = ["Form", "JsonLines", "TableLines", "TextLines", "digest_of", "dumped", "error_record", "texts_of"]
@@ -27,6 +27,9 @@ class Form(Protocol):
     def header(self) -> bytes:
         """What the output begins with."""
 
+    def digest(self, item: Item) -> str:
+        """16 hex digits of all of an item that its record depends on."""
+
     def record(self, answered: Answered) -> bytes:
         """What is written for one item: whole lines."""
 
@@ -40,6 +43,10 @@ class JsonLines:
     def header(self) -> bytes:
         """Nothing."""
         return b""
+
+    def digest(self, item: Item) -> str:
+        """That of the item, which the record has in its id."""
+        return item.digest
 
     def record(self, answered: Answered) -> bytes:
         """One line."""
@@ -68,6 +75,10 @@ class TextLines:
         """Nothing."""
         return b""
 
+    def digest(self, item: Item) -> str:
+        """That of the item."""
+        return item.digest
+
     def record(self, answered: Answered) -> bytes:
         """As many lines as there are answers."""
         if answered.item.blank:
@@ -94,6 +105,10 @@ class TableLines:
         """The names of the columns."""
         return self._dialect.row((*self._columns, *self._added))
 
+    def digest(self, item: Item) -> str:
+        """That of the item and of its cells."""
+        return item.row_digest
+
     def record(self, answered: Answered) -> bytes:
         """One row."""
         n = len(self._added)
@@ -101,11 +116,16 @@ class TableLines:
         return self._dialect.row((*answered.item.cells, *[*texts, *[""] * n][:n]))
 
 
-def error_record(answered: Answered) -> bytes:
-    """The line of an item that failed, where the output itself has no room for errors."""
+def error_record(answered: Answered, digest: str) -> bytes:
+    """The line of an item that failed, where the output itself has no room for errors.
+
+    Args:
+        answered: the item.
+        digest: what its record in the output is known by.
+    """
     item = answered.item
     named = {} if item.custom_id is None else {"custom_id": item.custom_id}
-    own = {"line": item.line, **named, "id": f"{ERROR_ID}{item.digest}"}
+    own = {"line": item.line, **named, "id": f"{ERROR_ID}{digest}"}
     return dumped({**own, **(answered.body or {})}) + b"\n"
 
 

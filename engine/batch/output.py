@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from specx.backends.errors import UsageError
 from specx.engine.batch.answered import Answered
+from specx.engine.batch.journal import Entry, renew, renew_errors
 from specx.engine.batch.lines import Form, error_record
-from specx.engine.batch.resume import Finished, Made, errors_path, made_path
+from specx.engine.batch.resume import Finished, Made, errors_path, is_ours, made_path
 from specx.engine.batch.sink import Sink
 
-__all__ = ["Output", "open_output"]
+__all__ = ["Output", "check_beside", "open_output"]
 
 
 class Output:
@@ -21,7 +23,6 @@ class Output:
         records: takes them.
         journal: takes which items they answer, where they do not say so themselves.
         errors: the file that takes what failed, where records have no room for it; made with the first error.
-        errors_size: bytes that it has.
         begin: write what an output begins with.
 
     Attributes:
@@ -35,13 +36,12 @@ class Output:
         *,
         journal: Sink | None = None,
         errors: Path | None = None,
-        errors_size: int = 0,
         failed: int = 0,
         begin: bool = False,
     ) -> None:
         self.failed = failed
         self._form, self._records, self._journal = form, records, journal
-        self._errors_path, self._errors_size = errors, errors_size
+        self._errors_path = errors
         self._errors: Sink | None = None
         if begin:
             records.write(form.header())
@@ -57,10 +57,11 @@ class Output:
             self.failed += 1
             if self._errors_path is not None and not self._form.named:
                 self._write_error(self._errors_path, answered)
-        self._records.write(self._form.record(answered))
+        record = self._form.record(answered)
+        self._records.write(record)
         if self._journal is not None and not self._form.named:
-            entry = f"{answered.item.digest} {self._records.size} {self._errors_size}\n"
-            self._journal.write(entry.encode())
+            entry = Entry.of(self._form.digest(answered.item), record, failed=answered.failed)
+            self._journal.write(entry.line())
 
     def check(self) -> None:
         """Whether what was written is still where it was written to.
@@ -79,8 +80,32 @@ class Output:
     def _write_error(self, path: Path, answered: Answered) -> None:
         if self._errors is None:
             self._errors = Sink(path, path.name)
-        self._errors.write(error_record(answered))
-        self._errors_size = self._errors.size
+        self._errors.write(error_record(answered, self._form.digest(answered.item)))
+
+
+def check_beside(output: Path, source: int | None, *, ours: bool) -> None:
+    """Whether the files beside an output may be written, begun anew and removed.
+
+    Args:
+        output: its name.
+        source: the descriptor of an input in a file, which none of them must be.
+        ours: they are known to be of this output, or may be lost.
+
+    Raises:
+        UsageError: one is the input, or nothing says that it was written by a batch.
+    """
+    made, errors = made_path(output), errors_path(output)
+    there = [path for path in (made, errors) if os.path.lexists(path)]
+    for path in there:
+        if source is not None and path.exists() and os.path.samestat(path.stat(), os.fstat(source)):
+            raise UsageError(
+                f"{path}, which is written beside the output, is the input as well", "choose another output"
+            )
+    if not ours and there and not is_ours(made):
+        raise UsageError(
+            f"{there[0]} is there already, and was not written by a batch",
+            "move it, choose another output, or overwrite it with --force",
+        )
 
 
 def open_output(records: Sink, path: Path, form: Form, made: Made, found: Finished | None) -> Output:
@@ -98,8 +123,13 @@ def open_output(records: Sink, path: Path, form: Form, made: Made, found: Finish
     """
     if not records.regular:
         return Output(form, records, begin=True)
-    errors = errors_path(path)
-    journal = Sink(made_path(path), str(made_path(path)))
+    errors, beside = errors_path(path), made_path(path)
+    if found is not None:
+        count = 0 if form.named else len(found.digests) + len(found.removed)
+        renew(beside, made.line(), count, found.removed)
+        if not form.named:
+            renew_errors(errors, found.failures)
+    journal = Sink(beside, str(beside))
     if found is None:
         found = Finished()
         records.cut(0)  # before it is said how it is made
@@ -111,16 +141,11 @@ def open_output(records: Sink, path: Path, form: Form, made: Made, found: Finish
         records.cut(found.keep)
         if found.newline:
             records.write(b"\n")
-        if not form.named:
-            journal.cut(found.journal)
-            if errors.exists():
-                os.truncate(errors, found.errors)
     return Output(
         form,
         records,
         journal=journal,
         errors=errors,
-        errors_size=found.errors,
         failed=found.failed,
         begin=records.size == 0,
     )

@@ -1,28 +1,28 @@
 """What an output holds already, after whatever ended the run that wrote it.
 
-Records of `JsonLines` say themselves which items they answer. For texts and tables `OUTPUT.batch` says it:
-behind its first line, which has the settings, it has a line for each record, with the digest of the item and
-the sizes of the output and of the file of errors after it. That is written last, so what it says is there,
-unless a loss of power took the end of a file: then the records behind the last whole one are cut off.
+Records of `JsonLines` say themselves which items they answer. For texts and tables `OUTPUT.batch` says it
+(see `specx.engine.batch.journal`). What it has of a record is written last, so the record is there, unless a
+loss of power took the end of a file or somebody removed it: then its item is asked again.
 """
 
 from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from specx.backends.errors import FileError, UsageError
 from specx.engine.batch.items import Item
+from specx.engine.batch.journal import match
 from specx.engine.batch.lines import digest_of
 from specx.engine.batch.tally import Tally
 
-__all__ = ["Finished", "Made", "Skipper", "errors_path", "finished", "made_path"]
+__all__ = ["Finished", "Made", "Skipper", "errors_path", "finished", "is_ours", "made_path"]
 
-VERSION = 1
+VERSION = 2
 ANEW = "give what it was begun with, or begin anew with --force"
 
 
@@ -36,6 +36,29 @@ def errors_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.errors.jsonl")
 
 
+def is_ours(made: Path) -> bool:
+    """Whether a file says, by its first line, how an output is made; one without a byte is as good."""
+    try:
+        return not made.stat().st_size or "specx_batch" in _said(made)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _said(made: Path) -> dict[str, Any]:
+    """The object in the first line of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: that is no object.
+        RecursionError: it is nested too deep.
+    """
+    with made.open("rb") as file:
+        value = json.loads(file.readline())
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Made:
     """What an output is made with.
@@ -43,16 +66,17 @@ class Made:
     Attributes:
         settings: what its answers depend on besides the items: option -> value.
         seed: what the seeds of items follow from.
-        begin: bytes of the output before the first record.
+        unordered: its records are in any order.
     """
 
     settings: Mapping[str, Any]
     seed: int
-    begin: int = 0
+    unordered: bool = False
 
     def line(self) -> bytes:
         """The first line of `OUTPUT.batch`."""
-        value = {"specx_batch": VERSION, "seed": self.seed, "begin": self.begin, "settings": self.settings}
+        order = {"seed": self.seed, "unordered": self.unordered}
+        value = {"specx_batch": VERSION, **order, "settings": self.settings}
         return json.dumps(value).encode() + b"\n"
 
     @classmethod
@@ -64,10 +88,9 @@ class Made:
         """
         path = made_path(output)
         try:
-            with path.open("rb") as file:
-                value = json.loads(file.readline())
+            value = _said(path)
             if value["specx_batch"] == VERSION:
-                return cls(dict(value["settings"]), int(value["seed"]), int(value["begin"]))
+                return cls(dict(value["settings"]), int(value["seed"]), bool(value["unordered"]))
         except FileNotFoundError:
             missing = f"there is no {path.name} beside it"
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as problem:
@@ -102,91 +125,77 @@ class Finished:
         failed: how many of them have an error in the place of an answer.
         keep: bytes of the output that are whole records.
         newline: the last of them lacks the end of its line.
-        journal: bytes of `OUTPUT.batch` that go with them.
-        errors: bytes of the file of errors that go with them.
+        failures: digests of those with an error, where records do not say so themselves.
+        removed: numbers of the lines of `OUTPUT.batch` whose records are not there any more, but later ones.
     """
 
     digests: array[int] = field(default_factory=lambda: array("Q"))
     failed: int = 0
     keep: int = 0
     newline: bool = False
-    journal: int = 0
-    errors: int = 0
+    failures: array[int] = field(default_factory=lambda: array("Q"))
+    removed: array[int] = field(default_factory=lambda: array("Q"))
 
 
-def finished(output: Path, begin: int, *, named: bool) -> Finished:
+def finished(output: Path, header: bytes, *, named: bool) -> Finished:
     """What the records of `output` answer, and where what is whole ends.
 
     Args:
         output: the file.
-        begin: bytes before its first record.
+        header: what it begins with.
         named: whether its records say which items they answer.
 
     Raises:
         FileError: it cannot be read, or something in it is no record.
     """
     try:
-        return _of_records(output) if named else _of_journal(output, begin)
+        return _of_records(output) if named else _of_journal(output, header)
     except OSError as problem:
         raise FileError(f"cannot read {output}: {problem.strerror}", "check its name") from problem
 
 
 def _of_records(output: Path) -> Finished:
-    found = Finished()
+    found, end = Finished(), 0
     with output.open("rb") as file:
         for number, line in enumerate(file, 1):
+            end += len(line)
             record = digest_of(line)
             whole = line.endswith(b"\n")
-            if record is None and whole and line.strip(b"\0\r\n"):
+            if record is None and whole and line.strip(b"\0 \t\r\n"):
                 raise FileError(
                     f"line {number} of {output} is no record of a batch",
                     "remove it, choose another output, or begin anew with --force",
                 )
-            if record is None:  # it was torn
-                break
+            if record is None:  # it is empty, or it is the last one and was torn
+                continue
             found.digests.append(int(record[0], 16))
             found.failed += record[1]
-            found.keep += len(line)
+            found.keep = end
             found.newline = not whole
     return found
 
 
-def _of_journal(output: Path, begin: int) -> Finished:
-    found = Finished()
-    size, errors = output.stat().st_size, errors_path(output)
-    errors_size = errors.stat().st_size if errors.exists() else 0
-    with made_path(output).open("rb") as file:
-        found.journal = len(file.readline())
-        if size < begin:  # not even the header is whole
-            return found
-        found.keep = begin
-        for line in file:
-            entry = _entry(line)
-            if entry is None or not (
-                found.keep <= entry[1] <= size and found.errors <= entry[2] <= errors_size
-            ):
-                break
-            found.digests.append(entry[0])
-            found.failed += entry[2] > found.errors
-            found.keep, found.errors = entry[1:]
-            found.journal += len(line)
-    with output.open("rb") as written:
-        written.seek(max(found.keep - 1, 0))
-        if found.keep and written.read(1) != b"\n":
-            raise FileError(
-                f"{output} was changed after it was written",
-                "choose another output, or begin anew with --force",
-            )
-    return found
-
-
-def _entry(line: bytes) -> tuple[int, int, int] | None:
-    try:
-        digest, output, errors = line.removesuffix(b"\n").split(b" ")
-        entry = int(digest, 16), int(output), int(errors)
-    except ValueError:
-        return None
-    return entry if line.endswith(b"\n") and len(digest) == 16 else None
+def _of_journal(output: Path, header: bytes) -> Finished:
+    changed = FileError(
+        f"{output} was changed after it was written", "choose another output, or begin anew with --force"
+    )
+    with made_path(output).open("rb") as journal, output.open("rb") as records:
+        journal.readline()
+        begin = records.read(len(header))
+        if begin != header:
+            if records.read(1) or not header.startswith(begin.rstrip(b"\0")):
+                raise changed
+            return Finished()  # not even the header is whole
+        found = match(journal, records, len(header))
+    if not found.unchanged:
+        raise changed
+    return Finished(
+        found.digests,
+        failed=len(found.failures),
+        keep=found.end,
+        failures=found.failures,
+        removed=found.removed,
+    )
 
 
 class Skipper:
@@ -194,12 +203,15 @@ class Skipper:
 
     Args:
         digests: of the answered items, as of `Finished`.
+        digest: that of an item, as of `Form`.
         ordered: the output is in the order of the input.
         output: what messages call the output.
     """
 
-    def __init__(self, digests: array[int], *, ordered: bool, output: str) -> None:
-        self._digests, self._ordered, self._output = digests, ordered, output
+    def __init__(
+        self, digests: array[int], digest: Callable[[Item], str], *, ordered: bool, output: str
+    ) -> None:
+        self._digests, self._digest, self._ordered, self._output = digests, digest, ordered, output
         self._next = 0
         self._counts = Tally(() if ordered else digests)
         self._unanswered: Item | None = None  # the first one
@@ -210,7 +222,7 @@ class Skipper:
         Raises:
             UsageError: an output in order answers something else in this place.
         """
-        digest = int(item.digest, 16)
+        digest = int(self._digest(item), 16)
         if self._ordered:
             if self._next >= len(self._digests):
                 return False

@@ -62,12 +62,13 @@ class Table:
         dialect: how it is written.
 
     Raises:
-        UsageError: there is no header, or it cannot be one.
+        UsageError: there is no header, or it cannot be one, or a quote is left open in it.
     """
 
     def __init__(self, lines: Iterator[Line], *, name: str, tabs: bool) -> None:
         self._lines, self._name = lines, name
         self._line = 0  # the last one that was read
+        self._ended = False  # somebody wanted another line
         csv.field_size_limit(LONGEST)
         first = next((line for line in lines if line.content.strip()), None)
         if first is None:
@@ -78,7 +79,7 @@ class Table:
         self.dialect = Dialect(delimiter, "\r\n" if first.data.endswith(b"\r\n") else "\n")
         self._reader = csv.reader(self._texts(first), delimiter=delimiter)
         try:
-            self.columns = tuple(next(self._reader))
+            self.columns = tuple(self._next() or ())
         except csv.Error as problem:
             raise UsageError(f"{name} has no header: {problem}", "check that it is a table") from problem
         for column in self.columns:
@@ -92,7 +93,7 @@ class Table:
         while True:
             begin = self._line + 1
             try:
-                cells = next(self._reader, None)
+                cells = self._next()
             except csv.Error as problem:
                 yield Row(begin, ("",) * n, str(problem))
                 continue
@@ -108,10 +109,27 @@ class Table:
                 wrong = "it is not UTF-8"
             yield Row(begin, tuple([*cells, *[""] * n][:n]), wrong)
 
+    def _next(self) -> list[str] | None:
+        """The cells of the next row, none of an empty line; None at the end.
+
+        Raises:
+            UsageError: a quote is left open, so that all behind it would be one cell.
+        """
+        cells = next(self._reader, None)
+        if cells and self._ended:  # within a row no more lines are wanted but for what is quoted
+            open_cell = cells[-1]
+            lines = open_cell.count("\n") + (not open_cell.endswith("\n"))
+            raise UsageError(
+                f"line {self._line - lines + 1} of {self._name} opens a quote that is never closed",
+                'close it; within quotes a quote is written twice: ""',
+            )
+        return cells
+
     def _texts(self, first: Line) -> Iterator[str]:
         yield self._text(first)
         for line in self._lines:
             yield self._text(line)
+        self._ended = True
 
     def _text(self, line: Line) -> str:
         if not line.whole:

@@ -134,6 +134,14 @@ def test_objects_with_a_template(batch, tmp_path):
     assert good["choices"] and bad["error"]["message"] == "line 2: there is no field 'year'"
 
 
+def test_objects_with_a_template_are_no_lines_of_openai(batch, tmp_path):
+    source = file_of(
+        tmp_path / "in.jsonl", {"url": "x", "body": "red", "method": 1}, {"url": "y", "prompt": 2}
+    )
+    first, second = lines(batch(source, "--template", "{url}", "-n", "3").out)
+    assert first["line"] == 1 and first["choices"] and second["choices"]
+
+
 def test_what_an_item_says_beats_what_the_options_say(batch, tmp_path):
     source = file_of(tmp_path / "in.jsonl", {"prompt": "a", "max_tokens": 2}, {"prompt": "a"})
     short, long = lines(batch(source, "-n", "5", "--ignore-eos").out)
@@ -176,6 +184,11 @@ def test_answers_come_in_order_unless_it_does_not_matter(batch, tmp_path):
         (b'{"prompt": "a"', "it is not valid JSON"),
         (b"[1, 2]", "it is no JSON object"),
         (b'{"prompt": "a", "n": NaN}', "NaN is no number"),
+        (b'{"prompt": "a", "temperature": 1e999}', "a number that is too large: 1e999"),
+        (b'{"prompt": "a", "logit_bias": {"5": -1e999}}', "a number that is too large: -1e999"),
+        (b'{"prompt": "a", "n": ' + b"7" * 5000 + b"}", "a number with too many digits"),
+        (b'{"prompt": "a", "max_tokens": ' + b"7" * 400 + b"}", "a number with too many digits"),
+        (b'{"prompt": "a", "max_tokens": ' + b"7" * 290 + b"}", "max_tokens"),
         (b'{"prompt": "a\0"}', "it is not valid JSON"),
         (b'{"prompt": "\xff"}', "byte 0xff at 12 is not UTF-8"),
         (b'{"text": "a"}', "neither messages nor a prompt"),
@@ -274,6 +287,33 @@ def test_the_output_is_not_the_input(batch, words, tmp_path, name):
         done = batch(words, "-o", tmp_path / name, *more)
         assert done.code == 2 and "is the input as well" in done.err
     assert words.read_text() == "red\ngreen\nblue\n"
+
+
+@pytest.mark.parametrize("more", [(), ("--force",), ("--resume",)])
+@pytest.mark.parametrize("beside", [".batch", ".errors.jsonl"])
+def test_what_is_written_beside_the_output_is_not_the_input(batch, tmp_path, beside, more):
+    source = tmp_path / f"out{beside}"
+    source.write_text("red\ngreen\n")
+    done = batch(source, "-o", tmp_path / "out", "--text", "--format", "lines", *more)
+    assert done.code == 2 and "is the input as well" in done.err
+    assert source.read_text() == "red\ngreen\n"
+
+
+@pytest.mark.parametrize("data", ["", "[1]\n", '{"mine": 1}\n', "dear diary\n"])
+@pytest.mark.parametrize("beside", [".batch", ".errors.jsonl"])
+def test_files_of_something_else_beside_the_output_are_left_alone(batch, words, tmp_path, beside, data):
+    other, output = tmp_path / f"out{beside}", tmp_path / "out"
+    other.write_text(data)
+    for more in ((), ("--resume",)):
+        done = batch(words, "-o", output, "-n", "2", *more)
+        if beside == ".batch" and not data:
+            assert done.code == 0
+            return
+        assert done.code == 2 and other.name in done.err and "--force" in done.err
+        assert other.read_text() == data
+    assert batch(words, "-o", output, "-n", "2", "--force").code == 0
+    output.unlink()  # what is left beside it is of a batch
+    assert batch(words, "-o", output, "-n", "2").code == 0
 
 
 def test_errors_can_end_it(batch, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -62,6 +63,19 @@ def test_what_is_finished_is_not_done_again(batch, source, output, whole, keep, 
     assert len(batch.sessions) == sessions + (keep < 8)
 
 
+@pytest.mark.parametrize("empty", [b"\n", b"\r\n", b" \n\n"])
+@pytest.mark.parametrize("tail", [b"", b"\n", b'{"line": 7, "id": "cmpl-0123'])
+def test_an_empty_line_ends_no_output(batch, source, output, whole, empty, tail):
+    begun(batch, source, output, 6)
+    first, *rest = output.read_bytes().splitlines(keepends=True)
+    kept = first + empty + b"".join(rest)
+    output.write_bytes(kept + tail)
+    done = batch(source, "-o", output, "--resume")
+    assert output.read_bytes().startswith(kept) and "6 done before" in done.err
+    output.write_text("".join(line for line in output.read_text().splitlines(keepends=True) if line.strip()))
+    assert texts(output) == whole
+
+
 def test_a_whole_line_without_its_end_is_kept(batch, source, output, whole):
     begun(batch, source, output, 4)
     output.write_bytes(output.read_bytes()[:-1])
@@ -76,6 +90,20 @@ def test_equal_items_are_counted(batch, source, output, whole):
     records = output.read_bytes().splitlines(keepends=True)
     output.write_bytes(records[0] + records[4])  # w0 twice; w1, w2 and w3 not at all
     batch(source, "-o", output, "--resume", "--unordered")
+    assert sorted(texts(output)) == sorted(whole)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_output_without_an_order_stays_so(batch, source, output, whole, again):
+    begun(batch, source, output, 8)
+    records = output.read_bytes().splitlines(keepends=True)
+    if again:  # begun in order, and gone on with in another one
+        output.write_bytes(records[1])
+        batch(source, "-o", output, "--resume", "--unordered", "--parallel", "1")
+    else:
+        batch(source, "-s", "3", "-o", output, "--unordered", "--force")
+    output.write_bytes(records[4] + records[2])
+    assert batch(source, "-o", output, "--resume").code == 3
     assert sorted(texts(output)) == sorted(whole)
 
 
@@ -131,6 +159,27 @@ def test_other_settings_are_noticed(batch, source, output, arguments, message):
     assert output.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("table", "more", "message"),
+    [
+        ("a,c\n1,2\n3,4\n", (), "header of the output"),
+        ("a;b\n1;2\n3;4\n", (), "header of the output"),
+        ("a,b\r\n1,2\r\n3,4\r\n", (), "header of the output"),
+        ("a,b\n1,2\n3,4\n", ("--column", "reply"), "header of the output"),
+        ("a,b\n1,9\n3,4\n", (), "the input was changed: line 2"),
+    ],
+)
+def test_another_table_is_noticed(batch, tmp_path, table, more, message):
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_bytes(b"a,b\n1,2\n3,4\n")
+    made_of = (source, "-o", output, "--template", "{a}", "-n", "3")
+    batch(*made_of)
+    before = output.read_bytes()
+    source.write_bytes(table.encode())
+    done = batch(*made_of, "--resume", *more)
+    assert done.code == 2 and message in done.err and output.read_bytes() == before
+
+
 def test_another_model_is_noticed(batch, source, output, tmp_path):
     begun(batch, source, output, 2)
     other = tmp_path / "other.gguf"
@@ -153,7 +202,7 @@ def test_an_output_is_not_overwritten(batch, source, output, whole):
 def test_what_says_how_it_was_made_is_missing(batch, source, output):
     begun(batch, source, output, 3)
     beside = Path(f"{output}.batch")
-    much = beside.read_bytes().replace(b'"begin": 0', b'"begin": 1e999')
+    much = beside.read_bytes().replace(b'"seed": 3', b'"seed": 1e999')
     for damage in (b"{", b"[]\n", b"\xff", b"[" * 100_000, much, b'{"specx_batch": 99}\n', None):
         if damage is None:
             beside.unlink()
@@ -182,8 +231,8 @@ def test_sizes_that_cannot_be_are_not_believed(batch, tmp_path):
     batch(*made_of)
     beside = Path(f"{output}.batch")
     whole, journal = output.read_bytes(), beside.read_bytes()
-    for entry in (b"0" * 16 + b" -5 0\n", b"0" * 16 + b" 1 0\n", b"0" * 16 + b" 999999 0\n", b"\xff\n"):
-        beside.write_bytes(journal + entry)
+    for entry in (b" -5 00000000 0\n", b" 1 00000000 0\n", b" 9" + b"9" * 20 + b" 00000000 0\n", b" \xff\n"):
+        beside.write_bytes(journal + b"0" * 16 + entry)
         assert batch(*made_of, "--resume").code == 0
         assert output.read_bytes() == whole
 
@@ -239,7 +288,7 @@ def test_texts_and_tables_end_where_all_files_agree(batch, tmp_path, form):
                 file.truncate(max(size - chance.choice((0, 0, 1, 7, 80)), least))
         assert batch(source, "-o", output, "--resume", "-n", "5", *more).code == 3
         assert output.read_bytes() == whole.read_bytes()
-        assert Path(f"{output}.errors.jsonl").read_bytes() == errors
+        assert Path(f"{output}.errors.jsonl").read_bytes() in (errors, b"")
 
 
 def test_texts_that_were_changed_are_left_alone(batch, tmp_path):
@@ -249,3 +298,88 @@ def test_texts_that_were_changed_are_left_alone(batch, tmp_path):
     output.write_bytes(b"something that is longer than what was written to it\n" * 9)
     done = batch(source, "-o", output, "-n", "4", "--text", "--resume")
     assert done.code == 1 and "was changed" in done.err
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_bytes(b"a,b\n" + b"".join(b"%d,w\n" % i for i in range(5)) + b"\xff,w\n6,w\n")
+    return path
+
+
+def rows_of(output):
+    return re.findall(rb'(?:"[^"]*"|[^"\n])*\n', output.read_bytes())
+
+
+def of_table(source, output):
+    return (source, "-o", output, "--template", "{b} {a}", "-n", "3", "-s", "2")
+
+
+@pytest.mark.parametrize("removed", [(0,), (2,), (5,), (6,), (1, 2, 5, 6)])
+def test_a_row_that_was_removed_is_asked_again(batch, table, tmp_path, removed):
+    output = tmp_path / "out.csv"
+    batch(*of_table(table, output))
+    header, *rows = rows_of(output)
+    errors = Path(f"{output}.errors.jsonl").read_bytes()
+    output.write_bytes(header + b"".join(row for i, row in enumerate(rows) if i not in removed))
+    for _ in range(2):
+        assert batch(*of_table(table, output), "--resume", "--unordered").code == 3
+        assert sorted(rows_of(output)[1:]) == sorted(rows)
+        assert Path(f"{output}.errors.jsonl").read_bytes() == errors
+
+
+def test_rows_that_were_removed_before_others_leave_the_order(batch, table, tmp_path):
+    output = tmp_path / "out.csv"
+    batch(*of_table(table, output))
+    rows = rows_of(output)
+    output.write_bytes(b"".join(rows[:2] + rows[3:]))
+    done = batch(*of_table(table, output), "--resume")
+    assert done.code == 2 and "1 records were removed" in done.err and "--unordered" in done.err
+
+
+def test_texts_that_were_removed_from_the_end_are_asked_again(batch, tmp_path):
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("red\n\ngreen\nblue\n")
+    made_of = (source, "-o", output, "-n", "4", "--text", "-s", "2")
+    batch(*made_of)
+    whole, lines = output.read_bytes(), output.read_bytes().splitlines(keepends=True)
+    output.write_bytes(b"".join(lines[1:]))
+    done = batch(*made_of, "--resume")
+    assert done.code == 2 and "remove these as well" in done.err
+    output.write_bytes(b"".join(lines[:2]))
+    assert batch(*made_of, "--resume").code == 0 and output.read_bytes() == whole
+
+
+def edited(rows):
+    yield [b"0,w,mine\n", *rows[1:]]
+    yield [*rows[:-1], b"6,w\n"]
+    yield [rows[1], rows[0], *rows[2:]]
+    yield [rows[0], *rows]
+    yield [*rows[:2], b"\n", *rows[2:]]
+    yield [row.replace(b"\n", b"\r\n") for row in rows]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_table_that_was_edited_is_left_alone(batch, table, tmp_path, number):
+    output = tmp_path / "out.csv"
+    batch(*of_table(table, output))
+    header, *rows = rows_of(output)
+    changed = header + b"".join(list(edited(rows))[number])
+    output.write_bytes(changed)
+    done = batch(*of_table(table, output), "--resume", "--unordered")
+    assert done.code == 1 and "was changed" in done.err and output.read_bytes() == changed
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"{", b'{"mine": 1}\n'])
+def test_the_file_of_errors_says_nothing_about_the_output(batch, table, tmp_path, damage):
+    output = tmp_path / "out.csv"
+    batch(*of_table(table, output))
+    whole, errors = output.read_bytes(), Path(f"{output}.errors.jsonl")
+    if damage is None:
+        errors.unlink()
+    else:
+        errors.write_bytes(damage)
+    done = batch(*of_table(table, output), "--resume")
+    assert done.code == 3 and "nothing to do" in done.err and output.read_bytes() == whole
+    if damage is not None and damage.endswith(b"\n"):
+        assert errors.read_bytes() == damage

@@ -91,6 +91,15 @@ def test_the_same_with_a_server_and_without(server, model, source):
     assert there.stdout == here.stdout and there.stdout.count(b"\n") == 4
 
 
+def test_a_request_that_the_server_does_not_take_is_an_error_of_its_own(server, model):
+    small = b'{"prompt": "a", "max_tokens": 3}\n'
+    large = b'{"prompt": "b", "max_tokens": 3, "user": "%s"}\n' % (b"x" * (17 << 20))
+    done = specx("batch", model, "-", "-s", "1", stdin=small + large + small)
+    first, refused, last = seen(done.stdout)
+    assert first["choices"] and last["choices"] and "at most" in refused["error"]["message"]
+    assert done.returncode == 3 and b"loading" not in done.stderr
+
+
 def test_what_another_context_would_answer_is_not_asked_of_a_server(server, model, source):
     for more in (("-c", "2048"), ("-n", "-1", "-c", "0")):
         done = specx("batch", model, source, "-s", "1", *more)

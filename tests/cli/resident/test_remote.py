@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from specx import __version__
 from specx.cli.resident import remote
+from specx.cli.resident.client import Connection, LostError
 
 from .conftest import ABOUT, response
 
@@ -157,6 +159,31 @@ def test_a_server_that_dies_in_mid_answer(specx, answering, tmp_path, cut):
     assert outcome.err.startswith("error: the server that holds the model ended before it had answered")
     assert "hint: run it again" in outcome.err and "Traceback" not in outcome.err
     assert [each.name for each in tmp_path.iterdir() if "tmp" in each.suffix] == []
+
+
+@pytest.mark.parametrize("said", [b'HTTP/1.1 413 Too Large\r\ncontent-length: 11\r\n\r\n{"error":1}', b""])
+def test_why_a_request_is_not_taken_is_heard(tmp_path_factory, said):
+    path = tmp_path_factory.mktemp("r") / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def refuse():
+            connection, _ = listener.accept()
+            connection.recv(100)
+            connection.sendall(said)
+            connection.close()
+
+        refusing = threading.Thread(target=refuse)
+        refusing.start()
+        with Connection(path, 60.0) as connection:
+            connection.send("/specx/answer", {"text": "x" * (4 << 20)})
+            if said:
+                assert list(connection.lines()) == [{"error": 1}] and connection.status == 413
+            else:
+                with pytest.raises(LostError, match=r"Broken pipe|reset"):
+                    list(connection.lines())
+        refusing.join()
 
 
 BUSY = {"message": "the server is busy", "hint": "try again in 1 s", "exit_code": 1, "unavailable": True}

@@ -83,10 +83,24 @@ def test_tables_are_read_as_they_are_written(rows, delimiter):
     assert all(row.problem is None for row in found)
 
 
-def test_a_quote_that_is_left_open_is_one_row():
-    table = Table(iter(lines_of(b'a,b\n1,"2\n3,4\n')), name="in", tabs=False)
-    (row,) = table
-    assert row.line == 2 and row.cells == ("1", "2\n3,4\n")
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b'a,b\n1,"2\n3,4\n', 2),
+        (b'a,b\n1,2\n"3\n",4\n"5\n6","7\n8,9', 6),
+        (b'a,b\n1,"2\n3"" 4\n', 2),
+        (b'a,b\n1,2\n3,"', 3),
+        (b'a,"b\n1,2\n', 1),
+    ],
+)
+def test_a_quote_that_is_left_open(data, line):
+    with pytest.raises(UsageError, match=f"line {line} of in opens a quote"):
+        list(Table(iter(lines_of(data)), name="in", tabs=False))
+
+
+@pytest.mark.parametrize("data", [b'a,b\n1,"2"', b'a,b\n1,"2\n"\n', b'a,b\n1,2"\n', b'a,b\n1,""'])
+def test_quotes_that_are_not_left_open(data):
+    assert [row.line for row in Table(iter(lines_of(data)), name="in", tabs=False)] == [2]
 
 
 def test_forms_of_items():
@@ -131,6 +145,14 @@ def test_digests_depend_on_what_is_asked():
     named, renamed = items_of([{"custom_id": "x", "prompt": "a"}, {"custom_id": "y", "prompt": "a"}])
     assert named.digest != renamed.digest
     assert all(len(item.digest) == 16 and int(item.digest, 16) >= 0 for item in (a, named))
+
+
+def test_digests_of_rows_depend_on_all_cells():
+    template = Template("{a}")
+    (row,) = items_of(b"a,b\n1,2\n", "csv", template=template)
+    (other,) = items_of(b"a,b\n1,3\n", "csv", template=template)
+    assert row.digest == other.digest and row.row_digest != other.row_digest
+    assert row.seed(1) == other.seed(1)
 
 
 def test_seeds_follow_from_the_name_or_from_what_is_asked():
