@@ -96,12 +96,16 @@ def hub_cache() -> Path:
 
 
 def cached_files(repository: str) -> dict[str, Path]:
-    """Files of a Hugging Face repository that are downloaded, by their names in it, newest revision first."""
+    """Files of a Hugging Face repository that are downloaded, by their names in it, newest revision first.
+
+    The parts of a split model are those of one revision, and there only if none is missing: an update that
+    was cut off leaves the model as it was before.
+    """
     files: dict[str, Path] = {}
     for cache in _hub_caches():
         folder = cache / f"models--{repository.replace('/', '--')}"
         for snapshot in _snapshots(folder):
-            for path in _gguf_files(snapshot):
+            for path in _whole(_gguf_files(snapshot)):
                 files.setdefault(path.relative_to(snapshot).as_posix(), path)
     return files
 
@@ -378,6 +382,12 @@ def _snapshots(repository: Path) -> list[Path]:
             return True, 0.0
 
     return sorted(_subfolders(repository / "snapshots"), key=order)
+
+
+def _whole(paths: Iterable[Path]) -> list[Path]:
+    """Those of `paths` that have a content, and so have all parts of what they are a part of."""
+    filled = dict.fromkeys(path for path in paths if _size(path))
+    return [path for path in filled if all(part in filled for part in shard_paths(path))]
 
 
 def _files(folder: Path) -> Iterable[Path]:

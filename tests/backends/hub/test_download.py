@@ -171,6 +171,15 @@ def test_offline_takes_what_is_there(hub, server, monkeypatch):
     assert fetched("org/m:Q4_K_M", hub=hub).name == "m-Q4_K_M.gguf"
 
 
+def test_what_an_update_left_out_is_fetched(hub):
+    """The link to a part is there, the part is not, and no other revision is whole."""
+    path = pull("org/m:Q6_K", hub=hub)
+    second = path.with_name("m-Q6_K-00002-of-00002.gguf")
+    second.resolve().unlink()
+    assert fetched("org/m:Q6_K", hub=hub) == path
+    assert second.read_bytes() == FILES[second.name]
+
+
 @pytest.mark.parametrize(
     ("spec", "options", "message", "hint"),
     [

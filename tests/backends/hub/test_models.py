@@ -128,6 +128,20 @@ def test_the_main_revision_comes_first_then_the_newest(tmp_path, monkeypatch):
     assert cached_files("org/m") == {"m-Q4_0.gguf": old}
 
 
+def test_an_update_that_was_cut_off_leaves_the_split_model_that_was_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    parts = [f"m-Q4_0-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    old = in_hub(tmp_path, "org/m", *parts, commit="old")
+    new = in_hub(tmp_path, "org/m", *parts, commit="new")
+    assert list(cached_files("org/m").values()) == new
+    new[1].unlink()
+    assert list(cached_files("org/m").values()) == old
+    new[1].symlink_to("nowhere")  # what the link leads to never came
+    assert find_model("org/m") == old[0]
+    old[2].write_bytes(b"")
+    assert cached_files("org/m") == {}
+
+
 def test_several_models_in_one_repository_are_listed(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     in_hub(tmp_path, "org/m", "a-Q4_0.gguf", "b-Q4_0.gguf")
