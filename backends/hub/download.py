@@ -173,10 +173,11 @@ def _listed(files: list[str], most: int = 12) -> str:
 
 
 def _from_cache(name: HubName) -> Path:
-    files = cached_files(name.repository)
+    files = cached_files(name.repository, name.revision)
     if not files:
+        which = "" if name.revision is None else f"revision {name.revision} of "
         raise DownloadError(
-            f"{name.repository} is not downloaded, and specx is offline",
+            f"{which}{name.repository} is not downloaded, and specx is offline",
             "leave --offline and HF_HUB_OFFLINE out",
         )
     return files[_parts(name, list(files))[0]]

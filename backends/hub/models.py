@@ -95,16 +95,20 @@ def hub_cache() -> Path:
     raise ModelError("there is no home directory to keep models in", "set HF_HOME to a folder of yours")
 
 
-def cached_files(repository: str) -> dict[str, Path]:
+def cached_files(repository: str, revision: str | None = None) -> dict[str, Path]:
     """Files of a Hugging Face repository that are downloaded, by their names in it, newest revision first.
 
     The parts of a split model are those of one revision, and there only if none is missing: an update that
     was cut off leaves the model as it was before.
+
+    Args:
+        repository: "org/repo".
+        revision: a commit, or a branch or tag by which one was downloaded: only its files; None takes all.
     """
     files: dict[str, Path] = {}
     for cache in _hub_caches():
         folder = cache / f"models--{repository.replace('/', '--')}"
-        for snapshot in _snapshots(folder):
+        for snapshot in _snapshots(folder, revision):
             for path in _whole(_gguf_files(snapshot)):
                 files.setdefault(path.relative_to(snapshot).as_posix(), path)
     return files
@@ -169,7 +173,7 @@ def _by_name(name: str, aliases: Iterable[str] = ()) -> Path:
 
 
 def _by_repository(hub: HubName) -> Path | None:
-    files = cached_files(hub.repository)
+    files = cached_files(hub.repository, hub.revision)
     if hub.file is not None:
         return files.get(hub.file)
     fitting = choose(list(files), hub.quantization)
@@ -371,9 +375,9 @@ def _subfolders(folder: Path) -> list[Path]:
     return [entry for entry in entries if os.path.isdir(entry)]  # noqa: PTH112 - is_dir raises where it may not look
 
 
-def _snapshots(repository: Path) -> list[Path]:
-    """Revisions of a cached repository: main first, then the newest."""
-    main = _small_file(repository / "refs" / "main").decode(errors="replace").strip()
+def _snapshots(repository: Path, revision: str | None = None) -> list[Path]:
+    """Revisions of a cached repository: main first, then the newest; or only the one of that name."""
+    main = _commit(repository, revision or "main")
 
     def order(folder: Path) -> tuple[bool, float]:
         try:
@@ -381,7 +385,15 @@ def _snapshots(repository: Path) -> list[Path]:
         except OSError:
             return True, 0.0
 
-    return sorted(_subfolders(repository / "snapshots"), key=order)
+    found = _subfolders(repository / "snapshots")
+    if revision is not None:
+        return [folder for folder in found if folder.name in (revision, main)]
+    return sorted(found, key=order)
+
+
+def _commit(repository: Path, name: str) -> str:
+    """The commit that a branch or a tag meant when it was downloaded; "" if it was not."""
+    return _small_file(repository / "refs" / name).decode(errors="replace").strip()
 
 
 def _whole(paths: Iterable[Path]) -> list[Path]:

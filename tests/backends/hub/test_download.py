@@ -171,6 +171,20 @@ def test_offline_takes_what_is_there(hub, server, monkeypatch):
     assert fetched("org/m:Q4_K_M", hub=hub).name == "m-Q4_K_M.gguf"
 
 
+def test_offline_a_revision_is_that_revision(hub, cache):
+    path = pull("org/m:Q8_0", hub=hub)
+    address = "https://huggingface.co/org/m/resolve/{}/m-Q8_0.gguf"
+    for known in ("main", COMMIT):
+        assert pull("org/m:Q8_0", revision=known, offline=True) == path
+        assert fetched(address.format(known)) == path
+    for unknown in ("v1", COMMIT[:-1]):
+        assert f"revision {unknown} of org/m" in refusal(address.format(unknown), offline=True).message
+        assert f"revision {unknown} of org/m" in refusal("org/m", revision=unknown, offline=True).message
+    assert pull("org/m:Q8_0", revision="v1", hub=hub) == path
+    assert (cache / "models--org--m/refs/v1").read_text() == COMMIT
+    assert fetched(address.format("v1")) == path
+
+
 def test_what_an_update_left_out_is_fetched(hub):
     """The link to a part is there, the part is not, and no other revision is whole."""
     path = pull("org/m:Q6_K", hub=hub)

@@ -125,6 +125,9 @@ def test_the_main_revision_comes_first_then_the_newest(tmp_path, monkeypatch):
     assert find_model("org/m") == new
     in_hub(tmp_path, "org/m", commit="old")
     assert find_model("org/m") == old
+    assert find_model("https://huggingface.co/org/m/resolve/new/m-Q4_0.gguf") == new
+    with pytest.raises(ModelError):
+        find_model("https://huggingface.co/org/m/resolve/v1/m-Q4_0.gguf")
     assert cached_files("org/m") == {"m-Q4_0.gguf": old}
 
 
