@@ -327,14 +327,14 @@ def models_in(folder: Path, where: str) -> list[FoundModel]:
 
 
 def _found(path: Path, name: str, where: str) -> Iterator[FoundModel]:
+    """The model at `path` if it is whole."""
     size = 0
     for part in shard_paths(path):
         of_part = _size(part)
         if not of_part:  # what lacks a part cannot be run, and a name can claim 99,999 of them
-            break
+            return
         size += of_part
-    if size:
-        yield FoundModel(path, name, where, size)
+    yield FoundModel(path, name, where, size)
 
 
 # --- the file system, where anything may be missing or forbidden --------------------------------------------

@@ -186,6 +186,14 @@ def test_every_place_is_listed_and_every_name_leads_back(home, tmp_path, monkeyp
     assert find_model("tiny:1b") == blob
 
 
+def test_what_lacks_a_part_is_not_listed(home):
+    folder = home / ".lmstudio/models/maker/m"
+    parts = [put(folder / f"m-0000{i}-of-00003.gguf") for i in (1, 2, 3)]
+    assert [(m.path, m.size) for m in list_models()] == [(parts[0], 30)]
+    parts[2].write_bytes(b"")
+    assert list_models() == []
+
+
 def test_a_blob_reached_twice_is_listed_once(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     blob = put(tmp_path / "hub/models--org--m/blobs/1234")
