@@ -73,11 +73,11 @@ class Room:
 
     def is_enough(self, need: MemoryNeed) -> bool:
         """Whether steps would never wait for the disk."""
-        return self.holds_gpu(need) and _within(need.working / SLACK, self.available)
+        return self.holds_gpu(need) and _within(_resident(need) / SLACK, self.available)
 
     def is_bearable(self, need: MemoryNeed) -> bool:
         """Whether no process would be ended, and it would be enough on an idle machine."""
-        held = _within(need.required, self.bearable) and _within(need.working, self.ceiling)
+        held = _within(need.required, self.bearable) and _within(_resident(need), self.ceiling)
         return held and self.holds_gpu(need)
 
     def holds_gpu(self, need: MemoryNeed) -> bool:
@@ -337,20 +337,25 @@ def _within(nbytes: float, limit: int | None) -> bool:
     return limit is None or nbytes <= limit
 
 
+def _resident(need: MemoryNeed) -> int:
+    """Bytes without which steps wait for the disk, or that are locked whether or not they are used."""
+    return max(need.working, need.required)
+
+
 def _excess(need: MemoryNeed, room: Room) -> str:
     """By how much it is too much, in words."""
     if room.gpus and need.gpu > sum(room.gpus):
         return (
             f"{gibibytes(need.gpu)} of GPU memory would be needed, and {gibibytes(sum(room.gpus))} are free"
         )
-    return f"{gibibytes(need.working)} would be needed, and {gibibytes(room.available or 0)} are available"
+    return f"{gibibytes(_resident(need))} would be needed, and {gibibytes(room.available or 0)} are available"
 
 
 def _warnings(info: GGUFInfo, need: MemoryNeed, room: Room) -> Iterator[str]:
     if not room.is_enough(need):
-        how = "may" if _within(need.working, room.available) else "will"
+        how = "may" if _within(_resident(need), room.available) else "will"
         yield (
-            f"{_name(info)} needs {gibibytes(need.working)}, and {gibibytes(room.available or 0)} are "
+            f"{_name(info)} needs {gibibytes(_resident(need))}, and {gibibytes(room.available or 0)} are "
             f"available: it {how} be slow unless other programs are closed"
         )
 
@@ -363,10 +368,11 @@ def _parts(need: MemoryNeed) -> str:
         (need.compute + need.logits, "computing"),
         (need.draft, "the draft model"),
         (need.drafter + need.base, "the rest"),
+        (_resident(need) - need.working, "what else of the file is locked"),
     ]
     listed = ", ".join(f"{what} {gibibytes(nbytes)}" for nbytes, what in parts if nbytes)
     gpu = f", and {gibibytes(need.gpu)} of GPU memory" if need.gpu else ""
-    return f"{gibibytes(need.working)} ({listed}){gpu}"
+    return f"{gibibytes(_resident(need))} ({listed}){gpu}"
 
 
 def _there_is(need: MemoryNeed, room: Room) -> str:

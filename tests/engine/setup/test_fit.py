@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from specx.backends.errors import DoesNotFitError
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.gguf.header import Tensor
 from specx.backends.llama.kernels import STOCK
-from specx.backends.llama.memory import MemoryNeed, predict_memory
+from specx.backends.llama.memory import NOTHING, MemoryNeed, predict_memory
 from specx.backends.machine.machine import Memory
 from specx.backends.store import Store
 from specx.engine.settings import Asked
@@ -78,14 +78,14 @@ ASKED = Asked(INFO.path, kernels="stock")
 WANTED = wanted_load(INFO, ASKED)
 
 
-def need(draft: GGUFInfo | None = None, gpus: int = 0, **options) -> MemoryNeed:
+def need(draft: GGUFInfo | None = None, gpus: int = 0, repacked=NOTHING, **options) -> MemoryNeed:
     load = replace(WANTED, **options)
     both = None if draft is None else (draft, draft_load(ASKED, draft.path, load))
-    return predict_memory(INFO, load, kernels=STOCK, draft=both, gpus=gpus)
+    return predict_memory(INFO, load, kernels=STOCK, draft=both, gpus=gpus, repacked=repacked)
 
 
-def fitted(asked, there: Room, draft: GGUFInfo | None = None):
-    return fit(INFO, asked, wanted_load(INFO, asked), there, draft=draft)
+def fitted(asked, there: Room, draft: GGUFInfo | None = None, repacked=NOTHING):
+    return fit(INFO, asked, wanted_load(INFO, asked), there, draft=draft, repacked=repacked)
 
 
 def room(nbytes: float, *, bearable: int | None = None, ceiling: int = UNLIMITED, gpus=()) -> Room:
@@ -228,18 +228,24 @@ def test_swap_helps_unless_a_control_group_has_a_limit():
     n_ctx=st.sampled_from([None, 0, 512, 4096, 20000]),
     gpu=st.none() | st.integers(0, 6 * GIB),
     drafted=st.booleans(),
+    mlock=st.booleans(),
+    repacked=st.sampled_from([NOTHING, {"F16": 1.0}]),
 )
-def test_what_is_loaded_is_always_bearable(available, more, n_ctx, gpu, drafted):
+@example(
+    available=6 * GIB, more=6 * GIB, n_ctx=None, gpu=None, drafted=False, mlock=True, repacked={"F16": 1.0}
+)
+def test_what_is_loaded_is_always_bearable(available, more, n_ctx, gpu, drafted, mlock, repacked):
     there = room(available, ceiling=available + more, gpus=[] if gpu is None else [gpu])
-    asked = replace(ASKED, n_ctx=n_ctx)
+    asked = replace(ASKED, n_ctx=n_ctx, mlock=mlock)
     try:
-        found = fitted(asked, there, draft=DRAFT if drafted else None)
+        found = fitted(asked, there, draft=DRAFT if drafted else None, repacked=repacked)
     except DoesNotFitError as error:
         assert error.hint
-        assert not there.is_bearable(need(gpus=len(there.gpus), n_ctx=wanted_load(INFO, asked).n_ctx))
+        n_ctx = wanted_load(INFO, asked).n_ctx
+        assert not there.is_bearable(need(None, len(there.gpus), repacked, n_ctx=n_ctx, mlock=mlock))
         return
-    gpus = len(there.gpus)
-    assert found.need == need(found.draft, gpus, n_ctx=found.load.n_ctx, n_gpu_layers=found.load.n_gpu_layers)
+    taken = {"n_ctx": found.load.n_ctx, "n_gpu_layers": found.load.n_gpu_layers, "mlock": mlock}
+    assert found.need == need(found.draft, len(there.gpus), repacked, **taken)
     assert there.is_bearable(found.need)
     assert there.is_enough(found.need) or "be slow unless" in found.changes[-1]
     if found.load != wanted_load(INFO, asked) or (drafted and found.draft is None):
@@ -248,6 +254,17 @@ def test_what_is_loaded_is_always_bearable(available, more, n_ctx, gpu, drafted)
         assert LEAST_CONTEXT <= found.load.n_ctx <= 4096
     else:
         assert found.load.n_ctx == wanted_load(INFO, asked).n_ctx
+
+
+def test_what_is_locked_has_to_fit_as_a_whole():
+    """Weights that were rearranged lie in memory beside the pages of the file that they came from."""
+    locked = replace(ASKED, mlock=True)
+    both = need(repacked={"F16": 1.0}, mlock=True)
+    assert both.required > 1.9 * both.working
+    with pytest.raises(DoesNotFitError, match=r"what else of the file is locked 3\.9 GiB.*; 6\.0 GiB are"):
+        fitted(locked, room(6 * GIB), repacked={"F16": 1.0})
+    assert fitted(ASKED, room(6 * GIB), repacked={"F16": 1.0}).changes == ()
+    assert fitted(locked, room(both.required / SLACK + 2), repacked={"F16": 1.0}).changes == ()
 
 
 def test_on_this_machine_changes_are_told_and_the_rest_explained(monkeypatch):
