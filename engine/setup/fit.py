@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from specx.backends.errors import DoesNotFitError
+from specx.backends.errors import DoesNotFitError, UsageError
 from specx.backends.gguf.cache_size import CELLS
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.gguf.heads import HEADS
+from specx.backends.llama.cache_types import check_cache_of_model, check_flash_attention
 from specx.backends.llama.devices import list_devices
 from specx.backends.llama.kernels import KERNELS, SPECX, STOCK, library
 from specx.backends.llama.libllama import system_info
@@ -32,13 +33,23 @@ from specx.backends.llama.memory import (
     wanted_context,
 )
 from specx.backends.machine.machine import Memory, read_memory
-from specx.backends.settings import Load
+from specx.backends.settings import FLOAT_CACHES, Load
 from specx.engine.settings import Asked
 from specx.engine.setup.explain import gibibytes
 from specx.engine.setup.here import Here
 from specx.engine.setup.wanted import LEAST_CONTEXT, draft_load
 
-__all__ = ["LEAST_CONTEXT", "Fit", "Room", "fit", "fit_here", "most_texts", "read_room"]
+__all__ = [
+    "LEAST_CONTEXT",
+    "SMALLER_TYPE",
+    "Fit",
+    "Room",
+    "fit",
+    "fit_here",
+    "most_texts",
+    "read_room",
+    "smaller_caches",
+]
 
 SLACK = 0.95  # of what is available may be taken: predictions are right to a few percent
 GPU_MARGIN = 256 << 20  # of each GPU's memory, for its driver and what we do not see
@@ -203,6 +214,26 @@ def most_texts(
     return _most(1, most, lambda texts: fits(texts, kept))
 
 
+def smaller_caches(info: GGUFInfo, load: Load) -> Iterator[tuple[Load, str]]:
+    """`load` with keys and values in SMALLER_TYPE, or only one of them, and what to type for it: the smallest
+    first, and only what this model and its attention can do."""
+    k, v, small = load.type_k, load.type_v, SMALLER_TYPE
+    ways = (
+        (small, small, f"-ctk {small} -ctv {small}"),
+        (small, v, f"-ctk {small}"),
+        (k, small, f"-ctv {small}"),
+    )
+    for type_k, type_v, flags in ways:
+        changed = replace(load, type_k=type_k, type_v=type_v)
+        if all(old in FLOAT_CACHES or old == new for old, new in ((k, type_k), (v, type_v))):
+            try:
+                check_flash_attention(changed.flash_attn, type_v, None)
+                check_cache_of_model(info, changed)
+            except UsageError:
+                continue
+            yield changed, flags
+
+
 class _Search:
     """The ways to load one model, and what each takes."""
 
@@ -319,9 +350,9 @@ class _Search:
         for enough in (room.is_enough, room.is_bearable):
             if context := self.most_context(load, enough):
                 return f"ask for a smaller context: -c {context}"
-            small = replace(load, type_k=SMALLER_TYPE, type_v=SMALLER_TYPE)
-            if context := self.most_context(small, enough):
-                return f"ask for a smaller cache: -c {context} -ctk {SMALLER_TYPE} -ctv {SMALLER_TYPE}"
+            for small, flags in smaller_caches(self.info, load):
+                if context := self.most_context(small, enough):
+                    return f"ask for a smaller cache: -c {context} {flags}"
         return "take a smaller quantization of it or a smaller model, or close other programs"
 
 

@@ -149,14 +149,30 @@ def test_the_hint_is_what_would_fit():
         fitted(replace(asked, n_ctx=10**8), room(just(need(n_ctx=10**6))))
     assert caught.value.hint.endswith(f"-c {INFO.context_length}")
     assert fitted(replace(asked, n_ctx=8192), enough).changes == ()
-    # The cache alone is 62.5 KiB a token; half of that where even the least context is too much.
-    little = room(just(need(n_ctx=512, type_k="q8_0", type_v="q8_0")))
-    with pytest.raises(DoesNotFitError) as caught:
-        fitted(asked, replace(little, bearable=100 * MIB))
-    assert caught.value.hint.endswith("-c 512 -ctk q8_0 -ctv q8_0")
     with pytest.raises(DoesNotFitError) as caught:
         fitted(asked, room(10 * MIB))
     assert "a smaller quantization" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("heads", "flash_attn", "smaller", "flags"),
+    [
+        ((128, 128), None, {"type_k": "q8_0", "type_v": "q8_0"}, "-ctk q8_0 -ctv q8_0"),
+        ((128, 128), "off", {"type_k": "q8_0"}, "-ctk q8_0"),
+        ((128, 100), None, {"type_k": "q8_0"}, "-ctk q8_0"),
+        ((100, 128), None, {"type_v": "q8_0"}, "-ctv q8_0"),
+        ((100, 100), None, {"type_k": "q8_0", "type_v": "q8_0"}, ""),
+    ],
+)
+def test_a_smaller_cache_is_proposed_if_it_is_one_that_is_taken(heads, flash_attn, smaller, flags):
+    """Where even the least context is too much."""
+    info = replace(INFO, key_length=heads[0], value_length=heads[1])
+    asked = replace(ASKED, n_ctx=30000, flash_attn=flash_attn)
+    wanted = wanted_load(info, asked)
+    little = just(predict_memory(info, replace(wanted, n_ctx=512, **smaller), kernels=STOCK))
+    with pytest.raises(DoesNotFitError) as caught:
+        fit(info, asked, wanted, room(little, bearable=100 * MIB))
+    assert caught.value.hint.endswith(f"-c 512 {flags}" if flags else "or close other programs")
 
 
 def test_between_available_and_all_there_is_a_person_is_warned():
