@@ -28,7 +28,7 @@ from specx.engine.setup.choice import Setup
 from specx.engine.setup.decide import decide
 from specx.engine.setup.explain import gibibytes, silent
 from specx.engine.setup.finder import Candidate, Finder, Unfit
-from specx.engine.setup.fit import SMALLER_TYPE, smaller_caches
+from specx.engine.setup.fit import SMALLER_TYPE, beyond_training, smaller_caches
 from specx.engine.setup.here import Here, Told
 from specx.engine.setup.layers import model_layers, step_bytes
 from specx.engine.setup.offloading import FREE_DRAFTS, load_costs, usable_devices
@@ -259,7 +259,7 @@ def _advice(
             name: _steps(known) for name, known in stairs.items() if _steps(known) and not known.disturbed
         }
         found.append(kernels_advice(setup.kernels.value, steps))
-    if setup.changes:
+    if set(setup.changes) - set(beyond_training(setup.info, setup.asked)):
         found += _memory_advice(setup)
     return tuple(sorted((advice for advice in found if advice), key=lambda advice: -advice.factor))
 

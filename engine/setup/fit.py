@@ -44,6 +44,7 @@ __all__ = [
     "SMALLER_TYPE",
     "Fit",
     "Room",
+    "beyond_training",
     "fit",
     "fit_here",
     "most_texts",
@@ -142,17 +143,23 @@ def fit_here(
     """
     room, repacked = read_room(), repacked_types(system_info())
     found = fit(info, asked, load, room, kernels=kernels, draft=draft, repacked=repacked)
-    if 0 < info.context_length < (asked.n_ctx or 0):
-        beyond = (
-            f"{_name(info)} was trained for {info.context_length} tokens of context: what it writes beyond "
-            "them may make no sense"
-        )
-        found = replace(found, changes=(*found.changes, beyond))
+    found = replace(found, changes=(*found.changes, *beyond_training(info, asked)))
     for change in found.changes:
         here.notice(change)
     if room.available is not None:
         here.explain(f"memory: {_parts(found.need)}; {gibibytes(room.available)} are available")
     return found
+
+
+def beyond_training(info: GGUFInfo, asked: Asked) -> tuple[str, ...]:
+    """What is to be expected of a context that is larger than those the model was trained for, if it is: the
+    one thing told of a fit that is not about memory."""
+    if not 0 < info.context_length < (asked.n_ctx or 0):
+        return ()
+    return (
+        f"{_name(info)} was trained for {info.context_length} tokens of context: what it writes beyond "
+        "them may make no sense",
+    )
 
 
 def fit(
