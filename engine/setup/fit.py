@@ -386,16 +386,22 @@ def _excess(need: MemoryNeed, room: Room) -> str:
         return (
             f"{gibibytes(need.gpu)} of GPU memory would be needed, and {gibibytes(sum(room.gpus))} are free"
         )
-    return f"{gibibytes(_resident(need))} would be needed, and {gibibytes(room.available or 0)} are available"
+    return f"{gibibytes(_resident(need))} would be needed, and {_available(need, room)}"
+
+
+def _available(need: MemoryNeed, room: Room) -> str:
+    """What there is, in words; where all of it would do for `need`, how much of it may be taken."""
+    there = gibibytes(room.available or 0)
+    if _within(_resident(need), room.available):
+        return f"{SLACK:.0%} of the {there} available may be taken"
+    return f"{there} are available"
 
 
 def _warnings(info: GGUFInfo, need: MemoryNeed, room: Room) -> Iterator[str]:
     if not room.is_enough(need):
+        lacking = f"{_name(info)} needs {gibibytes(_resident(need))}, and {_available(need, room)}"
         how = "may" if _within(_resident(need), room.available) else "will"
-        yield (
-            f"{_name(info)} needs {gibibytes(_resident(need))}, and {gibibytes(room.available or 0)} are "
-            f"available: it {how} be slow unless other programs are closed"
-        )
+        yield f"{lacking}: it {how} be slow unless other programs are closed"
 
 
 def _parts(need: MemoryNeed) -> str:

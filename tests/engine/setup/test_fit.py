@@ -197,6 +197,9 @@ def test_what_only_just_fits_may_be_slow():
     assert found.load.n_ctx == 4096
     (told,) = found.changes
     assert "it may be slow unless" in told
+    assert told.startswith("model.gguf needs 4.2 GiB, and 95% of the 4.2 GiB available may be taken: ")
+    (told,) = fitted(ASKED, room(working / 0.97)).changes
+    assert "with 4096, 4.2 GiB would be needed, and 95% of the 4.4 GiB available may be taken (-c" in told
 
 
 def test_what_is_larger_than_the_machine_is_refused():
