@@ -116,7 +116,7 @@ def place_layers(
     devices = usable_devices() if devices is None else devices
     count, host = asked.n_gpu_layers, f"all on {devices[0].name}"
     if len(devices) < 2:
-        return LayersPlaced(replace(load, n_gpu_layers=count or 0), Choice(host, "there is no GPU"))
+        return LayersPlaced(replace(load, n_gpu_layers=0), Choice(host, "there is no GPU"))
     target = model_layers(info, load)
     if count is not None:
         which = "all layers" if count == ALL_LAYERS else f"{count} layers"

@@ -198,6 +198,8 @@ def test_without_a_gpu_nothing_is_loaded(decide):
     found = decide([CPU])
     assert found.load.n_gpu_layers == 0 and found.where == ("all on CPU", "there is no GPU")
     assert decide.machine.loaded == [] and found.told == []
+    for layers in (-1, 3):  # what is kept of it is found by the same keys
+        assert decide([CPU], n_gpu_layers=layers).load == found.load
 
 
 def test_what_a_person_says_counts(decide):
