@@ -30,6 +30,7 @@ REFUSED = {
     "org/gated": (403, "GatedRepo"),
     "org/busy": (429, ""),
     "org/broken": (500, ""),
+    "org/lost": (404, ""),
 }
 
 
@@ -70,6 +71,9 @@ class HubHandler(BaseHTTPRequestHandler):
             files = [{"rfilename": f, "size": len(c)} for f, c in FILES.items()]
             if repository == "org/weights":
                 files = [{"rfilename": "model.safetensors", "size": 5}]
+            if repository in ("org/later", "org/half"):
+                wanted = "00002-of" if repository == "org/later" else "00001-of"
+                files = [f for f in files if wanted in f["rfilename"]]
             if repository == "org/partial":
                 files = [f for f in files if "00002-of" not in f["rfilename"]]
             self.reply(200, json.dumps({"id": repository, "sha": COMMIT, "siblings": files}).encode())
@@ -206,6 +210,10 @@ def test_what_an_update_left_out_is_fetched(hub):
         ("org/m:Q2_K", {}, "no Q2_K", "Q4_K_M, Q5_0, Q6_K, Q8_0"),
         ("org/m/absent.gguf", {}, "no file absent.gguf", "m-Q8_0.gguf"),
         ("org/partial:Q6_K", {}, "lacks 1 of the 2 parts", "m-Q8_0.gguf"),
+        ("org/half", {}, "lacks 1 of the 2 parts", "another repository"),
+        ("org/later", {}, "only later parts of split models: m-Q6_K-00002-of", "another repository"),
+        ("org/later:Q8_0", {}, "only later parts", "search=later+gguf"),
+        ("org/lost", {}, "HTTP 404): it knows no such address", "spelling"),
     ],
 )
 def test_refusals_say_what_to_do(hub, spec, options, message, hint):
@@ -291,6 +299,18 @@ def test_the_token_reaches_the_library(monkeypatch):
     refusal("org/m", token="hf_secret")
     refusal("org/m")
     assert seen == ["hf_secret", None]
+
+
+@pytest.mark.parametrize("token", ["hf_gehe\u00efm", "hf_secret\n", "hf secret"])
+def test_what_cannot_be_a_token_is_not_sent(monkeypatch, token):
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda **_: pytest.fail("the hub was asked"))
+    with pytest.raises(UsageError, match="access token") as caught:
+        pull("org/m", token=token)
+    assert "--token" in caught.value.hint
+    monkeypatch.setenv("HF_TOKEN", "hf_gehe\u00efm")
+    with pytest.raises(UsageError, match="access token") as caught:
+        fetched("org/m")
+    assert "HF_TOKEN" in caught.value.hint
 
 
 def test_nothing_is_written_beside_the_cache_that_was_named(hub, cache, tmp_path):
