@@ -163,7 +163,7 @@ def load_costs(store: Store, key: str, devices: Sequence[Device]) -> MeasuredDev
     free = {device.name: device.memory_free or 0 for device in devices}
 
     def parse(data: Mapping[str, Any]) -> MeasuredDevices | None:
-        if "put_off" in data:
+        if "put_off" in data and "devices" not in data:
             return None
         costs = [DeviceCost.from_json(each, free[each["name"]]) for each in data["devices"]]
         if not costs or costs[0].name != devices[0].name:

@@ -232,6 +232,10 @@ def test_a_device_that_had_no_room_is_timed_once_it_has(decide, lacking):
     assert decide(full).told and not decide(full).told
     known = decide([CPU, GPU], timing=False)  # what is known has to do
     assert bool(known.load.offload) == (lacking == "CPU")
+    decide.machine.watch = lambda: lambda: True
+    assert "busy" in decide([CPU, GPU]).told[0]
+    assert decide([CPU, GPU], timing=False).load == known.load
+    decide.machine.watch = unwatched
     freed = decide([CPU, GPU])
     assert len(freed.told) == 1 and freed.load.offload == (("GPU", 11),)
     assert freed.told[0].endswith(": one token takes 44.0 ms on CPU, 5.1 ms on GPU")
