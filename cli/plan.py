@@ -150,10 +150,16 @@ def _conclusion(found: PlanReport) -> list[str]:
     if not found.steps:
         return ["nothing was measured yet: leave --no-measure out to know more"]
     plain = 1e3 / found.steps[1]
-    what = (
-        "plain decoding is best" if best.name == "none" else f"{best.name}: {best.value:.2f}x plain decoding"
-    )
-    lines = [f"{what}, about {plain * best.value:.0f} tokens/s in a short context (plain: {plain:.0f})"]
+    rate = f"about {plain * best.value:.0f} tokens/s in a short context"
+    if best.name != "none":
+        lines = [f"{best.name}: {best.value:.2f}x plain decoding, {rate} (plain: {plain:.0f})"]
+    elif any(option.predicted is None and option.measured is None for option in found.options):
+        lines = [
+            f"which drafts pay is not known, as the machine was busy (plain decoding: {rate}): "
+            "plan again when it is quiet"
+        ]
+    else:
+        lines = [f"plain decoding is best, {rate} (plain: {plain:.0f})"]
     for i, advice in enumerate(found.advice):
         gain = f" ({advice.factor:.1f}x of now)" if advice.factor > 1 else ""
         command = f": {advice.command}" if advice.command else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ __all__ = ["CHECKING", "Hub", "PullProgress", "fetched", "pull"]
 
 _TIMEOUT = 10.0
 """Seconds to wait for the first answer of the hub, and for each piece of it."""
+
+_TOKEN = re.compile(r"[!-~]+")  # what can be seen, of ASCII
 
 LONGEST_S = 60.0
 """Seconds within which a listing has to be whole: a hub may send a byte now and then for ever."""
@@ -51,7 +54,7 @@ def pull(
         hub: what answers instead of huggingface.co.
 
     Raises:
-        UsageError: `spec` names no model, or `file` and `quant` contradict it or each other.
+        UsageError: `spec` names no model, `file` and `quant` contradict it or each other, or `token` is none.
         DownloadError: nothing fits, several files do, or it cannot be fetched.
     """
     name = _wanted(spec, file, quant, revision)
@@ -98,10 +101,20 @@ def fetched(
 
 
 def _hugging_face(token: str | None) -> Hub:
+    """The hub, asked with `token`, or else with HF_TOKEN or the saved login.
+
+    Raises:
+        UsageError: what is taken cannot be a token, as it cannot be sent in a header.
+    """
     from logging import ERROR, getLogger
 
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
 
+    if (taken := token or get_token()) and not _TOKEN.fullmatch(taken):
+        raise UsageError(
+            "the access token has characters that no token has",
+            f"check {'--token' if token else 'HF_TOKEN, or log in again'}: it begins with hf_",
+        )
     guard_client()
     getLogger("huggingface_hub").setLevel(ERROR)  # its retries are reported once, as the error they end in
     api: Hub = HfApi(token=token, library_name="specx")
@@ -131,11 +144,8 @@ def _parts(name: HubName, files: list[str]) -> list[str]:
     """Every part of the one model among `files` that `name` means."""
     models = [f for f in files if f.lower().endswith(".gguf")]
     if not models:
-        raise DownloadError(
-            f"{name.repository} has no GGUF file",
-            f"conversions often lie in repositories of their own: https://huggingface.co/models?search="
-            f"{name.repository.split('/')[1]}+gguf",
-        )
+        hint = f"conversions often lie in repositories of their own: {_conversions(name)}"
+        raise DownloadError(f"{name.repository} has no GGUF file", hint)
     if name.file is not None:
         fitting = [f for f in models if f == name.file]
     else:
@@ -144,15 +154,20 @@ def _parts(name: HubName, files: list[str]) -> list[str]:
         raise _not_one(name, fitting, models)
     parts = [path.as_posix() for path in shard_paths(Path(fitting[0]))]
     if missing := [part for part in parts if part not in models]:
+        others = [f for f in first_parts(models) if f not in parts]
         raise DownloadError(
             f"{name.repository} lacks {len(missing)} of the {len(parts)} parts of {fitting[0]}",
-            f"choose another file: {_listed([f for f in first_parts(models) if f not in parts])}",
+            f"choose another file: {_listed(others)}" if others else _elsewhere(name),
         )
     return parts
 
 
 def _not_one(name: HubName, fitting: list[str], models: list[str]) -> DownloadError:
     whole = first_parts(models)
+    if not whole:
+        return DownloadError(
+            f"{name.repository} has only later parts of split models: {_listed(models)}", _elsewhere(name)
+        )
     if fitting:
         return DownloadError(
             f"{name.repository} has several files that fit: {_listed(fitting)}",
@@ -167,16 +182,26 @@ def _not_one(name: HubName, fitting: list[str], models: list[str]) -> DownloadEr
     )
 
 
+def _conversions(name: HubName) -> str:
+    """Address of a search for other conversions of the model."""
+    return f"https://huggingface.co/models?search={name.repository.split('/')[1]}+gguf"
+
+
+def _elsewhere(name: HubName) -> str:
+    return f"another repository may have it whole: {_conversions(name)}"
+
+
 def _listed(files: list[str], most: int = 12) -> str:
     more = f" and {len(files) - most} more" if len(files) > most else ""
     return ", ".join(files[:most]) + more
 
 
 def _from_cache(name: HubName) -> Path:
-    files = cached_files(name.repository)
+    files = cached_files(name.repository, name.revision)
     if not files:
+        which = "" if name.revision is None else f"revision {name.revision} of "
         raise DownloadError(
-            f"{name.repository} is not downloaded, and specx is offline",
+            f"{which}{name.repository} is not downloaded, and specx is offline",
             "leave --offline and HF_HUB_OFFLINE out",
         )
     return files[_parts(name, list(files))[0]]
@@ -260,6 +285,7 @@ def _explained(error: Exception, name: HubName, cache: Path) -> DownloadError:
 def _refused(status: int, repository: str) -> DownloadError:
     reasons = {
         401: ("the access token was not accepted", "check HF_TOKEN, or leave it out for a public model"),
+        404: ("it knows no such address", "check the spelling and HF_ENDPOINT"),
         403: ("the access token may not read it", "use a token that has read access"),
         429: ("too many requests", "wait a little; a token (HF_TOKEN) raises the limit"),
     }

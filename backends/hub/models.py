@@ -95,13 +95,21 @@ def hub_cache() -> Path:
     raise ModelError("there is no home directory to keep models in", "set HF_HOME to a folder of yours")
 
 
-def cached_files(repository: str) -> dict[str, Path]:
-    """Files of a Hugging Face repository that are downloaded, by their names in it, newest revision first."""
+def cached_files(repository: str, revision: str | None = None) -> dict[str, Path]:
+    """Files of a Hugging Face repository that are downloaded, by their names in it, newest revision first.
+
+    The parts of a split model are those of one revision, and there only if none is missing: an update that
+    was cut off leaves the model as it was before.
+
+    Args:
+        repository: "org/repo".
+        revision: a commit, or a branch or tag by which one was downloaded: only its files; None takes all.
+    """
     files: dict[str, Path] = {}
     for cache in _hub_caches():
         folder = cache / f"models--{repository.replace('/', '--')}"
-        for snapshot in _snapshots(folder):
-            for path in _gguf_files(snapshot):
+        for snapshot in _snapshots(folder, revision):
+            for path in _whole(_gguf_files(snapshot)):
                 files.setdefault(path.relative_to(snapshot).as_posix(), path)
     return files
 
@@ -165,7 +173,7 @@ def _by_name(name: str, aliases: Iterable[str] = ()) -> Path:
 
 
 def _by_repository(hub: HubName) -> Path | None:
-    files = cached_files(hub.repository)
+    files = cached_files(hub.repository, hub.revision)
     if hub.file is not None:
         return files.get(hub.file)
     fitting = choose(list(files), hub.quantization)
@@ -319,14 +327,14 @@ def models_in(folder: Path, where: str) -> list[FoundModel]:
 
 
 def _found(path: Path, name: str, where: str) -> Iterator[FoundModel]:
+    """The model at `path` if it is whole."""
     size = 0
     for part in shard_paths(path):
         of_part = _size(part)
         if not of_part:  # what lacks a part cannot be run, and a name can claim 99,999 of them
-            break
+            return
         size += of_part
-    if size:
-        yield FoundModel(path, name, where, size)
+    yield FoundModel(path, name, where, size)
 
 
 # --- the file system, where anything may be missing or forbidden --------------------------------------------
@@ -367,9 +375,9 @@ def _subfolders(folder: Path) -> list[Path]:
     return [entry for entry in entries if os.path.isdir(entry)]  # noqa: PTH112 - is_dir raises where it may not look
 
 
-def _snapshots(repository: Path) -> list[Path]:
-    """Revisions of a cached repository: main first, then the newest."""
-    main = _small_file(repository / "refs" / "main").decode(errors="replace").strip()
+def _snapshots(repository: Path, revision: str | None = None) -> list[Path]:
+    """Revisions of a cached repository: main first, then the newest; or only the one of that name."""
+    main = _commit(repository, revision or "main")
 
     def order(folder: Path) -> tuple[bool, float]:
         try:
@@ -377,7 +385,21 @@ def _snapshots(repository: Path) -> list[Path]:
         except OSError:
             return True, 0.0
 
-    return sorted(_subfolders(repository / "snapshots"), key=order)
+    found = _subfolders(repository / "snapshots")
+    if revision is not None:
+        return [folder for folder in found if folder.name in (revision, main)]
+    return sorted(found, key=order)
+
+
+def _commit(repository: Path, name: str) -> str:
+    """The commit that a branch or a tag meant when it was downloaded; "" if it was not."""
+    return _small_file(repository / "refs" / name).decode(errors="replace").strip()
+
+
+def _whole(paths: Iterable[Path]) -> list[Path]:
+    """Those of `paths` that have a content, and so have all parts of what they are a part of."""
+    filled = dict.fromkeys(path for path in paths if _size(path))
+    return [path for path in filled if all(part in filled for part in shard_paths(path))]
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -28,6 +28,7 @@ from specx.engine.setup.choice import Setup
 from specx.engine.setup.decide import decide
 from specx.engine.setup.explain import gibibytes, silent
 from specx.engine.setup.finder import Candidate, Finder, Unfit
+from specx.engine.setup.fit import SMALLER_TYPE, beyond_training, smaller_caches
 from specx.engine.setup.here import Here, Told
 from specx.engine.setup.layers import model_layers, step_bytes
 from specx.engine.setup.offloading import FREE_DRAFTS, load_costs, usable_devices
@@ -39,7 +40,6 @@ __all__ = ["DraftOption", "PlanReport", "draft_options", "make_plan"]
 MAX_WIDTH = 32  # of the steps that are shown and reckoned with
 BELIEVED_TOKENS = 256  # from which on a remembered speedup counts for more than a predicted one
 AUTO = "auto"
-SMALL_CACHE = "q8_0"
 DISTURBED = "not predicted: the machine was busy while steps were timed"
 
 
@@ -259,19 +259,20 @@ def _advice(
             name: _steps(known) for name, known in stairs.items() if _steps(known) and not known.disturbed
         }
         found.append(kernels_advice(setup.kernels.value, steps))
-    if setup.changes:
+    if set(setup.changes) - set(beyond_training(setup.info, setup.asked)):
         found += _memory_advice(setup)
     return tuple(sorted((advice for advice in found if advice), key=lambda advice: -advice.factor))
 
 
 def _memory_advice(setup: Setup) -> list[Advice]:
     """What would give a model back what it had to do without."""
-    small = predict_memory(setup.info, replace(setup.load, type_k=SMALL_CACHE, type_v=SMALL_CACHE))
     found = []
-    if small.kv < setup.need.kv:
-        saved = gibibytes(setup.need.kv - small.kv)
-        text = f"a cache in {SMALL_CACHE} would save {saved}"
-        found.append(Advice(text, 1.0, f"-ctk {SMALL_CACHE} -ctv {SMALL_CACHE}"))
+    for small, flags in smaller_caches(setup.info, setup.load):
+        saved = setup.need.kv - predict_memory(setup.info, small).kv
+        if saved > 0:
+            text = f"a cache in {SMALLER_TYPE} would save {gibibytes(saved)}"
+            found.append(Advice(text, 1.0, flags))
+            break
     wanted = predict_memory(setup.info, wanted_load(setup.info, setup.asked))
     lacking = wanted.working - (available_memory() or 0)
     if lacking > 0:

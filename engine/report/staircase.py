@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from specx.backends.errors import UsageError
+from specx.backends.gguf.file import read_gguf
 from specx.backends.llama import kernels as ggml_device
 from specx.backends.llama.kernels import STOCK
+from specx.backends.llama.memory import wanted_context
 from specx.backends.machine.machine import bytes_to_read, read_memory
 from specx.engine.cost.timing import unwatched, watch_others
 from specx.engine.report.roofline import Roofline, roofline_of
 from specx.engine.settings import Asked
-from specx.engine.setup.choice import Choice
+from specx.engine.setup.choice import Choice, Setup
 from specx.engine.setup.decide import decide
 from specx.engine.setup.here import Here, Told
 from specx.engine.setup.kernel_times import KernelTimes, compare_kernels
@@ -102,10 +105,11 @@ def probe_staircases(
         notice: told what a person should know.
 
     Raises:
+        UsageError: the context that was asked for, or all that fits, is too small for a depth.
         ModelError: it cannot be loaded.
     """
     here = Here.of(asked, progress=loading, notice=notice)
-    setup = decide(asked, here)
+    setup = _with_room(asked, max(depths), max(widths), here)
     busy = watch_others()
     bandwidth = read_bandwidth(bytes_to_read(read_memory()), setup.threads.value, BANDWIDTH_REPEATS)
     load = loader(setup.load, here)
@@ -130,3 +134,22 @@ def probe_staircases(
         instructions=instructions,
     )
     return StaircaseProbe(comparison, step_bytes(setup.info), bandwidth, setup.threads, auto.name, roofline)
+
+
+def _with_room(asked: Asked, depth: int, width: int, here: Here) -> Setup:
+    """What is decided with a context that has room for a step of `width` tokens after `depth` others.
+
+    Raises:
+        UsageError: there is none.
+    """
+    needed = depth + width
+    if asked.n_ctx is None and needed > wanted_context(None, read_gguf(asked.model).context_length):
+        asked = replace(asked, n_ctx=needed)
+    setup = decide(asked, here)
+    if needed > setup.load.n_ctx:
+        raise UsageError(
+            f"steps of up to {width} tokens after {depth} need a context of {needed}, and it has "
+            f"{setup.load.n_ctx}",
+            f"-c {needed}, or a --depth of at most {max(0, setup.load.n_ctx - width)}",
+        )
+    return setup

@@ -19,7 +19,7 @@ from specx.engine.cost.staircase import Staircase
 from specx.engine.cost.timing import Clock, Watch, powers, unwatched, watch_others
 from specx.engine.setup.layers import Division, Layers
 
-__all__ = ["DeviceCost", "measure_devices", "unmixed"]
+__all__ = ["DeviceCost", "measurable", "measure_devices", "unmixed"]
 
 WIDTHS = powers(32)  # tokens of a step that placements are compared by
 REMOTE = "RPC"  # how llama.cpp's names of devices behind its RPC server begin
@@ -38,6 +38,7 @@ class DeviceCost:
         handing_over_ms: to start it and hand it the first row, once a step.
         transfer: bytes per second that it is handed.
         unified: its memory is the host's.
+        estimated: nothing was timed, for want of memory.
     """
 
     name: str
@@ -47,6 +48,7 @@ class DeviceCost:
     handing_over_ms: float = 0.0
     transfer: float = math.inf
     unified: bool = False
+    estimated: bool = False
 
     def handing_ms(self, rows: int, row_bytes: int) -> float:
         """Milliseconds to hand it `rows` rows of `row_bytes` bytes."""
@@ -65,6 +67,7 @@ class DeviceCost:
             "handing_over_ms": self.handing_over_ms,
             "transfer": self.transfer if math.isfinite(self.transfer) else None,
             "unified": self.unified,
+            "estimated": self.estimated,
         }
 
     @classmethod
@@ -82,11 +85,21 @@ class DeviceCost:
             handing_over_ms=float(data["handing_over_ms"]),
             transfer=math.inf if data["transfer"] is None else float(data["transfer"]),
             unified=bool(data["unified"]),
+            estimated=bool(data["estimated"]),
         )
         positive = (*cost.steps.values(), cost.measured_bytes, cost.transfer)
         if 1 not in cost.steps or min(positive) <= 0 or not 0 <= cost.handing_over_ms < math.inf:
             raise ValueError("times, bytes and rates are positive, and single tokens are among the widths")
         return cost
+
+
+def measurable(target: Layers, devices: Sequence[Device]) -> set[str]:
+    """Names of the devices that have room to be timed: the host for the whole model, others for a layer."""
+    host, *others = devices
+    names = {device.name for device in others if target.most_that_fit(_free(device))}
+    if _free(host) >= target.host + target.needed(0, len(target)):
+        names.add(host.name)
+    return names
 
 
 def measure_devices(
@@ -116,18 +129,16 @@ def measure_devices(
         The costs, the host's first, and whether something else kept the machine busy meanwhile.
     """
     host, *others = devices
-    total, read = len(target), sum(target.read)
-    if _free(host) >= target.host + target.needed(0, total):
+    total, read, timed = len(target), sum(target.read), measurable(target, devices)
+    if host.name in timed:
         steps, disturbed = _time_steps(load(((host.name, total),)), clock, watch)
     else:
         busy = watch()
         steps = dict.fromkeys(WIDTHS, read / host_rate() * 1e3)
         disturbed = busy()
-    costs = [DeviceCost(host.name, _free(host), steps, read)]
-    for device in others:
+    costs = [DeviceCost(host.name, _free(host), steps, read, estimated=host.name not in timed)]
+    for device in (each for each in others if each.name in timed):
         count = target.most_that_fit(_free(device))
-        if not count:
-            continue
         division = tuple((name, n) for name, n in ((host.name, total - count), (device.name, count)) if n)
         watched = unwatched if device.name.startswith(REMOTE) else watch
         mixed, noisy = _time_steps(load(division), clock, watched)

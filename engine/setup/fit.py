@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from specx.backends.errors import DoesNotFitError
+from specx.backends.errors import DoesNotFitError, UsageError
 from specx.backends.gguf.cache_size import CELLS
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.gguf.heads import HEADS
+from specx.backends.llama.cache_types import check_cache_of_model, check_flash_attention
 from specx.backends.llama.devices import list_devices
 from specx.backends.llama.kernels import KERNELS, SPECX, STOCK, library
 from specx.backends.llama.libllama import system_info
@@ -32,13 +33,24 @@ from specx.backends.llama.memory import (
     wanted_context,
 )
 from specx.backends.machine.machine import Memory, read_memory
-from specx.backends.settings import Load
+from specx.backends.settings import FLOAT_CACHES, Load
 from specx.engine.settings import Asked
 from specx.engine.setup.explain import gibibytes
 from specx.engine.setup.here import Here
 from specx.engine.setup.wanted import LEAST_CONTEXT, draft_load
 
-__all__ = ["LEAST_CONTEXT", "Fit", "Room", "fit", "fit_here", "most_texts", "read_room"]
+__all__ = [
+    "LEAST_CONTEXT",
+    "SMALLER_TYPE",
+    "Fit",
+    "Room",
+    "beyond_training",
+    "fit",
+    "fit_here",
+    "most_texts",
+    "read_room",
+    "smaller_caches",
+]
 
 SLACK = 0.95  # of what is available may be taken: predictions are right to a few percent
 GPU_MARGIN = 256 << 20  # of each GPU's memory, for its driver and what we do not see
@@ -73,11 +85,11 @@ class Room:
 
     def is_enough(self, need: MemoryNeed) -> bool:
         """Whether steps would never wait for the disk."""
-        return self.holds_gpu(need) and _within(need.working / SLACK, self.available)
+        return self.holds_gpu(need) and _within(_resident(need) / SLACK, self.available)
 
     def is_bearable(self, need: MemoryNeed) -> bool:
         """Whether no process would be ended, and it would be enough on an idle machine."""
-        held = _within(need.required, self.bearable) and _within(need.working, self.ceiling)
+        held = _within(need.required, self.bearable) and _within(_resident(need), self.ceiling)
         return held and self.holds_gpu(need)
 
     def holds_gpu(self, need: MemoryNeed) -> bool:
@@ -131,17 +143,23 @@ def fit_here(
     """
     room, repacked = read_room(), repacked_types(system_info())
     found = fit(info, asked, load, room, kernels=kernels, draft=draft, repacked=repacked)
-    if 0 < info.context_length < (asked.n_ctx or 0):
-        beyond = (
-            f"{_name(info)} was trained for {info.context_length} tokens of context: what it writes beyond "
-            "them may make no sense"
-        )
-        found = replace(found, changes=(*found.changes, beyond))
+    found = replace(found, changes=(*found.changes, *beyond_training(info, asked)))
     for change in found.changes:
         here.notice(change)
     if room.available is not None:
         here.explain(f"memory: {_parts(found.need)}; {gibibytes(room.available)} are available")
     return found
+
+
+def beyond_training(info: GGUFInfo, asked: Asked) -> tuple[str, ...]:
+    """What is to be expected of a context that is larger than those the model was trained for, if it is: the
+    one thing told of a fit that is not about memory."""
+    if not 0 < info.context_length < (asked.n_ctx or 0):
+        return ()
+    return (
+        f"{_name(info)} was trained for {info.context_length} tokens of context: what it writes beyond "
+        "them may make no sense",
+    )
 
 
 def fit(
@@ -201,6 +219,26 @@ def most_texts(
 
     kept = draft if fits(1, draft) else None
     return _most(1, most, lambda texts: fits(texts, kept))
+
+
+def smaller_caches(info: GGUFInfo, load: Load) -> Iterator[tuple[Load, str]]:
+    """`load` with keys and values in SMALLER_TYPE, or only one of them, and what to type for it: the smallest
+    first, and only what this model and its attention can do."""
+    k, v, small = load.type_k, load.type_v, SMALLER_TYPE
+    ways = (
+        (small, small, f"-ctk {small} -ctv {small}"),
+        (small, v, f"-ctk {small}"),
+        (k, small, f"-ctv {small}"),
+    )
+    for type_k, type_v, flags in ways:
+        changed = replace(load, type_k=type_k, type_v=type_v)
+        if all(old in FLOAT_CACHES or old == new for old, new in ((k, type_k), (v, type_v))):
+            try:
+                check_flash_attention(changed.flash_attn, type_v, None)
+                check_cache_of_model(info, changed)
+            except UsageError:
+                continue
+            yield changed, flags
 
 
 class _Search:
@@ -319,9 +357,9 @@ class _Search:
         for enough in (room.is_enough, room.is_bearable):
             if context := self.most_context(load, enough):
                 return f"ask for a smaller context: -c {context}"
-            small = replace(load, type_k=SMALLER_TYPE, type_v=SMALLER_TYPE)
-            if context := self.most_context(small, enough):
-                return f"ask for a smaller cache: -c {context} -ctk {SMALLER_TYPE} -ctv {SMALLER_TYPE}"
+            for small, flags in smaller_caches(self.info, load):
+                if context := self.most_context(small, enough):
+                    return f"ask for a smaller cache: -c {context} {flags}"
         return "take a smaller quantization of it or a smaller model, or close other programs"
 
 
@@ -337,22 +375,33 @@ def _within(nbytes: float, limit: int | None) -> bool:
     return limit is None or nbytes <= limit
 
 
+def _resident(need: MemoryNeed) -> int:
+    """Bytes without which steps wait for the disk, or that are locked whether or not they are used."""
+    return max(need.working, need.required)
+
+
 def _excess(need: MemoryNeed, room: Room) -> str:
     """By how much it is too much, in words."""
     if room.gpus and need.gpu > sum(room.gpus):
         return (
             f"{gibibytes(need.gpu)} of GPU memory would be needed, and {gibibytes(sum(room.gpus))} are free"
         )
-    return f"{gibibytes(need.working)} would be needed, and {gibibytes(room.available or 0)} are available"
+    return f"{gibibytes(_resident(need))} would be needed, and {_available(need, room)}"
+
+
+def _available(need: MemoryNeed, room: Room) -> str:
+    """What there is, in words; where all of it would do for `need`, how much of it may be taken."""
+    there = gibibytes(room.available or 0)
+    if _within(_resident(need), room.available):
+        return f"{SLACK:.0%} of the {there} available may be taken"
+    return f"{there} are available"
 
 
 def _warnings(info: GGUFInfo, need: MemoryNeed, room: Room) -> Iterator[str]:
     if not room.is_enough(need):
-        how = "may" if _within(need.working, room.available) else "will"
-        yield (
-            f"{_name(info)} needs {gibibytes(need.working)}, and {gibibytes(room.available or 0)} are "
-            f"available: it {how} be slow unless other programs are closed"
-        )
+        lacking = f"{_name(info)} needs {gibibytes(_resident(need))}, and {_available(need, room)}"
+        how = "may" if _within(_resident(need), room.available) else "will"
+        yield f"{lacking}: it {how} be slow unless other programs are closed"
 
 
 def _parts(need: MemoryNeed) -> str:
@@ -363,10 +412,11 @@ def _parts(need: MemoryNeed) -> str:
         (need.compute + need.logits, "computing"),
         (need.draft, "the draft model"),
         (need.drafter + need.base, "the rest"),
+        (_resident(need) - need.working, "what else of the file is locked"),
     ]
     listed = ", ".join(f"{what} {gibibytes(nbytes)}" for nbytes, what in parts if nbytes)
     gpu = f", and {gibibytes(need.gpu)} of GPU memory" if need.gpu else ""
-    return f"{gibibytes(need.working)} ({listed}){gpu}"
+    return f"{gibibytes(_resident(need))} ({listed}){gpu}"
 
 
 def _there_is(need: MemoryNeed, room: Room) -> str:

@@ -138,7 +138,8 @@ def compare_kernels(
 
     Args:
         load: loads the model on given kernels.
-        depths: tokens of context; those that do not fit are left out, unless none does.
+        depths: tokens of context; those that do not fit are left out; if none does, the empty context
+            is taken.
         widths: tokens of a step.
         budget_s: seconds for each of the kernels and depths, reading the context excluded.
         clock: seconds.

@@ -17,7 +17,7 @@ from specx.backends.store import Store
 from specx.engine.cost.rate import ACCEPTANCE
 from specx.engine.settings import Asked
 from specx.engine.setup.choice import ASKED, MEASURED, Choice
-from specx.engine.setup.devices import DeviceCost, measure_devices
+from specx.engine.setup.devices import DeviceCost, measurable, measure_devices
 from specx.engine.setup.explain import Explain
 from specx.engine.setup.fit import GPU_MARGIN
 from specx.engine.setup.here import Here
@@ -55,6 +55,11 @@ class MeasuredDevices:
 
     costs: list[DeviceCost]
     kernels: Choice[str]
+
+    def covers(self, target: Layers, devices: Sequence[Device]) -> bool:
+        """Whether each of `devices` was timed that has room to be: once there was less, and now there may be
+        more."""
+        return measurable(target, devices) <= {cost.name for cost in self.costs if not cost.estimated}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ def place_layers(
     devices = usable_devices() if devices is None else devices
     count, host = asked.n_gpu_layers, f"all on {devices[0].name}"
     if len(devices) < 2:
-        return LayersPlaced(replace(load, n_gpu_layers=count or 0), Choice(host, "there is no GPU"))
+        return LayersPlaced(replace(load, n_gpu_layers=0), Choice(host, "there is no GPU"))
     target = model_layers(info, load)
     if count is not None:
         which = "all layers" if count == ALL_LAYERS else f"{count} layers"
@@ -119,12 +124,11 @@ def place_layers(
         whole = count == ALL_LAYERS or count >= len(target)
         return LayersPlaced(replace(load, n_gpu_layers=count), where, IDLE if whole else None)
     measured = load_costs(here.store, key, devices)
-    if measured is None and open_on is None:
+    if open_on is not None and (measured is None or not measured.covers(target, devices)):
+        measured = _measure(target, asked.kernels, load, key, open_on, here, devices)
+    if measured is None:
         why = "the GPUs were not timed with this model"
         return LayersPlaced(replace(load, n_gpu_layers=0), Choice(host, why))
-    if measured is None:
-        assert open_on is not None
-        measured = _measure(target, asked.kernels, load, key, open_on, here, devices)
     placed = place(target, [FREE_DRAFTS], measured.costs)
     _explain(placed, here.explain)
     best = placed.best or placed.alternatives[0]
@@ -159,7 +163,7 @@ def load_costs(store: Store, key: str, devices: Sequence[Device]) -> MeasuredDev
     free = {device.name: device.memory_free or 0 for device in devices}
 
     def parse(data: Mapping[str, Any]) -> MeasuredDevices | None:
-        if "put_off" in data:
+        if "put_off" in data and "devices" not in data:
             return None
         costs = [DeviceCost.from_json(each, free[each["name"]]) for each in data["devices"]]
         if not costs or costs[0].name != devices[0].name:

@@ -119,6 +119,16 @@ def test_placements_with_reasons(specx, planned):
     assert "0.39x" in outcome.out
 
 
+def test_nothing_is_best_where_nothing_could_be_predicted(specx, planned):
+    plain, free = DraftOption("none", 1.0, "plain decoding"), DraftOption("free drafts", None, "busy")
+    planned(report(options=(plain, free)))
+    said = specx("plan", specx.model).out
+    assert "is best" not in said and "not known, as the machine was busy (plain decoding: about 50" in said
+    for options in ((plain,), (plain, DraftOption("free drafts", 0.9, "assumed"))):
+        planned(report(options=options))
+        assert "plain decoding is best, about 50 tokens/s" in specx("plan", specx.model).out
+
+
 def test_nothing_measured(specx, planned):
     calls = planned(
         report(steps={}, setup=setup(kernels=Choice(None, "compared when it is loaded")), advice=())

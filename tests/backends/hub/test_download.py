@@ -30,6 +30,7 @@ REFUSED = {
     "org/gated": (403, "GatedRepo"),
     "org/busy": (429, ""),
     "org/broken": (500, ""),
+    "org/lost": (404, ""),
 }
 
 
@@ -70,6 +71,9 @@ class HubHandler(BaseHTTPRequestHandler):
             files = [{"rfilename": f, "size": len(c)} for f, c in FILES.items()]
             if repository == "org/weights":
                 files = [{"rfilename": "model.safetensors", "size": 5}]
+            if repository in ("org/later", "org/half"):
+                wanted = "00002-of" if repository == "org/later" else "00001-of"
+                files = [f for f in files if wanted in f["rfilename"]]
             if repository == "org/partial":
                 files = [f for f in files if "00002-of" not in f["rfilename"]]
             self.reply(200, json.dumps({"id": repository, "sha": COMMIT, "siblings": files}).encode())
@@ -171,6 +175,29 @@ def test_offline_takes_what_is_there(hub, server, monkeypatch):
     assert fetched("org/m:Q4_K_M", hub=hub).name == "m-Q4_K_M.gguf"
 
 
+def test_offline_a_revision_is_that_revision(hub, cache):
+    path = pull("org/m:Q8_0", hub=hub)
+    address = "https://huggingface.co/org/m/resolve/{}/m-Q8_0.gguf"
+    for known in ("main", COMMIT):
+        assert pull("org/m:Q8_0", revision=known, offline=True) == path
+        assert fetched(address.format(known)) == path
+    for unknown in ("v1", COMMIT[:-1]):
+        assert f"revision {unknown} of org/m" in refusal(address.format(unknown), offline=True).message
+        assert f"revision {unknown} of org/m" in refusal("org/m", revision=unknown, offline=True).message
+    assert pull("org/m:Q8_0", revision="v1", hub=hub) == path
+    assert (cache / "models--org--m/refs/v1").read_text() == COMMIT
+    assert fetched(address.format("v1")) == path
+
+
+def test_what_an_update_left_out_is_fetched(hub):
+    """The link to a part is there, the part is not, and no other revision is whole."""
+    path = pull("org/m:Q6_K", hub=hub)
+    second = path.with_name("m-Q6_K-00002-of-00002.gguf")
+    second.resolve().unlink()
+    assert fetched("org/m:Q6_K", hub=hub) == path
+    assert second.read_bytes() == FILES[second.name]
+
+
 @pytest.mark.parametrize(
     ("spec", "options", "message", "hint"),
     [
@@ -183,6 +210,10 @@ def test_offline_takes_what_is_there(hub, server, monkeypatch):
         ("org/m:Q2_K", {}, "no Q2_K", "Q4_K_M, Q5_0, Q6_K, Q8_0"),
         ("org/m/absent.gguf", {}, "no file absent.gguf", "m-Q8_0.gguf"),
         ("org/partial:Q6_K", {}, "lacks 1 of the 2 parts", "m-Q8_0.gguf"),
+        ("org/half", {}, "lacks 1 of the 2 parts", "another repository"),
+        ("org/later", {}, "only later parts of split models: m-Q6_K-00002-of", "another repository"),
+        ("org/later:Q8_0", {}, "only later parts", "search=later+gguf"),
+        ("org/lost", {}, "HTTP 404): it knows no such address", "spelling"),
     ],
 )
 def test_refusals_say_what_to_do(hub, spec, options, message, hint):
@@ -268,6 +299,18 @@ def test_the_token_reaches_the_library(monkeypatch):
     refusal("org/m", token="hf_secret")
     refusal("org/m")
     assert seen == ["hf_secret", None]
+
+
+@pytest.mark.parametrize("token", ["hf_gehe\u00efm", "hf_secret\n", "hf secret"])
+def test_what_cannot_be_a_token_is_not_sent(monkeypatch, token):
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda **_: pytest.fail("the hub was asked"))
+    with pytest.raises(UsageError, match="access token") as caught:
+        pull("org/m", token=token)
+    assert "--token" in caught.value.hint
+    monkeypatch.setenv("HF_TOKEN", "hf_gehe\u00efm")
+    with pytest.raises(UsageError, match="access token") as caught:
+        fetched("org/m")
+    assert "HF_TOKEN" in caught.value.hint
 
 
 def test_nothing_is_written_beside_the_cache_that_was_named(hub, cache, tmp_path):

@@ -125,7 +125,24 @@ def test_the_main_revision_comes_first_then_the_newest(tmp_path, monkeypatch):
     assert find_model("org/m") == new
     in_hub(tmp_path, "org/m", commit="old")
     assert find_model("org/m") == old
+    assert find_model("https://huggingface.co/org/m/resolve/new/m-Q4_0.gguf") == new
+    with pytest.raises(ModelError):
+        find_model("https://huggingface.co/org/m/resolve/v1/m-Q4_0.gguf")
     assert cached_files("org/m") == {"m-Q4_0.gguf": old}
+
+
+def test_an_update_that_was_cut_off_leaves_the_split_model_that_was_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    parts = [f"m-Q4_0-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    old = in_hub(tmp_path, "org/m", *parts, commit="old")
+    new = in_hub(tmp_path, "org/m", *parts, commit="new")
+    assert list(cached_files("org/m").values()) == new
+    new[1].unlink()
+    assert list(cached_files("org/m").values()) == old
+    new[1].symlink_to("nowhere")  # what the link leads to never came
+    assert find_model("org/m") == old[0]
+    old[2].write_bytes(b"")
+    assert cached_files("org/m") == {}
 
 
 def test_several_models_in_one_repository_are_listed(tmp_path, monkeypatch):
@@ -167,6 +184,14 @@ def test_every_place_is_listed_and_every_name_leads_back(home, tmp_path, monkeyp
     ]
     assert all(isinstance(m, FoundModel) and find_model(m.name) == m.path for m in found)
     assert find_model("tiny:1b") == blob
+
+
+def test_what_lacks_a_part_is_not_listed(home):
+    folder = home / ".lmstudio/models/maker/m"
+    parts = [put(folder / f"m-0000{i}-of-00003.gguf") for i in (1, 2, 3)]
+    assert [(m.path, m.size) for m in list_models()] == [(parts[0], 30)]
+    parts[2].write_bytes(b"")
+    assert list_models() == []
 
 
 def test_a_blob_reached_twice_is_listed_once(tmp_path, monkeypatch):

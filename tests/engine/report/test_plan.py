@@ -23,8 +23,10 @@ from specx.engine.report.advice import FAMILIES, draft_advice, kernels_advice, s
 from specx.engine.report.plan import DraftOption, draft_options, make_plan
 from specx.engine.session import Session
 from specx.engine.settings import Asked, SamplingSettings
+from specx.engine.setup import fit as fit_module
 from specx.engine.setup.decide import decide
 from specx.engine.setup.finder import Candidate, Forecast
+from specx.engine.setup.fit import Room
 from specx.engine.setup.here import Here
 
 STEPS = {1: 20.0, 2: 21.0, 3: 22.0, 4: 23.0, 6: 24.5, 8: 26.0, 12: 29.0, 16: 32.0, 64: 80.0}
@@ -256,3 +258,14 @@ def test_a_plan_rests_on_what_is_kept(smollm2, monkeypatch):
     assert found.advice[0].command == "--kernels specx"
     assert found.advice[0].factor == pytest.approx(3.0, rel=0.01)
     assert make_plan(replace(asked, kernels="specx")).steps[4] == pytest.approx(STEPS[4] / 3)
+
+
+def test_memory_is_advised_only_where_it_is_what_lacks(smollm2, monkeypatch):
+    asked = Asked(smollm2, n_ctx=10_000)
+    found = make_plan(asked, measure=False)
+    assert "trained for 8192 tokens" in found.setup.changes[0] and found.advice == ()
+    just = found.setup.need.working
+    monkeypatch.setattr(fit_module, "read_room", lambda: Room(just, 1 << 40, 1 << 40))
+    for flash_attn, command in ((None, "-ctk q8_0 -ctv q8_0"), ("off", "-ctk q8_0")):
+        found = make_plan(replace(asked, flash_attn=flash_attn), measure=False)
+        assert len(found.setup.changes) == 2 and found.advice[0].command == command

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from specx.backends.errors import UsageError
 from specx.backends.gguf.file import Tensor, read_gguf
 from specx.backends.llama.devices import Device, devices_fingerprint
 from specx.backends.settings import Load
 from specx.backends.store import Store
+from specx.engine.report import staircase
 from specx.engine.report.staircase import probe_staircases
 from specx.engine.session import Session
 from specx.engine.settings import Asked, AskedModel
@@ -161,6 +163,16 @@ def test_every_screen_counts_the_same_bytes(smollm2):
     asked = Asked(smollm2, n_ctx=256, threads=1, kernels="stock", store=False)
     probed = probe_staircases(asked, [0], widths=(1,))
     assert probed.weight_bytes == step_bytes(read_gguf(smollm2))
+
+
+def test_steps_are_timed_at_the_depth_that_was_asked_for_or_not_at_all(path):
+    with pytest.raises(UsageError, match="after 300 need a context of 301, and it has 256") as caught:
+        probe_staircases(Asked(path, n_ctx=256), [0, 300], widths=(1,))
+    assert "-c 301" in caught.value.hint and "at most 255" in caught.value.hint
+    here = Here(Store(None))
+    assert staircase._with_room(Asked(path, n_ctx=512), 300, 32, here).load.n_ctx == 512
+    assert staircase._with_room(Asked(path), 200, 32, here).load.n_ctx == 256
+    assert staircase._with_room(Asked(path), 5000, 32, here).load.n_ctx == 5120
 
 
 def test_what_was_decided_is_what_runs(smollm2):

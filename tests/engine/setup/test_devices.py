@@ -123,6 +123,7 @@ def test_a_host_that_cannot_hold_the_model_is_judged_by_its_memory():
     costs, _ = machine.measure([device("CPU", "CPU", GIB // 2), device("GPU", "GPU", GIB)])
     assert all(sum(count for name, count in division if name == "CPU") < 11 for division in machine.loaded)
     assert costs[0].steps[1] == costs[0].steps[16] == pytest.approx(sum(LAYERS.read) / 1e10 * 1e3)
+    assert [cost.estimated for cost in costs] == [True, False]
 
 
 def test_noise_never_makes_a_device_free():
@@ -197,6 +198,8 @@ def test_without_a_gpu_nothing_is_loaded(decide):
     found = decide([CPU])
     assert found.load.n_gpu_layers == 0 and found.where == ("all on CPU", "there is no GPU")
     assert decide.machine.loaded == [] and found.told == []
+    for layers in (-1, 3):  # what is kept of it is found by the same keys
+        assert decide([CPU], n_gpu_layers=layers).load == found.load
 
 
 def test_what_a_person_says_counts(decide):
@@ -221,6 +224,22 @@ def test_it_is_measured_once_and_decided_each_time(decide):
     assert str(again.kernels) == "stock, as measured"  # those that the host was timed with
     assert again.told == [] and len(decide.machine.loaded) == loads
     assert decide([CPU, GPU], store=False).told
+
+
+@pytest.mark.parametrize("lacking", ["CPU", "GPU"])
+def test_a_device_that_had_no_room_is_timed_once_it_has(decide, lacking):
+    full = [replace(each, memory_free=1 << 20) if each.name == lacking else each for each in (CPU, GPU)]
+    assert decide(full).told and not decide(full).told
+    known = decide([CPU, GPU], timing=False)  # what is known has to do
+    assert bool(known.load.offload) == (lacking == "CPU")
+    decide.machine.watch = lambda: lambda: True
+    assert "busy" in decide([CPU, GPU]).told[0]
+    assert decide([CPU, GPU], timing=False).load == known.load
+    decide.machine.watch = unwatched
+    freed = decide([CPU, GPU])
+    assert len(freed.told) == 1 and freed.load.offload == (("GPU", 11),)
+    assert freed.told[0].endswith(": one token takes 44.0 ms on CPU, 5.1 ms on GPU")
+    assert not decide([CPU, GPU]).told and not decide(full).told  # what was timed stays known
 
 
 def test_nothing_is_timed_where_that_is_not_allowed(decide):

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from specx.backends.errors import DoesNotFitError
 from specx.backends.gguf.file import GGUFInfo
 from specx.backends.gguf.header import Tensor
 from specx.backends.llama.kernels import STOCK
-from specx.backends.llama.memory import MemoryNeed, predict_memory
+from specx.backends.llama.memory import NOTHING, MemoryNeed, predict_memory
 from specx.backends.machine.machine import Memory
 from specx.backends.store import Store
 from specx.engine.settings import Asked
@@ -78,14 +78,14 @@ ASKED = Asked(INFO.path, kernels="stock")
 WANTED = wanted_load(INFO, ASKED)
 
 
-def need(draft: GGUFInfo | None = None, gpus: int = 0, **options) -> MemoryNeed:
+def need(draft: GGUFInfo | None = None, gpus: int = 0, repacked=NOTHING, **options) -> MemoryNeed:
     load = replace(WANTED, **options)
     both = None if draft is None else (draft, draft_load(ASKED, draft.path, load))
-    return predict_memory(INFO, load, kernels=STOCK, draft=both, gpus=gpus)
+    return predict_memory(INFO, load, kernels=STOCK, draft=both, gpus=gpus, repacked=repacked)
 
 
-def fitted(asked, there: Room, draft: GGUFInfo | None = None):
-    return fit(INFO, asked, wanted_load(INFO, asked), there, draft=draft)
+def fitted(asked, there: Room, draft: GGUFInfo | None = None, repacked=NOTHING):
+    return fit(INFO, asked, wanted_load(INFO, asked), there, draft=draft, repacked=repacked)
 
 
 def room(nbytes: float, *, bearable: int | None = None, ceiling: int = UNLIMITED, gpus=()) -> Room:
@@ -149,14 +149,30 @@ def test_the_hint_is_what_would_fit():
         fitted(replace(asked, n_ctx=10**8), room(just(need(n_ctx=10**6))))
     assert caught.value.hint.endswith(f"-c {INFO.context_length}")
     assert fitted(replace(asked, n_ctx=8192), enough).changes == ()
-    # The cache alone is 62.5 KiB a token; half of that where even the least context is too much.
-    little = room(just(need(n_ctx=512, type_k="q8_0", type_v="q8_0")))
-    with pytest.raises(DoesNotFitError) as caught:
-        fitted(asked, replace(little, bearable=100 * MIB))
-    assert caught.value.hint.endswith("-c 512 -ctk q8_0 -ctv q8_0")
     with pytest.raises(DoesNotFitError) as caught:
         fitted(asked, room(10 * MIB))
     assert "a smaller quantization" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("heads", "flash_attn", "smaller", "flags"),
+    [
+        ((128, 128), None, {"type_k": "q8_0", "type_v": "q8_0"}, "-ctk q8_0 -ctv q8_0"),
+        ((128, 128), "off", {"type_k": "q8_0"}, "-ctk q8_0"),
+        ((128, 100), None, {"type_k": "q8_0"}, "-ctk q8_0"),
+        ((100, 128), None, {"type_v": "q8_0"}, "-ctv q8_0"),
+        ((100, 100), None, {"type_k": "q8_0", "type_v": "q8_0"}, ""),
+    ],
+)
+def test_a_smaller_cache_is_proposed_if_it_is_one_that_is_taken(heads, flash_attn, smaller, flags):
+    """Where even the least context is too much."""
+    info = replace(INFO, key_length=heads[0], value_length=heads[1])
+    asked = replace(ASKED, n_ctx=30000, flash_attn=flash_attn)
+    wanted = wanted_load(info, asked)
+    little = just(predict_memory(info, replace(wanted, n_ctx=512, **smaller), kernels=STOCK))
+    with pytest.raises(DoesNotFitError) as caught:
+        fit(info, asked, wanted, room(little, bearable=100 * MIB))
+    assert caught.value.hint.endswith(f"-c 512 {flags}" if flags else "or close other programs")
 
 
 def test_between_available_and_all_there_is_a_person_is_warned():
@@ -181,6 +197,9 @@ def test_what_only_just_fits_may_be_slow():
     assert found.load.n_ctx == 4096
     (told,) = found.changes
     assert "it may be slow unless" in told
+    assert told.startswith("model.gguf needs 4.2 GiB, and 95% of the 4.2 GiB available may be taken: ")
+    (told,) = fitted(ASKED, room(working / 0.97)).changes
+    assert "with 4096, 4.2 GiB would be needed, and 95% of the 4.4 GiB available may be taken (-c" in told
 
 
 def test_what_is_larger_than_the_machine_is_refused():
@@ -228,18 +247,24 @@ def test_swap_helps_unless_a_control_group_has_a_limit():
     n_ctx=st.sampled_from([None, 0, 512, 4096, 20000]),
     gpu=st.none() | st.integers(0, 6 * GIB),
     drafted=st.booleans(),
+    mlock=st.booleans(),
+    repacked=st.sampled_from([NOTHING, {"F16": 1.0}]),
 )
-def test_what_is_loaded_is_always_bearable(available, more, n_ctx, gpu, drafted):
+@example(
+    available=6 * GIB, more=6 * GIB, n_ctx=None, gpu=None, drafted=False, mlock=True, repacked={"F16": 1.0}
+)
+def test_what_is_loaded_is_always_bearable(available, more, n_ctx, gpu, drafted, mlock, repacked):
     there = room(available, ceiling=available + more, gpus=[] if gpu is None else [gpu])
-    asked = replace(ASKED, n_ctx=n_ctx)
+    asked = replace(ASKED, n_ctx=n_ctx, mlock=mlock)
     try:
-        found = fitted(asked, there, draft=DRAFT if drafted else None)
+        found = fitted(asked, there, draft=DRAFT if drafted else None, repacked=repacked)
     except DoesNotFitError as error:
         assert error.hint
-        assert not there.is_bearable(need(gpus=len(there.gpus), n_ctx=wanted_load(INFO, asked).n_ctx))
+        n_ctx = wanted_load(INFO, asked).n_ctx
+        assert not there.is_bearable(need(None, len(there.gpus), repacked, n_ctx=n_ctx, mlock=mlock))
         return
-    gpus = len(there.gpus)
-    assert found.need == need(found.draft, gpus, n_ctx=found.load.n_ctx, n_gpu_layers=found.load.n_gpu_layers)
+    taken = {"n_ctx": found.load.n_ctx, "n_gpu_layers": found.load.n_gpu_layers, "mlock": mlock}
+    assert found.need == need(found.draft, len(there.gpus), repacked, **taken)
     assert there.is_bearable(found.need)
     assert there.is_enough(found.need) or "be slow unless" in found.changes[-1]
     if found.load != wanted_load(INFO, asked) or (drafted and found.draft is None):
@@ -248,6 +273,17 @@ def test_what_is_loaded_is_always_bearable(available, more, n_ctx, gpu, drafted)
         assert LEAST_CONTEXT <= found.load.n_ctx <= 4096
     else:
         assert found.load.n_ctx == wanted_load(INFO, asked).n_ctx
+
+
+def test_what_is_locked_has_to_fit_as_a_whole():
+    """Weights that were rearranged lie in memory beside the pages of the file that they came from."""
+    locked = replace(ASKED, mlock=True)
+    both = need(repacked={"F16": 1.0}, mlock=True)
+    assert both.required > 1.9 * both.working
+    with pytest.raises(DoesNotFitError, match=r"what else of the file is locked 3\.9 GiB.*; 6\.0 GiB are"):
+        fitted(locked, room(6 * GIB), repacked={"F16": 1.0})
+    assert fitted(ASKED, room(6 * GIB), repacked={"F16": 1.0}).changes == ()
+    assert fitted(locked, room(both.required / SLACK + 2), repacked={"F16": 1.0}).changes == ()
 
 
 def test_on_this_machine_changes_are_told_and_the_rest_explained(monkeypatch):
