@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from specx.backends.errors import UsageError
+from specx.backends.errors import FileError, UsageError
 from specx.engine.batch.answered import Answered
 from specx.engine.batch.journal import Entry, renew, renew_errors
 from specx.engine.batch.lines import Form, error_record
@@ -125,10 +125,7 @@ def open_output(records: Sink, path: Path, form: Form, made: Made, found: Finish
         return Output(form, records, begin=True)
     errors, beside = errors_path(path), made_path(path)
     if found is not None:
-        count = 0 if form.named else len(found.digests) + len(found.removed)
-        renew(beside, made.line(), count, found.removed)
-        if not form.named:
-            renew_errors(errors, found.failures)
+        _renew_beside(path, form, made, found)
     journal = Sink(beside, str(beside))
     if found is None:
         found = Finished()
@@ -149,3 +146,16 @@ def open_output(records: Sink, path: Path, form: Form, made: Made, found: Finish
         failed=found.failed,
         begin=records.size == 0,
     )
+
+
+def _renew_beside(path: Path, form: Form, made: Made, found: Finished) -> None:
+    """Bring the files beside an output to what it holds."""
+    count = 0 if form.named else len(found.digests) + len(found.removed)
+    try:
+        renew(made_path(path), made.line(), count, found.removed)
+        if not form.named:
+            renew_errors(errors_path(path), found.failures)
+    except OSError as problem:
+        raise FileError(
+            f"cannot write beside {path}: {problem.strerror}", "make room, or choose another place"
+        ) from problem
