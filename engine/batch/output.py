@@ -95,13 +95,14 @@ def check_beside(output: Path, source: int | None, *, ours: bool) -> None:
         UsageError: one is the input, or nothing says that it was written by a batch.
     """
     made, errors = made_path(output), errors_path(output)
-    there = [path for path in (made, errors) if os.path.lexists(path)]
-    for path in there:
+    for path in (made, errors):
         if source is not None and path.exists() and os.path.samestat(path.stat(), os.fstat(source)):
             raise UsageError(
                 f"{path}, which is written beside the output, is the input as well", "choose another output"
             )
-    if not ours and there and not is_ours(made):
+    begun = made.is_file() and not made.stat().st_size  # and ended before it was said how: nothing is lost
+    there = [path for path in (made, errors) if os.path.lexists(path) and not (begun and path == made)]
+    if there and not ours and not is_ours(made):
         raise UsageError(
             f"{there[0]} is there already, and was not written by a batch",
             "move it, choose another output, or overwrite it with --force",
