@@ -213,11 +213,12 @@ def _settings(asked: Asked, request: Request, how: Reading, form: Form, model: A
     del sampling["seed"]
     biases = {str(token): repr(bias) for token, bias in sampling.pop("logit_bias").items()}
     options, grammar = request.options, request.grammar
+    header = form.header().decode(errors="surrogateescape")
     return {
         "model": model.identity,
         "form of the input": how.format,
         "form of the output": type(form).__name__,
-        "header of the output": json.dumps(form.header().decode()) if form.header() else None,
+        "header of the output": json.dumps(header) if header else None,
         "template": None if how.template is None else how.template.text,
         "system message": how.system,
         "chat": how.chat,

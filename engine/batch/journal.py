@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import BinaryIO
 from zlib import crc32
 
-from specx.backends.errors import FileError
 from specx.engine.batch.lines import digest_of
 from specx.engine.batch.tally import Tally
 
@@ -171,19 +170,14 @@ def renew_errors(errors: Path, failures: Iterable[int]) -> None:
 def _replace(path: Path, first: bytes, lines: Iterable[bytes]) -> None:
     """Put a new file in the place of one: whatever ends this, one of both is there."""
     path = path.resolve()
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as new:
-            temporary = Path(new.name)
-            try:
-                new.write(first)
-                new.writelines(lines)
-                new.flush()
-                os.fsync(new.fileno())
-                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-    except OSError as problem:
-        raise FileError(
-            f"cannot write {path}: {problem.strerror}", "make room, or begin elsewhere"
-        ) from problem
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as new:
+        temporary = Path(new.name)
+        try:
+            new.write(first)
+            new.writelines(lines)
+            new.flush()
+            os.fsync(new.fileno())
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

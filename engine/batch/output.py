@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from specx.backends.errors import UsageError
+from specx.backends.errors import FileError, UsageError
 from specx.engine.batch.answered import Answered
 from specx.engine.batch.journal import Entry, renew, renew_errors
 from specx.engine.batch.lines import Form, error_record
@@ -95,13 +95,14 @@ def check_beside(output: Path, source: int | None, *, ours: bool) -> None:
         UsageError: one is the input, or nothing says that it was written by a batch.
     """
     made, errors = made_path(output), errors_path(output)
-    there = [path for path in (made, errors) if os.path.lexists(path)]
-    for path in there:
+    for path in (made, errors):
         if source is not None and path.exists() and os.path.samestat(path.stat(), os.fstat(source)):
             raise UsageError(
                 f"{path}, which is written beside the output, is the input as well", "choose another output"
             )
-    if not ours and there and not is_ours(made):
+    begun = made.is_file() and not made.stat().st_size  # and ended before it was said how: nothing is lost
+    there = [path for path in (made, errors) if os.path.lexists(path) and not (begun and path == made)]
+    if there and not ours and not is_ours(made):
         raise UsageError(
             f"{there[0]} is there already, and was not written by a batch",
             "move it, choose another output, or overwrite it with --force",
@@ -125,10 +126,7 @@ def open_output(records: Sink, path: Path, form: Form, made: Made, found: Finish
         return Output(form, records, begin=True)
     errors, beside = errors_path(path), made_path(path)
     if found is not None:
-        count = 0 if form.named else len(found.digests) + len(found.removed)
-        renew(beside, made.line(), count, found.removed)
-        if not form.named:
-            renew_errors(errors, found.failures)
+        _renew_beside(path, form, made, found)
     journal = Sink(beside, str(beside))
     if found is None:
         found = Finished()
@@ -149,3 +147,16 @@ def open_output(records: Sink, path: Path, form: Form, made: Made, found: Finish
         failed=found.failed,
         begin=records.size == 0,
     )
+
+
+def _renew_beside(path: Path, form: Form, made: Made, found: Finished) -> None:
+    """Bring the files beside an output to what it holds."""
+    count = 0 if form.named else len(found.digests) + len(found.removed)
+    try:
+        renew(made_path(path), made.line(), count, found.removed)
+        if not form.named:
+            renew_errors(errors_path(path), found.failures)
+    except OSError as problem:
+        raise FileError(
+            f"cannot write beside {path}: {problem.strerror}", "make room, or choose another place"
+        ) from problem

@@ -37,9 +37,9 @@ def errors_path(output: Path) -> Path:
 
 
 def is_ours(made: Path) -> bool:
-    """Whether a file says, by its first line, how an output is made; one without a byte is as good."""
+    """Whether a file says, by its first line, how an output is made."""
     try:
-        return not made.stat().st_size or "specx_batch" in _said(made)
+        return "specx_batch" in _said(made)
     except (OSError, ValueError, RecursionError):
         return False
 

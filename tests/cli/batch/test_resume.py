@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import re
 import signal
@@ -348,6 +350,26 @@ def test_texts_that_were_removed_from_the_end_are_asked_again(batch, tmp_path):
     assert done.code == 2 and "remove these as well" in done.err
     output.write_bytes(b"".join(lines[:2]))
     assert batch(*made_of, "--resume").code == 0 and output.read_bytes() == whole
+
+
+def test_files_beside_the_output_that_cannot_be_written(batch, table, tmp_path, monkeypatch):
+    output = tmp_path / "out.csv"
+    batch(*of_table(table, output))
+    rows, journal = rows_of(output), Path(f"{output}.batch").read_bytes()
+    output.write_bytes(b"".join(rows[:2] + rows[3:]))
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = batch(*of_table(table, output), "--resume", "--unordered")
+    assert done.code == 1 and "No space left" in done.err
+    assert Path(f"{output}.batch").read_bytes() == journal
+    assert sorted(each.name for each in tmp_path.glob("*out.csv*")) == [
+        "out.csv",
+        "out.csv.batch",
+        "out.csv.errors.jsonl",
+    ]
 
 
 def edited(rows):
