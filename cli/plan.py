@@ -87,6 +87,8 @@ def _show(found: PlanReport) -> None:
 
 def _memory(found: PlanReport) -> list[tuple[str, str]]:
     """Rows about memory: how much, and what for."""
+    from specx.engine.setup.fit import Room
+
     need = found.setup.need
     parts = (
         (need.weights, "weights"),
@@ -99,7 +101,9 @@ def _memory(found: PlanReport) -> list[tuple[str, str]]:
     gpu = f", and {gibibytes(need.gpu)} on GPUs" if need.gpu else ""
     of = ""
     if found.available is not None:
-        fits = "it fits" if need.working <= found.available else "it does not fit"
+        fits = "it does not fit" if need.working > found.available else "it may not fit"
+        if Room(found.available, None, None).is_enough(need):
+            fits = "it fits"
         of = f" of {gibibytes(found.available)} available: {fits}"
     return [("memory", f"{gibibytes(need.working)}{of}"), ("", f"{listed}{gpu}")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,6 +105,14 @@ def test_the_tables(specx, planned):
         "what would help most: another draft model would give 3.0x (1.2x of now): specx pull a/b",
     ):
         assert text in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("available", "fits"), [(NEED.working / 0.94, "it fits"), (NEED.working / 0.96, "it may not fit")]
+)
+def test_it_fits_if_nothing_is_told_of_memory(specx, planned, available, fits):
+    planned(report(available=int(available)))
+    assert f"available: {fits}\n" in re.sub(" +\n", "\n", specx("plan", specx.model).out)
 
 
 def test_placements_with_reasons(specx, planned):
