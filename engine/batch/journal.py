@@ -1,8 +1,9 @@
 """What stands beside an output whose records do not say themselves what they answer.
 
 `OUTPUT.batch` has, behind its first line, a line for each record: the digest of the item, the length of the
-record, its checksum, and whether it stands for an error. `OUTPUT.errors.jsonl` has the errors; nothing about
-the output follows from that one.
+record, its checksum, and whether it stands for an error. `OUTPUT.errors.jsonl` has the errors. A loss of
+power may cut off its end as that of any file: then what failed last is asked again. If it is gone, or was
+edited, nothing about the output follows.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from zlib import crc32
 from specx.engine.batch.lines import digest_of
 from specx.engine.batch.tally import Tally
 
-__all__ = ["Entry", "Found", "match", "renew", "renew_errors"]
+__all__ = ["Entry", "Found", "match", "renew", "renew_errors", "told"]
 
 PIECE = 1 << 16
 BIGGEST = 1 << 64
@@ -72,6 +73,7 @@ class Found:
         end: bytes of it up to the last record.
         digests: of the items that its records answer, in their order.
         failures: those of them that have an error in the place of an answer.
+        failed_at: for each of these its index in `digests`, where its record begins, and its line's number.
         removed: numbers of the lines, from 0, whose record is not there while a later one is.
         unchanged: what follows was not written by anybody else: it is torn, or was written last.
     """
@@ -79,6 +81,7 @@ class Found:
     end: int
     digests: array[int] = field(default_factory=lambda: array("Q"))
     failures: array[int] = field(default_factory=lambda: array("Q"))
+    failed_at: array[int] = field(default_factory=lambda: array("Q"))
     removed: array[int] = field(default_factory=lambda: array("Q"))
     unchanged: bool = True
 
@@ -107,10 +110,11 @@ def match(journal: Iterable[bytes], records: BinaryIO, begin: int) -> Found:
             continue
         found.removed.extend(missing)
         missing, longest = array("Q"), 0
-        found.end += entry.length
-        found.digests.append(entry.digest)
         if entry.failed:
             found.failures.append(entry.digest)
+            found.failed_at.extend((len(found.digests), found.end, number))
+        found.end += entry.length
+        found.digests.append(entry.digest)
     if missing or found.removed:  # otherwise the lines that are lacking were not written any more
         records.seek(found.end)
         found.unchanged = _is_torn(records, longest)
@@ -127,6 +131,32 @@ def _is_torn(records: BinaryIO, longest: int) -> bool:
     data = data.rstrip(b"\0")
     # A row ends within quotes if it is torn at the end of a line in a cell.
     return (len(data) < longest and (not data.endswith(b"\n") or data.count(b'"') % 2 == 1)) or not data
+
+
+def told(found: Found, errors: Path) -> Found:
+    """`found` as far as the file of errors tells what failed, where the end of that file is lacking.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not errors.exists():
+        return found
+    with errors.open("rb") as lines:
+        said = (digest_of(line) for line in lines if line.endswith(b"\n"))
+        known = Tally(int(each[0], 16) for each in said if each is not None)
+    last = len(found.failures)
+    for i, digest in enumerate(found.failures):
+        if known.get(digest):
+            if last < i:
+                return found  # a later one is told: it was edited
+            known.add(digest, -1)
+        else:
+            last = min(last, i)
+    if last == len(found.failures):
+        return found
+    count, end, line = found.failed_at[3 * last : 3 * last + 3]
+    removed = array("Q", (number for number in found.removed if number < line))
+    return Found(end, found.digests[:count], found.failures[:last], removed=removed)
 
 
 def renew(made: Path, first: bytes, count: int, removed: Collection[int]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from specx.backends.errors import FileError, UsageError
 from specx.engine.batch.items import Item
-from specx.engine.batch.journal import match
+from specx.engine.batch.journal import match, told
 from specx.engine.batch.lines import digest_of
 from specx.engine.batch.tally import Tally
 
@@ -189,6 +189,7 @@ def _of_journal(output: Path, header: bytes) -> Finished:
         found = match(journal, records, len(header))
     if not found.unchanged:
         raise changed
+    found = told(found, errors_path(output))
     return Finished(
         found.digests,
         failed=len(found.failures),
