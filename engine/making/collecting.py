@@ -27,12 +27,12 @@ from specx.drafters.train.states import Layout, StatesFile, StatesWriter
 from specx.engine.making.written import ANSWER, WrittenTexts, plain_texts, write_texts
 from specx.engine.session import Session
 from specx.engine.settings import Asked
+from specx.engine.setup.texts import UNTIMED
 
 __all__ = ["TrainTold", "Wanted", "Work", "begin", "clear", "collect", "texts_that_fit"]
 
 N_CTX = 768  # tokens of a text
 AT_ONCE = 64  # texts that are written together, at most
-UNTIMED = 16  # where nothing is known of steps
 HOST_MS = 0.1  # of each text in a step: its token is drawn
 LIBRARIES = 400 << 20  # bytes of llama.cpp's buffers, NumPy and Python
 WRITING, CAPTURING = 0.3, 0.5
@@ -228,7 +228,9 @@ def _check_files(folder: Path) -> None:
 
 def _own_files(folder: Path) -> list[Path]:
     """The files of a training. Raises FileError if there are others, which must not be removed."""
-    own = {TEXTS, STATES, CHECKPOINT, f"{CHECKPOINT}.before", SETTINGS, DONE}
+    from specx.drafters.train.checkpoint import before
+
+    own = {TEXTS, STATES, CHECKPOINT, before(Path(CHECKPOINT)).name, SETTINGS, DONE}
     try:
         found = list(folder.iterdir())
     except OSError as error:

@@ -27,7 +27,7 @@ from specx.engine.setup.here import Here
 from specx.engine.setup.kernels import choose_kernels
 from specx.engine.setup.threads import choose_threads
 
-__all__ = ["choose_texts"]
+__all__ = ["UNTIMED", "choose_texts"]
 
 UNTIMED = 16  # texts, while nothing is known of steps: most of the gain on every machine that was measured
 DEPTH = 288  # tokens of a text, of which the number is weighed; the steps of all machines were timed there
