@@ -19,6 +19,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -65,15 +66,16 @@ class Settling(NamedTuple):
     """How steps depend on the widths of those before.
 
     Attributes:
-        switch_ms: what a single token costs more after a wider step, on a GPU any step after another width.
+        excess_ms: what a single token costs more after a wider step, on a GPU the first step of a row, the
+            second, ...
         settles: as in `Facts`.
     """
 
-    switch_ms: float = SWITCH_MS
+    excess_ms: tuple[float, ...] = (SWITCH_MS,)
     settles: int = 1
 
 
-SETTLING = {"h200-1b": Settling(2.1, 3), "h200-8b": Settling(1.3, 3)}  # docs/gpu.md
+SETTLING = {"h200-1b": Settling((3.2, 6.2), 3), "h200-8b": Settling((1.8, 6.1), 3)}  # docs/gpu.md
 
 
 @dataclass
@@ -81,18 +83,18 @@ class World:
     """Step times, the same for every policy."""
 
     staircase: Staircase
-    switch_ms: float = SWITCH_MS
-    settles: int = 1
+    settling: Settling = field(default_factory=Settling)
     cache: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
     def time(self, n: int, length: int, before: Sequence[int]) -> float:
         """Milliseconds of a step of n tokens at `length` after steps of `before` tokens."""
         if length not in self.cache:
             self.cache[length] = self.staircase.costs(length)
-        needed = max(self.settles - 1, 1)
-        settled = len(before) >= needed and all(width == n for width in before[-needed:])
-        pays = not settled and (n == 1 or self.settles > 1)
-        return float(self.cache[length][n]) + (self.switch_ms if pays else 0.0)
+        excess_ms, settles = self.settling
+        latest = reversed(before[-len(excess_ms) :])
+        alike = sum(1 for _ in takewhile(lambda width: width == n, latest))
+        pays = alike < len(excess_ms) and (n == 1 or settles > 1)
+        return float(self.cache[length][n]) + (excess_ms[alike] if pays else 0.0)
 
 
 class FixedWidth:
@@ -140,14 +142,14 @@ def run(
     learn(free.table, trace, max(0, prompt - PROMPT_ROWS), prompt)
     trie.observe(output[:1])  # the prompt gives the first token
     leaves = 1 if chain else MAX_LEAVES
-    facts = Facts(n_ctx=1 << 20, max_width=MAX_WIDTH, max_leaves=leaves, settles=world.settles)
+    facts = Facts(n_ctx=1 << 20, max_width=MAX_WIDTH, max_leaves=leaves, settles=world.settling.settles)
     cache = SimpleNamespace(length=0, room=facts.n_ctx, again=(), max_leaves=facts.max_leaves)
     drafting = Guessing(trie)
     job = SimpleNamespace(cache=cache, drafting=drafting, budget=Budget(), outlook=Outlook())
     jobs = (cast(Planned, job),)
     if plan is not None:
-        plan.begin(world.settles)
-    at, before, total = 1, [0 if world.settles > 1 else 1], 0.0  # a GPU read the prompt before
+        plan.begin(world.settling.settles)
+    at, before, total = 1, [0 if world.settling.settles > 1 else 1], 0.0  # a GPU read the prompt before
     while at < len(output):
         cache.length = length = prompt + at
         if plan is None:
@@ -198,7 +200,7 @@ def simulate(
     """Outcomes by category."""
     vocab_size = 1 + max(int(max(t.ids.max(), t.prompt.max(), t.output.max())) for t in traces)
     setup = Setup(("suffix", "recycle"), warm, prompt_rows=True, corpus=corpus)
-    world = World(staircase(data), *(settling or Settling()))
+    world = World(staircase(data), settling or Settling())
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
     free: list[Free] = []
     plan = Plan(staircase(data))
@@ -215,7 +217,8 @@ def simulate(
             ]
         out = Outcome()
         for at in range(1, len(trace.output)):
-            out.plain += world.time(1, len(trace.prompt) + at, (1, 1)) + HOST_MS / 3
+            steps = [1] * (at if world.settling.settles == 1 else at - 1)
+            out.plain += world.time(1, len(trace.prompt) + at, steps) + HOST_MS / 3
         plan = plan if warm else Plan(staircase(data))
         out.plan = run(free[0], trace, world, chain, plan, out)
         out.oracle = run(free[1], trace, world, chain, None, out)

@@ -109,29 +109,37 @@ class Plan:
         return best
 
     def _choose_kept(self, job: Planned, facts: Facts, keeping: Keeping) -> Decision:
-        """The same where steps keep their width, but for those that draft models are asked for."""
+        """The same where steps keep their width, but for those that draft models and heads are asked for."""
         terms, change_ms = self._terms_alone([job], facts), self._switching.change_ms
         in_row = self.staircase.costs(job.cache.length)[: len(terms.costs)]
         plain_ms, one_leaf = float(in_row[1]), terms.rooms[0].leaves == 1
-        job.budget.grant(2 * change_ms / plain_ms)
+        if self._switching.known:
+            job.budget.grant(2 * change_ms / plain_ms)
         most_ms = plain_ms * (1 + job.budget.steps)
         dearer = max(most_ms / float(terms.costs[1:].min()) - 1, 0.0)  # in steps that are no plain ones
         step = StepCosts(terms.costs, self._host_ms, self._leaf_ms, dearer, one_leaf)
         terms = replace(terms, plain_ms=plain_ms, step=step)
-        if job.budget.steps <= 0 or terms.rooms[0].limit <= 0:
-            draft = EMPTY_DRAFT
-        else:
-            draft = job.drafting.propose(terms.rooms[0])
+        may = job.budget.steps > 0 and terms.rooms[0].limit > 0 and self._switching.known
+        draft = job.drafting.propose(terms.rooms[0]) if may else EMPTY_DRAFT
         gains = [1.0, *(1.0 + np.cumsum(draft.probs, dtype=np.float64)).tolist()]
         possible = np.where(np.isfinite(terms.costs), in_row + self._host_ms, np.inf)
         width = keeping.choose(possible, gains, change_ms)
-        if width > 1 and float(in_row[width]) + self._switching.left_ms(width) > most_ms:
+        left_ms = self._switching.left_ms(width)
+        if width > 1 and float(in_row[width]) + left_ms > most_ms:
             width = 1
+        elif keeping.saved_ms(width) * job.outlook.remaining < left_ms:
+            width = keeping.width
         only = np.full(len(terms.costs), np.inf)
         only[width] = terms.costs[width]
         step = StepCosts(only, self._host_ms, self._leaf_ms, np.inf, one_leaf)
         best = self._best(replace(terms, costs=only, step=step), [draft])
-        return self.asking.ask(terms, [draft], 0, best) if _affording(terms) else best
+        if not may or not _affording(terms):
+            return best
+        # What is asked for is charged with the change to its width and back: no row of it is foreseen.
+        left = [self._switching.left_ms(n) for n in range(len(terms.costs))]
+        costs = np.where(np.isfinite(terms.costs), in_row + left, np.inf)
+        step = StepCosts(costs, self._host_ms, self._leaf_ms, dearer, one_leaf)
+        return self.asking.ask(replace(terms, costs=costs, step=step), [draft], 0, best)
 
     def observe(
         self,
@@ -199,11 +207,13 @@ class Plan:
         """(max_width + 1,) milliseconds of the next step of a text alone, by its rows."""
         switching = self._switching
         if facts.settles == 1:
-            return self.staircase.costs(length, switching.width, switching.excess_ms)
-        in_row = self.staircase.costs(length)
-        costs, kept = in_row + switching.excess_ms, switching.width
-        if switching.settled(kept) and kept < len(costs):  # several texts had more rows together
-            costs[kept] = in_row[kept]
+            return self.staircase.costs(length, switching.width, switching.change_ms)
+        costs, kept = self.staircase.costs(length), switching.width
+        if kept >= len(costs):  # several texts had more rows together
+            return costs + switching.excess_ms(1)
+        kept_ms = float(costs[kept]) + switching.excess_ms(kept)
+        costs = costs + switching.excess_ms(1 if kept > 1 else 2)
+        costs[kept] = kept_ms
         return costs
 
     def _terms_together(self, jobs: Sequence[Planned], facts: Facts) -> Terms:

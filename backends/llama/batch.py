@@ -25,12 +25,15 @@ class TreeShape:
         parents: (n,) int32, as in `Tree`.
         main: the sequence that holds the committed tokens.
         own: all sequences of the text; each leaf takes one.
+        every: a chain has all of them, too.
 
     Raises:
         ValueError: it is not a tree, or has more leaves than there are sequences.
     """
 
-    def __init__(self, parents: NDArray[np.int32], main: int, own: Sequence[int]) -> None:
+    def __init__(
+        self, parents: NDArray[np.int32], main: int, own: Sequence[int], *, every: bool = False
+    ) -> None:
         self.parents: list[int] = parents.tolist()
         n = len(self.parents)
         if self.parents[0] != -1:
@@ -51,7 +54,7 @@ class TreeShape:
         self.main = main
         self.sequences: tuple[int, ...] = ()
         self.members: list[list[int]] = []
-        if len(leaves) > 1:
+        if len(leaves) > 1 or every:
             self.sequences = tuple(seq for seq in own if seq != main)
             self.members = self._assign(leaves)
 

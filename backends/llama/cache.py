@@ -182,7 +182,8 @@ class LlamaCache(Cache):
         """
         if len(self._again) + len(tree) > room:
             self._settle()
-        shape = TreeShape(tree.parents, self.main, self._own)
+        # A GPU is as long over building a graph anew as over a step, where trees and chains take turns.
+        shape = TreeShape(tree.parents, self.main, self._own, every=self._model.facts.settles > 1)
         for seq in shape.sequences:
             if self._held[seq] < self._cells:
                 self._lib.llama_memory_seq_cp(

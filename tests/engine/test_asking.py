@@ -482,3 +482,33 @@ def test_two_offers_of_a_source_are_one_expectation_of_what_it_gains():
         promises.append(plan.asking._promises["model"])
     one, two = promises
     assert one.ms > 0 and (two.ms, two.tokens) == pytest.approx((one.ms, one.tokens))
+
+
+@pytest.mark.parametrize(("change_ms", "asks"), [(1.0, True), (30.0, False)])
+def test_where_widths_settle_what_is_asked_for_pays_the_change_and_the_way_back(change_ms, asks):
+    clock = SimulatedClock()
+    plan, text = plan_of(clock), Writing(budget=100.0)
+    facts = text.cache.model.facts = replace(text.cache.model.facts, settles=3)
+    plan.begin(facts.settles)
+    text.drafting = Drafting()
+    for extra_ms in (change_ms / 2, change_ms / 2, 0.0, 0.0):
+        decision = plan.choose([text], facts)
+        plan.observe(decision, [text], [3], [0], 10.0 + extra_ms, 0.0)
+    text.drafting = Source(clock, [0.9] * 3, token_ms=1.0)  # 3.4 tokens in 15 ms; there and back in 30
+    assert (part_of(plan.choose([text], facts)).asked is not None) == asks
+
+
+def test_where_widths_settle_a_row_of_the_same_width_costs_what_is_asked_for_nothing_more():
+    clock = SimulatedClock()
+    plan, text = plan_of(clock), Writing(budget=100.0)
+    facts = text.cache.model.facts = replace(text.cache.model.facts, settles=3)
+    plan.begin(facts.settles)
+    text.drafting = Source(clock, [], free=chain([0.9, 0.8, 0.7]))
+    for step in range(40):
+        decision = plan.choose([text], facts)
+        extra_ms = 15.0 if step < 2 or (step in (2, 3) and len(part_of(decision).draft)) else 0.0
+        plan.observe(decision, [text], [3], [2], 12.0 + extra_ms, 0.0)
+    assert len(part_of(decision).draft) == 3
+    text.drafting = Source(clock, [0.9] * 3, token_ms=1.0)
+    part = part_of(plan.choose([text], facts))
+    assert part.asked is not None and len(part.draft) == 3

@@ -4,6 +4,7 @@ has without the other branches."""
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,9 +72,12 @@ def random_tree(rng, text, leaves, most):
     return tokens, np.array(parents, np.int32), way
 
 
-@pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_every_row_has_the_bits_of_plain_decoding(load, kind):
-    cache, text, rng = load(type_k=kind, type_v=kind).open(), random_text(), np.random.default_rng(5)
+@pytest.mark.parametrize(("kind", "settles"), [("f16", 1), ("q8_0", 1), ("f16", 3)])
+def test_every_row_has_the_bits_of_plain_decoding(load, kind, settles):
+    """On a GPU a chain has as many sequences as a tree, so that llama.cpp builds no graph anew."""
+    model, text, rng = load(type_k=kind, type_v=kind), random_text(), np.random.default_rng(5)
+    model.facts = replace(model.facts, settles=settles)
+    cache, batch = model.open(), model._batch
     assert cache.max_leaves > 1
     expected = plain_logits(cache, text)
     repeated = 0
@@ -86,6 +90,11 @@ def test_every_row_has_the_bits_of_plain_decoding(load, kind):
             repeated += again
             logits = cache.forward(tokens, parents).logits
             assert logits.shape[0] == len(tokens)
+            used = {
+                seq for row in range(again + len(tokens)) for seq in batch.members[row, : batch.counts[row]]
+            }
+            branched = len(parents) - len(set(parents.tolist())) > 0
+            assert len(used) == (cache.max_leaves if branched or settles > 1 else 1)
             np.testing.assert_array_equal(logits[way], expected[at : at + len(way)])
             cache.keep(way)
             at += len(way)
