@@ -56,7 +56,7 @@ def _compare(wanted: Load, kernels: Kernels, layers: Sequence[int], *, repack: b
         placed = replace(wanted, offload=offload, n_gpu_layers=count)
         return LlamaModel(placed, kernels=kernels, repack=repack)
 
-    costs, disturbed = measure_devices(target, devices, load, host_rate=lambda: 1e10)
+    costs, disturbed = measure_devices(target, devices, load, host_rate=lambda: 1e15)
     host, other = costs
     print(f"{other.name}: {other.handing_over_ms:.3f} ms to hand over a row, {other.transfer / 1e9:.2f} GB/s")
     print("layers there  " + "".join(f"{f'{n} predicted':>14}{'measured':>10}{'off':>7}" for n in WIDTHS))

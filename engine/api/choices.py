@@ -16,6 +16,7 @@ from specx.engine.session import Chunk, Generation
 
 __all__ = ["ChatChoice", "Choice", "CompletionChoice", "cancelled"]
 
+LIMITS = ("length", "context")
 REASONS = {"stop": "stop", "length": "length", "context": "length"}
 
 
@@ -176,7 +177,7 @@ class ChatChoice(Choice):
         self._begun = True
         parts = self._parser.feed(text)
         if last:
-            parts += self._parser.finish()
+            parts += self._parser.finish(full=self.generation.result.finish_reason in LIMITS)
         for part in parts:
             deltas += self._part(part)
         return [{"delta": delta} for delta in deltas]

@@ -66,7 +66,7 @@ class HarmonyParser(StagedParser):
         if ends or self._ended:
             at = min(ends, default=len(self._held))
             text, self._held = self._held[:at], self._held[at:].removeprefix("<|end|>")
-            self._finish_message(text)
+            self._finish_message(text, cut=self._full and not ends)
             self._stage, self._name = self._in_header, ""
             return bool(self._held)
         if not self._name:
@@ -75,14 +75,15 @@ class HarmonyParser(StagedParser):
             self._say(self._kind, text)
         return False
 
-    def _finish_message(self, text: str) -> None:
+    def _finish_message(self, text: str, *, cut: bool) -> None:
         if not self._name:
             self._say(self._kind, text)
             return
         try:
             self._parts.append(Part("call", call=read_arguments(self._name, text)))
         except (ValueError, RecursionError, WrongError):
-            self._say("content", self._header + text)
+            self.cut = cut
+            self._say("content", "" if cut else self._header + text)
 
     def _say(self, kind: _Kind, text: str) -> None:
         if not text:

@@ -47,8 +47,8 @@ class Parser(Protocol):
     def feed(self, text: str) -> list[Part]:
         """The parts that `text` completes."""
 
-    def finish(self) -> list[Part]:
-        """What is left at the end."""
+    def finish(self, *, full: bool = False) -> list[Part]:
+        """What is left at the end, which is that of a limit if the answer is `full`."""
 
 
 class StagedParser:
@@ -65,7 +65,7 @@ class StagedParser:
 
     def __init__(self) -> None:
         self._held = ""
-        self._ended = False
+        self._ended = self._full = False
         self._parts: list[Part] = []
         self._stage: Callable[[], bool]
 
@@ -77,9 +77,9 @@ class StagedParser:
         parts, self._parts = self._parts, []
         return parts
 
-    def finish(self) -> list[Part]:
-        """What is left at the end."""
-        self._ended = True
+    def finish(self, *, full: bool = False) -> list[Part]:
+        """What is left at the end, which is that of a limit if the answer is `full`."""
+        self._ended, self._full = True, full
         return self.feed("")
 
 
@@ -126,6 +126,7 @@ class AnswerParser(StagedParser):
     """Takes an answer in arbitrary pieces; what comes out does not depend on how it was cut.
 
     Nothing is lost: reasoning that does not end stays reasoning, and what only looks like a call is content.
+    Only a call that a limit cuts off before it can be told is left out, as its tags are no content.
     White space between reasoning, content and calls is left out. Text that may turn out to be a tag, or the
     white space before one, is held back.
 
@@ -208,7 +209,7 @@ class AnswerParser(StagedParser):
             if closing:
                 self._searched = max(self._searched, len(self._held) - len(closing) + 1)
             return False
-        return self._leave(self._calls.read(self._held), len(self._held))
+        return self._leave_cut(self._calls.read(self._held))
 
     def _passes(self, stream: BlockStream) -> bool:
         """Tell what there is of a block; returns whether it has to be read as a whole instead."""
@@ -230,10 +231,15 @@ class AnswerParser(StagedParser):
         assert self._calls is not None
         if not self._ended and self._calls.begins(self._held.lstrip()):
             return False
-        calls = self._calls.read(self._held) if self._ended else None
-        if calls is None:
+        if not self._ended:
             self._begun, self._stage = True, self._content
             return True
+        return self._leave_cut(self._calls.read(self._held))
+
+    def _leave_cut(self, calls: list[Call] | None) -> bool:
+        """The answer has ended within a block, which may be right as it is."""
+        if calls is None and self._full:
+            self.cut, calls, self._opened = True, [], ""
         return self._leave(calls, len(self._held))
 
     def _leave(self, calls: list[Call] | None, end: int) -> bool:

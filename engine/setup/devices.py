@@ -3,6 +3,9 @@
 The host is timed with everything on it, on the kernels that suit it; every other device with as many layers
 as fit, the rest being on the host. Time is linear in the layers, so what is measured of a mixture tells what
 the device alone would take. What handing over rows takes is timed apart, by copying one row and many.
+
+Where a device holds the whole model it is timed first: the host, whose kernels would have to be compared, is
+not timed if it could not be as fast even if it only had to read its memory.
 """
 
 from __future__ import annotations
@@ -15,14 +18,16 @@ from typing import Any
 
 from specx.backends.base import Model
 from specx.backends.llama.devices import TRANSFER_BYTES, Device, Transfer, measure_transfer
+from specx.engine.cost.rate import chain_rate
 from specx.engine.cost.staircase import Staircase
 from specx.engine.cost.timing import Clock, Watch, powers, unwatched, watch_others
 from specx.engine.setup.layers import Division, Layers
 
-__all__ = ["DeviceCost", "measurable", "measure_devices", "unmixed"]
+__all__ = ["DeviceCost", "measurable", "measure_devices", "outdoes", "unmixed"]
 
 WIDTHS = powers(32)  # tokens of a step that placements are compared by
 REMOTE = "RPC"  # how llama.cpp's names of devices behind its RPC server begin
+SURE = 1.25  # times the rate that the host could have at most: what it reads memory at is off by some percent
 LEAST_SHARE = 0.01  # of a mixture's time: what is left for a device is never less, whatever the noise says
 
 
@@ -38,7 +43,8 @@ class DeviceCost:
         handing_over_ms: to start it and hand it the first row, once a step.
         transfer: bytes per second that it is handed.
         unified: its memory is the host's.
-        estimated: nothing was timed, for want of memory.
+        estimated: nothing was timed, for want of memory, or as another device is faster anyway: it takes as
+            long as reading memory does, at least.
     """
 
     name: str
@@ -102,6 +108,12 @@ def measurable(target: Layers, devices: Sequence[Device]) -> set[str]:
     return names
 
 
+def outdoes(steps: Mapping[int, float], bound: Mapping[int, float]) -> bool:
+    """Whether a device with these steps is surely faster than one that takes at least `bound`, both in
+    milliseconds by width."""
+    return chain_rate(steps).rate >= SURE * chain_rate(bound).rate
+
+
 def measure_devices(
     target: Layers,
     devices: Sequence[Device],
@@ -118,8 +130,9 @@ def measure_devices(
         target: its layers.
         devices: the host first.
         load: loads it with its layers divided so.
-        host_rate: bytes per second at which the host reads memory. Where it cannot hold the whole model its
-            steps are taken to last as long as reading it does, whatever their width.
+        host_rate: bytes per second at which the host reads memory. Where it cannot hold the whole model, or
+            would be slower than another device even then, its steps are taken to last as long as reading it
+            does, whatever their width.
         transfer: copies so many bytes to a device.
         clock: seconds.
         watch: how other work is watched for. A remote device may be a process on this machine, whose work is
@@ -130,19 +143,27 @@ def measure_devices(
     """
     host, *others = devices
     total, read, timed = len(target), sum(target.read), measurable(target, devices)
-    if host.name in timed:
-        steps, disturbed = _time_steps(load(((host.name, total),)), clock, watch)
-    else:
-        busy = watch()
-        steps = dict.fromkeys(WIDTHS, read / host_rate() * 1e3)
-        disturbed = busy()
-    costs = [DeviceCost(host.name, _free(host), steps, read, estimated=host.name not in timed)]
-    for device in (each for each in others if each.name in timed):
+    others = [device for device in others if device.name in timed]
+    whole = next((device for device in others if target.most_that_fit(_free(device)) == total), None)
+
+    def time_on(device: Device) -> tuple[dict[int, float], bool]:
+        """Steps with as many layers there as fit, and whether they were disturbed."""
         count = target.most_that_fit(_free(device))
         division = tuple((name, n) for name, n in ((host.name, total - count), (device.name, count)) if n)
-        watched = unwatched if device.name.startswith(REMOTE) else watch
-        mixed, noisy = _time_steps(load(division), clock, watched)
-        share = sum(target.read[total - count :]) / read
+        return _time_steps(load(division), clock, unwatched if device.name.startswith(REMOTE) else watch)
+
+    mixed = {} if whole is None else {whole.name: time_on(whole)}
+    busy = watch()
+    steps, disturbed = dict.fromkeys(WIDTHS, read / host_rate() * 1e3), False
+    estimated = host.name not in timed or (whole is not None and outdoes(mixed[whole.name][0], steps))
+    if estimated:
+        disturbed = busy()
+    else:
+        steps, disturbed = _time_steps(load(((host.name, total),)), clock, watch)
+    costs = [DeviceCost(host.name, _free(host), steps, read, estimated=estimated)]
+    for device in others:
+        taken, noisy = mixed[device.name] if device.name in mixed else time_on(device)
+        share = sum(target.read[total - target.most_that_fit(_free(device)) :]) / read
         row, many = transfer(device.name, target.row_bytes), transfer(device.name, TRANSFER_BYTES)
         alone = DeviceCost(
             device.name,
@@ -153,7 +174,7 @@ def measure_devices(
             transfer=many.bytes_per_s or math.inf,
             unified=device.unified,
         )
-        costs.append(replace(alone, steps=unmixed(mixed, steps, share, alone, target.row_bytes)))
+        costs.append(replace(alone, steps=unmixed(taken, steps, share, alone, target.row_bytes)))
         disturbed |= noisy
     return costs, disturbed
 

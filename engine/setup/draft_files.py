@@ -33,6 +33,7 @@ from specx.engine.setup.wanted import draft_load
 __all__ = ["DraftFiles", "NamedDraft", "named_draft"]
 
 SPARE = 1.1  # more memory than is predicted must be free
+SETTLES = "on a GPU heads cost every step more than they save (docs/gpu.md); one that is named is used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,15 @@ class DraftFiles:
     def search(self) -> Iterator[Candidate | Unfit | None]:
         """The target's own layers, every model of this machine, and those beside the target."""
         if self._setup.load.mtp and (own := own_candidate(self._setup.info)) is not None:
-            yield own
-        yield from self._finder.search()
+            yield self._fit(own)
+        for found in self._finder.search():
+            yield self._fit(found) if isinstance(found, Candidate) else found
+
+    def _fit(self, candidate: Candidate) -> Candidate | Unfit:
+        """A candidate, unless it is known not to pay here."""
+        if candidate.is_head and self._target.facts.settles > 1:
+            return Unfit(candidate.path, candidate.name, SETTLES)
+        return candidate
 
     def obstacle(self, candidate: Candidate) -> str | None:
         """Why it cannot be loaded (one clause): it would take more memory than is free, or ended specx."""

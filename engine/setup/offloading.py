@@ -17,7 +17,7 @@ from specx.backends.store import Store
 from specx.engine.cost.rate import ACCEPTANCE
 from specx.engine.settings import Asked
 from specx.engine.setup.choice import ASKED, MEASURED, Choice
-from specx.engine.setup.devices import DeviceCost, measurable, measure_devices
+from specx.engine.setup.devices import DeviceCost, measurable, measure_devices, outdoes
 from specx.engine.setup.explain import Explain
 from specx.engine.setup.fit import GPU_MARGIN
 from specx.engine.setup.here import Here
@@ -58,8 +58,13 @@ class MeasuredDevices:
 
     def covers(self, target: Layers, devices: Sequence[Device]) -> bool:
         """Whether each of `devices` was timed that has room to be: once there was less, and now there may be
-        more."""
-        return measurable(target, devices) <= {cost.name for cost in self.costs if not cost.estimated}
+        more. The host may do without where another one is faster anyway that has room for the whole model."""
+        host, *others = self.costs
+        timed = {cost.name for cost in self.costs if not cost.estimated}
+        whole = (cost for cost in others if target.most_that_fit(cost.memory_free) == len(target))
+        if any(cost.name in timed and outdoes(cost.steps, host.steps) for cost in whole):
+            timed.add(host.name)
+        return measurable(target, devices) <= timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +192,8 @@ def _measure(
 
     def divided(division: Division) -> Model:
         nonlocal kernels  # compared on the host, where they compute, and then the same everywhere
+        if all(name != devices[0].name for name, _ in division):
+            return open_on(_divided(base, division, devices[0].name), IDLE.value).model
         chosen = open_on(_divided(base, division, devices[0].name), kernels.value)
         if kernels.value != chosen.kernels.value:
             kernels = chosen.kernels
@@ -198,7 +205,10 @@ def _measure(
     start = here.clock()
     costs, disturbed = measure_devices(target, devices, divided, host_rate=host_rate, clock=here.clock)
     read = sum(target.read)
-    times = ", ".join(f"{cost.reading_ms(1, read):.1f} ms on {cost.name}" for cost in costs)
+    least = {True: "at least ", False: ""}
+    times = ", ".join(
+        f"{least[cost.estimated]}{cost.reading_ms(1, read):.1f} ms on {cost.name}" for cost in costs
+    )
     took = f"timed this model's layers in {here.clock() - start:.1f} s: one token takes {times}"
     if disturbed:
         why = f"{took}; the machine was busy: this will be measured again next time"

@@ -391,3 +391,28 @@ def test_an_answer_that_ends_within_a_call_is_known_to():
         parser.feed(HERMES_CALL[:end])
         parser.finish()
         assert parser.cut is cut
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_call_that_a_limit_cuts_off_leaves_no_tags_in_the_content(name):
+    text, cuts, found = WRITTEN[name], 0, 0
+    before = "" if text.startswith("{") else "So: "
+    for reader in (*readers_of(text), *readers_of(text, held=True)):
+        if len(taken_apart(text, reader)[2]) != 2:
+            continue
+        found += 1
+        for end in range(max(map(len, reader.opens)), len(text)):
+            parser = AnswerParser(calls=reader)
+            parts = [*parser.feed(before + text[:end]), *parser.finish(full=True)]
+            content = "".join(part.text for part in parts if part.kind == "content")
+            assert not any(opening in content for opening in reader.opens), text[:end]
+            cuts += parser.cut
+    assert found and cuts
+
+
+def test_a_message_to_a_function_that_a_limit_cuts_off_is_no_content():
+    for full in (False, True):
+        parser = HarmonyParser(calls=True)
+        parts = [*parser.feed(HARMONY_CALL[:-1]), *parser.finish(full=full)]
+        assert "".join(part.text for part in parts) == ("" if full else HARMONY_CALL[:-1])
+        assert parser.cut is full

@@ -74,9 +74,9 @@ def test_a_real_process_that_does_nothing_but_run_disturbs():
     try:
         loop.stdout.readline()
         limit = time.monotonic() + 60
-        while not busy() and time.monotonic() < limit:
+        while not (disturbed := busy()) and time.monotonic() < limit:
             time.sleep(0.05)
-        assert busy(), others.so_far()
+        assert disturbed, others.so_far()
     finally:
         loop.kill()
         loop.communicate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +48,7 @@ class Machine:
         self.clock = SimulatedClock()
         self.loaded = []
         self.watch = unwatched
+        self.host_rate = 1e13  # bytes per second
 
     def load(self, division):
         self.loaded.append(division)
@@ -73,7 +75,7 @@ class Machine:
             layers,
             devices,
             self.load,
-            host_rate=lambda: 1e10,
+            host_rate=lambda: self.host_rate,
             transfer=self.transfer,
             clock=self.clock,
             watch=watch,
@@ -84,7 +86,7 @@ def test_a_device_that_holds_everything():
     machine = Machine({"CPU": HOST, "GPU": FAST})
     (host, gpu), disturbed = machine.measure([CPU, device("GPU", "GPU", 4 * GIB)])
     assert not disturbed
-    assert machine.loaded == [(("CPU", 11),), (("GPU", 11),)]
+    assert machine.loaded == [(("GPU", 11),), (("CPU", 11),)] and not host.estimated
     assert {n: host.steps[n] for n in (1, 8)} == pytest.approx({n: HOST[n] for n in (1, 8)})
     assert {n: gpu.steps[n] for n in (1, 8)} == pytest.approx({n: FAST[n] for n in (1, 8)}, rel=0.02)
     assert gpu.handing_ms(4, ROW_BYTES) == pytest.approx(machine.handing(4), rel=0.1)
@@ -118,8 +120,22 @@ def test_devices_without_room_are_left_out():
     assert [cost.name for cost in costs] == ["CPU"]
 
 
+@pytest.mark.parametrize(("factor", "timed"), [(1.0, True), (0.5, False)])
+def test_a_host_that_could_not_be_as_fast_as_a_device_that_holds_everything_is_not_timed(factor, timed):
+    """One that reads the weights within three GPU steps of two tokens might be."""
+    machine = Machine({"CPU": HOST, "GPU": FAST})
+    machine.host_rate = factor * sum(LAYERS.read) / 8e-3
+    (host, gpu), disturbed = machine.measure([CPU, device("GPU", "GPU", 4 * GIB)])
+    assert not disturbed and gpu.steps[1] == pytest.approx(FAST[1], rel=0.02)
+    assert ((("CPU", 11),) in machine.loaded, host.estimated) == (timed, not timed)
+    assert host.steps[16] == pytest.approx(HOST[16] if timed else 16.0)
+    machine.watch = lambda: lambda: True
+    assert machine.measure([CPU, device("GPU", "GPU", 4 * GIB)], watch=machine.watch)[1]
+
+
 def test_a_host_that_cannot_hold_the_model_is_judged_by_its_memory():
     machine = Machine({"CPU": HOST, "GPU": FAST})
+    machine.host_rate = 1e10
     costs, _ = machine.measure([device("CPU", "CPU", GIB // 2), device("GPU", "GPU", GIB)])
     assert all(sum(count for name, count in division if name == "CPU") < 11 for division in machine.loaded)
     assert costs[0].steps[1] == costs[0].steps[16] == pytest.approx(sum(LAYERS.read) / 1e10 * 1e3)
@@ -161,7 +177,12 @@ def decide(tmp_path, monkeypatch):
         offloading,
         "measure_devices",
         lambda target, devices, load, **rest: measure_devices(
-            target, devices, load, **rest, transfer=machine.transfer, watch=machine.watch
+            target,
+            devices,
+            load,
+            **{**rest, "host_rate": lambda: machine.host_rate},
+            transfer=machine.transfer,
+            watch=machine.watch,
         ),
     )
 
@@ -226,20 +247,35 @@ def test_it_is_measured_once_and_decided_each_time(decide):
     assert decide([CPU, GPU], store=False).told
 
 
-@pytest.mark.parametrize("lacking", ["CPU", "GPU"])
-def test_a_device_that_had_no_room_is_timed_once_it_has(decide, lacking):
-    full = [replace(each, memory_free=1 << 20) if each.name == lacking else each for each in (CPU, GPU)]
+def test_a_host_that_was_not_timed_is_when_its_time_counts(decide):
+    decide.machine.host_rate = 1e10
+    first = decide([CPU, GPU])
+    assert first.load.offload == (("GPU", 11),) and first.kernels == offloading.IDLE
+    assert first.told[0].endswith(": one token takes at least 118.1 ms on CPU, 5.1 ms on GPU")
+    assert decide([CPU, GPU]).told == [] and len(decide.machine.loaded) == 1
+    again = decide([CPU, replace(GPU, memory_free=GIB // 2)])  # somebody else uses the GPU now
+    assert again.load.offload == (("GPU", 5),) and str(again.kernels) == "stock, fast"
+    assert re.search(r": one token takes 44\.0 ms on CPU, 5\.\d ms on GPU$", again.told[0])
+    assert decide([CPU, GPU]).told == []
+
+
+@pytest.mark.parametrize(("lacking", "gib", "layers"), [("CPU", 0.55, 5), ("GPU", 4.0, 11)])
+def test_a_device_that_had_no_room_is_timed_once_it_has(decide, lacking, gib, layers):
+    both = CPU, replace(GPU, memory_free=int(gib * GIB))
+    full = [replace(each, memory_free=1 << 20) if each.name == lacking else each for each in both]
+    decide.machine.host_rate = 1e10
     assert decide(full).told and not decide(full).told
-    known = decide([CPU, GPU], timing=False)  # what is known has to do
+    known = decide(both, timing=False)  # what is known has to do
     assert bool(known.load.offload) == (lacking == "CPU")
+    decide.machine.host_rate = 1e13
     decide.machine.watch = lambda: lambda: True
-    assert "busy" in decide([CPU, GPU]).told[0]
-    assert decide([CPU, GPU], timing=False).load == known.load
+    assert "busy" in decide(both).told[0]
+    assert decide(both, timing=False).load == known.load
     decide.machine.watch = unwatched
-    freed = decide([CPU, GPU])
-    assert len(freed.told) == 1 and freed.load.offload == (("GPU", 11),)
-    assert freed.told[0].endswith(": one token takes 44.0 ms on CPU, 5.1 ms on GPU")
-    assert not decide([CPU, GPU]).told and not decide(full).told  # what was timed stays known
+    freed = decide(both)
+    assert len(freed.told) == 1 and freed.load.offload == (("GPU", layers),)
+    assert re.search(r": one token takes 44\.0 ms on CPU, 5\.\d ms on GPU$", freed.told[0])
+    assert not decide(both).told and not decide(full).told  # what was timed stays known
 
 
 def test_nothing_is_timed_where_that_is_not_allowed(decide):
@@ -290,12 +326,12 @@ def test_what_was_timed_beside_other_work_is_not_kept(decide, tmp_path):
     assert decide([CPU, GPU]).told == []
 
 
-def test_the_work_of_a_remote_device_is_not_that_of_others():
-    machine, watched = Machine({"CPU": HOST, "RPC0": FAST}), set()
+@pytest.mark.parametrize(("name", "disturbs"), [("RPC0", False), ("GPU", True)])
+def test_the_work_of_a_remote_device_is_not_that_of_others(name, disturbs):
+    machine = Machine({"CPU": HOST, name: FAST})
 
     def watch():
-        watched.add(len(machine.loaded))
-        return lambda: len(machine.loaded) > 1  # as soon as the remote one computes
+        return lambda: machine.loaded[-1] == ((name, 11),)  # while the remote one computes
 
-    _, disturbed = machine.measure([CPU, device("RPC0", "GPU", 4 * GIB)], watch=watch)
-    assert (disturbed, watched, len(machine.loaded)) == (False, {1}, 2)
+    _, disturbed = machine.measure([CPU, device(name, "GPU", 4 * GIB)], watch=watch)
+    assert (disturbed, len(machine.loaded)) == (disturbs, 2)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import pytest
@@ -156,6 +157,7 @@ def test_memory_allows_it_or_not(target, tmp_path, write_model, monkeypatch, fre
 OPENED = """
 import os, sys
 from pathlib import Path
+from types import SimpleNamespace
 from specx.backends.llama import last_words
 from specx.backends.store import Store
 from specx.engine.setup.opening import opening
@@ -199,6 +201,7 @@ def test_what_ended_specx_when_it_was_opened_is_not_opened_again(
 HEAD_OPENED = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from specx.backends.gguf.file import read_gguf
 from specx.backends.llama import head, last_words
 from specx.backends.scripted import ScriptedModel
@@ -258,3 +261,18 @@ def test_a_model_that_can_be_loaded_and_not_asked_does_not_stay_in_memory(target
     with pytest.raises(ModelError, match="no memory"):
         drafts_of(target, lambda _load: broken).load(candidate)
     assert broken.closed
+
+
+@pytest.mark.parametrize("settles", [1, 3])
+def test_on_a_gpu_heads_are_used_if_they_are_named_only(target, settles):
+    drafts = drafts_of(target)
+    drafts._target = ScriptedModel(64)
+    drafts._target.facts = replace(drafts._target.facts, settles=settles)
+    model, head = (
+        Candidate(target.path, name, name, 64, 10, 10, layers) for name, layers in (("m", ()), ("h", (1,)))
+    )
+    drafts._finder = SimpleNamespace(search=lambda: iter([model, None, head]))
+    found = list(drafts.search())
+    assert found[:2] == [model, None]
+    assert (found[2] == head) == (settles == 1)
+    assert settles == 1 or (isinstance(found[2], Unfit) and "GPU" in found[2].reason)
