@@ -64,7 +64,8 @@ def kept(cache: Path) -> tuple[str | None, Staircase]:
     chosen = [_read(path).get("choice") for path in (cache / "kernels").glob("*.json")]
     staircase = Staircase(WIDEST)
     for path in (cache / "staircase").glob("*.json"):
-        staircase.load_json(_read(path).get("steps", {}))
+        if steps := _read(path).get("steps"):  # others say which of them is the latest
+            staircase.load_json(steps)
     return next((name for name in chosen if name), None), staircase
 
 
