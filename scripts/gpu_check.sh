@@ -24,7 +24,7 @@ OUT=$(mkdir -p "$1" && cd "$1" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 2
 PYTHON=${PYTHON:-python3}
 MODELS=${MODELS:-1b 8b}
-STEPS=${STEPS:-venv specx llama models machine probe staircase on_cpu plan complete bench exact together verify placement memory predictions train}
+STEPS=${STEPS:-venv specx llama models machine probe staircase on_cpu plan complete bench exact together verify placement memory predictions train with_head}
 BIN=${BIN:-$OUT/venv/bin}
 THREADS=$(nproc)
 TRAIN_S=${TRAIN_S:-600}
@@ -154,9 +154,15 @@ train() {
     run train $((TRAIN_S + 90)) "$BIN/specx" drafter train "$OUT/small/small.gguf" --time ${TRAIN_S}s --json -o "$OUT/small/head.gguf"
 }
 
+# The small model with the head that was trained for it.
+with_head() {
+    [ -e "$OUT/small/head.gguf" ] || return 1
+    run with_head 90 "$BIN/specx" bench "$OUT/small/small.gguf" -md "$OUT/small/head.gguf" --drafter none,free,auto --limit 1 -r 1 -n 128 --turns 1
+}
+
 verify() { each verify 120 "$BIN/specx" verify MODEL -n 48; }
 
-bench() { each bench 150 "$BIN/specx" bench MODEL --limit 1 -r 2 -n 128 --turns 1; }
+bench() { each bench 150 "$BIN/specx" bench MODEL --limit 2 -r 2 -n 128 --turns 1; }
 
 placement() { each placement 150 "$BIN/python" benchmarks/placement.py MODEL --threads "$THREADS" --layers 0,8,16,24,31; }
 
