@@ -43,20 +43,22 @@ def dearer(steps, factor):
 class Answers:
     """The recorded answers, written cold by a plan whose table is `believed` where steps take `real`."""
 
-    def __init__(self, simulate, traces, believed, real):
+    def __init__(self, simulate, traces, believed, real, settling=None):
         vocab_size = 1 + max(int(max(t.ids.max(), t.prompt.max(), t.output.max())) for t in traces)
         setup = simulate.Setup(("suffix", "recycle"), warm=False, prompt_rows=True)
-        self.rows = []  # plain ms, ms with drafts, tokens, the dearest step and the dearest plain one
+        settling = settling or simulate.Settling((SWITCH_MS,))
+        first = settling.settles == 1  # a single token is what came before; on a GPU the prompt
+        self.rows = []  # plain ms, ms with drafts, tokens, the dearest step and the last plain one
         for trace in traces:
-            world = simulate.World(simulate.staircase(real), SWITCH_MS)
+            world = simulate.World(simulate.staircase(real), settling)
             lengths = range(len(trace.prompt) + 1, len(trace.prompt) + len(trace.output))
-            plain = [world.time(1, length, (1,)) for length in lengths]
+            plain = [world.time(1, length, [1] * (first + at)) for at, length in enumerate(lengths)]
             taken, once = [], world.time
             world.time = lambda *step, once=once, taken=taken: taken.append(once(*step)) or taken[-1]
             free = setup.free(vocab_size, Calibration())
             plan = Plan(simulate.staircase(believed))
             simulate.run(free, trace, world, True, plan, simulate.Outcome())
-            self.rows.append((sum(plain), sum(taken), len(plain), max(taken), max(plain)))
+            self.rows.append((sum(plain), sum(taken), len(plain), max(taken), plain[-1]))
 
     @property
     def speeds(self):
@@ -90,3 +92,16 @@ def test_a_table_that_is_wrong_about_wide_steps_costs_little(simulate, traces, f
     answers = Answers(simulate, traces, believed, dearer(believed, factor))
     assert answers.mean > mean
     assert answers.speeds[0] > 0.94
+
+
+@pytest.mark.parametrize(("name", "mean", "slowest"), [("h200-1b", 0.98, 0.9), ("h200-8b", 1.0, 0.94)])
+def test_cold_answers_on_a_gpu_lose_no_more_than_their_changes_of_width(
+    simulate, traces, name, mean, slowest
+):
+    settling = simulate.SETTLING[name]
+    answers = Answers(simulate, traces, steps_of(name), steps_of(name), settling)
+    for plain, took, tokens, longest, once in answers.rows:
+        lost = (ALLOWANCE + INTEREST * tokens) * once + (longest - once) + 3 * sum(settling.excess_ms)
+        assert took <= plain + lost
+    assert answers.mean > mean
+    assert answers.speeds[0] > slowest
