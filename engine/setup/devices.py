@@ -163,20 +163,32 @@ def measure_devices(
     costs = [DeviceCost(host.name, _free(host), steps, read, estimated=estimated)]
     for device in others:
         taken, noisy = mixed[device.name] if device.name in mixed else time_on(device)
-        share = sum(target.read[total - target.most_that_fit(_free(device)) :]) / read
-        row, many = transfer(device.name, target.row_bytes), transfer(device.name, TRANSFER_BYTES)
-        alone = DeviceCost(
-            device.name,
-            _free(device),
-            {},
-            read,
-            handing_over_ms=target.row_bytes / (row.bytes_per_s or math.inf) * 1e3,
-            transfer=many.bytes_per_s or math.inf,
-            unified=device.unified,
-        )
-        costs.append(replace(alone, steps=unmixed(taken, steps, share, alone, target.row_bytes)))
+        costs.append(_alone(target, device, transfer, taken, steps))
         disturbed |= noisy
     return costs, disturbed
+
+
+def _alone(
+    target: Layers,
+    device: Device,
+    transfer: Callable[[str, int], Transfer],
+    mixed: Mapping[int, float],
+    host: Mapping[int, float],
+) -> DeviceCost:
+    """What a device costs by steps with as many layers there as fit, `mixed`, and by the host's."""
+    read, count = sum(target.read), target.most_that_fit(_free(device))
+    row, many = transfer(device.name, target.row_bytes), transfer(device.name, TRANSFER_BYTES)
+    alone = DeviceCost(
+        device.name,
+        _free(device),
+        {},
+        read,
+        handing_over_ms=target.row_bytes / (row.bytes_per_s or math.inf) * 1e3,
+        transfer=many.bytes_per_s or math.inf,
+        unified=device.unified,
+    )
+    share = sum(target.read[len(target) - count :]) / read
+    return replace(alone, steps=unmixed(mixed, host, share, alone, target.row_bytes))
 
 
 def unmixed(
