@@ -116,9 +116,6 @@ class Plan:
         if self._switching.known:
             job.budget.grant(2 * change_ms / plain_ms)
         most_ms = plain_ms * (1 + job.budget.steps)
-        dearer = max(most_ms / float(terms.costs[1:].min()) - 1, 0.0)  # in steps that are no plain ones
-        step = StepCosts(terms.costs, self._host_ms, self._leaf_ms, dearer, one_leaf)
-        terms = replace(terms, plain_ms=plain_ms, step=step)
         may = job.budget.steps > 0 and terms.rooms[0].limit > 0 and self._switching.known
         draft = job.drafting.propose(terms.rooms[0]) if may else EMPTY_DRAFT
         gains = [1.0, *(1.0 + np.cumsum(draft.probs, dtype=np.float64)).tolist()]
@@ -132,14 +129,16 @@ class Plan:
         only = np.full(len(terms.costs), np.inf)
         only[width] = terms.costs[width]
         step = StepCosts(only, self._host_ms, self._leaf_ms, np.inf, one_leaf)
-        best = self._best(replace(terms, costs=only, step=step), [draft])
-        if not may or not _affording(terms):
+        best = self._best(replace(terms, costs=only, plain_ms=plain_ms, step=step), [draft])
+        if not may:
             return best
         # What is asked for is charged with the change to its width and back: no row of it is foreseen.
-        left = [self._switching.left_ms(n) for n in range(len(terms.costs))]
+        left = self._switching.all_left_ms(len(in_row) - 1)
         costs = np.where(np.isfinite(terms.costs), in_row + left, np.inf)
+        dearer = max(most_ms / float(costs[1:].min()) - 1, 0.0)  # in steps that are no plain ones
         step = StepCosts(costs, self._host_ms, self._leaf_ms, dearer, one_leaf)
-        return self.asking.ask(replace(terms, costs=costs, step=step), [draft], 0, best)
+        terms = replace(terms, costs=costs, plain_ms=plain_ms, step=step)
+        return self.asking.ask(terms, [draft], 0, best) if _affording(terms) else best
 
     def observe(
         self,

@@ -16,7 +16,6 @@ from specx.engine.session import Chunk, Generation
 
 __all__ = ["ChatChoice", "Choice", "CompletionChoice", "cancelled"]
 
-LIMITS = ("length", "context")
 REASONS = {"stop": "stop", "length": "length", "context": "length"}
 
 
@@ -177,7 +176,7 @@ class ChatChoice(Choice):
         self._begun = True
         parts = self._parser.feed(text)
         if last:
-            parts += self._parser.finish(full=self.generation.result.finish_reason in LIMITS)
+            parts += self._parser.finish(full=REASONS[self.generation.result.finish_reason] == "length")
         for part in parts:
             deltas += self._part(part)
         return [{"delta": delta} for delta in deltas]

@@ -88,6 +88,14 @@ class Switching:
             return sum(self._excess_ms[self._alike : self.unsettled])
         return self.change_ms * (2 if n > 1 else 1)
 
+    def all_left_ms(self, widest: int) -> NDArray[np.float64]:
+        """(widest + 1,) `left_ms` by width; what is at 0 means nothing."""
+        left = np.full(widest + 1, 2 * self.change_ms)
+        for n in (1, self.width):
+            if n <= widest:  # several texts had more rows together
+                left[n] = self.left_ms(n)
+        return left
+
     def settled(self, n: int) -> bool:
         """Whether the next step, if it has `n` tokens, takes as long as all of the row that follow."""
         return self._place(n) >= self.unsettled

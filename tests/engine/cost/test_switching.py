@@ -82,6 +82,8 @@ def test_what_is_left_of_a_change_and_the_way_back():
     assert (made.left_ms(1), made.left_ms(8)) == (0.0, 8.0)
     made.observe(8, USUAL + 1.0, USUAL)
     assert (made.left_ms(8), made.left_ms(4), made.left_ms(1)) == (3.0, 8.0, 4.0)
+    assert made.all_left_ms(9)[1:].tolist() == [made.left_ms(n) for n in range(1, 10)]
+    assert made.all_left_ms(2)[1:].tolist() == [4.0, 8.0]
     made.observe(8, USUAL + 3.0, USUAL)
     assert made.left_ms(8) == 0.0
 
