@@ -37,8 +37,28 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "audio": (),
     "lora": ([],),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "t_max_predict_ms": (-1, 0),
+    "chat_template": (),
+    "truncate_prompt_tokens": (),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "logits_processors": ([],),
+    "include_stop_str_in_output": (False,),
 }
 """Fields that would change the answer and are not known here, with the values that switch them off."""
+
+_SCHEMA = "send response_format with a JSON schema, in which pattern and enum say the same"
+INSTEAD = {
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "structured_outputs"), _SCHEMA),
+    **dict.fromkeys(("regex", "structural_tag"), _SCHEMA),
+    **dict.fromkeys(("guided_grammar", "ebnf"), "send grammar, in GBNF"),
+    "format": "send response_format",
+}
+"""What others call the form of an answer: one that is free instead would be taken for one of that form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +155,9 @@ def _refuse_unsupported(fields: Fields) -> None:
         value = fields.get(name)
         if value is not None and value not in off:
             raise fields.refuse(name, f"{name} is not supported here", "leave it out")
+    for name, instead in INSTEAD.items():
+        if fields.get(name) not in (None, ""):
+            raise fields.refuse(name, f"{name} is not known here", instead)
     modalities = fields.items("modalities", 16)
     if modalities is not None and modalities != ["text"]:
         raise fields.refuse("modalities", "modalities is not ['text'], and this model writes text only")
@@ -182,7 +205,7 @@ def _chat(ask: Ask, fields: Fields) -> Ask:
         if name in known:
             raise fields.refuse("chat_template_kwargs", f"chat_template_kwargs sets {name}, which it cannot")
     tools = read_tools(fields)
-    choice = read_tool_choice(fields, tools)
+    tools, choice = read_tool_choice(fields, tools)
     messages = read_messages(fields)
     continues = fields.flag("continue_final_message") or False
     if continues and (messages[-1]["role"] != "assistant" or "tool_calls" in messages[-1]):
@@ -195,7 +218,7 @@ def _chat(ask: Ask, fields: Fields) -> Ask:
         continues=continues,
         variables=known,
         reasoning=fields.choice("reasoning_format", REASONING) != "none",
-        tools=tools if choice is not None else (),
+        tools=tools,
         choice=choice,
         logprobs=(top or 0) if fields.flag("logprobs") else None,
     )

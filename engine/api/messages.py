@@ -36,16 +36,15 @@ def _message(fields: Fields) -> dict[str, Any]:
     if role is None:
         raise fields.refuse("role", f"{fields.param('role')} is missing")
     message: dict[str, Any] = {"role": ROLES.get(role, role), "content": _content(fields)}
-    calls = fields.items("tool_calls", MOST_PARTS)
+    calls = _calls(fields)
     if calls:
+        name = "tool_calls" if fields.get("tool_calls") else "function_call"
         if role != "assistant":
-            raise fields.refuse(
-                "tool_calls", f"{fields.param('tool_calls')} is in a message of the role {role}"
-            )
-        message["tool_calls"] = [
-            _call(fields.entry("tool_calls", index, value)) for index, value in enumerate(calls)
-        ]
-    elif message["content"] is None:
+            raise fields.refuse(name, f"{fields.param(name)} is in a message of the role {role}")
+        message["tool_calls"] = calls
+    elif message["content"] is None and role == "assistant":
+        message["content"] = fields.text("refusal")  # an answer may be that alone
+    if message["content"] is None and not calls:
         raise fields.refuse("content", f"{fields.param('content')} is missing")
     message["content"] = message["content"] or ""
     for name in ("name", "tool_call_id", "reasoning_content"):
@@ -78,11 +77,19 @@ def _part(fields: Fields) -> str:
     return text
 
 
-def _call(fields: Fields) -> dict[str, Any]:
-    function = fields.object("function")
+def _calls(fields: Fields) -> list[dict[str, Any]]:
+    """The calls of a message, in their old form as well, which goes with the role "function"."""
+    calls = fields.items("tool_calls", MOST_PARTS)
+    if not calls:
+        return [] if fields.object("function_call") is None else [_call(fields, "function_call")]
+    return [_call(fields.entry("tool_calls", i, value), "function") for i, value in enumerate(calls)]
+
+
+def _call(fields: Fields, where: str) -> dict[str, Any]:
+    function = fields.object(where)
     name = function.text("name") if function is not None else None
     if function is None or not name:
-        raise fields.refuse("function", f"{fields.param('function')} has no name of a function")
+        raise fields.refuse(where, f"{fields.param(where)} has no name of a function")
     call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": _arguments(function)}}
     if (label := fields.text("id")) is not None:
         call["id"] = label

@@ -82,33 +82,53 @@ def _tool(entry: Fields) -> Tool:
     return Tool(name, schema, entry.values)
 
 
-def read_tool_choice(body: Fields, tools: tuple[Tool, ...]) -> ToolChoice | None:
-    """Which of the tools may be called; None if no tool is to be.
+def read_tool_choice(body: Fields, tools: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], ToolChoice | None]:
+    """Which of the tools may be called, and how; none and None if no tool is to be.
 
     Raises:
         RequestError: it is no choice, or names what is not among the tools.
     """
-    value, parallel = body.get("tool_choice"), body.flag("parallel_tool_calls") is not False
-    if isinstance(value, dict):
-        return _named(body, tools, parallel)
-    mode = body.choice("tool_choice", MODES)
-    if mode in ("required", "any") and not tools:
-        raise body.refuse("tool_choice", "tool_choice is required, and there are no tools")
-    if mode == "none" or not tools:
-        return None
-    return ToolChoice(mode in ("required", "any"), None, parallel)
-
-
-def _named(body: Fields, tools: tuple[Tool, ...], parallel: bool) -> ToolChoice:
+    parallel = body.flag("parallel_tool_calls") is not False
+    if not isinstance(body.get("tool_choice"), dict):
+        return _chosen(tools, _mode(body, "tool_choice", tools), parallel)
     choice = body.object("tool_choice")
     assert choice is not None
+    some = choice.object("allowed_tools")
+    if choice.text("type") != "allowed_tools" or some is None:
+        return tools, ToolChoice(True, _named(body, choice, "tool_choice", tools), parallel)
+    names = {
+        _named(entry, entry, "function", tools)
+        for index, value in enumerate(some.items("tools", MOST_TOOLS) or ())
+        for entry in [some.entry("tools", index, value)]
+    }
+    if not names:
+        raise some.refuse("tools", f"{some.param('tools')} names no tool", "use tool_choice: none")
+    return _chosen(tuple(t for t in tools if t.name in names), _mode(some, "mode", tools), parallel)
+
+
+def _mode(fields: Fields, name: str, tools: tuple[Tool, ...]) -> str | None:
+    mode = fields.choice(name, MODES)
+    if mode in ("required", "any") and not tools:
+        raise fields.refuse(name, f"{fields.param(name)} is required, and there are no tools")
+    return mode
+
+
+def _chosen(
+    tools: tuple[Tool, ...], mode: str | None, parallel: bool
+) -> tuple[tuple[Tool, ...], ToolChoice | None]:
+    if mode == "none" or not tools:
+        return (), None
+    return tools, ToolChoice(mode in ("required", "any"), None, parallel)
+
+
+def _named(owner: Fields, choice: Fields, field: str, tools: tuple[Tool, ...]) -> str:
+    """The name in `choice`, an entry of the form that tools have; `field` of `owner` is what is wrong."""
     kind = choice.text("type") or "function"
     function = choice.object("function")
     name = function.text("name") if function is not None else None
+    param = owner.param(field)
     if kind != "function" or name is None:
-        raise body.refuse(
-            "tool_choice", "tool_choice names no function", f"or use one of {', '.join(MODES[:3])}"
-        )
+        raise owner.refuse(field, f"{param} names no function", f"or use one of {', '.join(MODES[:3])}")
     if name not in {tool.name for tool in tools}:
-        raise body.refuse("tool_choice", f"tool_choice names {name[:60]!r}, which is not among the tools")
-    return ToolChoice(True, name, parallel)
+        raise owner.refuse(field, f"{param} names {name[:60]!r}, which is not among the tools")
+    return name

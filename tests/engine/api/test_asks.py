@@ -11,12 +11,18 @@ from hypothesis import strategies as st
 from specx.engine.api.asks import Defaults, read_ask
 from specx.engine.api.errors import RequestError
 from specx.engine.api.paths import CHAT, COMPLETIONS
+from specx.engine.api.tools import ToolChoice
 from specx.engine.settings import SamplingSettings
 
 PLAIN = Defaults()
 USER = {"role": "user", "content": "Hello"}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+
+
+def allowed(mode, *names):
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
 
 
 def chat(defaults=PLAIN, **fields):
@@ -94,6 +100,24 @@ def test_messages_are_strings_whatever_form_they_came_in():
     assert (asked[1]["name"], asked[3]["tool_call_id"], asked[5]["reasoning_content"]) == ("me", "x", "hm")
 
 
+def test_messages_in_the_forms_that_answers_have():
+    old = {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": '{"at": 1}'}}
+    new = {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": '{"at": 1}'}}]}
+    (said,), (meant,) = chat(messages=[old]).messages, chat(messages=[new]).messages
+    assert said == meant
+    assert said["tool_calls"][0]["function"] == {"name": "look", "arguments": {"at": 1}}
+    refused = {"role": "assistant", "content": None, "refusal": "I won't", "function_call": None}
+    assert chat(messages=[refused]).messages == ({"role": "assistant", "content": "I won't"},)
+
+
+def test_what_others_call_the_form_of_an_answer_is_refused_with_the_name_it_has_here():
+    for name in ("guided_json", "structured_outputs", "format"):
+        with pytest.raises(RequestError) as refused:
+            completion(**{name: {"type": "object"}})
+        assert "response_format" in refused.value.hint
+    assert chat(guided_json=None, format="", min_tokens=0, stop_token_ids=[]) == chat()
+
+
 def test_arguments_of_calls_that_are_no_json_stay_text():
     for text in ("not json", "[1]", "{", '"text"'):
         call = {"function": {"name": "look", "arguments": text}}
@@ -117,6 +141,10 @@ def test_tools_and_which_may_be_called():
     assert required is not None and required.must and not required.parallel
     named = chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "look"}}).choice
     assert named is not None and (named.must, named.name) == (True, "look")
+    more = [TOOL, {"type": "function", "function": {"name": "other"}}]
+    some = chat(tools=more, tool_choice=allowed("auto", "other"))
+    assert [tool.name for tool in some.tools] == ["other"] and some.choice == ToolChoice(False, None, True)
+    assert chat(tools=more, tool_choice=allowed("required", "look", "other")).choice == ToolChoice(must=True)
     for none in (chat(tools=[TOOL], tool_choice="none"), chat(tools=[]), chat(tool_choice="auto")):
         assert (none.tools, none.choice) == ((), None)
 
@@ -226,6 +254,21 @@ WRONG = [
     ({"grammar": "root ::= " + "(" * 2000 + '"a"' + ")" * 2000}, "grammar"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"mirostat": 2}, "mirostat"),
+    ({"guided_json": SCHEMA}, "guided_json"),
+    ({"guided_choice": ["a", "b"]}, "guided_choice"),
+    ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
+    ({"guided_grammar": 'root ::= "a"'}, "guided_grammar"),
+    ({"format": "json"}, "format"),
+    ({"min_tokens": 5}, "min_tokens"),
+    ({"stop_token_ids": [5]}, "stop_token_ids"),
+    ({"chat_template": "{{ messages }}"}, "chat_template"),
+    ({"messages": [{"role": "user", "function_call": {"name": "f"}}]}, "messages[0].function_call"),
+    ({"messages": [{"role": "assistant", "function_call": {}}]}, "messages[0].function_call"),
+    ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": allowed("must", "look")}, "tool_choice.allowed_tools.mode"),
+    ({"tools": [TOOL], "tool_choice": allowed("auto", "x")}, "tool_choice.allowed_tools.tools[0].function"),
+    ({"tools": [TOOL], "tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools"),
+    ({"messages": [{"role": "user", "content": None, "refusal": "no"}]}, "messages[0].content"),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ({"model": 5}, "model"),
 ]  # fmt: skip
