@@ -79,6 +79,10 @@ class _CutError(Exception):
     """The header goes on where the file has ended."""
 
 
+class _NestedError(Exception):
+    """A value is an array of arrays."""
+
+
 class _Cursor:
     """Reads little-endian values from `data`, remembering where it is."""
 
@@ -126,6 +130,8 @@ class _Cursor:
         if kind != _ARRAY:
             return self.number(_scalar_form(kind)), 1
         kind, count = self.count("<I"), self.count()
+        if kind == _ARRAY:
+            raise _NestedError
         if kind == _STRING:
             self.skip_strings(count)
             return None, count
@@ -215,7 +221,13 @@ class Part:
         for _ in range(n_values):
             key = cursor.string()
             start = cursor.at + _ARRAY_HEAD
-            value, self.lengths[key] = cursor.value()
+            try:
+                value, self.lengths[key] = cursor.value()
+            except _NestedError:  # GGUF has them, and llama.cpp reads no file with one
+                raise ModelError(
+                    f"{self.path} has an array of arrays under {key[:80]!r}, which llama.cpp cannot read",
+                    "convert the model again without it",
+                ) from None
             self.values[key] = (start - _ARRAY_HEAD, cursor.at)
             if value is not None:
                 self.metadata[key] = value

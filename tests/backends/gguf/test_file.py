@@ -247,6 +247,19 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, word):
     assert error.hint
 
 
+def test_an_array_of_arrays_is_no_damage(tiny, tmp_path):
+    data, nested = (
+        tiny.read_bytes(),
+        struct.pack("<Q3sIIQ", 3, b"x.y", 9, 9, 1) + struct.pack("<IQI", 4, 1, 7),
+    )
+    (values,) = struct.unpack_from("<Q", data, 16)
+    path = tmp_path / "nested.gguf"
+    path.write_bytes(data[:16] + struct.pack("<Q", values + 1) + nested + data[24:])
+    with pytest.raises(ModelError, match=r"array of arrays under 'x\.y'") as refused:
+        read_gguf(path)
+    assert "without it" in refused.value.hint
+
+
 def test_versions_and_byte_order(tiny, tmp_path):
     data = bytearray(tiny.read_bytes())
     path = tmp_path / "version.gguf"
