@@ -225,7 +225,8 @@ class Dialect:
             messages, given = instructed(all_as_text(messages), ask.tools), [None]
         elif not self._tells_calls:
             messages = [calls_as_text(message) for message in messages]
-        given.append([] if given[0] is None else [with_descriptions(tool) for tool in given[0]])
+        if given[0] is not None:
+            given.append([with_descriptions(tool) for tool in given[0]])
         forms = [messages]
         if any("tool_calls" in message for message in messages):
             forms.append([with_texts(message) for message in messages])

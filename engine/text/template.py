@@ -79,7 +79,7 @@ class ChatTemplate:
     ) -> None:
         self.notice: str | None = None
         self.stops: tuple[str, ...] = ()
-        if not source:
+        if not source or not source.strip():
             source = CHATML
             self.notice = "the model file has no chat template; using ChatML"
             self.stops = ("<|im_end|>",)
@@ -117,6 +117,18 @@ class ChatTemplate:
             TemplateError: the template fails, does not end, refuses the messages, or leaves one out.
         """
         variables = {"add_generation_prompt": add_generation_prompt, "tools": tools, **extra}
+        try:
+            return self._prompt(messages, variables)
+        except TemplateError as problem:
+            if tools is not None or isinstance(problem.__cause__, ExhaustedError):
+                raise
+            try:  # some go through the tools without a look whether there are any
+                return self._prompt(messages, {**variables, "tools": []})
+            except TemplateError:
+                raise problem from problem.__cause__
+
+    def _prompt(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        """The prompt, in which what messages say is told apart from what the template writes."""
         mark = self._mark(messages, variables)
         if self._specials is not None:
             marked, also = (self._specials.marked(each, mark) for each in (messages, variables))
@@ -154,7 +166,7 @@ class ChatTemplate:
 
     def _form(self, variables: Mapping[str, Any]) -> Form:
         """The form that suits the template, found once for each set of variables."""
-        key = tuple(name for name, value in sorted(variables.items()) if value)
+        key = tuple(name for name, value in sorted(variables.items()) if value or value == [])
         if key not in self._forms:
             if len(self._forms) >= MOST_FORMS:
                 self._forms.clear()

@@ -19,8 +19,9 @@ def render(source: str, messages=(USER,), **extra) -> str:
     return ChatTemplate(source, bos="<s>", eos="</s>").render(messages, **extra)
 
 
-def test_no_template_is_chatml_with_a_notice():
-    template = ChatTemplate(None, bos="", eos="")
+@pytest.mark.parametrize("source", [None, "", " \n"])
+def test_no_template_is_chatml_with_a_notice(source):
+    template = ChatTemplate(source, bos="", eos="")
     assert template.notice is not None and "ChatML" in template.notice
     assert template.stops == ("<|im_end|>",)
     assert template.render([SYSTEM, USER]) == (
@@ -73,6 +74,21 @@ def test_what_comes_before_the_words_of_the_conversation(source, messages, openi
     length = template.opening_length(messages, lambda text, **_options: list(text.encode()))
     assert length == len(opening)
     assert template.render(messages).startswith(opening)
+
+
+def test_a_template_that_goes_through_tools_is_given_a_list_where_there_are_none():
+    source = (
+        "{% for t in tools %}{{ t.name }};{% endfor %}{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    )
+    made = ChatTemplate(source, bos="", eos="")
+    assert made.render([{"role": "user", "content": "Hi"}]) == "<Hi>"
+    assert made.render([{"role": "user", "content": "Hi"}], tools=[{"name": "look"}]) == "look;<Hi>"
+    asks = "{{ 'none' if tools is none else 'some' }}{{ messages[0].content }}"
+    assert ChatTemplate(asks, bos="", eos="").render([{"role": "user", "content": "Hi"}]) == "noneHi"
+    with pytest.raises(TemplateError, match="'NoneType'"):
+        ChatTemplate("{{ tools | first }}{{ 1 + none }}", bos="", eos="").render(
+            [{"role": "user", "content": "Hi"}]
+        )
 
 
 def test_a_refusal_for_another_reason_is_reported():
