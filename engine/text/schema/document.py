@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from specx.backends.errors import GrammarError
-from specx.engine.text.schema.keywords import check
+from specx.engine.text.schema.keywords import ASSERTIONS, check
 from specx.engine.text.schema.pattern import shown
 
 __all__ = ["EXAMPLE", "Document", "Place", "Schema", "canonical", "entered", "named"]
@@ -18,6 +18,7 @@ __all__ = ["EXAMPLE", "Document", "Place", "Schema", "canonical", "entered", "na
 EXAMPLE = 'for example \'{"type": "object", "properties": {"name": {"type": "string"}}}\', in single quotes'
 MAX_DEPTH = 100  # brackets within brackets
 MAX_EXPONENT = 300
+_SAYING = {*ASSERTIONS, "$ref", "allOf", "anyOf", "oneOf", "not", "if", "$defs", "definitions"}
 
 Place = tuple[str | int, ...]  # keys and indices from the root on
 Schema = dict[str, Any] | bool
@@ -180,6 +181,7 @@ def _read(text: str) -> Schema:
         raise GrammarError(f"the JSON schema is not valid JSON: {problem}", EXAMPLE) from problem
     if not isinstance(value, dict | bool):
         raise GrammarError("the JSON schema is not a JSON object", EXAMPLE)
+    _check_wrapped(value)
     _check_text(value)
     return value
 
@@ -195,6 +197,17 @@ def _check_depth(text: str) -> None:
                 f"the JSON schema is nested more than {MAX_DEPTH} deep",
                 "give the inner parts names in $defs, and refer to them",
             )
+
+
+def _check_wrapped(root: Schema) -> None:
+    """What OpenAI's API has around a schema would be one that allows everything."""
+    if not isinstance(root, dict) or (root.get("type") != "json_schema" and root.keys() & _SAYING):
+        return
+    if isinstance(root.get("schema"), dict) or isinstance(root.get("json_schema"), dict):
+        raise GrammarError(
+            "this is what a request has around a JSON schema, not the schema",
+            'give only what stands under "schema"',
+        )
 
 
 def _check_text(root: Any) -> None:

@@ -54,6 +54,16 @@ _AUTHORITY = f"({_USER})?([a-zA-Z0-9._~!$&'()*+,;=-]|{_CODED})*(:\\d{{0,5}})?"
 _AFTER = f"(\\?({_PCHAR}|[/?])*)?(#({_PCHAR}|[/?])*)?"
 _URI = f"[a-zA-Z][a-zA-Z0-9+.-]*:(//{_AUTHORITY}{_PATH}|/?({_PCHAR}+{_PATH})?){_AFTER}"
 
+_NO_COLON = f"([a-zA-Z0-9._~!$&'()*+,;=@-]|{_CODED})"  # in a first segment it would end a scheme
+_RELATIVE = f"(//{_AUTHORITY}{_PATH}|/({_PCHAR}+{_PATH})?|{_NO_COLON}+{_PATH})?{_AFTER}"
+_NAME = f"([a-zA-Z0-9_]|{_CODED})+(\\.([a-zA-Z0-9_]|{_CODED})+)*(:[1-9]\\d{{0,3}}|\\*)?"
+_TEMPLATE = f"([!#$&()*+,./0-9:;=?@A-Z\\[\\]_a-z~-]|{_CODED}|\\{{[+#./;?&]?{_NAME}(,{_NAME})*\\}})*"
+
+_TIMES = "([*+?]|\\{\\d{1,2}\\})\\??"
+_LITERAL = "([a-zA-Z0-9 _,:;=@#%&~\"'!<>/-]|\\\\[dDwWsS.*+?()\\[\\]{}|^$/\\\\])"
+_ONE = f"({_LITERAL}|\\.|\\[\\^?(a-z|A-Z|0-9|\\\\[dws]|[a-zA-Z0-9_.])+\\])({_TIMES})?"
+_BRANCH = f"({_ONE}|\\((\\?:)?({_ONE})+(\\|({_ONE})+)*\\)({_TIMES})?)*"
+
 _DAY_TIME = "T(\\d+H(\\d+M(\\d+S)?)?|\\d+M(\\d+S)?|\\d+S)"
 _DAYS = "(\\d+D|\\d+M(\\d+D)?|\\d+Y(\\d+M(\\d+D)?)?)"
 _POINTER = "(/([^/~]|~[01])*)*"
@@ -69,7 +79,16 @@ FORMATS = {
     "hostname": _HOST,
     "email": _EMAIL,
     "uri": _URI,
+    "uri-reference": f"{_URI}|{_RELATIVE}",
+    "uri-template": _TEMPLATE,
     "json-pointer": _POINTER,
+    "relative-json-pointer": f"(0|[1-9]\\d*)(#|{_POINTER})",
+    "regex": f"\\^?{_BRANCH}(\\|{_BRANCH})*\\$?",  # groups within groups are left out
+    # Those of all of Unicode are held to their part in ASCII.
+    "idn-hostname": _HOST,
+    "idn-email": _EMAIL,
+    "iri": _URI,
+    "iri-reference": f"{_URI}|{_RELATIVE}",
 }
 
 

@@ -37,6 +37,9 @@ REFUSED = {
     "unevaluatedProperties": "use additionalProperties, in a schema that names all properties",
     "$dynamicRef": "use $ref",
     "$recursiveRef": "use $ref",
+    "divisibleBy": "use multipleOf",  # this and the next are those of draft 3
+    "extends": "use allOf",
+    "disallow": "say what is allowed instead, with type or enum",
 }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
 from specx.backends.errors import GrammarError
 from specx.engine.text.schema.chars import ANY, DIGITS, LAST, SPACES, WORD, Chars, minus, of_text, union
 
-__all__ = ["Assertion", "Choice", "Node", "Repeat", "Sequence", "Set", "parse", "shown"]
+__all__ = ["Ahead", "Assertion", "Choice", "Node", "Pattern", "Repeat", "Sequence", "Set", "parse", "shown"]
 
 MAX_DEPTH = 50  # of groups within groups
 MAX_COUNT = 10_000
@@ -16,7 +17,12 @@ MAX_COUNT = 10_000
 CLASSES = {"d": DIGITS, "w": WORD, "s": SPACES}
 CONTROLS = {"t": 0x09, "n": 0x0A, "v": 0x0B, "f": 0x0C, "r": 0x0D, "0": 0}
 LINE_ENDS = of_text("\n\r\u2028\u2029")
-LOOKING = {"?=": "look-ahead", "?!": "look-ahead", "?<=": "look-behind", "?<!": "look-behind"}
+LOOKING = {
+    "?=": "look-ahead that is not right behind the ^ at its beginning",
+    "?!": "look-ahead that is not right behind the ^ at its beginning",
+    "?<=": "look-behind",
+    "?<!": "look-behind",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +65,27 @@ class Repeat:
 Node = Set | Assertion | Sequence | Choice | Repeat
 
 
-def parse(pattern: str) -> Node:
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What must stand at the beginning of the text, or must not."""
+
+    part: Node
+    negative: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A whole pattern: its tree, and the look-aheads at its beginning, which are about the same text."""
+
+    node: Node
+    ahead: tuple[Ahead, ...] = ()
+
+
+def parse(pattern: str) -> Pattern:
     """The syntax tree of `pattern`.
 
     Raises:
-        GrammarError: it is none, or has what an automaton cannot do (look-ahead, back-references).
+        GrammarError: it is none, or has what an automaton cannot do (other look-aheads, back-references).
     """
     return _Parser(pattern).whole()
 
@@ -81,11 +103,29 @@ class _Parser:
         self.at = 0
         self.depth = 0
 
-    def whole(self) -> Node:
+    def whole(self) -> Pattern:
+        ahead = tuple(self.ahead())
         node = self.choice()
         if self.at < len(self.text):
             self.fail("a ) without its (")
-        return node
+        if not ahead:
+            return Pattern(node)
+        if isinstance(node, Choice):
+            self.fail("the look-aheads at its beginning are about one of its cases only")
+        return Pattern(Sequence((Assertion("^"), node)), ahead)
+
+    def ahead(self) -> Iterator[Ahead]:
+        """The look-aheads behind a first ^, which is read with them."""
+        while self.text.startswith(("(?=", "(?!"), self.at or 1) and self.text.startswith("^"):
+            self.at = self.at or 1
+            negative = self.text[self.at + 2] == "!"
+            self.at += 3
+            part = self.choice()
+            if not self.take(")"):
+                self.fail("a ( without its )")
+            if self.quantifier() != (1, 1):
+                self.fail("an anchor is repeated")
+            yield Ahead(part, negative)
 
     def fail(self, what: str) -> NoReturn:
         raise GrammarError(

@@ -23,12 +23,12 @@ States = frozenset[int]
 
 @cache
 def matching(text: str) -> Automaton:
-    """The strings that `text`, a pattern, matches from end to end.
+    """The strings that `text`, a pattern without look-aheads, matches from end to end.
 
     Raises:
         GrammarError: the pattern cannot be used.
     """
-    return _deterministic(pattern.parse(text), text)
+    return _deterministic(pattern.parse(text).node, text)
 
 
 @cache
@@ -38,8 +38,12 @@ def containing(text: str) -> Automaton:
     Raises:
         GrammarError: the pattern cannot be used.
     """
-    anything = Repeat(Set(ANY), 0, None)
-    return _deterministic(Sequence((anything, pattern.parse(text), anything)), text)
+    parsed, anything = pattern.parse(text), Repeat(Set(ANY), 0, None)
+    found = _deterministic(Sequence((anything, parsed.node, anything)), text)
+    for each in parsed.ahead:
+        seen = _deterministic(Sequence((Assertion("^"), each.part, anything)), text)
+        found = found.without(seen) if each.negative else found.both(seen)
+    return found.smaller() if parsed.ahead else found
 
 
 @dataclass(slots=True)

@@ -116,6 +116,16 @@ ALLOWED = {
         ['"https://a.b/c"'],
     ),
     "email and length": ({**STRING, "format": "email", "maxLength": 254}, [f'"{"a" * 200}@b.cd"']),
+    "look-aheads": (
+        {**STRING, "pattern": r"^(?=.*\d)(?!x)(?!.*\.\.)[a-z\d.]+$"},
+        ['"a1"', '"1"', '"a.1.b"'],
+    ),
+    "look-ahead of a decimal": (
+        {**STRING, "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"},
+        ['"1.5"', '"-.5"', '"0"'],
+    ),
+    "look-ahead to the end": ({**STRING, "pattern": "^(?!ab$)a"}, ['"a"', '"abc"']),
+    "a property called schema": (obj({"schema": INTEGER}), ['{"schema":1}']),
     "exponents": ({"type": "number"}, ["1e5", "-0.5E-12", "12.50"]),
     "deep value": (DEEP, ["[" * 90 + "]" * 90]),
     "many values": ({"enum": list(range(3000))}, ["0", "2999"]),
@@ -165,6 +175,10 @@ FORBIDDEN = {
     "pattern and length": ['"abababc"', '"ab"'],
     "format and length": ['"a b"', '""', '"https://' + "a" * 2083 + '"'],
     "email and length": [f'"{"a" * 250}@b.cd"', '"a"'],
+    "look-aheads": ['"a"', '"x1"', '"a..1"', '"A1"'],
+    "look-ahead of a decimal": ['""', '"-"', '"."', '"+.-"', '"1.5.2"'],
+    "look-ahead to the end": ['"ab"', '"b"'],
+    "a property called schema": ["1"],
     "exponents": ["1e", "1e999"],
     "deep value": ["[" * 89 + "]" * 89],
     "many values": ["3000", "-1"],
@@ -221,6 +235,14 @@ FORMATS = {
     "email": (["a@b.co", "x.y+z@ex-am.ple.org"], ["a@b", "@b.c", "a b@c.de"]),
     "uri": (["http://a.b/c?d#e", "mailto:x@y.z", "urn:a:b"], ["a b", "//x", "http://a b"]),
     "json-pointer": (["", "/a/0", "/~0~1"], ["a", "/~2"]),
+    "relative-json-pointer": (["0", "1/a~1b", "12#"], ["", "/a", "01", "-1", "1a"]),
+    "uri-reference": (["", "/a/b", "../c?d#e", "//h/x", "http://a.b/c", "#f"], ["a b", "\\", "a\nb", "%zz"]),
+    "iri": (["http://a.b/c?d#e"], ["/a", "a b"]),
+    "iri-reference": (["", "/a"], ["a b"]),
+    "uri-template": (["", "/a/{b}", "{?q,r*}", "{+p:3}/x"], ["{", "}", "a b", "{}", "{a b}"]),
+    "idn-hostname": (["a.b-c"], ["-a", "a b"]),
+    "idn-email": (["a@b.co"], ["a", "a b@c.de"]),
+    "regex": (["", "^a+b?$", r"\d{3}-\d*?|[a-z_]", "(a|bc)"], ["(", "*", "a**", "[", "\\"]),
 }
 
 
@@ -280,7 +302,19 @@ REFUSED = [
     ("not valid UTF-8", {"$ref": "#/%ff"}),
     ("counts to 1000000;.* 100000", {**STRING, "maxLength": 10**6}),
     ("20000 states", {**STRING, "pattern": "(a|b)*a(a|b){20}"}),
-    ("look-ahead", {**STRING, "pattern": "^(?=a)b"}),
+    *(
+        (reason, {**STRING, "pattern": pattern})
+        for reason, patterns in {
+            "look-ahead that is not": ("(?!a)b", "^b(?=a)", "^(?:(?!a)b)", "^(?!(?!a)b)c", "x|^(?!a)"),
+            "one of its cases": ("^(?!a)b|c",),
+            "anchor is repeated": ("^(?!a)*b",),
+            "without its": ("^(?=a",),
+        }.items()
+        for pattern in patterns
+    ),
+    ("around a JSON schema", {"name": "x", "strict": True, "schema": obj({"a": INTEGER})}),
+    ("around a JSON schema", {"type": "json_schema", "json_schema": {"name": "x", "schema": INTEGER}}),
+    *((key, {**INTEGER, key: 2}) for key in ("divisibleBy", "extends", "disallow")),
     ("look-behind", {**STRING, "pattern": "(?<!a)b"}),
     ("back-reference", {**STRING, "pattern": r"(a)\1"}),
     ("property of Unicode", {**STRING, "pattern": r"\p{L}"}),
