@@ -101,7 +101,7 @@ def with_options(command: Command) -> Command:
             # No shell resolves ~ for the environment, the configuration or `--file=~/x`.
             chosen |= {key: expanded(value) for key, value in chosen.items() if isinstance(value, Path)}
             for text in getattr(group, "TEXTS", ()):
-                _check_text(text, chosen[text])
+                chosen[text] = _unicode(text, chosen[text])
             for names in getattr(group, "ALTERNATIVES", ()):
                 _drop_weaker(ctx, chosen, names)
             values[name] = group(**chosen)
@@ -143,18 +143,29 @@ def _long_name(declarations: tuple[str, ...]) -> str:
     return next((name[2:].split("/")[0] for name in declarations if name.startswith("--")), "")
 
 
-def _check_text(name: str, value: str | list[str] | None) -> None:
-    """Raises UsageError if the shell passed bytes that are not UTF-8, which Python marks as surrogates."""
-    for text in value if isinstance(value, list) else [value or ""]:
-        for offset, char in enumerate(text):
-            if "\ud800" <= char <= "\udfff":
-                marked = "\udc80" <= char <= "\udcff"
-                what = f"byte 0x{ord(char) - 0xDC00:02x}" if marked else f"surrogate {char!a}"
-                raise UsageError(
-                    f"the value of --{name.replace('_', '-')} on the command line is not valid UTF-8: "
-                    f"{what} at character {offset}",
-                    "give it in UTF-8, or as a file where there is an option for one",
-                )
+def _unicode(name: str, value: str | list[str] | None) -> str | list[str] | None:
+    """A text, or several, of the command line: what a shell passes is read as UTF-8, whatever the locale.
+
+    Python marks the bytes that it could not read as surrogates.
+
+    Raises:
+        UsageError: they are not UTF-8.
+    """
+    if isinstance(value, list):
+        return [text for each in value if isinstance(text := _unicode(name, each), str)]
+    if value is None:
+        return None
+    try:
+        return value.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError:
+        offset, char = next((i, c) for i, c in enumerate(value) if "\ud800" <= c <= "\udfff")
+    marked = "\udc80" <= char <= "\udcff"
+    what = f"byte 0x{ord(char) - 0xDC00:02x}" if marked else f"surrogate {char!a}"
+    raise UsageError(
+        f"the value of --{name.replace('_', '-')} on the command line is not valid UTF-8: "
+        f"{what} at character {offset}",
+        "give it in UTF-8, or as a file where there is an option for one",
+    )
 
 
 def _drop_weaker(ctx: typer.Context, values: dict[str, Any], names: tuple[str, ...]) -> None:

@@ -148,6 +148,14 @@ def test_a_schema_becomes_a_grammar(specx):
     assert specx("complete", specx.model, "-p", "x", "-j", "{}").code == 0
 
 
+def test_the_command_line_is_utf_8_in_a_locale_that_knows_only_ascii(specx):
+    passed = "é 😀".encode().decode("ascii", "surrogateescape")  # as Python reads it there
+    schema = json.dumps({"const": "é"}, ensure_ascii=False).encode().decode("ascii", "surrogateescape")
+    assert specx("complete", specx.model, "-p", passed, "-j", schema, "-r", passed).code == 0
+    request = specx.session.requests[-1]
+    assert request["stop"] == ("é 😀",) and "\\u00E9" in request["constraint"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [
