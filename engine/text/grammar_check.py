@@ -28,6 +28,7 @@ MAX_REOPENED = 400  # the same where each of them opens all again: work grows wi
 
 HINT = "the syntax is GBNF, as for llama.cpp"
 
+ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|.)", re.DOTALL)
 TOKENS = re.compile(
     r"""(?P<blank>(?:\s|\#[^\r\n]*)+)
       | (?P<name>[A-Za-z0-9_-]+)
@@ -155,6 +156,8 @@ class _Reader:
                 raise _Broken
             _repeat(alternatives[-1][-1], word)
         elif kind != "is":
+            if word.startswith('"'):
+                _check_characters(word)
             alternatives[-1].append(_Item(word) if kind == "name" else _Item(None, empty=word == '""'))
 
     def _open(self, sequence: list[_Item]) -> None:
@@ -166,6 +169,17 @@ class _Reader:
         sequence.append(_Item(name))
         self.rules[name] = _Rule()
         self.open_rules.append(self.rules[name])
+
+
+def _check_characters(literal: str) -> None:
+    """Raises GrammarError if a literal names what is no character: its bytes would be no text."""
+    for match in ESCAPE.finditer(literal):
+        code = int(match[1] or match[2] or "0", 16)
+        if 0xD800 <= code < 0xE000 or code > 0x10FFFF:
+            raise GrammarError(
+                f"the grammar has {match[0]} in a literal, which is no character",
+                r"write the character itself, or \U and eight digits: \U0001F600 instead of \uD83D\uDE00",
+            )
 
 
 def _repeat(item: _Item, sign: str) -> None:

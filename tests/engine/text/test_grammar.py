@@ -52,6 +52,10 @@ def test_the_end_is_allowed_exactly_when_the_grammar_is_complete(vocab):
     constraint.accept(end)
 
 
+def test_a_backslash_before_a_u_begins_no_escape(texts):
+    assert texts.accept(r'root ::= "\\ud83d" "\u00e9\U0001F600" [^\ud800-\udfff]', "\\ud83dé😀x")
+
+
 def test_a_token_out_of_place_is_an_error_not_a_crash(vocab):
     constraint = GrammarConstraint(vocab, 'root ::= "yes"')
     with pytest.raises(GrammarError, match="does not allow"):
@@ -97,6 +101,9 @@ def test_another_root(vocab):
         ("root ::= " + " | ".join(f'"{i}"' for i in range(20_001)), "20000 alternatives"),
         ('root ::= "caf\udce9"', "not valid UTF-8: .* at character 13"),
         ('root ::= "a\0b"', "NUL"),
+        (r'root ::= "\ud83d\ude00"', r"has \\ud83d in a literal, which is no character"),
+        (r'root ::= ["\\] "\\\uDC00"', "which is no character"),
+        (r'root ::= "\U00110000"', "which is no character"),
         ('root ::= "a', "cannot be used"),
         ('root ::= "a" )', "cannot be used"),
     ],
