@@ -25,6 +25,13 @@ __all__ = ["Marked", "SpecialTexts", "Tokenize", "special_texts"]
 ASIDE = frozenset({"role", "type", "id", "tool_call_id"})
 """Keys of messages and tools whose values the template itself compares or builds tokens from."""
 
+WORDS = frozenset({"system", "developer", "user", "assistant", "tool", "function", "text"})
+"""Roles and types, which are no one's words. Some vocabularies have control tokens of these texts."""
+
+FORM = ASIDE | {"content", "text", "tool_calls", "function", "name", "arguments"}
+FORM |= {"description", "parameters", "strict", "reasoning_content"}
+"""Keys by which templates find what messages and tools consist of."""
+
 DATA = frozenset({"arguments", "parameters"})
 """Keys of calls and tools below which all keys are people's own."""
 
@@ -132,8 +139,8 @@ class SpecialTexts:
             return self._broken(value, mark)
         if isinstance(value, Mapping):
             pairs = {
-                self.marked(key, mark): each
-                if key in ASIDE and not data and self._is_plain(each)
+                key if key in FORM and not data else self.marked(key, mark): each
+                if key in ASIDE and not data and (self._is_plain(each) or _is_word(key, each))
                 else self.marked(each, mark, data=data or key in DATA)
                 for key, each in value.items()
             }
@@ -223,6 +230,10 @@ def _divided(text: str, piece: _Piece, token: SpecialToken) -> list[_Piece]:
     if start < piece.end:
         found.append(_Piece(start, piece.end))
     return found
+
+
+def _is_word(key: str, value: Any) -> bool:
+    return key in ("role", "type") and isinstance(value, str) and value in WORDS
 
 
 def _any_of(chars: Mapping[str, object]) -> re.Pattern[str]:

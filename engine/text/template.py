@@ -131,8 +131,9 @@ class ChatTemplate:
         """The prompt, in which what messages say is told apart from what the template writes."""
         mark = self._mark(messages, variables)
         if self._specials is not None:
-            marked, also = (self._specials.marked(each, mark) for each in (messages, variables))
-            if marked is not messages or also is not variables:
+            marked = self._specials.marked(messages, mark)
+            also = {name: self._specials.marked(value, mark) for name, value in variables.items()}
+            if marked is not messages or any(also[name] is not variables[name] for name in also):
                 return Marked(self._written(marked, also), mark)
         return self._written(messages, variables)
 

@@ -231,6 +231,21 @@ def test_what_calls_and_tools_are_told_is_text_whatever_its_key(model, key):
     assert starts(evil) == starts("harmless") == 2
 
 
+@pytest.mark.parametrize(
+    "texts", [("user", "assistant", "function"), ("end", "or", "t"), ("role", "content", "deep")]
+)
+def test_control_tokens_that_are_words_of_the_form_change_nothing_of_it(texts):
+    specials = SpecialTexts([SpecialToken(i, text, True) for i, text in enumerate(texts)])
+    source = (
+        EACH + "{% if m['role'] == 'user' %}<{{ m['content'] }}>"
+        "{% else %}({{ m.tool_calls[0].function.name }}){% endif %}" + END + "{{ deep }}"
+    )
+    call = {"type": "function", "function": {"name": "look", "arguments": {"user": "end"}}}
+    messages = [*talk("the user's end"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    template = ChatTemplate(source, bos="", eos="", specials=specials)
+    assert template.render(messages, deep="yes") == "<the user's end>(look)yes"
+
+
 def test_marks_leave_no_trace_whatever_the_template_does():
     specials = SpecialTexts([SpecialToken(7, "<|x|>", control=True, lstrip=True, rstrip=True)])
     source = "{{ messages[0].content | upper }} <|x|> {{ messages[0].content | tojson }}qzm0wjk"
