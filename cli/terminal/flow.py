@@ -60,16 +60,16 @@ class Flow:
                 self._begin_line()
             elif self._gap:
                 self._begin_line()
-        line = self._gap
+        line, begun = self._gap, False
         for char in piece:
             if self._column + _width(line + char) > width:
                 self._write(line)
                 self._begin_line()
-                line, word = char, ""  # what is in the line before cannot be taken away any more
+                line, begun = char, True
             else:
                 line += char
         self._write(line)
-        self._word = word
+        self._word = line if begun else word  # what is in the line before cannot be taken away any more
 
     def _write(self, text: str) -> None:
         write(text)

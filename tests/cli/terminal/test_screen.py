@@ -187,6 +187,16 @@ def test_tabs_end_where_they_do_however_the_text_is_cut(shown_at, size):
     assert [line for line in shown_at(60, stream) if line] == ["ab  c", "    abc d   e"]
 
 
+@pytest.mark.parametrize("size", [1, 7, 13, 60])
+def test_a_word_longer_than_a_line_fills_its_lines(capsys, monkeypatch, size):
+    monkeypatch.setattr(Flow, "_columns", lambda _self: 20)
+    flow, word = Flow(), "0123456789" * 7
+    flow._able = True
+    for start in range(0, len(word), size):
+        flow.add(word[start : start + size])
+    assert [len(line) for line in capsys.readouterr().out.split("\n")] == [20, 20, 20, 10]
+
+
 @pytest.mark.parametrize(
     "emoji", ["\U0001f468\u200d\U0001f469\u200d\U0001f467", "\u2764\ufe0f", "\U0001f44d\U0001f3fd"]
 )
