@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 DEPTH = 256
-PICTURES = (".png", ".svg")
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +47,7 @@ def probe(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw the staircases into a PNG or SVG file."),
+        typer.Option("--plot", metavar="FILE", help="Draw the staircases into a PNG, SVG or PDF file."),
     ] = None,
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Measure anew what an earlier run measured.")
@@ -102,7 +101,7 @@ def _probe_staircase(asked: Asked, depths: list[int], plot: Path | None, *, json
     from specx.engine.report.staircase import probe_staircases
 
     if plot is not None:
-        check_plot(plot, PICTURES)
+        check_plot(plot)
     with Progress(f"loading {asked.model.name}") as loading, Progress("timing steps") as timing:
 
         def timed(fraction: float) -> None:

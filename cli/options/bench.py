@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 FORMATS = ("table", "md", "csv", "json", "jsonl")
-PICTURES = (".png", ".svg", ".pdf")
 PROMPTS_PER_CATEGORY = 5  # by default: a small model on two cores then takes some minutes
 
 
@@ -190,7 +189,7 @@ def check_results(options: ResultOptions) -> None:
     if options.output not in FORMATS:
         raise UsageError(f"-o/--output is {options.output!r}", f"formats are {', '.join(FORMATS)}")
     if options.plot is not None:
-        check_plot(options.plot, PICTURES)
+        check_plot(options.plot)
 
 
 def bench_settings(

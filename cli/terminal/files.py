@@ -7,7 +7,6 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,6 +32,9 @@ __all__ = [
 
 MOST_BYTES = 1 << 28
 """Bytes of one text: more than a model could read, and less than a machine has memory."""
+
+PICTURES = (".png", ".svg", ".pdf")
+"""Endings of files that a picture can be drawn into."""
 
 STDIN = "standard input"
 
@@ -141,20 +143,20 @@ def _spare_model(path: Path) -> None:
         raise FileError(f"{path} is a model, and stays one", "choose another place")
 
 
-def check_plot(path: Path, endings: Sequence[str]) -> None:
+def check_plot(path: Path) -> None:
     """Before anything is measured: whether a picture can be drawn into `path`.
 
     Raises:
-        UsageError: its ending is none of `endings`, or matplotlib is missing.
+        UsageError: its ending is none of `PICTURES`, or matplotlib is missing.
         FileError: its folder is missing.
     """
     from importlib.util import find_spec
 
-    if path.suffix.lower() not in endings:
-        raise UsageError(f"{path.name} is no picture", f"give --plot a name in {', '.join(endings)}")
+    if path.suffix.lower() not in PICTURES:
+        raise UsageError(f"{path.name} is no picture", f"give --plot a name in {', '.join(PICTURES)}")
     check_folder(path)
     if find_spec("matplotlib") is None:
-        raise UsageError("plots need matplotlib", "pip install 'specx[plot]', or leave --plot out")
+        raise UsageError("plots need matplotlib", "pip install 'matplotlib>=3.10', or leave --plot out")
 
 
 def read_stdin() -> str:

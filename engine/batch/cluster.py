@@ -34,7 +34,7 @@ from specx.engine.settings import Asked
 
 __all__ = ["ClusterRun", "NodeWriter"]
 
-INSTALL_HINT = "install it here and on every node: pip install 'specx[cluster]'"
+INSTALL_HINT = "install it here and on every node: pip install 'ray[data]>=2.50'"
 DEFAULT_TEXTS = 32  # that a node is thought to write at once where it decides that itself
 AHEAD = 2  # times as many items wait on a node as it writes at once
 MOST_IN_TASK = 8  # items: what is handed over together

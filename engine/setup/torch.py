@@ -12,4 +12,4 @@ __all__ = ["check_torch"]
 def check_torch(what: str) -> None:
     """Raises SpecxError if torch, which `what` needs, is not installed."""
     if importlib.util.find_spec("torch") is None:
-        raise SpecxError(f"{what} needs torch, which is not installed", 'pip install "specx[train]"')
+        raise SpecxError(f"{what} needs torch, which is not installed", "pip install 'torch>=2.7'")

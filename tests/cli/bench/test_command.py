@@ -356,4 +356,4 @@ def test_without_matplotlib_a_picture_is_refused_before_anything_is_measured(spe
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     outcome = specx("bench", specx.model, "--plot", "x.png")
-    assert outcome.code == 2 and "specx[plot]" in outcome.err and scripted.count == 0
+    assert outcome.code == 2 and "pip install 'matplotlib>=" in outcome.err and scripted.count == 0

@@ -106,7 +106,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ClusterError, match="--ray needs Ray") as error:
         cluster._import_ray()
-    assert "specx[cluster]" in error.value.hint
+    assert "pip install 'ray[data]>=" in error.value.hint
 
 
 @pytest.fixture(scope="module")
