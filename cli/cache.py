@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specx.backends.printable import one_line
 from specx.cli.help import ListedGroup
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def clear(
 
 def add(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Text in UTF-8, or JSON Lines with text in them.")
+        list[Path], typer.Argument(metavar="FILE", help="Text in UTF-8, or JSON Lines with text in them.")
     ],
     model: Annotated[
         str | None,
@@ -187,7 +188,7 @@ def add(
     with Progress("indexing") as progress:
         added = index_files(paths, find_model(model), store, name, progress.update)
     for text in added:
-        notice(f"{text.name}: {text.tokens:,} tokens, {text.size:,} bytes, for {text.model}")
+        notice(f"{one_line(text.name)}: {text.tokens:,} tokens, {text.size:,} bytes, for {text.model}")
 
 
 def remove(
@@ -203,9 +204,9 @@ def remove(
     known = all_texts(store)
     found = [text for key, text in known if text.name == name and Corpora(store, key).remove(name)]
     if not found:
-        names = ", ".join(dict.fromkeys(text.name for _, text in known))
+        names = ", ".join(dict.fromkeys(one_line(text.name) for _, text in known))
         raise UsageError(
             f"no text is called {name!r}", f"there are {names}" if names else "specx cache add FILE adds one"
         )
     for text in found:
-        notice(f"removed {text.name}: {text.tokens:,} tokens, for {text.model}")
+        notice(f"removed {one_line(text.name)}: {text.tokens:,} tokens, for {text.model}")

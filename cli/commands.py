@@ -69,7 +69,7 @@ TABLE = {
 }
 """The commands by name, in the order in which they are listed."""
 
-NOT_A_NUMBER = {"valid integer": "it is not a whole number", "valid number": "it is not a number"}
+NOT_A_NUMBER = {"valid integer": "a whole number", "valid number": "a number"}
 BOUND = re.compile(r"should be (greater|less) than or equal to (-?[\d.]+)")
 EPILOG = (
     "Options can also be set in the environment as SPECX_ and their long name (SPECX_CTX_SIZE=8192), by "
@@ -198,7 +198,11 @@ def _usage_error(problem: Any) -> UsageError:
     likely = getattr(problem, "possibilities", None)
     context = getattr(problem, "ctx", None)
     if (parameter := getattr(problem, "param", None)) is not None and context is not None:
-        problem.message = _in_words(problem.message) + _source(parameter, context)
+        if wanted := _wanted(problem.message):
+            given = _quoted(getattr(problem, "given", ""))
+            told = f"{_named(parameter)} is {given}{_source(parameter, context)}"
+            return UsageError(told, f"give {wanted}; see `{context.command_path} --help`")
+        problem.message += _source(parameter, context)
     message = (problem.message if likely else problem.format_message()).rstrip(".")
     hint = f"see `{context.command_path if context else 'specx'} --help`"
     parameters = context.command.params if context else ()
@@ -214,18 +218,34 @@ def _usage_error(problem: Any) -> UsageError:
     return UsageError(message[:1].lower() + message[1:], hint)
 
 
-def _in_words(message: str) -> str:
-    """What Pydantic says of a value, for people."""
+def _wanted(message: str) -> str:
+    """What a value ought to be that Pydantic says `message` of; empty if that is not known."""
     for phrase, words in NOT_A_NUMBER.items():
         if phrase in message:
             return words
     bound = BOUND.search(message)
-    return f"at {'least' if bound[1] == 'greater' else 'most'} {bound[2]} is needed" if bound else message
+    return f"a number of at {'least' if bound[1] == 'greater' else 'most'} {bound[2]}" if bound else ""
+
+
+def _named(parameter: Any) -> str:
+    """An option as every other error calls it: by its first name, and its first long one."""
+    first = parameter.opts[0]
+    long = next((name for name in parameter.opts if name.startswith("--")), first)
+    return str(first) if long == first else f"{first}/{long}"
+
+
+def _quoted(given: Any) -> str:
+    """What was given, in quotes unless it is a number; of an option that may be repeated, all of it."""
+    if isinstance(given, list | tuple):
+        return ", ".join(map(_quoted, given))
+    return str(given) if re.fullmatch(r"[+-]?[0-9.]+", str(given)) else repr(given)
 
 
 def _source(parameter: Any, context: Any) -> str:
-    """Where a value is from, if that is the environment."""
+    """Where a value is from, if that is the environment or the configuration file."""
     source = context.get_parameter_source(parameter.name)
+    if source is not None and source.name == "DEFAULT_MAP":
+        return " (from the configuration file)"
     if source is None or source.name != "ENVIRONMENT":
         return ""
     names = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or ()

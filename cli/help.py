@@ -5,6 +5,7 @@ Typer's own help needs Rich's Markdown and takes twice as long to appear as ever
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import typer
@@ -15,6 +16,7 @@ from specx.cli.options.values import quickened
 
 __all__ = ["CLICK_ERROR", "GroupedCommand", "ListedGroup", "taken_option"]
 
+NEEDED = re.compile(r"^\{([^{}|]+)\}")
 WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
 WHOLE = 1000  # characters of a sentence that is not to be cut
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
@@ -78,6 +80,10 @@ class GroupedCommand(TyperCommand):
             raise UsageError(*taken)
         return rest
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What follows the command; an argument that must be there has no braces around its name."""
+        return [NEEDED.sub(r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and options."""
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
@@ -85,6 +91,8 @@ class GroupedCommand(TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 argument = parameter.param_type_name == "argument"
+                if argument:  # its name says enough; Typer adds the type of Python
+                    record = (parameter.metavar, record[1])
                 heading = (
                     "Arguments" if argument else getattr(parameter, "rich_help_panel", None) or "Options"
                 )

@@ -28,15 +28,26 @@ def pull(
         str,
         typer.Argument(metavar="MODEL", help="ORG/REPO, ORG/REPO:QUANT, ORG/REPO/FILE.gguf or an address."),
     ],
-    file: Annotated[str | None, typer.Option("--file", help="This file of the repository.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", metavar="FILE", help="This file of the repository.")
+    ] = None,
     quant: Annotated[
         str | None,
-        typer.Option("--quant", help="This quantization.", show_default="Q4_K_M, or the nearest there is"),
+        typer.Option(
+            "--quant",
+            metavar="QUANT",
+            help="This quantization.",
+            show_default="Q4_K_M, or the nearest there is",
+        ),
     ] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="A branch, tag or commit.")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="NAME", help="A branch, tag or commit.")
+    ] = None,
     token: Annotated[
         str | None,
-        typer.Option("--token", help="Access token.", show_default="HF_TOKEN, or your saved login"),
+        typer.Option(
+            "--token", metavar="TOKEN", help="Access token.", show_default="HF_TOKEN, or your saved login"
+        ),
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Only look for what is already here.")] = False,
 ) -> None:

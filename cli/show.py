@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 def show(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="A GGUF file, or the name of a model on this machine."),
+        typer.Argument(metavar="MODEL", help="A GGUF file, or the name of a model on this machine."),
     ] = None,
     model_flag: Annotated[
         str | None, typer.Option("-m", "--model", metavar="FILE", help="The same, as an option.")
@@ -48,20 +48,28 @@ def show(
         typer.Option(
             "-c",
             "--ctx-size",
+            metavar="N",
             min=0,
             help="Context to count the memory for; 0 is the model's own.",
             show_default=f"the model's own, at most {DEFAULT_CTX}",
         ),
     ] = None,
-    type_k: Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Type of the K cache.")] = "f16",
-    type_v: Annotated[str, typer.Option("-ctv", "--cache-type-v", help="Type of the V cache.")] = "f16",
+    type_k: Annotated[
+        str, typer.Option("-ctk", "--cache-type-k", metavar="TYPE", help="Type of the K cache.")
+    ] = "f16",
+    type_v: Annotated[
+        str, typer.Option("-ctv", "--cache-type-v", metavar="TYPE", help="Type of the V cache.")
+    ] = "f16",
 ) -> None:
     """Show what a model file holds and what it takes to run it."""
     from specx.backends.gguf.file import read_gguf
     from specx.backends.hub.models import find_model, list_models, own_folders
+    from specx.cli.options.read import one_of
 
     if model and model_flag:
         raise UsageError(f"more than one model is named: {model} and {model_flag}", "leave one of them out")
+    type_k = one_of("-ctk/--cache-type-k", type_k, tuple(CACHE_TYPES))
+    type_v = one_of("-ctv/--cache-type-v", type_v, tuple(CACHE_TYPES))
     if list_all:
         for folder in own_folders():
             if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where it may not look
@@ -95,9 +103,6 @@ def _memory(info: GGUFInfo, ctx_size: int | None, type_k: str, type_v: str) -> M
     from specx.backends.settings import Load
     from specx.engine.setup.snapshots import best_snapshots
 
-    for name in (type_k, type_v):
-        if name not in CACHE_TYPES:
-            raise UsageError(f"unknown KV cache type {name!r}", f"use one of {', '.join(CACHE_TYPES)}")
     threads, n_ctx = this_cpu().default_threads, wanted_context(ctx_size, info.context_length)
     kept = best_snapshots(info)
     load = Load(info.path, threads, threads, n_ctx=n_ctx, type_k=type_k, type_v=type_v, snapshots=kept)
@@ -142,7 +147,7 @@ def _summary(info: GGUFInfo, memory: MemoryNeed) -> list[tuple[str, str]]:
         ("file", f"{info.path} ({gibibytes(info.size)}{split}, GGUF {info.version})"),
         ("name", info.name),
         ("architecture", info.architecture + ("" if info.state == "attention" else f", {info.state}")),
-        ("parameters", f"{_count(info.parameters)} in {info.blocks} layers"),
+        ("parameters", f"{_count(info.parameters)} in {info.blocks} layer{'' if info.blocks == 1 else 's'}"),
         ("quantization", f"{info.file_type} ({mix})"),
         ("attention", heads),
         ("experts", experts),

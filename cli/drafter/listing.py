@@ -26,7 +26,7 @@ def register(group: typer.Typer) -> None:
 
 def list_them(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="The model to draft for, by file or name.")
+        str | None, typer.Argument(metavar="MODEL", help="The model to draft for, by file or name.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:

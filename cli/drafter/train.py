@@ -72,12 +72,14 @@ def train(
     self_tokens: SelfTokens = None,
     time: Annotated[str, typer.Option("--time", metavar="TIME", help="For everything: 90s, 10m, 1h.")] = "1h",
     steps: StepCount = None,
-    vocab: Annotated[int, typer.Option("--vocab", min=1, help="How many tokens it shall score.")] = ROWS,
+    vocab: Annotated[
+        int, typer.Option("--vocab", metavar="N", min=1, help="How many tokens it shall score.")
+    ] = ROWS,
     threads: Threads = None,
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Memory to use at most.")] = "4G",
     disk: Disk = "8G",
     device: Device = "auto",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of everything that is drawn.")] = 0,
     output: Output = None,
     force: Force = False,
     resume: Resume = False,

@@ -28,9 +28,12 @@ def trim(
     target: Annotated[
         str, typer.Option("--for", metavar="TARGET", help="The model that it is to draft for.")
     ],
-    keep: Annotated[int, typer.Option("--keep", min=1, help="How many tokens it shall score.")] = KEEP,
+    keep: Annotated[
+        int, typer.Option("--keep", metavar="N", min=1, help="How many tokens it shall score.")
+    ] = KEEP,
     tokens: Annotated[
-        int, typer.Option("--tokens", min=1, help="Text that the target writes for it, in tokens.")
+        int,
+        typer.Option("--tokens", metavar="N", min=1, help="Text that the target writes for it, in tokens."),
     ] = TOKENS,
     text: Annotated[
         list[Path] | None,

@@ -13,7 +13,6 @@ configuration file. A flag beats the environment, which beats the file.
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -402,7 +401,7 @@ def sampling_settings(options: SamplingOptions) -> SamplingSettings:
     ):
         if not low <= value <= high:  # NaN is nowhere
             least = " of at least 0" if low == 0 else ""
-            beyond = math.isfinite(value) and abs(value) > MAX_SINGLE
+            beyond = abs(value) > MAX_SINGLE
             between = f" from {low:g} to {high:g}" if high == 1 or beyond else least
             raise UsageError(f"{name} is {value}", f"give a number{between}")
     if not -1 <= options.seed <= MAX_SEED:

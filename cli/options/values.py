@@ -32,7 +32,7 @@ def quickened(parameters: list[Any]) -> list[Any]:
 
 
 def _quicken(parameter: Any) -> None:
-    thorough = parameter.process_value
+    thorough = _telling(parameter.process_value)
     bounded = getattr(parameter, "min", None) is not None or getattr(parameter, "max", None) is not None
     convert = None if bounded else CONVERSIONS.get(parameter.type_descriptor.annotation)
 
@@ -51,6 +51,19 @@ def _quicken(parameter: Any) -> None:
         return value if parameter.callback is None else parameter.callback(context, parameter, value)
 
     parameter.process_value = process
+
+
+def _telling(process: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The same, whose complaints know what was `given`."""
+
+    def told(context: Any, value: Any) -> Any:
+        try:
+            return process(context, value)
+        except Exception as problem:
+            problem.given = value  # type: ignore[attr-defined]
+            raise
+
+    return told
 
 
 def _flag(value: Any) -> bool:

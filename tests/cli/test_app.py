@@ -57,6 +57,27 @@ def test_help_of_a_command_groups_its_options(specx, command):
     assert re.search(r"-c, --ctx-size N +Context in tokens", out)
 
 
+def test_help_speaks_of_no_types_of_python(specx):
+    inner = [(name, each) for name in ("cache", "drafter") for each in every_command()[name].commands]
+    for path in [*((name,) for name in TABLE), *inner]:
+        out = specx(*path, "--help").out
+        assert not re.search(r"<(str|int|float|bool|list|path)\b|\[\[", out, re.IGNORECASE), path
+
+
+@pytest.mark.parametrize(
+    ("path", "usage"),
+    [
+        (("show",), "[MODEL]"),
+        (("pull",), "MODEL"),
+        (("cache", "add"), "FILE..."),
+        (("drafter", "inspect"), "TARGET DRAFT"),
+        (("completion",), "{bash|zsh|fish}"),
+    ],
+)
+def test_usage_has_brackets_around_what_may_be_left_out(specx, path, usage):
+    assert specx(*path, "--help").out.startswith(f"Usage: specx {' '.join(path)} [OPTIONS] {usage}\n")
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from specx.cli.app import run; run(['--help']); "
@@ -71,7 +92,17 @@ def test_help_imports_nothing_heavy():
     [
         (("chta",), "no such command 'chta'. Did you mean 'chat'?", "see `specx --help`"),
         (("complete", "--tmep", "1"), "no such option: --tmep", "did you mean --temp"),
-        (("complete", "--temp", "hot"), "invalid value for '--temp'", "see `specx complete --help`"),
+        (("complete", "--temp", "hot"), "--temp is 'hot'", "give a number; see `specx complete --help`"),
+        (("complete", "-n=2"), "-n/--n-predict is '=2'", "give a whole number; see"),
+        (("show", "-c", "-1"), "-c/--ctx-size is -1", "give a number of at least 0; see"),
+        (("show", "x", "-ctk", "f8"), "-ctk/--cache-type-k is 'f8'", "allowed are f32, f16"),
+        (("batch", "x", "-k", "129"), "-k/--samples is 129", "give a number of at most 128; see"),
+        (
+            ("probe", "--staircase", "--depth", "1", "--depth", "x"),
+            "--depth is 1, 'x'",
+            "give a whole number",
+        ),
+        (("complete", "-p", "x", "--temp", "inf"), "--temp is inf", "give a number from 0 to 3.4"),
         (("--profile", "x", "chat"), "no such option: --profile", "it comes after the command"),
         (("--nonsense", "chat"), "no such option: --nonsense", "see `specx --help`"),
         (("complete", "--temp"), "option '--temp' requires an argument", "see `specx complete --help`"),

@@ -44,6 +44,13 @@ def test_texts_are_added_shown_and_removed(specx, files, smollm2, tmp_path):
     assert json.loads(specx("cache", "show", "--json").out)["texts"] == []
 
 
+def test_a_name_of_two_lines_is_told_in_one(specx, files, smollm2):
+    added = specx("cache", "add", files[0], "--name", "x\ny", "--model", str(smollm2))
+    assert added.err.startswith("x\\ny: ") and added.err.count("\n") == 1
+    assert specx("cache", "remove", "x").err.endswith("hint: there are x\\ny\n")
+    assert specx("cache", "remove", "x\ny").err.startswith("removed x\\ny: ")
+
+
 def test_files_under_one_name_are_one_text(specx, files, smollm2):
     specx("cache", "add", *files, "-m", str(smollm2), "--name", "answers")
     [text] = json.loads(specx("cache", "show", "--json").out)["texts"]

@@ -158,18 +158,18 @@ def header(lines) -> str:
 @pytest.mark.parametrize(
     ("arguments", "variables", "said"),
     [
-        (("complete", "-p", "x", "-n", "many"), {}, "it is not a whole number"),
+        (("complete", "-p", "x", "-n", "many"), {}, "-n/--n-predict is 'many' hint: give a whole number"),
         (
             ("complete", "-p", "x"),
             {"SPECX_CTX_SIZE": "abc"},
-            "it is not a whole number (from SPECX_CTX_SIZE)",
+            "-c/--ctx-size is 'abc' (from SPECX_CTX_SIZE) hint: give a whole number",
         ),
         (
             ("complete", "-p", "x"),
             {"LLAMA_ARG_TEMPERATURE": "w"},
-            "it is not a number (from LLAMA_ARG_TEMPERATURE)",
+            "--temp is 'w' (from LLAMA_ARG_TEMPERATURE) hint: give a number",
         ),
-        (("verify", "-n", "0"), {}, "at least 1 is needed"),
+        (("verify", "-n", "0"), {}, "-n/--n-predict is 0 hint: give a number of at least 1"),
     ],
 )
 def test_what_is_no_number_is_called_that(real, arguments, variables, said):
