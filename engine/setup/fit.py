@@ -14,6 +14,7 @@ than the memory of the machine; in between, other programs hold the memory, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -68,12 +69,14 @@ class Room:
         bearable: beyond it the system ends a process.
         ceiling: what there would be if nothing else ran.
         gpus: of each GPU with memory of its own.
+        limit: what this process may use at most, where that leaves less than other programs do.
     """
 
     available: int | None
     bearable: int | None
     ceiling: int | None
     gpus: tuple[int, ...] = ()
+    limit: int | None = None
 
     @classmethod
     def of(cls, memory: Memory, gpus: tuple[int, ...] = ()) -> Room:
@@ -81,7 +84,9 @@ class Room:
         swap = memory.swap_free or 0 if memory.limit is None else 0
         limits = [limit for limit in (memory.total, memory.limit) if limit is not None]
         bearable = None if memory.available is None else memory.available + swap
-        return cls(memory.available, bearable, min(limits, default=None), gpus)
+        left = math.inf if memory.limit is None else max(memory.limit - (memory.used or 0), 0)
+        binding = memory.limit if memory.available is not None and left <= memory.available else None
+        return cls(memory.available, bearable, min(limits, default=None), gpus, binding)
 
     def is_enough(self, need: MemoryNeed) -> bool:
         """Whether steps would never wait for the disk."""
@@ -360,7 +365,10 @@ class _Search:
             for small, flags in smaller_caches(self.info, load):
                 if context := self.most_context(small, enough):
                     return f"ask for a smaller cache: -c {context} {flags}"
-        return "take a smaller quantization of it or a smaller model, or close other programs"
+        more = "close other programs"
+        if room.limit is not None:  # they have nothing to do with it
+            more = f"allow it more than {gibibytes(room.limit)}: ulimit -v, or the limit of its control group"
+        return f"take a smaller quantization of it or a smaller model, or {more}"
 
 
 def _most(low: int, high: int, holds: Callable[[int], bool]) -> int:

@@ -175,6 +175,17 @@ def test_a_smaller_cache_is_proposed_if_it_is_one_that_is_taken(heads, flash_att
     assert caught.value.hint.endswith(f"-c 512 {flags}" if flags else "or close other programs")
 
 
+@pytest.mark.parametrize(
+    ("used", "said"),
+    [(9 << 30, "or close other programs"), (12 << 30, "allow it more than 12.0 GiB: ulimit -v")],
+)
+def test_what_a_limit_takes_no_other_program_gives_back(used, said):
+    memory = Memory(32 << 30, MIB, limit=12 << 30, used=used)
+    with pytest.raises(DoesNotFitError) as caught:
+        fit(INFO, ASKED, wanted_load(INFO, ASKED), Room.of(memory))
+    assert said in caught.value.hint
+
+
 def test_between_available_and_all_there_is_a_person_is_warned():
     found = fitted(ASKED, room(2 * GIB, ceiling=8 * GIB), draft=DRAFT)
     assert (found.load, found.draft) == (WANTED, None)  # a smaller context would change nothing much
@@ -237,7 +248,7 @@ def test_swap_helps_unless_a_control_group_has_a_limit():
     memory = Memory(total=8 * GIB, available=2 * GIB, swap_total=4 * GIB, swap_free=3 * GIB)
     assert Room.of(memory) == Room(2 * GIB, 5 * GIB, 8 * GIB)
     limited = replace(memory, limit=4 * GIB, used=3 * GIB, available=1 * GIB)
-    assert Room.of(limited, (GIB,)) == Room(1 * GIB, 1 * GIB, 4 * GIB, (GIB,))
+    assert Room.of(limited, (GIB,)) == Room(1 * GIB, 1 * GIB, 4 * GIB, (GIB,), limit=4 * GIB)
     assert Room.of(Memory()) == Room(None, None, None)
 
 
