@@ -175,6 +175,8 @@ def _unexpected(problem: Exception, *, verbose: bool) -> int:
         if problem.errno == errno.EBADF:
             reason, hint = "it was opened for reading", "send it somewhere: a terminal, a pipe or a file"
         return _report(SpecxError(f"the output cannot be written: {reason}", hint))
+    if isinstance(problem, OSError) and problem.errno in (errno.EMFILE, errno.ENFILE):
+        return _report(SpecxError("too many files are open", "allow more of them: ulimit -n 1024"))
     if verbose:
         import traceback
 

@@ -178,6 +178,9 @@ def invoke(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what a terminal cannot show must not end a generation
             stream.reconfigure(errors="replace")
+    for size in ("COLUMNS", "LINES"):
+        if not os.environ.get(size, "").strip("0"):  # none is known; Rich would write nothing at all
+            os.environ.pop(size, None)
     command = typer.main.get_command(app)
     try:
         with command.make_context("specx", arguments) as context:

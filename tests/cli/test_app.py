@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -119,6 +120,15 @@ def test_wrong_usage_looks_like_every_other_error(specx, arguments, message, hin
     assert told.startswith(f"hint: {hint}")
 
 
+def test_a_wrong_value_says_that_it_is_from_the_configuration_file(specx, tmp_path, monkeypatch):
+    path = tmp_path / "config.toml"
+    path.write_text("top-k = 1.5\n")
+    monkeypatch.setenv("SPECX_CONFIG", str(path))
+    outcome = specx("complete", "-p", "x")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: --top-k is 1.5 (from the configuration file)\nhint: give a whole")
+
+
 def test_a_model_that_is_not_there(specx):
     outcome = specx("complete", "nowhere.gguf", "-p", "x")
     assert outcome.code == 1
@@ -189,6 +199,23 @@ def test_streams_that_the_shell_closed(closed):
         assert done.stderr.startswith("error: standard output is closed\nhint: ")
     else:
         assert done.returncode == 0 and done.stdout.startswith("specx ")
+
+
+def test_too_many_open_files_are_a_sentence(specx, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.EMFILE, "Too many open files", "/proc/self/task")
+
+    monkeypatch.setattr("specx.cli.commands.invoke", full)
+    outcome = specx("show")
+    assert outcome.code == 1
+    assert outcome.err == "error: too many files are open\nhint: allow more of them: ulimit -n 1024\n"
+
+
+@pytest.mark.parametrize("size", ["0", "00", ""])
+def test_a_terminal_of_no_known_width_is_written_to(spawn, smollm2, size):
+    process = spawn("show", smollm2, env={"COLUMNS": size, "LINES": size})
+    out, _err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0 and out.startswith(b"file  ")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="addresses are limited there")
