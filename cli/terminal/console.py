@@ -76,17 +76,7 @@ def _console(*, stderr: bool) -> Console:
                 yield segment if text == segment.text else Segment(text, segment.style)
 
     stream = sys.stderr if stderr else sys.stdout
-    # Where it is not known how wide a terminal is, some say 0, for which Rich writes nothing at all.
-    unknown = {name for name in ("COLUMNS", "LINES") if not os.environ.get(name, "1").strip("0")}
-    known = {name: value for name, value in os.environ.items() if name not in unknown}
-    return Piped(
-        stderr=stderr,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        soft_wrap=not stream.isatty(),
-        _environ=known if unknown else os.environ,
-    )
+    return Piped(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=not stream.isatty())
 
 
 class _Shown:

@@ -94,14 +94,3 @@ def test_json_is_exact(capsys):
     console.write(json.dumps({"name": EVIL}) + "\n" + EVIL)
     first, rest = capsys.readouterr().out.split("\n", 1)
     assert (json.loads(first)["name"], rest) == (EVIL, EVIL)
-
-
-@pytest.mark.parametrize("size", ["0", "000", "", "-1", "x", "80"])
-def test_a_width_that_is_not_known_hides_nothing(size, monkeypatch):
-    monkeypatch.setenv("COLUMNS", size)
-    monkeypatch.setenv("LINES", size)
-    made = console._console(stderr=False)
-    made.file = io.StringIO()
-    made.print("a name   a value")
-    made.print(Text("a name   a value"))
-    assert made.file.getvalue() == "a name   a value\n" * 2
