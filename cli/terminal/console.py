@@ -80,10 +80,13 @@ def _console(*, stderr: bool) -> Console:
 
 
 class _Shown:
-    """What a terminal shows that is stdout and stderr at once."""
+    """What is stdout and stderr at once: a terminal, or a file that both are sent to."""
 
     line_open = False
     """The text so far ends in the middle of a line."""
+
+    owed = False
+    """The text has ended so, and in a file: whatever is told next begins a line."""
 
     held: ClassVar[list[str]] = []
     """Notices that wait for the end of the line."""
@@ -95,20 +98,21 @@ def write(text: str) -> None:
     sys.stdout.write(printable(text) if terminal else text)
     sys.stdout.flush()
     if text:
-        _Shown.line_open = text[-1] != "\n" and terminal
+        _Shown.line_open, _Shown.owed = text[-1] != "\n" and (terminal or _one_file()), False
 
 
 def end_line() -> None:
-    """The text is finished: on a terminal, end its line and show the notices that waited for that."""
-    if _Shown.line_open:
+    """The text is finished: on a terminal, end its line, and show the notices that waited for that."""
+    if _Shown.line_open and sys.stdout.isatty():
         write("\n")
+    _Shown.line_open, _Shown.owed = False, _Shown.line_open
     while _Shown.held:
         notice(_Shown.held.pop(0))
 
 
 def notice(text: str) -> None:
     """One line on stderr, never within a line of generated text."""
-    if _Shown.line_open and sys.stderr.isatty():
+    if _Shown.line_open and (sys.stderr.isatty() or _one_file()):
         _Shown.held.append(text)
     else:
         _tell(printable(text), style="dim")
@@ -131,7 +135,9 @@ def _tell(text: str, label: tuple[str, str] = ("", ""), style: str = "") -> None
         label: what comes before it, and the style of that.
         style: of the text.
     """
+    begun, _Shown.owed = "\n" if _Shown.owed else "", False
     try:
+        sys.stderr.write(begun)
         if _coloured():
             from rich.text import Text
 
@@ -141,6 +147,14 @@ def _tell(text: str, label: tuple[str, str] = ("", ""), style: str = "") -> None
             sys.stderr.flush()
     except OSError:
         abandon(sys.stderr)
+
+
+def _one_file() -> bool:
+    """Whether stdout and stderr go to the same place, as by `2>&1`."""
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError):  # closed, or not a file at all
+        return False
 
 
 def settle(stream: TextIO) -> None:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specx.backends.errors import FileError, ModelError, SpecxError
+from specx.backends.errors import FileError, ModelError, SpecxError, UsageError
 from specx.backends.gguf.checks import read_runnable
 from specx.backends.gguf.file import GGUFInfo, read_gguf
 from specx.backends.llama.libllama import lib
 from specx.drafters.make.trim import check_rows, kept_rows
 from specx.drafters.train.batches import Rows, token_scores
 from specx.drafters.train.shape import HeadShape
-from specx.drafters.train.states import StatesFile
+from specx.drafters.train.states import Layout, StatesFile
 from specx.engine.cost.rate import chain_rate
 from specx.engine.making.collecting import CHECKPOINT, STATES, TrainTold, Wanted, Work, begin, clear, collect
 from specx.engine.making.output import check_output, check_room
@@ -116,10 +116,21 @@ def _checked(info: GGUFInfo, wanted: Wanted, output: Path) -> str:
 
     device, shape = training_device(wanted.device), HeadShape.of_target(info, wanted.rows)
     check_rows(info, wanted.rows, "--vocab")
+    _check_disk(shape, wanted.disk)
     on_gpu = device != "cpu"
     batch_that_fits(shape, info.vocabulary_size, Learning(), wanted.memory, on_gpu=on_gpu)
     check_room(output, head_bytes(shape))
     return device
+
+
+def _check_disk(shape: HeadShape, disk: int) -> None:
+    """Raises UsageError if the states of the fewest tokens to learn from have no room in `disk` bytes."""
+    least = LEAST_TOKENS * Layout("", shape.target_layers, shape.target_width).token_bytes
+    if disk < least:
+        raise UsageError(
+            f"--disk is {disk:,} bytes, and {LEAST_TOKENS:,} tokens, the least to learn from, take {least:,}",
+            f"give it at least {-(-least // (1 << 20)) + 1}M",
+        )
 
 
 def _learn(work: Work, device: str) -> TrainReport:

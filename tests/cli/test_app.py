@@ -293,6 +293,17 @@ def test_notices_wait_for_the_end_of_a_line_on_a_terminal(monkeypatch):
     assert shown == "half a line\nlater\nnow\nhalf\nerror: wrong\nhint: right\n"
 
 
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_in_one_file_with_the_text_notices_begin_lines(spawn, smollm2, tmp_path, quiet):
+    asked, path = ("complete", smollm2, "-p", "The", "-n", "4", "--temp", "0"), tmp_path / "log"
+    with path.open("wb") as log:
+        process = spawn(*asked, *quiet, stdout=log, stderr=log)
+        assert process.wait(PATIENCE) == 0
+    alone = spawn(*asked).communicate(timeout=PATIENCE)[0].decode()
+    text = path.read_text()
+    assert text.endswith(alone) if quiet else f"\n{alone}\nseed: " in text
+
+
 def test_a_table_of_a_command_that_nobody_reads(tmp_path):
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "x.json").write_text("{}")

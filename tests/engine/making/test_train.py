@@ -190,6 +190,14 @@ def test_disk_that_may_be_used_is_kept_to(target, tmp_path):
     assert (tmp_path / "head.training" / TEXTS).exists()
 
 
+@pytest.mark.parametrize("disk", [0, 1, 400_000])
+def test_disk_for_too_few_tokens_is_refused_before_any_work(target, tmp_path, disk):
+    with pytest.raises(UsageError, match=r"--disk is .* bytes, and 2,000 tokens") as refused:
+        train(asked(target), Wanted(output=tmp_path / "head.gguf", disk=disk, **WANTED), TrainTold())
+    assert refused.value.hint.startswith("give it at least ")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_holds_something_else_stays(target, tmp_path):
     output = tmp_path / "head.gguf"
     folder = tmp_path / "head.training"
