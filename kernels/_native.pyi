@@ -224,7 +224,7 @@ def suffix_array(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
     """Where the suffixes of tokens (n,), -1 between texts, begin in increasing order, (n,).
 
     Raises:
-        ValueError: a token is less than -1, or n is 2^30 or more.
+        ValueError: a token is less than -1 or not less than 2^24, or n is 2^30 or more.
     """
 
 class Corpus:

@@ -23,6 +23,7 @@ __all__ = ["BYTES_PER_TOKEN", "MAX_TOKENS", "Corpora", "CorpusText", "all_texts"
 KIND = "corpus"
 MAX_TOKENS = 1 << 24  # of all texts of a model: 128 MiB
 BYTES_PER_TOKEN = 8  # the token, and its place in the suffix array
+NO_TOKEN = 1 << 24  # nor what is larger: see `suffix_array`
 CHECKED = 64  # rows of an index that are looked at when it is opened
 NOTHING: NDArray[np.int32] = np.empty(0, np.int32)
 
@@ -92,13 +93,8 @@ class Corpora:
             if not text.tokens:
                 raise UsageError(f"there is no text in {text.name}", "leave it out")
         with self._store.locked():
-            texts, array = self._load()
-            names = {text.name for text in added}
-            kept = _parts(texts, array, without=names)
-            self._save(
-                [*(text for text in texts if text.name not in names), *added],
-                np.concatenate([NOTHING, *kept, *(tokens for _, tokens in new)]),
-            )
+            kept = self._parts(without={text.name for text in added})
+            self._save([*kept, *added], [*kept.values(), *(tokens for _, tokens in new)])
         return added
 
     def remove(self, name: str) -> bool:
@@ -108,12 +104,11 @@ class Corpora:
             StoreError: the index of the others cannot be written.
         """
         with self._store.locked():
-            texts, array = self._load()
-            left = [text for text in texts if text.name != name]
-            if len(left) == len(texts):
+            if all(text.name != name for text in self.texts()):
                 return False
+            left = self._parts(without={name})
             if left:
-                self._save(left, np.concatenate(_parts(texts, array, without={name})))
+                self._save(list(left), list(left.values()))
             else:
                 self._store.remove(KIND, self._key)
         return True
@@ -132,7 +127,18 @@ class Corpora:
             return [], NOTHING
         return texts, array
 
-    def _save(self, texts: Sequence[CorpusText], tokens: NDArray[np.int32]) -> None:
+    def _parts(self, without: set[str]) -> dict[CorpusText, NDArray[np.int32]]:
+        """The texts that have other names, with their tokens; an index of what are no tokens is set aside."""
+        texts, array = self._load()
+        if texts and not -1 <= array[0].min() <= array[0].max() < NO_TOKEN:
+            self._store.set_aside(KIND, self._key)
+            return {}
+        ends = np.cumsum([text.tokens for text in texts]).tolist()
+        found = {text: array[0, end - text.tokens : end] for text, end in zip(texts, ends, strict=True)}
+        return {text: np.array(part) for text, part in found.items() if text.name not in without}
+
+    def _save(self, texts: Sequence[CorpusText], parts: Sequence[NDArray[np.int32]]) -> None:
+        tokens = np.concatenate(parts)
         if len(tokens) > MAX_TOKENS:
             raise UsageError(
                 f"the texts have {len(tokens):,} tokens together, {MAX_TOKENS:,} is the most for a model",
@@ -155,15 +161,6 @@ def _text(data: Any) -> CorpusText:
     if text.tokens < 1:
         raise ValueError("a text is empty")
     return text
-
-
-def _parts(
-    texts: Sequence[CorpusText], array: NDArray[np.int32], without: set[str]
-) -> list[NDArray[np.int32]]:
-    """The tokens of the texts that have other names."""
-    ends = np.cumsum([text.tokens for text in texts])
-    found = [array[0, end - text.tokens : end] for text, end in zip(texts, ends.tolist(), strict=True)]
-    return [np.array(part) for text, part in zip(texts, found, strict=True) if text.name not in without]
 
 
 def _plausible(array: NDArray[np.int32], vocab_size: int) -> bool:

@@ -107,7 +107,7 @@ nb::object suffixes_of(const Ints& tokens) {
     std::vector<int32_t> text(tokens.data(), tokens.data() + n);
     int32_t largest = 0;
     for (int32_t& token : text) {
-        require(token >= Corpus::kSeparator && token < INT32_MAX - 2, "a token of the corpus is negative");
+        require(token >= Corpus::kSeparator && token < Corpus::kTokens, "a token of the corpus is of no vocabulary");
         largest = std::max(largest, ++token);  // separators come first
     }
     const std::vector<int32_t> rows = suffix_array(text, largest);

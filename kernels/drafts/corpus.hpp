@@ -11,6 +11,7 @@
 class Corpus {
   public:
     static constexpr int32_t kSeparator = -1;
+    static constexpr int32_t kTokens = 1 << 24;  // more than any vocabulary has: sorting takes memory for each
     static constexpr int kSamples = 16;        // occurrences looked at to learn what follows
     static constexpr int kContinuations = 2;   // different tokens that may follow
     static constexpr int32_t kLongest = 64;    // tokens of a match that are looked for anew

@@ -120,6 +120,25 @@ def test_a_damaged_index_is_set_aside(store, notices, damage):
     assert corpora.open(V) is not None
 
 
+@pytest.mark.parametrize("token", [-5, 1 << 24, 1 << 30, (1 << 31) - 1])
+@pytest.mark.parametrize("remove", [False, True])
+def test_tokens_that_are_none_are_not_indexed_again(store, notices, token, remove):
+    corpora = Corpora(store, "model")
+    corpora.add([("a", ints(range(1000))), ("b", ints(range(9)))], "Model")
+    [entry] = store.entries()
+    data = bytearray(entry.path.read_bytes())
+    data[4 * 500 - 8 * 1009 : 4 * 501 - 8 * 1009] = ints([token]).tobytes()
+    entry.path.write_bytes(data)
+    if remove:
+        assert corpora.remove("b")
+        assert corpora.texts() == []
+    else:
+        corpora.add([("c", ints(range(10)))], "Model")
+        assert [text.name for text in corpora.texts()] == ["c"]
+        assert corpora.open(V).match([3, 4]) == (2, 1, [(5, 1.0)])
+    assert len(notices) == 1 and "set aside" in notices[0]
+
+
 def test_an_index_of_a_larger_vocabulary_is_set_aside(store):
     corpora = Corpora(store, "model")
     corpora.add([("a", ints([V, 1, 2]))], "Model")
