@@ -11,8 +11,9 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
-#include <thread>
 #include <vector>
+
+#include "side_by_side.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -40,13 +41,10 @@ uint64_t touch(const uint64_t* words, size_t n) {
 
 uint64_t read_all(const uint64_t* words, size_t n, int threads, bool fetch) {
     std::vector<uint64_t> totals(static_cast<size_t>(threads));
-    std::vector<std::thread> team;
     const size_t share = n / static_cast<size_t>(threads) / kLine * kLine;
-    for (size_t i = 0; i < totals.size(); ++i)
-        team.emplace_back([&, i, fetch] {
-            totals[i] = (fetch ? touch<true> : touch<false>)(words + i * share, share);
-        });
-    for (std::thread& member : team) member.join();
+    side_by_side(totals.size(), [&](size_t i) {
+        totals[i] = (fetch ? touch<true> : touch<false>)(words + i * share, share);
+    });
     uint64_t total = 0;
     for (uint64_t part : totals) total += part;
     return total;

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -15,6 +14,8 @@
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
+
+#include "side_by_side.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -147,11 +148,9 @@ Loop loop_of(const std::string& name) {
 }
 
 double seconds_of(const Loop& loop, int64_t turns, int threads) {
-    std::vector<std::thread> team;
     std::vector<int64_t> totals(static_cast<size_t>(threads));
     const auto start = std::chrono::steady_clock::now();
-    for (int64_t& total : totals) team.emplace_back([&loop, &total, turns] { total = loop.run(turns); });
-    for (std::thread& member : team) member.join();
+    side_by_side(totals.size(), [&](size_t i) { totals[i] = loop.run(turns); });
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     volatile int64_t sink = 0;
     for (int64_t total : totals) sink = sink + total;
