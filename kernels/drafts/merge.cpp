@@ -1,9 +1,11 @@
 #include "merge.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <optional>
 #include <stdexcept>
+#include <utility>
 
 namespace {
 
@@ -52,10 +54,15 @@ void lay_chain(Merged& tree, size_t own, const std::vector<int32_t>& tokens, con
     }
 }
 
-// By falling probability, parents first.
+// By falling probability, parents first, whatever is said to be probable: rounding must not lift a node above its
+// parent, nor may a drafter.
 template <class Prob>
-DraftNodes ordered(const DraftNodes& nodes, const std::vector<Prob>& probs) {
+DraftNodes ordered(const DraftNodes& nodes, std::vector<Prob> probs) {
     const size_t n = nodes.size();
+    for (size_t i = 0; i < n; ++i) {
+        if (std::isnan(probs[i])) probs[i] = 0;
+        if (nodes[i].parent >= 0) probs[i] = std::min(probs[i], probs[static_cast<size_t>(nodes[i].parent)]);
+    }
     std::vector<size_t> order(n);
     std::iota(order.begin(), order.end(), size_t{0});
     // Stable, and a parent has the smaller index.
@@ -98,9 +105,7 @@ DraftNodes merge_chain(const DraftNodes& draft, const std::vector<int32_t>& toke
         if (tree.factors[i] == kInherited) tree.factors[i] = parent >= 0 ? tree.factors[parent] : 1.0;
         tree.probs[i] *= tree.factors[i];
     }
-    for (size_t i = 0; i < tree.nodes.size(); ++i)  // rounding must not lift a node above its parent
-        if (tree.nodes[i].parent >= 0) tree.probs[i] = std::min(tree.probs[i], tree.probs[tree.nodes[i].parent]);
-    return ordered(tree.nodes, tree.probs);
+    return ordered(tree.nodes, std::move(tree.probs));
 }
 
 DraftNodes graft(const DraftNodes& draft, const std::vector<int32_t>& path, const DraftNodes& below) {
@@ -118,7 +123,7 @@ DraftNodes graft(const DraftNodes& draft, const std::vector<int32_t>& path, cons
         nodes.push_back(node);
         probs.push_back(node.prob * above);
     }
-    return ordered(nodes, probs);
+    return ordered(nodes, std::move(probs));
 }
 
 int32_t token_after(const DraftNodes& draft, const std::vector<int32_t>& path) {

@@ -144,3 +144,14 @@ def test_the_contract_of_drafts_is_kept(free, chain):
     for parent in range(-1, n):
         below = float(draft.probs[draft.parents == parent].astype(np.float64).sum())
         assert below <= (float(draft.probs[parent]) if parent >= 0 else 1) * (1 + 1e-4)
+
+
+WILD = st.sampled_from([0.0, 0.5, 1.0, 2.0, -1.0, 1e30, float("inf"), float("nan")])
+
+
+@given(st.lists(WILD, max_size=12), st.lists(WILD, max_size=12), st.booleans())
+def test_a_tree_stays_one_whatever_a_drafter_says_is_probable(probs, below, graft):
+    first, second = (tree([*range(len(p))], [i // 2 - 1 for i in range(len(p))], p) for p in (probs, below))
+    draft = first.grafted([], second) if graft else first.merged([0, 2, 9], [0.5, 0.5, 0.5], 1)
+    assert all(draft.parents < np.arange(len(draft))) and (draft.parents >= -1).all()
+    assert all(a >= b for a, b in pairwise(draft.probs.tolist()))
