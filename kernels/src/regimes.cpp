@@ -316,7 +316,7 @@ nb::object step_costs(const Regimes& self, int64_t length, size_t unused, size_t
         }
     }
     costs[0] = never;
-    for (size_t n = unused; n + 1 < costs.size(); ++n) costs[n] = never;
+    for (size_t n = unused; n < costs.size() - 1; ++n) costs[n] = never;
     return array_of(costs);
 }
 

@@ -80,6 +80,7 @@ def test_leaving_single_tokens_costs_the_way_back():
     assert native.step_costs(0, 4).tolist() == [inf, 1, 2, 2.5, inf, 5]
     assert native.step_costs(0, 6, 1, 0.25).tolist() == [inf, 1, 2.25, 2.75, 4.25, 5.25]
     assert native.step_costs(0, 6, 3, 0.25).tolist() == [inf, 1, 2, 2.25, 4, 5]
+    assert native.step_costs(0, 2**64 - 1).tolist() == native.step_costs(0, 6).tolist()
     assert native.step_costs(0, 6, 2, 3.0).tolist() == [inf, 1, 1, 2.5, 4, 5]
 
 
