@@ -62,7 +62,7 @@ inline double exp_nonpositive(double y) {
     e = e * r + 0.5;
     e = e * r + 1.0;
     e = e * r + 1.0;
-    int64_t bits;
+    uint64_t bits;
     std::memcpy(&bits, &shifted, sizeof bits);
     bits = (bits + 1023) << 52;
     double power;
