@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Counted",
     "Request",
+    "check_biases",
     "check_tokens",
     "encoded",
     "generate",
@@ -243,12 +244,14 @@ def _grammar_text(options: GenerationOptions) -> str | None:
 
 def check_tokens(session: Session | Remote, sampling: SamplingSettings) -> None:
     """Raises UsageError if a logit bias names a token that the vocabulary does not have."""
-    size = session.vocab.size
+    check_biases(session.vocab.size, session.model_name, sampling)
+
+
+def check_biases(size: int, name: str, sampling: SamplingSettings) -> None:
+    """`check_tokens` for a model of a `name` with so many tokens."""
     for token in sampling.logit_bias:
         if token >= size:
-            raise UsageError(
-                f"-l/--logit-bias names token {token}", f"{session.model_name} has tokens 0 to {size - 1}"
-            )
+            raise UsageError(f"-l/--logit-bias names token {token}", f"{name} has tokens 0 to {size - 1}")
 
 
 def generate(

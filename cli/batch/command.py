@@ -66,6 +66,8 @@ def batch(
     number of the signal that ended it.
     """
     model, source = settled(model, source)
+    if source.ray is not None and not source.ray.strip():  # as of a variable that is not set
+        raise UsageError("--ray names no cluster", "write HOST:PORT, or auto for the one this machine is in")
     request = requested(sampling, generation)
     server = one_of("--server", held.server, SERVER)
     asked = replace(read_asked(model, draft), texts=read_texts(source.parallel))

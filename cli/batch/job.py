@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from specx.backends.errors import DoesNotFitError, FileError, SpecxError
+from specx.backends.errors import FileError, SpecxError
 from specx.cli import SIGNALLED
 from specx.cli.batch.options import OutputOptions
 from specx.cli.batch.progress import Reporter
 from specx.cli.batch.reading import Input
-from specx.cli.generation import Request, check_tokens, load_session
+from specx.cli.generation import Request, check_biases, check_tokens, load_session
 from specx.cli.terminal.console import notice
 from specx.cli.terminal.interrupts import on_stop
 from specx.engine.batch.feed import Feed
@@ -160,16 +160,10 @@ class Job:
 
     def _here(self, stack: ExitStack, looked: Survey | None) -> Callable[[Iterable[Item], Written], Run]:
         """Answering on this machine: the model is loaded."""
-        from specx.engine.batch.run import Run
+        from specx.engine.batch.run import Run, open_with_room
 
-        quiet, enough = self.options.quiet or self.options.json, self._enough(looked)
-        try:
-            session = stack.enter_context(load_session(enough, quiet=quiet))
-        except DoesNotFitError:
-            if enough.n_ctx == self.asked.n_ctx:
-                raise
-            enough = replace(enough, n_ctx=self.asked.n_ctx)
-            session = stack.enter_context(load_session(enough, quiet=quiet))
+        load = partial(load_session, quiet=self.options.quiet or self.options.json)
+        session = stack.enter_context(open_with_room(load, self._enough(looked), self.asked.n_ctx))
         check_tokens(session, self.request.sampling)
 
         def begin(items: Iterable[Item], written: Written) -> Run:
@@ -217,10 +211,19 @@ class Job:
         """Answering on the nodes of a cluster: each of them loads the model."""
         from specx.engine.batch.cluster import ClusterRun
 
+        if self.request.sampling.logit_bias:
+            from specx.backends.gguf.checks import read_runnable
+            from specx.backends.llama.vocab import load_vocabulary
+
+            with load_vocabulary(self.asked.model) as vocab:
+                name = read_runnable(self.asked.model).name
+                check_biases(vocab.size, name, self.request.sampling)
+
         def begin(items: Iterable[Item], written: Written) -> ClusterRun:
             return ClusterRun(
                 self.ray or "",
                 self._enough(looked),
+                self.asked.n_ctx,
                 items,
                 self._defaults(),
                 self.made.seed,

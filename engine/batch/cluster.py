@@ -9,26 +9,31 @@ seed of an item follows from what is asked, so the text is the same.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import queue
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import replace
-from itertools import count, islice
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
 
+from specx import __version__
 from specx.backends.errors import ClusterError, SpecxError, unexpected
 from specx.backends.gguf.checks import read_runnable
-from specx.engine.api.asks import Defaults
+from specx.engine.api.asks import Defaults, read_ask
+from specx.engine.api.errors import RequestError
 from specx.engine.batch.answered import Answered
 from specx.engine.batch.feed import Feed
 from specx.engine.batch.items import Item
-from specx.engine.batch.run import Run
+from specx.engine.batch.run import Run, open_with_room
 from specx.engine.session import Session
 from specx.engine.settings import Asked
 
@@ -38,11 +43,13 @@ INSTALL_HINT = "install it here and on every node: pip install 'ray[data]>=2.50'
 DEFAULT_TEXTS = 32  # that a node is thought to write at once where it decides that itself
 AHEAD = 2  # times as many items wait on a node as it writes at once
 MOST_IN_TASK = 8  # items: what is handed over together
+ENOUGH = 1 << 20  # bytes of these, after which no more are added
 LITTLE = 0.01  # of a CPU, as Ray counts: no node without any, and each has room for all actors of lost ones
-CONNECT_S = 10.0
+CONNECT_S, ANSWER_S = 10.0, 60.0
 SLICE_S = 0.1  # of waiting, after which it is looked whether to stop
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class ClusterRun:
@@ -51,6 +58,7 @@ class ClusterRun:
     Args:
         address: of the cluster, as `ray.init` takes it: "auto" for the one that this machine is part of.
         asked: how each node loads the model; its file has the same name on all of them.
+        n_ctx: the context on a node where that of `asked` does not fit; None lets the node decide.
         items: what is asked; they are all read before the first is answered.
         defaults, seed, ordered, written: as of `Run`.
         notice: told what a person should know.
@@ -65,6 +73,7 @@ class ClusterRun:
         self,
         address: str,
         asked: Asked,
+        n_ctx: int | None,
         items: Iterable[Item],
         defaults: Defaults,
         seed: int,
@@ -74,11 +83,17 @@ class ClusterRun:
         notice: Callable[[str], None],
     ) -> None:
         self._address = address
-        self._asked = replace(asked, model=asked.model.resolve())
+        self._asked, self._n_ctx = _anywhere(asked), n_ctx
         self._items, self._defaults, self._seed = items, defaults, seed
         self._ordered, self._written, self._notice = ordered, written, notice
         self._stopped = False
+        self._failure: Exception | None = None  # of the input
+        self._pending: set[int] = set()  # numbers of items without an answer
+        self._refused: dict[int, Answered] = {}  # items that cannot be sent, by their numbers
+        self._lost = 0  # nodes
+        self._told: set[str] = set()
         self._kernels: set[str] = set()
+        self._contexts: set[int] = set()
 
     def stop(self) -> None:
         """End. Safe to call from a signal handler."""
@@ -91,38 +106,68 @@ class ClusterRun:
 
         Raises:
             ClusterError: Ray is not there, the cluster cannot be reached, or a node cannot answer.
-            SpecxError: the input cannot be read.
+            SpecxError: the input cannot be read any further; said when what came before is answered.
         """
         ray = _import_ray()
-        _connect(ray, self._address)
         # What Ray tells of nodes goes to `sys.stdout`, where answers may go.
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
             try:
-                nodes = _nodes(ray, self._address)
-                rows = self._rows(ray, len(nodes))
-                if rows is not None:
-                    yield from self._unpacked(_interruptible(rows, lambda: self._stopped))
-                if lost := nodes - _nodes(ray, self._address):
-                    self._notice(f"nodes that were lost: {len(lost)}; others did what they were busy with")
+                if _connect(ray, self._address, self._has_stopped):
+                    yield from self._unpacked(_interruptible(self._rows(ray), self._has_stopped))
             finally:
                 with suppress(Exception):  # it may be gone
                     ray.shutdown()
+        if self._lost:
+            self._notice(f"nodes that were lost: {self._lost}; others did what they were busy with")
+        if self._failure is not None and not self._stopped:
+            raise self._failure
 
-    def _rows(self, ray: Any, nodes: int) -> Iterator[Row] | None:
-        """Rows with answers; None if nothing is asked. The items stay in Ray's store, not in this process."""
-        import pyarrow
+    def _has_stopped(self) -> bool:
+        return self._stopped
 
+    def _rows(self, ray: Any) -> Iterator[Row]:
+        """Rows with answers. It may wait long, for the input or for Ray."""
+        nodes = _nodes(ray, self._address)
         waiting = AHEAD * (self._asked.texts or DEFAULT_TEXTS)
         in_task = min(MOST_IN_TASK, waiting // AHEAD)
-        parts, self._pending = [], set[int]()
+        parts = [ray.put(piece) for piece in self._pieces(in_task)]
+        if parts and not self._stopped:
+            yield from self._mapped(parts, len(nodes), max(waiting // in_task, 1))
+        self._lost = len(nodes - _nodes(ray, self._address))
+
+    def _pieces(self, most: int) -> Iterator[Any]:
+        """Tables of up to so many items; they stay in Ray's store, not in this process."""
+        import pyarrow
+
+        items = self._readable()
+        while item := next(items, None):
+            column = [self._packed(item)]
+            while len(column) < most and sum(map(len, column)) < ENOUGH and (item := next(items, None)):
+                column.append(self._packed(item))
+            yield pyarrow.table({"item": pyarrow.array(column, pyarrow.large_binary())})
+
+    def _readable(self) -> Iterator[Item]:
+        """The items, up to where the input cannot be read any further."""
         items = iter(self._items)
-        while piece := list(islice(items, in_task)):
-            self._pending.update(item.number for item in piece)
-            column = [pickle.dumps(item) for item in piece]
-            parts.append(ray.put(pyarrow.table({"item": pyarrow.array(column, pyarrow.large_binary())})))
-        if not parts:
-            return None
-        return self._mapped(parts, nodes, max(waiting // in_task, 1))
+        while not self._stopped:
+            try:
+                item = next(items, None)
+            except Exception as problem:  # noqa: BLE001 (told when those before it are answered)
+                self._failure = problem
+                return
+            if item is None:
+                return
+            self._pending.add(item.number)
+            yield item
+
+    def _packed(self, item: Item) -> bytes:
+        """An item as it is sent. One that is nested too deep for that is refused here, and an empty one
+        goes in its place."""
+        try:
+            return pickle.dumps(item)
+        except RecursionError:
+            self._refused[item.number] = _refused(item, self._defaults)
+            return pickle.dumps(Item(item.number, item.line, item.form, blank=True))
 
     def _mapped(self, parts: list[Any], nodes: int, tasks: int) -> Iterator[Row]:
         """The rows of `parts` answered, with so many tasks at once on each node.
@@ -132,6 +177,7 @@ class ClusterRun:
         from ray.data import ActorPoolStrategy, DataContext, from_arrow_refs
 
         fingerprint = read_runnable(self._asked.model).fingerprint
+        job = (self._asked, self._n_ctx, fingerprint, self._defaults, self._seed)
         context = DataContext.get_current()
         context.execution_options.preserve_order = self._ordered
         context.enable_progress_bars = False
@@ -143,7 +189,7 @@ class ClusterRun:
         )
         answered = from_arrow_refs(parts).map_batches(
             NodeWriter,
-            fn_constructor_args=(self._asked, fingerprint, self._defaults, self._seed),
+            fn_constructor_args=(__version__, pickle.dumps(job)),
             batch_size=None,
             batch_format="pyarrow",
             compute=compute,
@@ -160,7 +206,8 @@ class ClusterRun:
             if answered.item.number not in self._pending:
                 continue  # of a task that two nodes did
             self._pending.remove(answered.item.number)
-            self._tell(row["kernels"])
+            self._tell(pickle.loads(row["node"]))
+            answered = self._refused.pop(answered.item.number, answered)
             self._written(answered.tokens)
             yield answered
         if self._pending and not self._stopped:
@@ -168,40 +215,76 @@ class ClusterRun:
                 f"the cluster gave no answer to {len(self._pending)} items", "go on with it: --resume"
             )
 
-    def _tell(self, kernels: str) -> None:
-        if kernels in self._kernels:
-            return
-        self._kernels.add(kernels)
-        if len(self._kernels) == 2:  # told once
-            self._notice(
-                f"the nodes compute with different kernels ({'; '.join(sorted(self._kernels))}): which node "
-                "answers can decide between tokens that are nearly as likely"
+    def _tell(self, node: Node) -> None:
+        """Tell what a person should know of a node that has answered, once."""
+        for text in node.told:
+            self._tell_once(text)
+        self._kernels.add(node.kernels)
+        self._contexts.add(node.n_ctx)
+        if len(self._kernels) > 1:
+            self._tell_once(
+                "the nodes compute with different kernels ({}): which node answers can decide between tokens "
+                "that are nearly as likely",
+                "; ".join(sorted(self._kernels)),
             )
+        if len(self._contexts) > 1:
+            self._tell_once(
+                "the nodes have room for different contexts ({} tokens): which node answers can decide "
+                "whether a request fits",
+                ", ".join(map(str, sorted(self._contexts))),
+            )
+
+    def _tell_once(self, text: str, *details: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._notice(text.format(*details) if details else text)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What matters of a node that answers.
+
+    Attributes:
+        kernels: with which it computes.
+        n_ctx: tokens of context of each text.
+        told: what a person should know of what it was asked.
+    """
+
+    kernels: str = ""
+    n_ctx: int = 0
+    told: tuple[str, ...] = ()
 
 
 class NodeWriter:
     """What answers on one node: Ray Data makes it, and calls it with some items, several times at once.
 
     Args:
-        asked: how the model is loaded.
-        fingerprint: of the model.
-        defaults, seed: as of `Run`.
+        version: of specx where the batch was begun.
+        job: pickled, which another version may not be able to read: how the model is loaded, the context
+            where that does not fit, the model's fingerprint, and the defaults and the seed of `Run`.
     """
 
-    def __init__(self, asked: Asked, fingerprint: str, defaults: Defaults, seed: int) -> None:
+    def __init__(self, version: str, job: bytes) -> None:
         self._coming: queue.Queue[Item | None] = queue.Queue()
         self._begun: dict[int, tuple[Item, Future[Answered]]] = {}
         self._tickets = count()
         self._failure: SpecxError | None = None
-        self._kernels = ""
+        self._node = Node()
         self._writing: threading.Thread | None = None
         try:
-            self._open(asked, fingerprint, defaults, seed)
+            if version != __version__:
+                raise ClusterError(
+                    f"there is specx {__version__}, and the batch is begun with {version}",
+                    "install the same specx on every node",
+                )
+            self._open(*pickle.loads(job))
         except SpecxError as problem:  # told once, and not tried again on every node
-            self._failure = problem
+            self._failure = _here(problem)
+        except Exception as problem:  # noqa: BLE001 (Ray would make another one, and another)
+            self._failure = _here(unexpected(problem, ""))
 
     def __call__(self, table: Any) -> Any:
-        """A table with the answers to the items of a table; both are pickled."""
+        """A table with the answers to the items of a table, and the node; both are pickled."""
         import pyarrow
 
         futures = [self._begin(pickle.loads(item)) for item in table["item"].to_pylist()]
@@ -211,7 +294,7 @@ class NodeWriter:
         except SpecxError as problem:
             answered = [problem]
         column = pyarrow.array(map(pickle.dumps, answered), pyarrow.large_binary())
-        return pyarrow.table({"answered": column, "kernels": [self._kernels] * len(answered)})
+        return pyarrow.table({"answered": column, "node": [pickle.dumps(self._node)] * len(answered)})
 
     def close(self) -> None:
         """Give the memory back, where the process goes on. On a node it ends instead."""
@@ -219,22 +302,22 @@ class NodeWriter:
             self._coming.put(None)
             self._writing.join()
 
-    def _open(self, asked: Asked, fingerprint: str, defaults: Defaults, seed: int) -> None:
+    def _open(self, asked: Asked, n_ctx: int | None, fingerprint: str, defaults: Defaults, seed: int) -> None:
         from specx.backends.llama.kernels import instruction_set
 
-        session = Session.open(asked)
-        setup = session.setup
-        if setup is None or setup.info.fingerprint != fingerprint:
-            session.close()
-            raise ClusterError(
-                f"{asked.model} is another model on {socket.gethostname()}",
-                "copy the same file to every node",
-            )
-        self._kernels = f"{setup.kernels.value}, {instruction_set()}"
+        if read_runnable(asked.model).fingerprint != fingerprint:
+            raise ClusterError(f"{asked.model} is another model", "copy the same file to every node")
+        session = open_with_room(Session.open, asked, n_ctx)
+        session.warn = self._warn
+        kernels = "" if session.setup is None else session.setup.kernels.value
+        self._node = Node(f"{kernels}, {instruction_set()}", session.n_ctx)
         feed = Feed(iter(self._coming.get, None), slow=True)
         run = Run(session, feed, replace(defaults, model=session.model_name), seed, ordered=False)
         self._writing = threading.Thread(target=self._write, args=(session, run), daemon=True)
         self._writing.start()
+
+    def _warn(self, text: str) -> None:
+        self._node = replace(self._node, told=(*self._node.told, text))
 
     def _begin(self, item: Item) -> Future[Answered]:
         """An answer to come. The item may be here twice, if its task was tried again."""
@@ -262,15 +345,44 @@ class NodeWriter:
                 item, future = self._begun.pop(answered.item.number)
                 future.set_result(replace(answered, item=item))
         except Exception as problem:  # noqa: BLE001 (told where the answers are waited for)
-            self._failure = problem if isinstance(problem, SpecxError) else unexpected(problem, "")
+            self._failure = _here(problem if isinstance(problem, SpecxError) else unexpected(problem, ""))
             self._give_up()
         finally:
             session.close()
 
 
+def _anywhere(asked: Asked) -> Asked:
+    """`asked` with names of files that are the same in any folder."""
+    draft, log = asked.draft, asked.log
+    if draft.model is not None:
+        draft = replace(draft, model=draft.model.absolute())
+    if log not in ("", "-"):
+        log = str(Path(log).absolute())
+    return replace(asked, model=asked.model.absolute(), draft=draft, log=log)
+
+
+def _here(problem: SpecxError) -> SpecxError:
+    """`problem` with the name of this node."""
+    problem.message = f"on the node {socket.gethostname()}: {problem.message}"
+    return problem
+
+
+def _refused(item: Item, defaults: Defaults) -> Answered:
+    """What comes of an item that is nested too deep."""
+    try:
+        if item.problem is not None:
+            raise RequestError(item.problem[0], code=item.problem[1])
+        read_ask(item.body, item.path, defaults)
+        raise RequestError("it is nested too deep")
+    except RequestError as problem:
+        return Answered.refused(item, problem)
+
+
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # of SIGTERM, too
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # not again by what still waits at the end
     try:
         import ray
         import ray.data
@@ -281,17 +393,44 @@ def _import_ray() -> Any:
     return ray
 
 
-def _connect(ray: Any, address: str) -> None:
+def _connect(ray: Any, address: str, stopped: Callable[[], bool]) -> bool:
+    """Become part of a cluster; False if it is stopped before.
+
+    Raises:
+        ClusterError: it cannot be reached.
+    """
     host, colon, port = address.rpartition(":")
-    hint = "start one: ray start --head, and on the other nodes what it says"
+    came: queue.Queue[Exception | None] = queue.Queue()
+
+    def connect() -> None:
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            came.put(None)
+        except Exception as problem:  # noqa: BLE001 (raised where it is waited for)
+            came.put(problem)
+
+    problem: Exception | None
     try:
         if colon and port.isdecimal() and "/" not in host:  # Ray would try for minutes
-            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+        # In a thread of its own, Ray leaves the handlers of signals alone; and nothing ends its wait for
+        # something else that listens there.
+        threading.Thread(target=connect, daemon=True).start()
         with _no_stderr():  # it says there which level of logging it was told
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as problem:
-        first = (str(problem).strip().splitlines() or ["no reason given"])[0]
-        raise ClusterError(f"no Ray cluster can be reached at {address}: {first}", hint) from problem
+            problem = _taken(came, stopped, ANSWER_S)
+        if problem is None:
+            return True
+    except _StoppedError:
+        return False
+    except queue.Empty:
+        problem = TimeoutError(f"nothing there answers as one does within {ANSWER_S:.0f} s")
+    except (OSError, ValueError, OverflowError) as found:
+        problem = found
+    first = (str(problem).strip().splitlines() or ["no reason given"])[0]
+    raise ClusterError(
+        f"no Ray cluster can be reached at {address}: {first}",
+        "start one: ray start --head, and on the other nodes what it says",
+    ) from problem
 
 
 def _nodes(ray: Any, address: str) -> set[str]:
@@ -337,14 +476,37 @@ def _interruptible(rows: Iterator[Row], stopped: Callable[[], bool]) -> Iterator
             arrived.put(problem)
 
     threading.Thread(target=bring, daemon=True).start()
-    while not stopped():
+    while True:
         try:
-            row = arrived.get(timeout=SLICE_S)
-        except queue.Empty:
-            continue
+            row = _taken(arrived, stopped)
+        except _StoppedError:
+            return
         if row is None:
             return
+        if isinstance(row, SpecxError):
+            raise row
         if isinstance(row, BaseException):
             first = (str(row).strip().splitlines() or [type(row).__name__])[0]
             raise ClusterError(f"the cluster failed: {first}", "go on when it works again: --resume") from row
         yield row
+
+
+class _StoppedError(Exception):
+    """It was stopped while something was waited for."""
+
+
+def _taken(arrived: queue.Queue[T], stopped: Callable[[], bool], most_s: float = math.inf) -> T:
+    """What arrives next.
+
+    Raises:
+        queue.Empty: nothing, for so many seconds.
+        _StoppedError: it was `stopped`.
+    """
+    end = time.monotonic() + most_s
+    while not stopped():
+        try:
+            return arrived.get(timeout=SLICE_S)
+        except queue.Empty:
+            if time.monotonic() > end:
+                raise
+    raise _StoppedError

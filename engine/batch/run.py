@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
-from specx.backends.errors import SpecxError, unexpected
+from specx.backends.errors import DoesNotFitError, SpecxError, unexpected
 from specx.engine.api.asks import Defaults, read_ask
 from specx.engine.api.errors import RequestError
 from specx.engine.api.exchange import Exchange
@@ -14,8 +15,9 @@ from specx.engine.batch.feed import Feed
 from specx.engine.batch.items import Item
 from specx.engine.generation import Generation
 from specx.engine.session import Session
+from specx.engine.settings import Asked
 
-__all__ = ["Run", "answer"]
+__all__ = ["Run", "answer", "open_with_room"]
 
 INTERNAL = 500
 
@@ -33,6 +35,25 @@ def answer(
         ordered: in the order of the items; otherwise as they are finished.
     """
     return Run(session, Feed(items), defaults, seed, ordered=ordered).answers()
+
+
+def open_with_room(load: Callable[[Asked], Session], enough: Asked, n_ctx: int | None) -> Session:
+    """A session with a context for the largest item, or with a smaller one if that does not fit.
+
+    Args:
+        load: opens it.
+        enough: what is asked of it, with that context.
+        n_ctx: the context otherwise; None leaves it open.
+
+    Raises:
+        SpecxError: it cannot be opened with that either.
+    """
+    try:
+        return load(enough)
+    except DoesNotFitError:
+        if enough.n_ctx == n_ctx:
+            raise
+        return load(replace(enough, n_ctx=n_ctx))
 
 
 def _nobody(_tokens: int) -> None:

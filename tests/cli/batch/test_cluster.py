@@ -118,6 +118,55 @@ def test_an_output_that_was_begun_here_is_gone_on_with_there(cluster, job):
     assert (job / "half.jsonl").read_bytes().startswith(b"".join(lines[:20]))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("source", ["long.jsonl", "-"])
+def test_a_signal_ends_it_with_its_code_and_whole_lines(cluster, job, number, source):
+    """Also while a pipe is read in which nobody writes any more."""
+    output = job / f"{number.name}-{source[:4]}.jsonl"
+    (job / "long.jsonl").write_text('{"prompt": "Number", "max_tokens": 400}\n' * 400)
+    specx = [sys.executable, "-P", "-m", "specx.cli", "batch", str(job / "tiny.gguf"), source]
+    batch = subprocess.Popen(
+        [*specx, "-o", str(output), *SETTINGS, "--ray", cluster[1]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=job,
+    )
+    batch.stdin.write("a line\n")
+    batch.stdin.flush()
+    deadline = time.monotonic() + (8 if source == "-" else 120)  # about when the pipe is read
+    while batch.poll() is None and time.monotonic() < deadline:
+        if output.exists() and output.read_bytes().count(b"\n") >= 2:
+            break
+        time.sleep(0.01)
+    batch.send_signal(number)
+    try:
+        code = batch.wait(timeout=60)
+    finally:
+        batch.kill()
+    out, err = batch.communicate()
+    assert code == 128 + number, err
+    assert out == ""
+    lines = err.splitlines()  # and no words of Ray
+    assert lines[0] == f"{number.name}: stopping"
+    assert len(lines) == 2, err
+    assert output.read_bytes()[-1:] in (b"", b"\n")
+
+
+def test_a_token_that_the_model_does_not_have_is_wrong_usage(cluster, job):
+    alone = run(job, "bias.jsonl", "-l", "999999+1")
+    there = run(job, "bias.jsonl", "-l", "999999+1", "--ray", cluster[1])
+    assert there.returncode == alone.returncode == 2
+    assert there.stderr == alone.stderr.splitlines(keepends=True)[-2] + alone.stderr.splitlines(True)[-1]
+
+
+def test_an_address_that_is_empty_is_wrong_usage(job):
+    done = run(job, "none.jsonl", "--ray", "")
+    assert done.returncode == 2
+    assert "error: --ray names no cluster" in done.stderr
+
+
 def test_where_there_is_no_cluster(job):
     done = run(job, "none.jsonl", "--ray", "127.0.0.1:9")
     assert done.returncode == 1
