@@ -8,6 +8,7 @@ seed of an item follows from what is asked, so the text is the same.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -46,6 +47,7 @@ MOST_IN_TASK = 8  # items: what is handed over together
 ENOUGH = 1 << 20  # bytes of these, after which no more are added
 LITTLE = 0.01  # of a CPU, as Ray counts: no node without any, and each has room for all actors of lost ones
 CONNECT_S, ANSWER_S = 10.0, 60.0
+WATCH_S, MISSES = 5.0, 6  # how often the head is looked for, and not found until it is gone; Ray waits 60 s
 SLICE_S = 0.1  # of waiting, after which it is looked whether to stop
 
 Row = dict[str, Any]
@@ -113,10 +115,16 @@ class ClusterRun:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
             try:
                 if _connect(ray, self._address, self._has_stopped):
-                    yield from self._unpacked(_interruptible(self._rows(ray), self._has_stopped))
-            finally:
-                with suppress(Exception):  # it may be gone
-                    ray.shutdown()
+                    head = ray.get_runtime_context().gcs_address
+                    yield from self._unpacked(_interruptible(self._rows(ray), self._has_stopped, head))
+            except _GoneError:
+                atexit.unregister(ray.shutdown)  # which would wait for it
+                raise
+            except BaseException:
+                _leave(ray)
+                raise
+            else:
+                _leave(ray)
         if self._lost:
             self._notice(f"nodes that were lost: {self._lost}; others did what they were busy with")
         if self._failure is not None and not self._stopped:
@@ -433,6 +441,11 @@ def _connect(ray: Any, address: str, stopped: Callable[[], bool]) -> bool:
     ) from problem
 
 
+def _leave(ray: Any) -> None:
+    with suppress(Exception):  # it may be gone
+        ray.shutdown()
+
+
 def _nodes(ray: Any, address: str) -> set[str]:
     """Those that can be used now.
 
@@ -459,11 +472,30 @@ def _no_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _interruptible(rows: Iterator[Row], stopped: Callable[[], bool]) -> Iterator[Row]:
+class _GoneError(ClusterError):
+    """Nobody is where the head of the cluster was."""
+
+
+def _watch(head: str, problems: queue.Queue[Any], ended: threading.Event) -> None:
+    """Say so if the head of the cluster, HOST:PORT, is gone: Ray would end the process without a word."""
+    host, _, port = head.rpartition(":")
+    missed = 0
+    while missed < MISSES:
+        if ended.wait(WATCH_S):
+            return
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=WATCH_S).close()
+            missed = 0
+        except OSError:
+            missed += 1
+    problems.put(_GoneError(f"the cluster at {head} is gone", "go on when it works again: --resume"))
+
+
+def _interruptible(rows: Iterator[Row], stopped: Callable[[], bool], head: str) -> Iterator[Row]:
     """`rows` until it is `stopped`, however long one is waited for.
 
     Raises:
-        ClusterError: the cluster fails.
+        ClusterError: the cluster fails, or its `head` is gone.
     """
     arrived: queue.Queue[Row | BaseException | None] = queue.Queue(1024)
 
@@ -475,20 +507,22 @@ def _interruptible(rows: Iterator[Row], stopped: Callable[[], bool]) -> Iterator
         except BaseException as problem:  # noqa: BLE001 (raised where the rows are taken)
             arrived.put(problem)
 
+    ended = threading.Event()
     threading.Thread(target=bring, daemon=True).start()
-    while True:
-        try:
-            row = _taken(arrived, stopped)
-        except _StoppedError:
-            return
-        if row is None:
-            return
-        if isinstance(row, SpecxError):
-            raise row
-        if isinstance(row, BaseException):
-            first = (str(row).strip().splitlines() or [type(row).__name__])[0]
-            raise ClusterError(f"the cluster failed: {first}", "go on when it works again: --resume") from row
-        yield row
+    threading.Thread(target=_watch, args=(head, arrived, ended), daemon=True).start()
+    try:
+        while (row := _taken(arrived, stopped)) is not None:
+            if isinstance(row, SpecxError):
+                raise row
+            if isinstance(row, BaseException):
+                first = (str(row).strip().splitlines() or [type(row).__name__])[0]
+                hint = "go on when it works again: --resume"
+                raise ClusterError(f"the cluster failed: {first}", hint) from row
+            yield row
+    except _StoppedError:
+        return
+    finally:
+        ended.set()
 
 
 class _StoppedError(Exception):

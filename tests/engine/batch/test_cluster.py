@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,6 +27,7 @@ from specx.engine.batch.run import answer
 from specx.engine.session import Session
 from specx.engine.settings import Asked, AskedModel, SamplingSettings
 
+HEAD = "127.0.0.1:9"  # nobody listens there
 DEFAULTS = Defaults(SamplingSettings(temperature=1.0), n_predict=8, ignore_eos=True)
 
 
@@ -108,6 +110,7 @@ def nodes(monkeypatch):
     class Ray:
         put = staticmethod(lambda piece: piece)
         shutdown = staticmethod(lambda: None)
+        get_runtime_context = staticmethod(lambda: SimpleNamespace(gcs_address=HEAD))
 
     def mapped(_run, parts, _nodes, _tasks):
         for part in parts:
@@ -219,7 +222,7 @@ def test_rows_that_are_waited_for_can_be_given_up():
 
     found = []
     start = time.monotonic()
-    for each in cluster._interruptible(rows(), stopped.is_set):
+    for each in cluster._interruptible(rows(), stopped.is_set, HEAD):
         found.append(each)
         stopped.set()
     waiting.set()
@@ -233,7 +236,34 @@ def test_what_ray_raises_becomes_a_sentence():
         raise ValueError("first line\nsecond line")
 
     with pytest.raises(ClusterError, match=r"^the cluster failed: first line$"):
-        list(cluster._interruptible(rows(), lambda: False))
+        list(cluster._interruptible(rows(), lambda: False, HEAD))
+
+
+def test_a_cluster_whose_head_is_gone_is_given_up(monkeypatch):
+    monkeypatch.setattr(cluster, "WATCH_S", 0.01)
+    waiting = threading.Event()
+
+    def rows():
+        yield {"n": 1}
+        waiting.wait(20)
+
+    found = []
+    with pytest.raises(ClusterError, match=r"^the cluster at 127.0.0.1:9 is gone$") as error:
+        found.extend(cluster._interruptible(rows(), lambda: False, HEAD))
+    waiting.set()
+    assert "--resume" in error.value.hint
+
+
+def test_a_cluster_whose_head_is_there_is_waited_for(monkeypatch):
+    monkeypatch.setattr(cluster, "WATCH_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def rows():
+            time.sleep(0.5)
+            yield {"n": 1}
+
+        assert list(cluster._interruptible(rows(), lambda: False, head)) == [{"n": 1}]
 
 
 def test_what_specx_raises_stays_as_it_is():
@@ -242,7 +272,7 @@ def test_what_specx_raises_stays_as_it_is():
         raise ClusterError("no node has a CPU", "see `ray status`")
 
     with pytest.raises(ClusterError, match=r"^no node has a CPU$"):
-        list(cluster._interruptible(rows(), lambda: False))
+        list(cluster._interruptible(rows(), lambda: False, HEAD))
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch):
