@@ -123,7 +123,8 @@ def test_an_output_that_was_begun_here_is_gone_on_with_there(cluster, job):
 def test_a_signal_ends_it_with_its_code_and_whole_lines(cluster, job, number, source):
     """Also while a pipe is read in which nobody writes any more."""
     output = job / f"{number.name}-{source[:4]}.jsonl"
-    (job / "long.jsonl").write_text('{"prompt": "Number", "max_tokens": 400}\n' * 400)
+    line = '{"prompt": "Number", "max_tokens": 400}\n'
+    (job / "long.jsonl").write_text(line * 400)
     specx = [sys.executable, "-P", "-m", "specx.cli", "batch", str(job / "tiny.gguf"), source]
     batch = subprocess.Popen(
         [*specx, "-o", str(output), *SETTINGS, "--ray", cluster[1]],
@@ -133,10 +134,11 @@ def test_a_signal_ends_it_with_its_code_and_whole_lines(cluster, job, number, so
         text=True,
         cwd=job,
     )
-    batch.stdin.write("a line\n")
-    batch.stdin.flush()
-    deadline = time.monotonic() + (8 if source == "-" else 120)  # about when the pipe is read
-    while batch.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + 120
+    if source == "-":  # as much as a pipe holds several times: then its items are being read
+        batch.stdin.write(line * 8000)
+        batch.stdin.flush()
+    while source != "-" and batch.poll() is None and time.monotonic() < deadline:
         if output.exists() and output.read_bytes().count(b"\n") >= 2:
             break
         time.sleep(0.01)
