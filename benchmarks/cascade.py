@@ -71,9 +71,9 @@ class Told:
         self.tokens += len(chunk.tokens)
         if chunk.step is not None:
             self.steps += 1
-            if chunk.step.asked is not None:
-                self.drafting_ms += chunk.step.asked.ms
-                self.calls += chunk.step.asked.tokens
+            if chunk.step.spent is not None:
+                self.drafting_ms += chunk.step.spent.ms
+                self.calls += chunk.step.spent.tokens
 
     def cell(self) -> str:
         """For a table."""

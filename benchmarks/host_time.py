@@ -220,7 +220,7 @@ def _watched(
 
 
 def _asked(chunk: Chunk) -> int:
-    return chunk.step.asked.tokens if chunk.step is not None and chunk.step.asked is not None else 0
+    return chunk.step.spent.tokens if chunk.step is not None and chunk.step.spent is not None else 0
 
 
 def _decided(chunk: Chunk) -> Any:

@@ -25,7 +25,7 @@ from specx.backends.base import Cache
 from specx.drafters.base import Draft, Drafting, Room, StepCosts
 from specx.engine.learned.lengths import Outlook
 
-__all__ = ["ALLOWANCE", "INTEREST", "Asked", "Budget", "Decision", "Part", "Planned", "Terms"]
+__all__ = ["ALLOWANCE", "INTEREST", "Budget", "Decision", "Part", "Planned", "Spent", "Terms"]
 
 # In plain steps. benchmarks/simulate.py compares such numbers on recorded outputs.
 ALLOWANCE = 1.5  # at the start of a text
@@ -49,10 +49,6 @@ class Budget:
         """Once, what changing the width and back takes where that is much (`engine/cost/switching.py`)."""
         if not self._granted and steps > 0:
             self.steps, self._granted = self.steps + steps, True
-
-    def covers(self, lost: float) -> bool:
-        """Whether a step may lose so many plain steps."""
-        return lost <= self.steps
 
     def settle(self, accepted: int, lost: float) -> None:
         """A step gave `accepted` tokens beyond the sure one, and took `lost` plain steps longer than these
@@ -122,7 +118,7 @@ class Terms:
 
 
 @dataclass(slots=True)
-class Asked:
+class Spent:
     """What a step spent on sources that cost time, for one text.
 
     Attributes:
@@ -148,13 +144,13 @@ class Part:
         draft: the tree to verify, possibly empty.
         leaves: its leaves beyond the first.
         expected: expected number of emitted tokens.
-        asked: what was spent on it before, if anything was.
+        spent: what sources that cost time took for it before, if any was asked.
     """
 
     draft: Draft
     leaves: int
     expected: float
-    asked: Asked | None = None
+    spent: Spent | None = None
 
 
 @dataclass(slots=True)
@@ -181,10 +177,10 @@ class Decision:
         return self.expected / self.cost_ms
 
     @property
-    def asked_ms(self) -> float:
+    def spent_ms(self) -> float:
         """Milliseconds spent on sources that cost time."""
         spent = 0.0
         for part in self.parts:
-            if part.asked is not None:
-                spent += part.asked.ms
+            if part.spent is not None:
+                spent += part.spent.ms
         return spent

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from specx.backends.base import Cache, Model, Output, Tree, Want
 from specx.backends.errors import SpecxError
 from specx.drafters.base import Draft, Drafting, Text, Verified
-from specx.engine.budget import Asked, Budget, Decision, Part
+from specx.engine.budget import Budget, Decision, Part, Spent
 from specx.engine.learned.lengths import Outlook
 from specx.engine.plan import Plan
 from specx.engine.sampling import Sampler
@@ -81,7 +81,7 @@ class Step:
         seconds: time of the whole step, which all texts of it share.
         host_ms: the part of it spent outside the models, in milliseconds.
         evidence: of each emitted token, if the sampler records margins.
-        asked: what was spent on sources of drafts that cost time, if anything was.
+        spent: what sources of drafts that cost time took, if any was asked.
         promised: tokens that the plan expected.
         promised_ms: milliseconds that it expected.
         plain_ms: the same of the cheapest step without drafts.
@@ -95,7 +95,7 @@ class Step:
     seconds: float
     host_ms: float
     evidence: list[Evidence]
-    asked: Asked | None = None
+    spent: Spent | None = None
     promised: float = 1.0
     promised_ms: float = 0.0
     plain_ms: float = 0.0
@@ -105,7 +105,7 @@ class Step:
     @property
     def free_pace(self) -> tuple[float, float]:
         """Expected without sources that cost time: times the speed of plain decoding, and tokens."""
-        tokens, ms = self.asked.alone if self.asked is not None else (self.promised, self.promised_ms)
+        tokens, ms = self.spent.alone if self.spent is not None else (self.promised, self.promised_ms)
         return max(tokens * self.plain_ms / ms, 1.0) if ms > 0 else 1.0, tokens
 
 
@@ -155,7 +155,7 @@ def decode(
             inside += verdict.keeping
             accepted.append(len(verdict.rows) - 1)
         seconds = clock() - start
-        host_ms = (seconds - inside) * 1e3 - decision.asked_ms
+        host_ms = (seconds - inside) * 1e3 - decision.spent_ms
         plan.observe(decision, jobs, lengths, accepted, inside * 1e3, host_ms)
         yield [
             verdict.step(part, seconds, host_ms, decision, len(trees))
@@ -190,7 +190,7 @@ class _Verdict:
             seconds,
             host_ms,
             self.evidence,
-            part.asked,
+            part.spent,
             part.expected,
             decision.cost_ms,
             decision.plain_ms,

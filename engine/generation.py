@@ -374,6 +374,6 @@ class Generation:
         timings.steps += 1
         timings.host_ms += step.host_ms
         self._overhead_s = 0.0
-        if step.asked is not None:
-            timings.draft_ms += step.asked.ms
-            timings.explored_ms += step.asked.explored_ms
+        if step.spent is not None:
+            timings.draft_ms += step.spent.ms
+            timings.explored_ms += step.spent.explored_ms

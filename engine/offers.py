@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from specx.drafters.base import EMPTY_DRAFT, Draft, Drafting, Offer
-from specx.engine.budget import ALLOWANCE, INTEREST, Asked, Decision, Terms
+from specx.engine.budget import ALLOWANCE, INTEREST, Decision, Spent, Terms
 
 __all__ = ["Asking", "Reason"]
 
@@ -152,10 +152,10 @@ class Asking:
         if not tokens:
             return free
         alone = free.parts[i].expected, free.cost_ms
-        asked = Asked(terms.spent_ms[i] + invested_ms, invested_ms, explored_ms, tokens, alone)
+        spent = Spent(terms.spent_ms[i] + invested_ms, invested_ms, explored_ms, tokens, alone)
         for part, before in zip(best.parts, free.parts, strict=True):
-            part.asked = before.asked
-        best.parts[i].asked = asked
+            part.spent = before.spent
+        best.parts[i].spent = spent
         return best
 
     def weigh(

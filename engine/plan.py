@@ -162,7 +162,7 @@ class Plan:
         for job, count in zip(jobs, accepted, strict=True):
             job.outlook.written += count + 1
         self._host_ms += TIME_RATE * (host_ms / len(jobs) - self._host_ms)
-        self.asking.earn(forward_ms + host_ms + decision.asked_ms)
+        self.asking.earn(forward_ms + host_ms + decision.spent_ms)
         if self.governor is not None:
             rows = sum(len(part.draft) + 1 for part in decision.parts) + decision.again
             self.governor.observe(forward_ms / self.staircase.quiet_cost(rows, max(lengths)))
@@ -311,8 +311,8 @@ class Plan:
         usual = cost + max(beyond_ms, 0.0)
         took = min(forward_ms, CLIP * usual)
         lost = took / plain_ms - 1 - accepted if paid_for else 0.0
-        if part.asked is not None:
-            lost += (part.asked.ms - part.asked.invested_ms) / plain_ms
+        if part.spent is not None:
+            lost += (part.spent.ms - part.spent.invested_ms) / plain_ms
         budget.settle(accepted, lost)
         if part.leaves:
             self._leaf_ms += TIME_RATE * (max((took - usual) / part.leaves, 0.0) - self._leaf_ms)
@@ -338,8 +338,8 @@ class Plan:
         drafted = [int(np.count_nonzero(part.draft.probs)) for part in decision.parts]
         for part, job, n, count in zip(decision.parts, jobs, drafted, accepted, strict=True):
             lost = extra * n / sum(drafted) - count if n else 0.0
-            if part.asked is not None:
-                lost += (part.asked.ms - part.asked.invested_ms) / plain_ms
+            if part.spent is not None:
+                lost += (part.spent.ms - part.spent.invested_ms) / plain_ms
             job.budget.settle(count, lost)
         self.company.observe(widths, lengths, forward_ms)
 

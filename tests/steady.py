@@ -14,7 +14,7 @@ class Steady(Plan):
     """Steps take what they are expected to take, whatever they do."""
 
     def observe(self, decision, jobs, lengths, accepted, forward_ms, host_ms):
-        expected_ms = decision.cost_ms - decision.asked_ms
+        expected_ms = decision.cost_ms - decision.spent_ms
         super().observe(decision, jobs, lengths, accepted, expected_ms, 0.0)
 
 

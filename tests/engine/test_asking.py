@@ -124,7 +124,7 @@ def step(plan, source, accepted=0, text=None):
     n = len(part_of(decision).draft)
     forward_ms = float(plan.staircase.costs(3)[n + 1])
     plan.observe(decision, [text], [3], [min(accepted, n)], forward_ms, 0.0)
-    return decision, forward_ms + decision.asked_ms
+    return decision, forward_ms + decision.spent_ms
 
 
 def best_rate(plan, hazards, token_ms):
@@ -146,13 +146,13 @@ def test_with_true_forecasts_the_rate_is_that_of_the_best_number(hazards, token_
     best = best_rate(plan, hazards, token_ms)
     assert 0.93 * best <= decision.rate <= best * (1 + 1e-6)
     spent = source.asked * token_ms
-    assert decision.asked_ms == pytest.approx(spent)
+    assert decision.spent_ms == pytest.approx(spent)
     assert decision.cost_ms == pytest.approx(
         spent + plan.staircase.costs(3)[len(part_of(decision).draft) + 1]
     )
-    if part_of(decision).asked:
-        assert part_of(decision).asked.tokens == source.asked
-        assert part_of(decision).asked.alone == (1.0, pytest.approx(10.0))
+    if part_of(decision).spent:
+        assert part_of(decision).spent.tokens == source.asked
+        assert part_of(decision).spent.alone == (1.0, pytest.approx(10.0))
 
 
 def test_it_is_not_asked_where_it_cannot_pay():
@@ -163,10 +163,10 @@ def test_it_is_not_asked_where_it_cannot_pay():
         Source(clock, [0.9] * 8, token_ms=2.0, free=chain([0.99] * 15)),
     ):
         decision = choose(plan_of(clock), source, Writing())
-        assert source.asked == 0 and part_of(decision).asked is None
+        assert source.asked == 0 and part_of(decision).spent is None
     source = Source(clock, [0.9] * 8, token_ms=2.0)
-    assert part_of(choose(plan_of(clock, max_nodes=0), source, Writing())).asked is None
-    assert part_of(choose(plan_of(clock), source, Writing(n_ctx=4))).asked is None  # no room
+    assert part_of(choose(plan_of(clock, max_nodes=0), source, Writing())).spent is None
+    assert part_of(choose(plan_of(clock), source, Writing(n_ctx=4))).spent is None  # no room
     decision = choose(plan_of(clock, max_nodes=2), source, Writing())
     assert source.asked == len(part_of(decision).draft) == 2
 
@@ -218,15 +218,15 @@ def test_of_an_answer_of_unknown_length_an_investment_is_made_once_what_was_miss
         free = Source(clock, [0.9] * 8, token_ms=1.0)
         better, _ = step(without, free, 8, other)
         missed = 10.0 - better.cost_ms / better.expected  # by each token, against one in 10 ms
-        while not part_of(decision := step(plan, source, 8, text)[0]).asked:
+        while not part_of(decision := step(plan, source, 8, text)[0]).spent:
             assert len(part_of(decision).draft) == 0
         written = text.outlook.written - len(part_of(decision).draft) - 1
         assert 0.8 * invest_ms <= missed * (written + 1) <= 1.5 * invest_ms
-        assert part_of(decision).asked.invested_ms == pytest.approx(invest_ms)
-        assert decision.asked_ms - part_of(decision).asked.invested_ms == pytest.approx(source.asked * 1.0)
+        assert part_of(decision).spent.invested_ms == pytest.approx(invest_ms)
+        assert decision.spent_ms - part_of(decision).spent.invested_ms == pytest.approx(source.asked * 1.0)
         # What was invested neither lengthens this draft nor is charged to the budget.
         assert decision.cost_ms < 40
-        assert part_of(step(plan, source, 8, text)[0]).asked.invested_ms == 0
+        assert part_of(step(plan, source, 8, text)[0]).spent.invested_ms == 0
 
 
 def test_an_investment_is_made_at_once_or_never_where_the_length_is_known():
@@ -262,7 +262,7 @@ def test_what_pays_within_the_step_needs_no_credit():
     clock = SimulatedClock()
     source = Source(clock, [0.95] * 8, token_ms=1.0, invest_ms=3.0)
     decision = choose(plan_of(clock), source, Writing())
-    assert part_of(decision).asked.invested_ms == 0 and decision.asked_ms == pytest.approx(3 + source.asked)
+    assert part_of(decision).spent.invested_ms == 0 and decision.spent_ms == pytest.approx(3 + source.asked)
 
 
 def explored_shares(source, clock, steps=4000, parts=4):
@@ -272,7 +272,7 @@ def explored_shares(source, clock, steps=4000, parts=4):
     for n in range(1, steps + 1):
         decision, took = step(plan, source, 0, text)
         total += took
-        if (asked := part_of(decision).asked) is not None:
+        if (asked := part_of(decision).spent) is not None:
             assert asked.tokens == 1 and asked.explored_ms == pytest.approx(source.token_ms)
             explored += asked.explored_ms
         assert explored <= INTEREST * total + 1e-6
@@ -302,7 +302,7 @@ def test_what_a_text_begins_with_is_not_spent_on_exploration():
     clock = SimulatedClock()
     plan, text = plan_of(clock), Writing()
     source = Source(clock, [0.02] * 8, token_ms=3.0)
-    explored = [part_of(step(plan, source, 0, text)[0]).asked is not None for _ in range(40)]
+    explored = [part_of(step(plan, source, 0, text)[0]).spent is not None for _ in range(40)]
     assert explored.index(True) == 15
 
 
@@ -310,10 +310,10 @@ def test_what_was_scored_before_counts_also_where_it_was_asked_for_its_gain_firs
     clock = SimulatedClock()
     plan, text = plan_of(clock), Writing(budget=4.0)
     source = Source(clock, [0.9] * 8, token_ms=3.0, trials=1000)
-    assert part_of(step(plan, source, 0, text)[0]).asked.explored_ms == 0
+    assert part_of(step(plan, source, 0, text)[0]).spent.explored_ms == 0
     source.hazards = source.expected = [0.02] * 8
     for _ in range(300):
-        assert part_of(step(plan, source, 0, text)[0]).asked is None
+        assert part_of(step(plan, source, 0, text)[0]).spent is None
 
 
 @pytest.mark.parametrize("useless_ms", [1.0, 3.0])
@@ -335,14 +335,14 @@ def test_what_is_not_loaded_is_not_explored():
     plan, text = plan_of(clock), Writing()
     source = Source(clock, [0.02] * 8, token_ms=3.0)
     source.explorable = False
-    assert all(part_of(step(plan, source, 0, text)[0]).asked is None for _ in range(300))
+    assert all(part_of(step(plan, source, 0, text)[0]).spent is None for _ in range(300))
 
 
 def test_nothing_is_explored_where_even_a_right_token_would_not_pay():
     clock = SimulatedClock()
     plan, text = plan_of(clock), Writing()
     source = Source(clock, [0.02] * 8, token_ms=3.0, free=chain([0.999] * 31))
-    assert all(part_of(step(plan, source, 31, text)[0]).asked is None for _ in range(300))
+    assert all(part_of(step(plan, source, 31, text)[0]).spent is None for _ in range(300))
 
 
 def test_of_several_sources_the_one_that_gains_most_is_asked_first():
@@ -350,8 +350,8 @@ def test_of_several_sources_the_one_that_gains_most_is_asked_first():
     good, dear = Source(clock, [0.9] * 8, 1.0, name="good"), Source(clock, [0.9] * 8, 6.0, name="dear")
 
     decision = choose(plan_of(clock), Several(dear, good), text)
-    assert good.asked == part_of(decision).asked.tokens > 2 and dear.asked == 0
-    assert decision.asked_ms == pytest.approx(good.asked)
+    assert good.asked == part_of(decision).spent.tokens > 2 and dear.asked == 0
+    assert decision.spent_ms == pytest.approx(good.asked)
 
 
 def test_what_each_source_is_expected_to_gain_is_remembered_for_itself():
@@ -384,7 +384,7 @@ def test_nobody_takes_the_place_in_memory_of_who_was_asked():
     # Who was asked in the step before is told by what it is, which must be there as long.
     plan, text = plan_of(SimulatedClock()), Writing()
     source = Source(SimulatedClock(), [0.9] * 8, 1.0)
-    assert part_of(step(plan, source, 0, text)[0]).asked is not None
+    assert part_of(step(plan, source, 0, text)[0]).spent is not None
     asked, text.drafting, source = weakref.ref(source), None, None
     assert asked() is not None
 
@@ -397,7 +397,7 @@ def test_loading_is_no_loss_of_the_text_whatever_the_reason():
     source.promised_ms = 0.0
     text = Writing()
     decision = step(plan_of(clock), source, 8, text)[0]
-    asked = part_of(decision).asked
+    asked = part_of(decision).spent
     assert asked.invested_ms == pytest.approx(300.0) and asked.ms - asked.invested_ms < 20
     assert text.budget.steps > ALLOWANCE
 
@@ -445,9 +445,9 @@ def test_a_check_is_made_where_it_gains_more_than_a_token(agrees, first_ms, chec
     source = Checked(clock, [0.9] * 8, 4.0, checked=4, agrees=agrees, first_ms=first_ms)
     decision = choose(plan_of(clock), source, Writing())
     assert source.checks == checks and source.asked > 0
-    tokens = part_of(decision).asked.tokens
+    tokens = part_of(decision).spent.tokens
     assert tokens == source.asked - 3 * checks
-    assert decision.asked_ms == pytest.approx(tokens * 4.0 + checks * first_ms)
+    assert decision.spent_ms == pytest.approx(tokens * 4.0 + checks * first_ms)
 
 
 def test_what_may_come_of_a_check_is_weighed_by_its_probability():
@@ -495,7 +495,7 @@ def test_where_widths_settle_what_is_asked_for_pays_the_change_and_the_way_back(
         decision = plan.choose([text], facts)
         plan.observe(decision, [text], [3], [0], 10.0 + extra_ms, 0.0)
     text.drafting = Source(clock, [0.9] * 3, token_ms=1.0)  # 3.4 tokens in 15 ms; there and back in 30
-    assert (part_of(plan.choose([text], facts)).asked is not None) == asks
+    assert (part_of(plan.choose([text], facts)).spent is not None) == asks
 
 
 def test_where_widths_settle_a_row_of_the_same_width_costs_what_is_asked_for_nothing_more():
@@ -511,4 +511,4 @@ def test_where_widths_settle_a_row_of_the_same_width_costs_what_is_asked_for_not
     assert len(part_of(decision).draft) == 3
     text.drafting = Source(clock, [0.9] * 3, token_ms=1.0)
     part = part_of(plan.choose([text], facts))
-    assert part.asked is not None and len(part.draft) == 3
+    assert part.spent is not None and len(part.draft) == 3

@@ -71,7 +71,7 @@ def test_what_is_asked_is_the_same_if_forecasts_are_weighed_one_by_one(leaves, t
         staircase.load_json({"0": {str(n): ms for n, ms in costs.items()}})
         plan = Plan(staircase, clock=clock)
         for [step] in takewhile(lambda _: len(text.tokens) < 300, decode(target, [job], plan, clock=clock)):
-            steps.append((step.draft.tokens.tolist(), step.tokens, step.asked))
+            steps.append((step.draft.tokens.tolist(), step.tokens, step.spent))
         return drafter.taken, steps
 
     taken, steps = run(True)

@@ -81,7 +81,7 @@ with Session.open(asked) as session:
     session.plan = Plan(session.staircase, asking=Always)
     session.measure_staircase = lambda *_given: None
     chunks = list(session.generate(prompt, SamplingSettings(temperature=0), n_predict=8))
-    assert any(chunk.step is not None and chunk.step.asked is not None for chunk in chunks)
+    assert any(chunk.step is not None and chunk.step.spent is not None for chunk in chunks)
     need = session.setup.need
 print("peak", peak_memory(), need.total)
 """
