@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["one_line", "printable"]
+__all__ = ["is_text", "one_line", "printable"]
 
 CONTROLS = re.compile(
     r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 """C0 and C1 controls but tabs and ends of lines, what turns text around, bytes that are not UTF-8."""
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can express `text`: not the lone surrogates that stand for bytes or come from JSON."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from specx.backends.errors import UsageError
-from specx.cli.terminal.files import decode, is_text, read_bytes, whole_text, write_atomically
+from specx.backends.printable import is_text
+from specx.cli.terminal.files import decode, read_bytes, whole_text, write_atomically
 
 __all__ = ["Conversation"]
 

@@ -21,7 +21,7 @@ from specx.drafters.runners import Runner, Runners
 
 __all__ = ["AT_ONCE", "Guess", "GuessCosts", "Guesser", "GuesserSource", "LoadedSource"]
 
-Room = TypeVar("Room")
+RoomT = TypeVar("RoomT")
 
 RATE = 0.1  # weight of a new measurement in a running cost
 CLIP = 3.0  # a call this many times as long as expected is an outlier and counts as that long
@@ -191,7 +191,7 @@ class GuesserSource(Protocol):
         """A guesser for one text, which holds its prompt."""
 
 
-class LoadedSource(GuesserSource, Generic[Room]):
+class LoadedSource(GuesserSource, Generic[RoomT]):
     """A source that is loaded when it is first asked, and keeps what finished texts have read.
 
     Attributes:
@@ -207,9 +207,9 @@ class LoadedSource(GuesserSource, Generic[Room]):
         self.collapse, self.runners = Collapse(), Runners()
         self.failure = ""
         self.failed = False
-        self._idle: list[Room] = []  # of texts that are finished
+        self._idle: list[RoomT] = []  # of texts that are finished
 
-    def finish(self, room: Room) -> None:
+    def finish(self, room: RoomT) -> None:
         """A text is finished, which had this room."""
         if not self.failed:
             self._idle.append(room)

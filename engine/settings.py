@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["WITH_MODEL", "Asked", "AskedModel", "SamplingSettings"]
-
-WITH_MODEL = ("auto", "model")
-"""Drafters that ask a draft model."""
+__all__ = ["Asked", "AskedModel", "SamplingSettings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +48,8 @@ class Asked(AskedModel):
         swa_full: keep the whole history of sliding-window layers.
         kernels: "auto" (whichever is measured to be the fastest), "specx", "attention" (of specx's only that)
             or "stock".
-        drafter: "auto", "none", "free" (the two that follow), "suffix", "recycle" or "model".
+        drafter: "auto", "none", "free" (the two that follow), "suffix", "recycle", "model", or what another
+            package registers.
         draft_max: most drafted tokens per step; None means the staircase decides.
         draft: of the draft model, named or found.
         adapt: let a draft head learn from what is written, while nothing is asked.

@@ -28,7 +28,6 @@ settings.load_profile("checks")
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = ROOT / "build" / "models"
-PROMPTS = Path(os.environ.get("SPECX_DATA") or ROOT.parent / "shared" / "data")  # optional prompts directory
 # scripts/fetch_vocabularies.py puts them there; `make test` calls it.
 VOCABULARIES = Path(os.environ.get("SPECX_VOCABULARIES") or ROOT / ".vocabularies")
 
@@ -104,14 +103,6 @@ def vocabulary_files() -> dict[str, Path]:
     if not files:
         pytest.skip("no vocabularies (scripts/fetch_vocabularies.py gets them)")
     return files
-
-
-@pytest.fixture(scope="session")
-def data_dir() -> Path:
-    """A directory of prompts, one JSON object a line: SPECX_DATA, or one that lies beside the checkout."""
-    if not PROMPTS.is_dir():
-        pytest.skip("no prompts directory (set SPECX_DATA)")
-    return PROMPTS
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from specx.backends.hub.names import HubName, choose, first_parts, parse_hub_nam
 from specx.backends.hub.transfer import CHECKING, Hub, PullProgress, Told, Transfer, in_time, patiently
 from specx.backends.hub.trust import guard_client, is_plain_name, listed_files
 
-__all__ = ["CHECKING", "Hub", "PullProgress", "fetched", "pull"]
+__all__ = ["CHECKING", "Hub", "PullProgress", "pull"]
 
 _TIMEOUT = 10.0
 """Seconds to wait for the first answer of the hub, and for each piece of it."""
@@ -88,16 +88,6 @@ def _fetch(hub: Hub, name: HubName, cache: Path, progress: PullProgress | None) 
         paths.append(transfer.path())
         before += listed.size
     return paths[0]
-
-
-def fetched(
-    spec: str, *, token: str | None = None, progress: PullProgress | None = None, hub: Hub | None = None
-) -> Path:
-    """As `pull`, but asking nobody if a model that fits `spec` is in the cache already."""
-    try:
-        return pull(spec, offline=True)
-    except DownloadError:
-        return pull(spec, token=token, progress=progress, hub=hub)
 
 
 def _hugging_face(token: str | None) -> Hub:

@@ -37,7 +37,7 @@ def show_report(run: Run, report: Report) -> None:
     show_fields(heading(run), HEADING)
     for arms in _side_by_side(run.arms):
         out()
-        _show_arms(run, report, arms)
+        _show_arms(report, arms)
     for arm in run.arms:
         if report.rows[arm.name][-1].speedup is not None:
             out()
@@ -83,14 +83,14 @@ def duration(seconds: float) -> str:
     return f"{whole} s" if whole < 90 else f"{whole // 60} min {whole % 60:02d} s"
 
 
-def estimate_text(estimate: Estimate | None, digits: int = 2, unit: str = "") -> str:
+def estimate_text(estimate: Estimate | None, unit: str = "") -> str:
     """A number with its interval: "1.32x [1.20, 1.45]"."""
     if estimate is None:
         return "-"
-    text = f"{estimate.value:.{digits}f}{unit}"
+    text = f"{estimate.value:.2f}{unit}"
     if estimate.low is None or estimate.high is None:
         return text
-    return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    return f"{text} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 MEASURES: tuple[tuple[str, Callable[[Row], str]], ...] = (
@@ -119,7 +119,7 @@ def _ends(estimate: Estimate | None) -> str:
     return f"{estimate.low:.0f} to {estimate.high:.0f}"
 
 
-def _show_arms(run: Run, report: Report, arms: Sequence[ArmInfo]) -> None:
+def _show_arms(report: Report, arms: Sequence[ArmInfo]) -> None:
     rows = []
     for name, measure in MEASURES:
         cells = [measure(report.rows[arm.name][-1]) for arm in arms]

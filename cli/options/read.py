@@ -25,6 +25,7 @@ import typer
 from specx.backends.errors import DownloadError, UsageError
 from specx.backends.llama.cache_types import check_flash_attention
 from specx.backends.places import expanded
+from specx.backends.printable import is_text
 from specx.backends.settings import ALL_LAYERS, CACHE_TYPES, MAX_THREADS
 from specx.cli.options.groups import (
     DRAFTERS,
@@ -36,7 +37,6 @@ from specx.cli.options.groups import (
     SamplingOptions,
 )
 from specx.cli.options.prompt import PromptOptions
-from specx.cli.terminal.files import is_text
 from specx.engine.settings import Asked, AskedModel, SamplingSettings
 
 __all__ = [

@@ -19,7 +19,6 @@ __all__ = [
     "check_plot",
     "decode",
     "has_come",
-    "is_text",
     "read_bytes",
     "read_line",
     "read_stdin",
@@ -56,15 +55,6 @@ def decode(data: bytes, name: str) -> str:
             f"{name} is not valid UTF-8: {byte}",
             "convert it first, for example with `iconv -t UTF-8`",
         ) from problem
-
-
-def is_text(text: str) -> bool:
-    """Whether UTF-8 can express `text`: not the lone surrogates that stand for bytes or come from JSON."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def whole_text(text: str) -> str:

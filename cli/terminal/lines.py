@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from specx.backends.errors import UsageError
+from specx.backends.printable import is_text
 from specx.cli.terminal.console import stderr
-from specx.cli.terminal.files import decode, is_text, read_line
+from specx.cli.terminal.files import decode, read_line
 from specx.cli.terminal.pasting import Pasted, plain
 from specx.cli.terminal.restore import changed
 from specx.cli.terminal.typed import is_open, unwrap

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from specx.backends.errors import FileError
+from specx.drafters.train.states import unwritable
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -47,9 +47,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
             path.replace(before(path))
         Path(temporary).replace(path)
     except OSError as error:
-        raise FileError(
-            f"cannot write {path}: {error.strerror or error}", "make room, then go on with --resume"
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)

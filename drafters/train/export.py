@@ -71,12 +71,12 @@ def target_matrix(info: GGUFInfo, name: str) -> Array:
     return values.reshape(tensor.shape[::-1]).astype(np.float32)
 
 
-def head_bytes(shape: HeadShape, matrices: str = MATRICES, output: str = OUTPUT) -> int:
-    """Bytes that a step of a head reads, about."""
+def head_bytes(shape: HeadShape) -> int:
+    """Bytes that a step of a head reads, about, with matrices of the types that `write_head` takes."""
     d, attended = shape.width, shape.heads * shape.head_width
     joined = 2 * d * (attended + 2 * shape.kv_heads * shape.head_width) + attended * d
     values = shape.features * d + joined + 3 * d * shape.ffn
-    return _bytes(values, matrices) + _bytes(d * shape.rows, output)
+    return _bytes(values, MATRICES) + _bytes(d * shape.rows, OUTPUT)
 
 
 def _bytes(values: int, kind: str) -> int:

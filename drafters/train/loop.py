@@ -25,8 +25,7 @@ __all__ = ["Learning", "Trainer", "batch_loss", "has_bf16"]
 
 DECAY = 0.8
 SHARE = 3  # one chain in so many goes on beyond its first token
-LIKELY = 8  # tokens of each position that are in the sum
-DRAWN = 1024  # others
+DRAWN = 1024  # tokens of the sum beyond those that are likely somewhere in the batch
 
 
 @dataclass(frozen=True, slots=True)

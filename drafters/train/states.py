@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from specx.backends.errors import FileError
 
-__all__ = ["BEST", "Layout", "States", "StatesFile", "StatesWriter"]
+__all__ = ["BEST", "Layout", "States", "StatesFile", "StatesWriter", "unwritable"]
 
 BEST = 32  # scores that are kept of each token: of SmolLM2's own text their probabilities sum to 0.99
 MARK = b"\x93SXSTATE"
@@ -105,7 +105,7 @@ class StatesWriter:
             end = _whole_end(path, layout)
             self._file = path.open("r+b" if end else "wb", buffering=0)
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         try:
             self.bytes = end
             self._cut()
@@ -113,7 +113,7 @@ class StatesWriter:
                 self._write(layout.header())
         except OSError as error:
             self._file.close()
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +154,7 @@ class StatesWriter:
         except OSError as error:
             with suppress(OSError):  # what is left is cut off when the file is opened again
                 self._cut()
-            raise _unwritable(self._path, error) from error
+            raise unwritable(self._path, error) from error
 
     def _write(self, data: bytes) -> None:
         left = memoryview(data)
@@ -278,5 +278,6 @@ def _whole_end(path: Path, layout: Layout) -> int:
     return max((at + _nbytes(n, layout) for at, n, _ in _records(data, start, layout)), default=start)
 
 
-def _unwritable(path: Path, error: OSError) -> FileError:
+def unwritable(path: Path, error: OSError) -> FileError:
+    """What a person is told when a training cannot write to `path`."""
     return FileError(f"cannot write {path}: {error.strerror or error}", "make room, then go on with --resume")

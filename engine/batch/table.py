@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specx.backends.errors import UsageError
+from specx.backends.printable import is_text
 from specx.engine.batch.source import LONGEST, Line
 
 __all__ = ["Dialect", "Row", "Table"]
@@ -85,7 +86,7 @@ class Table:
         for column in self.columns:
             if column and self.columns.count(column) > 1:
                 raise UsageError(f"{name} has two columns {column!r}", "give each a name of its own")
-            if not _is_text(column):
+            if not is_text(column):
                 raise UsageError(f"a column of {name} is not UTF-8", "convert it first: `iconv -t UTF-8`")
 
     def __iter__(self) -> Iterator[Row]:
@@ -105,7 +106,7 @@ class Table:
             if len(cells) != n:
                 has = "one cell" if len(cells) == 1 else f"{len(cells)} cells"
                 wrong = f"it has {has}, and the table has {n} columns"
-            elif not all(map(_is_text, cells)):
+            elif not all(map(is_text, cells)):
                 wrong = "it is not UTF-8"
             yield Row(begin, tuple([*cells, *[""] * n][:n]), wrong)
 
@@ -139,11 +140,3 @@ class Table:
             )
         self._line = line.number
         return line.data.decode(errors=KEPT)
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

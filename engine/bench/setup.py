@@ -19,10 +19,11 @@ from specx.backends.llama import libllama
 from specx.backends.llama.server import LlamaServer, speculation_arguments
 from specx.backends.machine.energy import EnergyMeter
 from specx.backends.machine.machine import machine_fingerprint, read_conditions, read_memory, this_cpu
+from specx.drafters import registry
 from specx.engine.bench.records import ArmInfo, Run
 from specx.engine.bench.run import Arm, PeerArm, SpecxArm, nothing_learned, server_sampling
 from specx.engine.session import Session
-from specx.engine.settings import WITH_MODEL, Asked, SamplingSettings
+from specx.engine.settings import Asked, SamplingSettings
 from specx.engine.setup.here import Told
 from specx.engine.setup.layers import step_bytes
 
@@ -192,8 +193,10 @@ def _without_first(names: Sequence[str], left_out: str) -> list[str]:
 
 def opened_with(drafters: Sequence[str]) -> str:
     """The one of `drafters` that a session is opened with so that it can take turns with all of them."""
-    asking = (name for name in reversed(WITH_MODEL) if name in drafters)
-    return next(asking, next((name for name in drafters if name != PLAIN), PLAIN))
+    asking = [name for name in drafters if registry.find(name).guessers]
+    if asking:  # one that needs a draft model to be named before others, as they take one that was named
+        return max(asking, key=lambda name: registry.find(name).named)
+    return next((name for name in drafters if name != PLAIN), PLAIN)
 
 
 def _check_baseline(baseline: str, names: Sequence[str]) -> None:

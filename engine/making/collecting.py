@@ -23,7 +23,7 @@ from specx.backends.gguf.file import GGUFInfo
 from specx.backends.machine.machine import this_cpu
 from specx.drafters.train.capture import read_states
 from specx.drafters.train.shape import HeadShape
-from specx.drafters.train.states import Layout, StatesFile, StatesWriter
+from specx.drafters.train.states import Layout, StatesFile, StatesWriter, unwritable
 from specx.engine.making.written import ANSWER, WrittenTexts, plain_texts, write_texts
 from specx.engine.session import Session
 from specx.engine.settings import Asked
@@ -194,7 +194,7 @@ def begin(
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
     threads = asked.threads or this_cpu().default_threads
     work = Work(info, wanted, told, shape, output, folder, threads, told.clock() - seconds)
     if on_gpu:
@@ -267,7 +267,7 @@ def _write_settings(path: Path, settings: dict[str, Any]) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def collect(work: Work, asked: Asked) -> None:
@@ -302,7 +302,7 @@ def collect(work: Work, asked: Asked) -> None:
     try:
         (work.folder / DONE).touch()
     except OSError as error:
-        raise _unwritable(work.folder / DONE, error) from error
+        raise unwritable(work.folder / DONE, error) from error
 
 
 def texts_that_fit(info: GGUFInfo, n_ctx: int, memory: int) -> int:
@@ -365,7 +365,3 @@ def _captured(work: Work) -> int:
     """How many texts were captured by an earlier run."""
     path = work.folder / STATES
     return len(StatesFile(path, work.layout)) if path.exists() and path.stat().st_size else 0
-
-
-def _unwritable(path: Path, error: OSError) -> FileError:
-    return FileError(f"cannot write {path}: {error.strerror or error}", "make room, then go on with --resume")

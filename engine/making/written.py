@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from specx.backends.errors import FileError, TemplateError
+from specx.drafters.train.states import unwritable
 from specx.engine.generation import Generation
 from specx.engine.making.asking import Forms
 from specx.engine.making.samples import prompt_tokens, prompts
@@ -98,9 +99,7 @@ class WrittenTexts:
             with self._path.open("ab") as file:
                 file.write(json.dumps(asdict(text)).encode() + b"\n")
         except OSError as error:
-            raise FileError(
-                f"cannot write {self._path}: {error.strerror or error}", "make room, then go on with --resume"
-            ) from error
+            raise unwritable(self._path, error) from error
         self._count(text)
 
     def _count(self, text: Written) -> None:

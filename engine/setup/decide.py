@@ -15,7 +15,8 @@ from specx.backends.gguf.file import GGUFInfo
 from specx.backends.llama.cache_types import check_cache_of_model
 from specx.backends.llama.memory import wanted_context
 from specx.backends.settings import DEFAULT_CTX, Load
-from specx.engine.settings import WITH_MODEL, Asked
+from specx.drafters import registry
+from specx.engine.settings import Asked
 from specx.engine.setup import keys
 from specx.engine.setup.choice import ASKED, Choice, Setup
 from specx.engine.setup.draft_files import NamedDraft, named_draft
@@ -155,7 +156,7 @@ def _draft_model(
     *,
     mtp: bool,
 ) -> Choice[str | None]:
-    if plain or asked.drafter not in WITH_MODEL:
+    if plain or not registry.find(asked.drafter).guessers:
         return Choice(None, "nothing asks one")
     if draft is not None:
         return Choice(draft.name, ASKED)

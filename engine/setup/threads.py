@@ -1,7 +1,8 @@
 """How many CPU threads a model runs on: timed on the loaded model, kept, and used from then on.
 
-Where nothing was measured there is a rule, one thread for each usable core (`decode_threads`). It can be too
-many, where memory is saturated before all cores read it, and too few, where threads that share a core help.
+Where nothing was measured there is a rule, one thread for each usable core (`CPU.default_threads`). It can be
+too many, where memory is saturated before all cores read it, and too few, where threads that share a core
+help.
 """
 
 from __future__ import annotations
@@ -185,9 +186,7 @@ def choose_threads(asked: AskedModel, store: Store, key: str) -> tuple[Choice[in
     kept = load_threads(store, key)
     if kept is not None:
         return Choice(kept.decode, MEASURED), batch or Choice(kept.batch, MEASURED)
-    rule = Choice(
-        this_cpu().default_threads, "by rule, one for each usable core (`specx probe MODEL` measures)"
-    )
+    rule = Choice(this_cpu().default_threads, BY_RULE)
     return rule, batch or rule
 
 

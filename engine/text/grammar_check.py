@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from specx.backends.errors import GrammarError
-from specx.engine.text.grammar_syntax import check_syntax
+from specx.engine.text.grammar_syntax import MOST_TIMES, check_syntax
 
 __all__ = ["check_grammar"]
 
@@ -21,7 +21,6 @@ MAX_TEXT = 1 << 22  # characters; llama.cpp takes up to 250 bytes for each
 MAX_NESTING = 1000  # parentheses; llama.cpp takes ten times as many on a stack of 8 MB
 MAX_CHAIN = 10_000  # rules that begin with each other; a twentieth of what ends the process
 MAX_RULES = 100_000
-MAX_TIMES = 2000  # llama.cpp's own limit
 MAX_OPEN = 20_000  # alternatives open at once: about a second of work for each token
 MAX_LEFT_OUT = 100  # items in a row: after each all others are open, at 400 five seconds for each token
 MAX_REOPENED = 400  # the same where each of them opens all again: work grows with the cube, to seconds
@@ -194,9 +193,9 @@ def _repeat(item: _Item, sign: str) -> None:
             raise GrammarError(
                 f"the repetition {sign} in the grammar ends before it begins", "give the smaller number first"
             )
-        if max(least, most or 0) > MAX_TIMES:
+        if max(least, most or 0) > MOST_TIMES:
             raise GrammarError(
-                f"the repetition {sign[:30]} in the grammar goes beyond {MAX_TIMES}",
+                f"the repetition {sign[:30]} in the grammar goes beyond {MOST_TIMES}",
                 "nest two repetitions in a rule each, or leave the upper limit out",
             )
     if item.least == 0:

@@ -19,8 +19,6 @@ WHOLE_DIGITS = 40
 COUNTED = 10  # multiples up to this one have their digits counted; a state for every rest and digit is much
 FRACTION_DIGITS = 20
 
-ZERO = Decimal(0)
-
 
 @dataclass(frozen=True, slots=True)
 class Bounds:

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import HfApi, errors
 
 from specx.backends.errors import DownloadError, UsageError
-from specx.backends.hub.download import fetched, pull
+from specx.backends.hub.download import pull
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -166,13 +166,10 @@ def test_offline_takes_what_is_there(hub, server, monkeypatch):
     path = pull("org/m:Q8_0", hub=hub)
     server.requests.clear()
     assert pull("org/m", offline=True, hub=hub) == path
-    assert fetched("org/m:Q8_0", hub=hub) == path
     assert "Q8_0" in refusal("org/m:Q5_0", offline=True).hint
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert pull("org/m", hub=hub) == path
     assert server.requests == []
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    assert fetched("org/m:Q4_K_M", hub=hub).name == "m-Q4_K_M.gguf"
 
 
 def test_offline_a_revision_is_that_revision(hub, cache):
@@ -180,13 +177,13 @@ def test_offline_a_revision_is_that_revision(hub, cache):
     address = "https://huggingface.co/org/m/resolve/{}/m-Q8_0.gguf"
     for known in ("main", COMMIT):
         assert pull("org/m:Q8_0", revision=known, offline=True) == path
-        assert fetched(address.format(known)) == path
+        assert pull(address.format(known), offline=True) == path
     for unknown in ("v1", COMMIT[:-1]):
         assert f"revision {unknown} of org/m" in refusal(address.format(unknown), offline=True).message
         assert f"revision {unknown} of org/m" in refusal("org/m", revision=unknown, offline=True).message
     assert pull("org/m:Q8_0", revision="v1", hub=hub) == path
     assert (cache / "models--org--m/refs/v1").read_text() == COMMIT
-    assert fetched(address.format("v1")) == path
+    assert pull(address.format("v1"), offline=True) == path
 
 
 def test_what_an_update_left_out_is_fetched(hub):
@@ -194,7 +191,8 @@ def test_what_an_update_left_out_is_fetched(hub):
     path = pull("org/m:Q6_K", hub=hub)
     second = path.with_name("m-Q6_K-00002-of-00002.gguf")
     second.resolve().unlink()
-    assert fetched("org/m:Q6_K", hub=hub) == path
+    refusal("org/m:Q6_K", offline=True)
+    assert pull("org/m:Q6_K", hub=hub) == path
     assert second.read_bytes() == FILES[second.name]
 
 
@@ -309,7 +307,7 @@ def test_what_cannot_be_a_token_is_not_sent(monkeypatch, token):
     assert "--token" in caught.value.hint
     monkeypatch.setenv("HF_TOKEN", "hf_gehe\u00efm")
     with pytest.raises(UsageError, match="access token") as caught:
-        fetched("org/m")
+        pull("org/m")
     assert "HF_TOKEN" in caught.value.hint
 
 
