@@ -3,7 +3,7 @@
 SpecxError
 |- UsageError        the command line asks for something that makes no sense (exit code 2)
 |  `- GrammarError     a grammar or JSON schema cannot be used
-|- FileError         a file that was named cannot be read
+|- FileError         a file that was named cannot be read or written
 |- ModelError        a model file cannot be found, read or run
 |  `- DoesNotFitError  it takes more memory than there is
 |- ContextFullError  the prompt or the conversation no longer fits the context
@@ -13,6 +13,9 @@ SpecxError
 |- ClusterError      a Ray cluster cannot be reached, or cannot do what it was asked
 |- PeerError         another program, which specx is compared with, cannot be run
 `- StoreError        the store under the cache directory cannot be used (never fatal to decoding)
+
+What only one part of specx raises stands beside it, and is a SpecxError as well: RequestError (engine/api),
+BusyError and StoppedError (engine/service.py), ListenError (cli/serve), UnavailableError (cli/resident).
 """
 
 from __future__ import annotations
@@ -72,7 +75,7 @@ class GrammarError(UsageError):
 
 
 class FileError(SpecxError):
-    """A file that was named, other than a model, is missing or cannot be read."""
+    """A file that was named, other than a model, is missing, or cannot be read or written."""
 
 
 @contextmanager
@@ -109,6 +112,7 @@ class ContextFullError(SpecxError):
         """A prompt of so many `tokens` is too long for a context of `n_ctx`.
 
         Args:
+            tokens, n_ctx: of the prompt, and of the context.
             trained: the largest context that the model was trained for; 0 if that is unknown.
             seconds: how long reading it takes; None if that is unknown.
         """

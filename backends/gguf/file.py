@@ -43,13 +43,25 @@ class GGUFInfo:
         path: the file llama.cpp is to be given: the first part.
         parts: every part, in order; one for an unsplit model.
         size: bytes of all parts together.
+        version: of the GGUF format.
+        architecture: as llama.cpp calls it ("llama", "gemma3").
+        name: what the header calls the model, or else the file's.
         parameters: number of values in all tensors.
         file_type: what the file was quantized as ("Q4_K_M"), "unknown" where it does not say.
+        context_length: tokens that the model was trained for.
+        embedding_length, feed_forward_length: values of a hidden state, and within a layer's network.
+        blocks: number of layers.
+        heads: query heads of a layer.
         kv_heads: key/value heads of each of the `blocks` layers; 0 for a layer without a KV cache.
         key_length, value_length: dimensions of one head's key and value.
         vocabulary_size: number of tokens, 0 if the file has none.
+        tokenizer, pre_tokenizer: names of how text is split; empty where it does not say.
+        chat_template: its source in Jinja; None where there is none.
         sliding_window: tokens a windowed layer looks back, 0 without one.
         state: what a sequence is kept in: a KV cache, a recurrent state, or both.
+        experts, experts_used: of a layer, and for each token; 0 without.
+        nextn_layers: layers that predict the token after the next one, counted in `blocks` as well.
+        tensors, metadata: as the headers have them.
         fingerprint: hex digest of the headers, the sizes and a sample of the weights.
         token_span, token_type_span: where in the first part the texts of the tokens lie, each behind its
             length (8 bytes), and their types (4 bytes each); (0, 0) where there are none.

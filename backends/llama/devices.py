@@ -167,7 +167,7 @@ class _InitParams(ctypes.Structure):
 
 
 def _ggml() -> ctypes.CDLL:
-    """ggml's functions, through libllama's handle (see ggml_device.py for why), with their types."""
+    """ggml's functions, through libllama's handle (kernels.py says why), with their types."""
     handle: ctypes.CDLL = lib().llama_cpp._lib
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     sizes = ctypes.POINTER(size)

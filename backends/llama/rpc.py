@@ -120,7 +120,7 @@ def _libraries() -> list[Path]:
 
 
 def _ggml() -> ctypes.CDLL:
-    """ggml's functions, through libllama's handle (see ggml_device.py for why), with their types."""
+    """ggml's functions, through libllama's handle (kernels.py says why), with their types."""
     handle: ctypes.CDLL = lib().llama_cpp._lib
     pointer = ctypes.c_void_p
     for name, result, arguments in (

@@ -80,6 +80,7 @@ class Life:
         open_session: loads the model, in the thread that writes; closed in the same thread.
         most_waiting: texts that may wait.
         idle_s: it ends by itself after so many seconds without anything to do; None for never.
+        verbose: print the traceback of what nobody has foreseen.
 
     Attributes:
         at_once: called when it ends without doing anything else.

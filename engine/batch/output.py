@@ -23,6 +23,7 @@ class Output:
         records: takes them.
         journal: takes which items they answer, where they do not say so themselves.
         errors: the file that takes what failed, where records have no room for it; made with the first error.
+        failed: how many of the records that are there already are errors.
         begin: write what an output begins with.
 
     Attributes:

@@ -1,8 +1,8 @@
 """Which kernels a model runs on here: llama.cpp's own, specx's attention, or specx's weights as well.
 
-Each is measured on the loaded model, and the one of the highest expected rate is taken: the objective of the
-plan, for drafts of which each further token comes true with a fixed probability. The choice is kept by model,
-build, threads and cache types.
+The one of the highest expected rate is taken: the objective of the plan, for drafts of which each further
+token comes true with a fixed probability. Steps are timed on the loaded model, but for those that cannot
+change the choice (kernel_times.py). It is kept by model, build, threads and cache types.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `claims_after`, `BesideCounts` and `Foresight` compute, in plain Python."""
+"""What kernels/drafts/foresight.cpp and `ModelCounts.expected_beside` compute, in plain Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `best_prefix` computes, in plain Python."""
+"""What `StepCosts.best` computes (kernels/src/objective.cpp), in plain Python."""
 
 from __future__ import annotations
 
