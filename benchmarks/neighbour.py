@@ -2,8 +2,9 @@
 
     python benchmarks/neighbour.py MODEL [--loads 0,1,2,4] [--rounds 5] [--nice N] [--llama-server PATH]
 
-The ways take turns within a round, beside as many processes that do nothing but run. Each decodes one text of
-`--tokens` plainly. Ratios are to the same way alone and to llama-server beside the same load, round by round.
+The ways take turns within a round, another one first in each, beside as many processes that do nothing but
+run. Each decodes one text of `--tokens` plainly. Ratios are to the same way alone and to llama-server beside
+the same load, round by round; texts of a way that are not those of `follows` in the first round are counted.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import os
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from traffic import Spread
@@ -47,8 +48,8 @@ def load_of(count: int, nice: int) -> Iterator[None]:
             process.wait()
 
 
-def speed_of(session: Session, tokens: int, *, governed: bool) -> float:
-    """Tokens per second of one text."""
+def speed_of(session: Session, tokens: int, *, governed: bool) -> tuple[float, list[int]]:
+    """Tokens per second of one text, and the text."""
     setup = session.setup
     assert setup is not None
     session.plan.governor = governor_of(session.model, setup) if governed else None
@@ -60,10 +61,10 @@ def speed_of(session: Session, tokens: int, *, governed: bool) -> float:
     for _ in generation:
         pass
     timings = generation.result.timings
-    return 1e3 * timings.predicted_n / timings.predicted_ms
+    return 1e3 * timings.predicted_n / timings.predicted_ms, generation.result.tokens
 
 
-Ways = dict[str, Callable[[], float]]
+Ways = dict[str, Callable[[], tuple[float, list[int]]]]
 Seen = dict[tuple[str, int], list[float]]
 
 
@@ -80,17 +81,29 @@ def main() -> None:
     options = parser.parse_args()
     loads = [int(count) for count in options.loads.split(",")]
     seen: Seen = defaultdict(list)
+    first: list[int] | None = None
+    other: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         ways = _ways(stack, options.model, options.tokens, options.llama_server)
         for number in range(options.rounds):
             for count in loads:
                 with load_of(count, options.nice):
-                    for name, way in ways.items():
-                        seen[name, count].append(way())
+                    for name in in_turn(list(ways), number):
+                        speed, text = ways[name]()
+                        seen[name, count].append(speed)
+                        first = text if first is None else first
+                        other[name] += text != first
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     for count in loads:
         for name in ways:
             print(_line(seen, name, count, loads[0]))
+    print("other texts: " + ", ".join(f"{other[name]} of {name}" for name in ways))
+
+
+def in_turn(names: Sequence[str], number: int) -> list[str]:
+    """The order of a round: nobody is always the first."""
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
 
 
 def _ways(stack: contextlib.ExitStack, model: Path, tokens: int, program: Path | None) -> Ways:
@@ -108,9 +121,9 @@ def _ways(stack: contextlib.ExitStack, model: Path, tokens: int, program: Path |
         server = stack.enter_context(LlamaServer(program, arguments, frozenset()))
         prompt = session.tokenize(PROMPT, add_special=True, parse_special=True)
 
-        def served() -> float:
+        def served() -> tuple[float, list[int]]:
             reply = server.complete(prompt, tokens, {"temperature": 0.0}, ignore_eos=True)
-            return 1e3 * (reply.predicted_n - 1) / reply.predicted_ms
+            return 1e3 * (reply.predicted_n - 1) / reply.predicted_ms, reply.tokens
 
         ways["llama-server"] = served
     return ways

@@ -1,13 +1,14 @@
 """What `specx plan` predicts, beside what then happens: one row for each model and source of drafts.
 
-Every prompt is answered plainly and with drafts, in turns, in one session that starts from an empty cache and
-knows of no draft model but the one that is named.
+Every prompt is answered with drafts and then plainly, in one session that starts from an empty cache and
+knows of no draft model but the one that is named. Drafts come first, as they would otherwise be found in the
+plain answer, which a session remembers; what was answered to earlier prompts is known, as to every user.
 
     python benchmarks/predictions.py MODEL.gguf [MODEL.gguf:DRAFT.gguf ...] [--suite default] [--limit 1]
 
 `assumed` is predicted before anything was drafted, `promised` what the plan expected step by step, `recorded`
 what the steps took against what the staircase says of single tokens, and `measured` the ratio of the two
-answers' times. All are times plain decoding.
+answers' times. All are times plain decoding. `same` counts the prompts of which both answers are the same.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from specx.engine.bench.suites import Prompt, load_suite
 from specx.engine.report.plan import DraftOption, make_plan
 from specx.engine.session import Session
 from specx.engine.settings import Asked, AskedModel, SamplingSettings
+from specx.engine.text.answer import Result
 from specx.engine.text.template import ChatTemplate
 
 GREEDY = SamplingSettings(seed=1, temperature=0.0)
@@ -33,6 +35,7 @@ def main() -> int:
     prompts = load_suite(arguments.suite, limit=arguments.limit)
     print(
         f"{'model':<28}{'drafts':<18}{'assumed':>9}{'promised':>9}{'recorded':>9}{'measured':>9}{'tokens':>8}"
+        f"{'same':>10}"
     )
     for pair in arguments.models:
         model, _, draft = pair.partition(":")
@@ -52,21 +55,24 @@ def _row(asked: Asked, prompts: Sequence[Prompt], n_predict: int) -> None:
     wanted = draft.stem if draft else "free drafts"
     assumed = _option(make_plan(asked).options, wanted)
     drafted_ms = plain_ms = 0.0
+    same = answered = 0
     with Session.open(asked, notice=lambda text: print(text, file=sys.stderr)) as session:
         for prompt in prompts:
             tokens = _encode(session, prompt)
             if len(tokens) + n_predict > session.n_ctx:
                 print(f"{prompt.id} does not fit the context", file=sys.stderr)
                 continue
-            for drafter in ("none", asked.drafter):
-                ms = _answer(session, tokens, drafter, n_predict)
-                drafted_ms += ms if drafter != "none" else 0.0
-                plain_ms += ms if drafter == "none" else 0.0
+            drafted, plain = both_answers(session, tokens, asked.drafter, n_predict)
+            drafted_ms += drafted.timings.predicted_ms
+            plain_ms += plain.timings.predicted_ms
+            same += drafted.tokens == plain.tokens
+            answered += 1
         records = session.learned.records.all()
     record = records[f"model, model {wanted}" if draft else asked.drafter]
     cells = (assumed.predicted or 0.0, record.promised_speedup, record.speedup, plain_ms / drafted_ms)
     figures = "".join(f"{value:9.2f}" for value in cells)
-    print(f"{asked.model.stem:<28}{wanted:<18}{figures}{record.tokens:8.0f}", flush=True)
+    equal = f"{same} of {answered}"
+    print(f"{asked.model.stem:<28}{wanted:<18}{figures}{record.tokens:8.0f}{equal:>10}", flush=True)
 
 
 def _option(options: Sequence[DraftOption], wanted: str) -> DraftOption:
@@ -82,13 +88,20 @@ def _encode(session: Session, prompt: Prompt) -> list[int]:
     return template.tokenize(text, session.tokenize)
 
 
-def _answer(session: Session, tokens: Sequence[int], drafter: str, n_predict: int) -> float:
-    """Milliseconds of decoding an answer."""
+def both_answers(
+    session: Session, tokens: Sequence[int], drafter: str, n_predict: int
+) -> tuple[Result, Result]:
+    """The answer with drafts, which must not know the plain one, and then that."""
+    return _answer(session, tokens, drafter, n_predict), _answer(session, tokens, "none", n_predict)
+
+
+def _answer(session: Session, tokens: Sequence[int], drafter: str, n_predict: int) -> Result:
+    """A greedy answer, of which every token is written."""
     session.set_drafter(drafter)
     session.forget_conversation()
     generation = session.generate(tokens, GREEDY, n_predict=n_predict, ignore_eos=True)
     list(generation)
-    return generation.result.timings.predicted_ms
+    return generation.result
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,15 +1,17 @@
 """`specx serve` measured from outside: one client against `specx complete`, several, and who waits how long.
 
-    python benchmarks/serve.py MODEL [--llama-server PATH] [--rounds 5]
+    python benchmarks/serve.py MODEL [--llama-server PATH] [--rounds 3]
 
 1. One stream: seconds of an answer from the server, from the request to its end, against `specx complete` on
    the same prompt: the time that it reports for prompt and text, without its start. They take turns. The
    server's own report tells how much of a difference lies in writing, and how much in the way to the client.
 2. Tokens per second of 1, 2, 4 and 8 clients, each asking for the next answer as it is free. In a round all
-   numbers of clients get the same prompts, each from a server that was just started.
+   numbers of clients get the same prompts, each from a server that was just started; texts that depend on
+   the number are counted.
 3. Milliseconds until the first token of a short request alone, and beside seven of long prompts and answers.
 
-With --llama-server, 2. and 3. are also done with llama.cpp's server of as many slots, on the same token ids.
+With --llama-server, 2. and 3. are also done with llama.cpp's server of as many slots, on the same token ids;
+in 2. both take turns.
 Prompts are read anew each time: none is asked twice of one server, which would know the answer.
 """
 
@@ -34,6 +36,9 @@ LONG = 7  # requests beside the short one
 LONG_PROMPT, SHORT_PROMPT = 700, 24  # tokens
 LONG_ANSWER, SHORT_ANSWER = 200, 16
 SETTLED_S = 2.0  # so long the long ones have been there when the short one comes
+
+
+Servers = Mapping[str, Callable[[], LlamaServer]]
 
 
 class Prompts:
@@ -76,21 +81,34 @@ def one_stream(server: LlamaServer, cases: Sequence[Case], arguments: argparse.N
     }
 
 
-def throughput(start: Callable[[], LlamaServer], cases: Sequence[Case], rounds: int) -> dict[str, Spread]:
-    """Tokens per second by number of clients, and times that of one: a round has the same prompts for all."""
-    rates: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
-    share = len(cases) // rounds
+def throughput(servers: Servers, cases: Sequence[Case], rounds: int) -> dict[str, dict[str, Any]]:
+    """Of each server: tokens per second by number of clients, times that of one, and how many texts are the
+    same whatever the number. A round has the same prompts for all."""
+    rates: dict[tuple[str, int], list[float]] = {(name, n): [] for name in servers for n in CLIENTS}
+    same, share = dict.fromkeys(servers, 0), len(cases) // rounds
     for number in range(rounds):
-        for clients in CLIENTS[:: -1 if number % 2 else 1]:
-            with start() as server:
+        asked = cases[number * share : (number + 1) * share]
+        texts: dict[str, list[list[str]]] = {name: [] for name in servers}
+        for name, clients in list(rates)[:: -1 if number % 2 else 1]:
+            with servers[name]() as server:
                 answer(server, [1, 2, 3], 1)
-                seconds, answers = drive(server, cases[number * share : (number + 1) * share], clients)
-            rates[clients].append(sum(each.tokens for each in answers) / seconds)
-    found = {str(clients): Spread.of(each) for clients, each in rates.items()}
-    for clients in CLIENTS[1:]:
-        paired = [many / one for many, one in zip(rates[clients], rates[CLIENTS[0]], strict=True)]
-        found[f"{clients} over 1"] = Spread.of(paired)
-    return found
+                seconds, answers = drive(server, asked, clients)
+            rates[name, clients].append(sum(each.tokens for each in answers) / seconds)
+            texts[name].append([each.text for each in answers])
+        for name, found in texts.items():
+            same[name] += sum(len(set(of_one)) == 1 for of_one in zip(*found, strict=True))
+    return {name: _by_clients(name, rates, same[name], rounds * share) for name in servers}
+
+
+def _by_clients(
+    name: str, rates: Mapping[tuple[str, int], Sequence[float]], same: int, of: int
+) -> dict[str, Any]:
+    """What `throughput` tells of a server."""
+    found: dict[str, Any] = {str(n): Spread.of(rates[name, n]) for n in CLIENTS}
+    for n in CLIENTS[1:]:
+        paired = [many / one for many, one in zip(rates[name, n], rates[name, CLIENTS[0]], strict=True)]
+        found[f"{n} over 1"] = Spread.of(paired)
+    return {**found, "same text": same, "of": of}
 
 
 def first_token(server: LlamaServer, prompts: Prompts, rounds: int) -> dict[str, Spread]:
@@ -145,11 +163,12 @@ def main() -> None:
         answer(server, [1, 2, 3], 1)  # what is measured once was measured
         show("one stream", one_stream(server, alone, arguments))
         show("first token", first_token(server, Prompts(cases), rounds))
-    by_clients = throughput(lambda: specx_server(model, threads, n_ctx, *more), rest, rounds)
-    show("tokens per second by clients", by_clients)
+    servers = {"specx": lambda: specx_server(model, threads, n_ctx, *more)}
     if peer is not None:
-        by_clients = throughput(lambda: llama_server(peer, model, threads, n_ctx, slots), rest, rounds)
-        show("llama-server, tokens per second by clients", by_clients)
+        servers["llama-server"] = lambda: llama_server(peer, model, threads, n_ctx, slots)
+    for name, by_clients in throughput(servers, rest, rounds).items():
+        show(f"{name}, tokens per second by clients", by_clients)
+    if peer is not None:
         with llama_server(peer, model, threads, n_ctx, slots) as server:
             answer(server, [1, 2, 3], 1)
             show("llama-server, first token", first_token(server, Prompts(cases), rounds))

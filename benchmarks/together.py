@@ -2,7 +2,8 @@
 
     python benchmarks/together.py MODEL [TEXTS [ROUNDS]]
 
-Both take turns, on the same prompts and the same threads. Texts are of uneven length, and end one by one.
+Both take turns, now this one first and now that, on the same prompts and the same threads; texts that are the
+same are counted. Texts are of uneven length, and end one by one.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ def main(path: str, texts: int = 8, rounds: int = 5) -> None:
     ):
         for model in (alone, together):
             write(model, texts)  # a warm-up
-        for _ in range(rounds):
-            (one_s, expected), (all_s, tokens) = write(alone, texts), write(together, texts)
+        for number in range(rounds):
+            order = (together, alone) if number % 2 else (alone, together)
+            wrote = {id(model): write(model, texts) for model in order}
+            (one_s, expected), (all_s, tokens) = wrote[id(alone)], wrote[id(together)]
             ratios.append(one_s / all_s)
             count = sum(map(len, tokens))
             same = sum(a == b for a, b in zip(expected, tokens, strict=True))

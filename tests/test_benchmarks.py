@@ -6,14 +6,21 @@ import importlib
 import json
 import math
 import mmap
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from specx.backends.machine.machine import this_cpu
 from specx.backends.scripted import ScriptedModel
+from specx.backends.store import Store
 from specx.engine.bench.suites import Prompt
+from specx.engine.learned.knowledge import Learned
+from specx.engine.session import Session
+from specx.engine.settings import Asked
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -23,6 +30,7 @@ def modules():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         names = ("widen_gguf", "replay", "simulate", "kernel_quality", "kernel_memory", "mapping", "startup")
+        names += ("predictions", "neighbour", "serve")
         yield {name: importlib.import_module(name) for name in names}
 
 
@@ -290,3 +298,43 @@ def test_starts_are_compared_pair_by_pair(modules):
     alone = startup.summary("--help", [(taken(1, 1), None)])
     assert alone.peer is None and alone.paired is None
     assert "a model" in startup._table([row, alone]) and "+0.200 +0.300" in startup._table([row, alone])
+
+
+def test_drafts_whose_gain_is_measured_do_not_know_the_plain_answer(modules):
+    """An answer is remembered, and a text that is asked for again is found in full."""
+    answer = modules["predictions"]._answer
+    script = np.random.default_rng(3).permutation(np.arange(4, 124)).tolist()  # nothing comes twice
+    prompt = script[:20]
+
+    def session():
+        model = ScriptedModel(128, script=script, peak=1.0 - 1e-9, n_ctx=256)
+        asked = Asked(Path("scripted.gguf"), drafter="free", store=False)
+        found = Session(model, asked, Learned(Store(None), model_key="m", cost_key="c"), name="scripted")
+        found.staircase.load_json({"0": {"1": 10.0, "64": 12.0}})
+        return found
+
+    drafted, plain = modules["predictions"].both_answers(session(), prompt, "free", 60)
+    assert drafted.tokens == plain.tokens == script[20:80]
+    assert drafted.timings.draft_n_accepted == 0
+    told = session()
+    answer(told, prompt, "none", 60)
+    assert answer(told, prompt, "free", 60).timings.draft_n_accepted > 30
+
+
+def test_servers_take_turns_and_their_texts_are_compared(modules, monkeypatch):
+    serve = modules["serve"]
+    asked = []
+
+    def drive(server, cases, clients):
+        asked.append((server, clients))
+        odd = server == "b" and clients == 8
+        texts = [f"{case}!" if odd and case == 3 else str(case) for case in cases]
+        return 2.0 / clients, [SimpleNamespace(tokens=10, text=text) for text in texts]
+
+    monkeypatch.setattr(serve, "answer", lambda *_: None)
+    monkeypatch.setattr(serve, "drive", drive)
+    found = serve.throughput({name: partial(nullcontext, name) for name in "ab"}, range(4), 2)
+    assert asked[8:] == asked[:8][::-1] and {server for server, _ in asked[:8]} == {"a", "b"}
+    assert found["a"]["8 over 1"].median == 8 and found["a"]["1"].median == 10
+    assert [found[name]["same text"] for name in "ab"] == [4, 3]
+    assert [modules["neighbour"].in_turn(["a", "b", "c"], n)[0] for n in range(4)] == ["a", "b", "c", "a"]
