@@ -72,6 +72,7 @@ def test_texts_come_as_they_are_written(serve):
             if len(seen) == 3:
                 assert server.service.writing == 1  # it is not yet finished, and nothing is held back
                 break
+    assert len(seen) == 3
     server.quiet()
 
 
