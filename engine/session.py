@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -456,14 +456,10 @@ def load(model: str | Path, **asked: Any) -> Session:
 
     Raises:
         DoesNotFitError, ModelError: there is not enough memory for it, or it cannot be found or loaded.
-        UsageError: there is no such setting, or no such drafter.
+        UsageError: there is no such setting, value of one, or drafter.
     """
     from specx.backends.hub.models import find_model
+    from specx.engine.setup.values import check_values
 
-    for name, least in (("n_ctx", 0), ("texts", 1)):
-        if (value := asked.get(name)) is not None and value < least:
-            raise UsageError(f"{name} is {value}, and must be {least} or more")
-    known = {field.name for field in fields(Asked)} - {"model"}
-    if unknown := sorted(asked.keys() - known):
-        raise UsageError(f"there is no setting {unknown[0]!r}", f"settings are {', '.join(sorted(known))}")
+    check_values(asked)
     return Session.open(Asked(model if isinstance(model, Path) else find_model(model), **asked))

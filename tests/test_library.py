@@ -52,9 +52,16 @@ def test_the_example_of_the_documentation(smollm2):
 
 ERRORS = """
 import specx, pytest
-for wrong in ({{"texts": 0}}, {{"n_ctx": -5}}):
+for wrong in ({{"texts": 0}}, {{"n_ctx": -5}}, {{"n_ctx": "many"}}, {{"n_batch": None}}, {{"draft_max": -1}}):
     with pytest.raises(specx.SpecxError, match="must be . or more"):
         specx.load({model!r}, **wrong)
+for wrong in ({{"threads": 0}}, {{"threads_batch": 1000}}):
+    with pytest.raises(specx.SpecxError, match="must be 1 to 512"):
+        specx.load({model!r}, **wrong)
+for wrong in ({{"kernels": "fast"}}, {{"type_k": "f17"}}, {{"flash_attn": True}}, {{"draft": "small.gguf"}}):
+    with pytest.raises(specx.SpecxError, match=" is ") as caught:
+        specx.load({model!r}, **wrong)
+    assert caught.value.hint
 greedy = specx.SamplingSettings(temperature=0)
 with specx.load({model!r}, store=False, measure=False, n_ctx=0) as model:
     assert model.n_ctx == 8192
