@@ -134,7 +134,6 @@ def stopped(shell) -> None:
     assert result is not None and result.si_code == os.CLD_STOPPED
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="no process groups in subprocess")
 def test_stopped_and_continued(spawn, model, open_terminal):
     def start(*arguments, **options):  # in a process group of its own, which is not an orphan
         return spawn(*arguments, **{**options, "start_new_session": False, "process_group": 0})
