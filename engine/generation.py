@@ -136,7 +136,7 @@ class Generation:
         self._sampler = Sampler(chosen, vocab.size, constraint, margins=request.evidence, ends=vocab.eog)
         self._decoder = StreamDecoder()
         self._matcher = StopMatcher(request.stop)
-        self._cancelled = False
+        self._cancelled = self._taken = False
         self._slot: Slot | None = None
         self._job: Job | None = None
         self._unread: list[int] = []
@@ -158,9 +158,17 @@ class Generation:
         assert self._job is not None
         return self._job
 
+    def take_up(self) -> None:
+        """It is begun, or waits for that.
+
+        Raises:
+            UsageError: it was taken up before.
+        """
+        if self._taken:
+            raise UsageError("this answer has been written, or is being written", "ask for another: generate")
+        self._taken = True
+
     def __iter__(self) -> Iterator[Chunk]:
-        if self._job is not None:
-            raise UsageError("this answer has been written", "ask for another one: generate")
         for _, chunk in self._writer.together((self,), 1):
             yield chunk
         if self.result.failure is not None:

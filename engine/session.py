@@ -277,7 +277,7 @@ class Session:
             label: kept as that of the generation.
 
         Raises:
-            UsageError: the prompt is empty, or a token of it is none of the model's.
+            UsageError: the prompt is empty, a token of it is none of the model's, or a stop string is empty.
             ContextFullError: it does not fit the context.
         """
         self._check_open()
@@ -286,6 +286,8 @@ class Session:
         sampling = sampling or SamplingSettings()
         if not prompt:
             raise UsageError("the prompt is empty", "give some text")
+        if not all(stop):
+            raise UsageError("a stop string is empty", "leave it out")
         if not 0 <= min(prompt) <= max(prompt) < self.vocab.size:
             raise UsageError(f"the prompt has a token that is none of the {self.vocab.size} of this model")
         if len(prompt) >= self.n_ctx:
@@ -309,7 +311,7 @@ class Session:
         """Write several answers together; says what each step adds to which.
 
         Each text is what it would be alone. One that fails ends with `result.failure`. The end of each is a
-        chunk that is its `last`.
+        chunk that is its `last`. A generation that was begun before is a UsageError, which ends all.
 
         Args:
             source: generations of this session; the next one is taken when there is room for it.

@@ -132,6 +132,7 @@ class _Together:
             coming = self._arrivals.take(waits)
             if coming is None:
                 break
+            coming.take_up()
             since = self._writer.clock() if waits else since
             yield from self._admit(coming, [*self._reading, *(held.generation for held in self._held)], since)
 

@@ -67,6 +67,8 @@ with specx.load({model!r}, store=False, measure=False, n_ctx=0) as model:
     assert model.n_ctx == 8192
     with pytest.raises(specx.SpecxError, match="surrogate"):
         model.generate("\\ud800", greedy)
+    with pytest.raises(specx.SpecxError, match="stop string is empty"):
+        model.generate("a", greedy, stop=["x", ""])
     with pytest.raises(specx.SpecxError, match="none of the 49152"):
         model.generate([1, 1 << 40], greedy)
     texts = []

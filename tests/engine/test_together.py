@@ -573,6 +573,21 @@ def test_an_answer_is_written_once():
     assert len(generation.result.tokens) == 5
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_one_generation_is_written_once(held):
+    """Twice in one call or in two: where it waits for another as well, it is there already."""
+    session = session_of()
+    prompt = prompt_of(1)
+    first, twice = (session.generate(prompt, SAMPLING[0], n_predict=5) for _ in range(2))
+    with pytest.raises(UsageError, match="is being written"):
+        list(session.together([*([first] if held else []), twice, twice]))
+    finished = session.generate(prompt, SAMPLING[0], n_predict=5)
+    list(session.together([finished]))
+    with pytest.raises(UsageError, match="has been written"):
+        list(session.together([finished]))
+    assert len(finished.result.tokens) == 5
+
+
 def test_a_full_context_ends_one_text_only():
     session = session_of(n_ctx=120)
     generations = requests_of(session, 6, n_predict=60)
