@@ -22,12 +22,10 @@ class Trend:
     """How a value changes with time.
 
     Attributes:
-        slope: median change per unit of time.
-        change: what that comes to from the first time to the last.
+        change: the median slope, times what lies between the first time and the last.
         p: probability of an order at least as regular without any trend.
     """
 
-    slope: float
     change: float
     p: float
 
@@ -56,4 +54,4 @@ def trend(groups: Sequence[Sequence[tuple[float, float]]]) -> Trend | None:
     variance = sum(n * (n - 1) * (2 * n + 5) / 18 for n in map(len, groups))
     z = max(abs(score) - 1, 0) / math.sqrt(variance)
     p = 2 * (1 - statistics.NormalDist().cdf(z))
-    return Trend(slope, slope * (max(times) - min(times)), p)
+    return Trend(slope * (max(times) - min(times)), p)
