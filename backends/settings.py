@@ -11,7 +11,7 @@ __all__ = [
     "DEFAULT_CTX",
     "FLOAT_CACHES",
     "HEAD_HELD",
-    "HEAD_HELD_OWN",
+    "HEAD_READ",
     "HEAD_ROWS",
     "MAX_ROWS",
     "MAX_THREADS",
@@ -24,9 +24,7 @@ FLOAT_CACHES = frozenset({"f32", "f16", "bf16"})
 DEFAULT_CTX = 4096  # tokens of context where nobody asks for a number, if the model was trained for as many
 HEAD_ROWS = 32  # most rows of a call of a draft head: more take memory, and are no faster
 HEAD_HELD = 64  # tokens that a draft head begins with: older ones tell it little, and each takes time
-HEAD_HELD_OWN = (
-    4  # the same of one that specx trained, which is right as often whatever it has read (docs/log.md)
-)
+HEAD_READ = 256  # the most that one trained by specx begins with: it copies from the text
 MAX_ROWS = 64  # of a call that verifies drafts, over all its texts
 MAX_THREADS = 512  # of llama.cpp: its GGML_MAX_N_THREADS
 

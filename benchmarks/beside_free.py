@@ -37,7 +37,7 @@ from specx.backends.llama.head import LlamaHead
 from specx.backends.llama.kernels import KERNELS
 from specx.backends.llama.model import LlamaModel
 from specx.backends.scripted import SimulatedClock
-from specx.backends.settings import HEAD_HELD_OWN, HEAD_ROWS, Load
+from specx.backends.settings import HEAD_READ, HEAD_ROWS, Load
 from specx.drafters.free import FreeDrafter
 from specx.drafters.guesser import GuessCosts
 from specx.drafters.head import DraftHead, HeadRunner, LoadedHead
@@ -137,7 +137,7 @@ def draft_head(path: Path, load: Load, token_ms: float, session: Session, clock:
     loaded = pair_head(LlamaHead(head, load, target_context=model.context, kernels=KERNELS["specx"]))
     model.extract(head.layers)
     costs = GuessCosts(token_ms, token_ms * 0.62, token_ms * 0.71, 0.0)
-    return DraftHead(lambda: Timed(loaded, token_ms, clock), costs=costs, clock=clock, held=HEAD_HELD_OWN)
+    return DraftHead(lambda: Timed(loaded, token_ms, clock), costs=costs, clock=clock, held=HEAD_READ)
 
 
 def step_times(name: str | None) -> Mapping[int, float]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from specx.backends.base import Model, Vocab
 from specx.backends.errors import SpecxError, unexpected
-from specx.backends.settings import HEAD_HELD, HEAD_HELD_OWN
+from specx.backends.settings import HEAD_HELD, HEAD_READ
 from specx.drafters.calibration.model import ModelCalibration
 from specx.drafters.guesser import GuessCosts
 from specx.drafters.head import DraftHead, LoadedHead
@@ -42,6 +42,8 @@ __all__ = ["DraftModels", "ModelSource", "Served"]
 
 MOMENT_MS = 20.0  # to look into a file, before that was timed: a vocabulary is read and compared
 TIMED = 0.3  # weight of the last such moment
+READING = 4.0  # plain steps that a head may read for before its first draft
+HEAD_LEAST = 4  # tokens that it reads in any case
 LoadedT = TypeVar("LoadedT", Model, LoadedHead)
 
 
@@ -326,7 +328,8 @@ class DraftModels:
         self.candidate, self._prospects = candidate, None
         self._alarmed = False
         if candidate.is_head:
-            self.model = self._made_head(candidate, calibration, costs)
+            held = _held(candidate, costs, 1 / forecast.plain_rate)
+            self.model = self._made_head(candidate, calibration, costs, held)
         else:
             self.model = DraftModel(
                 lambda: self._load(candidate, self._source.load),
@@ -340,14 +343,16 @@ class DraftModels:
         self._begin_trial(self.model)
         self._use(self.model)
 
-    def _made_head(self, candidate: Candidate, calibration: ModelCalibration, costs: GuessCosts) -> DraftHead:
+    def _made_head(
+        self, candidate: Candidate, calibration: ModelCalibration, costs: GuessCosts, held: int
+    ) -> DraftHead:
         """A head, whose hidden states the target gives from now on."""
         head = DraftHead(
             lambda: self._load(candidate, self._source.load_head),
             costs=costs,
             calibration=calibration,
             clock=self._clock,
-            held=HEAD_HELD_OWN if candidate.trial else HEAD_HELD,
+            held=held,
             shared=candidate.shared,
         )
         if self.adapting is not None:
@@ -421,6 +426,14 @@ class DraftModels:
     def _remember(self, model: DraftModel | DraftHead) -> None:
         if self.candidate is not None and model.loaded:
             self._learned.save_pair(self.candidate.fingerprint, model.calibration, model.costs)
+
+
+def _held(candidate: Candidate, costs: GuessCosts, plain_ms: float) -> int:
+    """Tokens that a head begins with. One that was trained here copies from all that it has read, and reads
+    what takes no longer than a few plain steps."""
+    if not candidate.trial:
+        return HEAD_HELD
+    return int(min(max(READING * plain_ms / max(costs.read_ms, 1e-6), HEAD_LEAST), HEAD_READ))
 
 
 def _kind(candidate: Candidate) -> str:

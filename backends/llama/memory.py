@@ -20,7 +20,7 @@ from specx.backends.gguf.vocab_match import FEW
 from specx.backends.llama.kernels import SPECX, STOCK, Kernels, library
 from specx.backends.llama.params import MAX_WIDTH, PROMPT_ROWS, check_cache_type
 from specx.backends.llama.state_memory import kept_states, state_compute_bytes, state_copies
-from specx.backends.settings import DEFAULT_CTX, HEAD_HELD, HEAD_ROWS, Load
+from specx.backends.settings import DEFAULT_CTX, HEAD_READ, HEAD_ROWS, Load
 
 __all__ = [
     "NOTHING", "MemoryNeed", "cache_bytes", "predict_memory", "repacked_types", "translation_bytes",
@@ -401,7 +401,7 @@ def _head_bytes(head: GGUFInfo, load: Load, target_rows: int) -> int:
     layers = head.metadata.get(f"{head.architecture}.target_layers")
     read = len(layers) if isinstance(layers, tuple) else 1
     read *= head.integer("target_hidden_size") or head.embedding_length
-    states = load.texts * (HEAD_HELD * read + load.n_ctx * head.embedding_length)
+    states = load.texts * (HEAD_READ * read + load.n_ctx * head.embedding_length)
     return 4 * (HEAD_ROWS * head.vocabulary_size + target_rows * read + states)
 
 

@@ -111,20 +111,27 @@ class Head(nn.Module):
         Returns:
             (B, M, d) hidden states before the output norm.
         """
+        _, middle = self.attend(tokens, hidden, known, starts)
+        x = self.ffn_norm(middle)
+        gate = functional.silu(functional.linear(x, self.ffn_gate))
+        return functional.linear(gate * functional.linear(x, self.ffn_up), self.ffn_down) + middle
+
+    def attend(self, tokens: Tensor, hidden: Tensor, known: Keys, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """The first half of `step`: (B, M, H w) what its attention finds, and (B, M, d) what goes on."""
         shape, k = self.shape, len(known.keys)
         state = self.attn_norm_2(hidden)
-        embedded = self.attn_norm(functional.embedding(tokens, self.get_buffer("embedding")))
-        joined = torch.cat([embedded, state], -1)
+        joined = torch.cat([self.embed(tokens), state], -1)
         positions = starts + k
         query = self._turned(functional.linear(joined, self.attn_q), shape.heads, positions)
         known.keys.append(self._turned(functional.linear(joined, self.attn_k), shape.kv_heads, positions))
         known.values.append(_split(functional.linear(joined, self.attn_v), shape.kv_heads))
         attended = _attend(query, known, starts)
         beside = state if shape.norm_before_residual else hidden
-        middle = functional.linear(attended, self.attn_output) + beside
-        x = self.ffn_norm(middle)
-        gate = functional.silu(functional.linear(x, self.ffn_gate))
-        return functional.linear(gate * functional.linear(x, self.ffn_up), self.ffn_down) + middle
+        return attended, functional.linear(attended, self.attn_output) + beside
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(..., d) tokens as attention reads them."""
+        return self.attn_norm(functional.embedding(tokens, self.get_buffer("embedding")))
 
     def logits(self, hidden: Tensor, output: Tensor | None = None) -> Tensor:
         """Scores (..., R) of hidden states (..., d); of some rows (n, d) of the output matrix, if given."""

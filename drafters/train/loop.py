@@ -45,7 +45,7 @@ class Learning:
     """
 
     steps: int = 4
-    rate: float = 3e-4
+    rate: float = 6e-4
     warm_up: float = 0.05
     least: float = 0.05
     decay: float = 0.01

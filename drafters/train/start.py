@@ -10,7 +10,8 @@ stream stands for y:
 
 A is what attention does that looks at the position itself: queries are keys, and these a random projection of
 the token. What `fc` makes of the features, which tell more than y, is what is best put in y's place for x',
-by least squares with a term that holds it near y.
+by least squares with a term that holds it near y. Heads of attention beside those begin by copying
+(`drafters.train.copying`).
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from torch.nn import functional
 
 from specx.backends.gguf.file import GGUFInfo
 from specx.drafters.train.batches import Rows
+from specx.drafters.train.copying import start_copying
 from specx.drafters.train.export import target_matrix
 from specx.drafters.train.head import Head
+from specx.drafters.train.least_squares import low_rank, sizes_of, solved
 from specx.drafters.train.states import StatesFile
 
 __all__ = ["LastLayer", "last_layer", "start"]
 
 SAMPLE = 50_000  # tokens that the maps are fitted on
-RIDGE = 1e-3  # of the mean square of the inputs
 NEAR = 0.1  # how much it matters that `fc` gives y, of what x' does
 FOCUS = 30.0  # score of a position for itself
 TRIED = 500  # tokens that tell whether the last feed-forward network is one that a head can have
-LEAST = 1e-2  # an input's size, of the median one
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +116,17 @@ def start(head: Head, last: LastLayer, states: StatesFile, texts: Sequence[int],
     if not _tells(head, last, states, texts, rows):
         last = replace(last, ffn=None)
     found = _moments(head, last, states, texts)
-    moves = _solved(found.inputs[f:, f:], (found.next - found.now)[f:]).T
-    values, back = _low_rank(moves, found.inputs[f:, f:], shape.kv_heads * shape.head_width)
+    moves = solved(found.inputs[f:, f:], (found.next - found.now)[f:]).T
+    own = shape.kv_heads - shape.copying
+    values, back = low_rank(moves, found.inputs[f:, f:], own * shape.head_width)
     moved = back @ values
     # y as attention reads it is divided by its root mean square, and its values are not by their sizes
     through = torch.eye(d) + moved[:, d:] * (found.size * found.inverse)
     rest = found.next[:f] - found.inputs[:f, f : f + d] @ moved[:, :d].T
     wanted = rest @ through + NEAR * found.now[:f]
     mixed = torch.linalg.solve(through.T @ through + NEAR * torch.eye(d), wanted.T).T
-    fc = _solved(found.inputs[:f, :f], mixed).T
-    sizes = _sizes(found.inputs.diagonal().sqrt())
+    fc = solved(found.inputs[:f, :f], mixed).T
+    sizes = sizes_of(found.inputs.diagonal().sqrt())
     stream = found.size / found.size.median()  # the stream's values have a size of about 1
     if head.enc_norm is not None:
         head.enc_norm.weight.copy_(1 / sizes[:f])
@@ -132,8 +134,10 @@ def start(head: Head, last: LastLayer, states: StatesFile, texts: Sequence[int],
     head.attn_norm_2.weight.copy_(1 / sizes[f + d :])
     head.fc.copy_(stream[:, None] * fc * sizes[:f])
     _set_attention(head, values * sizes[f:], stream[:, None] * back)
-    _set_ffn(head, last, float(found.size.median()))
+    unit = float(found.size.median())
+    _set_ffn(head, last, unit)
     head.output_norm.weight.copy_(last.output_norm)
+    start_copying(head, states, texts, unit)
 
 
 def _tells(head: Head, last: LastLayer, states: StatesFile, texts: Sequence[int], rows: Rows) -> bool:
@@ -158,20 +162,20 @@ def _tells(head: Head, last: LastLayer, states: StatesFile, texts: Sequence[int]
 def _set_attention(head: Head, values: Tensor, back: Tensor) -> None:
     """Attention that looks at its own position, and has these maps: (R, 2d) and (d, R)."""
     shape, d = head.shape, head.shape.width
-    groups, each = shape.kv_heads, shape.heads // shape.kv_heads
+    groups, each = shape.kv_heads - shape.copying, shape.heads // shape.kv_heads
+    wide = groups * shape.head_width
     deviation = (FOCUS / (shape.head_width**0.5 * d)) ** 0.5
-    keys = torch.randn(groups * shape.head_width, 2 * d) * deviation
+    keys = torch.randn(wide, 2 * d) * deviation
     keys[:, d:] *= 0.1
-    head.attn_k.copy_(keys)
-    head.attn_q.copy_(_repeated(keys, groups, each))
-    head.attn_v.zero_()
-    rank = len(values)
-    order = torch.arange(groups * shape.head_width).view(-1, groups).T.flatten()  # each head has of all
-    order = order[order < rank]
+    head.attn_k[:wide] = keys
+    head.attn_q[: wide * each] = _repeated(keys, groups, each)
+    head.attn_v[:wide] = 0
+    order = torch.arange(wide).view(-1, groups).T.flatten()  # each head has of all
+    order = order[order < len(values)]
     head.attn_v[: len(order)] = values[order]
-    whole = torch.zeros(d, groups * shape.head_width)
+    whole = torch.zeros(d, wide)
     whole[:, : len(order)] = back[:, order]
-    head.attn_output.copy_(_repeated(whole.T / each, groups, each).T)
+    head.attn_output[:, : wide * each] = _repeated(whole.T / each, groups, each).T
 
 
 def _set_ffn(head: Head, last: LastLayer, unit: float) -> None:
@@ -191,27 +195,6 @@ def _repeated(rows: Tensor, groups: int, each: int) -> Tensor:
     return rows.view(groups, 1, -1, rows.shape[1]).expand(-1, each, -1, -1).reshape(-1, rows.shape[1])
 
 
-def _solved(inputs: Tensor, targets: Tensor) -> Tensor:
-    """(n, m): the linear map from inputs of second moments (n, n) to targets with cross moments (n, m)."""
-    sizes = _sizes(inputs.diagonal().sqrt())
-    scaled = inputs / sizes / sizes[:, None] + RIDGE * torch.eye(len(inputs))
-    return torch.linalg.solve(scaled, targets / sizes[:, None]) / sizes[:, None]
-
-
-def _sizes(root: Tensor) -> Tensor:
-    return root.clamp(min=float(root.median()) * LEAST)
-
-
-def _low_rank(matrix: Tensor, inputs: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(r, n) and (m, r), whose product is nearest to `matrix` (m, n) on inputs of these second moments; what
-    lies between has values of size 1."""
-    variance, directions = torch.linalg.eigh(matrix @ inputs @ matrix.T)
-    rank = min(rank, len(variance))
-    root = _sizes(variance[-rank:].flip(0).clamp(min=0).sqrt())
-    back = directions[:, -rank:].flip(1)
-    return back.T @ matrix / root[:, None], back * root
-
-
 def _moments(head: Head, last: LastLayer, states: StatesFile, texts: Sequence[int]) -> _Moments:
     """Of a sample of the texts."""
     d, whole = head.shape.width, head.shape.features + 2 * head.shape.width
@@ -225,7 +208,7 @@ def _moments(head: Head, last: LastLayer, states: StatesFile, texts: Sequence[in
         squares += weight @ y.square()
         inverse += float(weight @ y.square().mean(1).rsqrt())
         total += float(weight.sum())
-    size = _sizes((squares / total).sqrt())
+    size = sizes_of((squares / total).sqrt())
     targets /= total
     return _Moments(inputs / total, targets[:, :d] / size, targets[:, d:] / size, inverse / total, size)
 

@@ -85,7 +85,10 @@ def same(ours, theirs, head, state, states):
     assert np.abs(ours - theirs[:, ROWS]).max() < 0.03
     others = np.setdiff1d(np.arange(theirs.shape[1]), ROWS)
     assert np.isneginf(theirs[:, others]).all()
-    assert (ROWS[ours.argmax(1)] == theirs.argmax(1)).all()
+    best = np.sort(ours, 1)
+    clear = best[:, -1] - best[:, -2] > 0.06  # twice what the logits may differ by
+    assert clear.any()
+    assert (ROWS[ours.argmax(1)] == theirs.argmax(1))[clear].all()
 
 
 def test_a_head_says_what_it_is_for(write_tiny, tmp_path):
