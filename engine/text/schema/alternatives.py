@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypeVar
 
 from specx.backends.errors import GrammarError
-from specx.engine.text.schema.document import Document, Place, entered, named
-from specx.engine.text.schema.keywords import ASSERTIONS
+from specx.engine.text.schema.derived import CASES, COMPLEMENT, is_excluding
+from specx.engine.text.schema.document import Document, Place, Schema, canonical, entered, named
+from specx.engine.text.schema.facets import excluded, values_of
+from specx.engine.text.schema.keywords import ASSERTIONS, CONDITIONS
 
 __all__ = ["Alternative", "Alternatives"]
 
@@ -25,14 +27,26 @@ class Alternative:
     Attributes:
         places: schemas of which all assertions hold, in the order in which their properties are written.
         chosen: of each oneOf, its schema's place and which one of its schemas is meant.
+        seen: the place of each schema that speaks of what is unevaluated, and those of the schemas that
+            evaluate for it.
     """
 
     places: tuple[Place, ...] = ()
     chosen: tuple[tuple[Place, int], ...] = ()
+    seen: tuple[tuple[Place, tuple[Place, ...]], ...] = ()
 
     def and_also(self, other: Alternative) -> Alternative:
         """What demands both."""
-        return Alternative(_distinct(self.places, other.places), _distinct(self.chosen, other.chosen))
+        return Alternative(
+            _distinct(self.places, other.places),
+            _distinct(self.chosen, other.chosen),
+            _distinct(self.seen, other.seen),
+        )
+
+    def looking(self, place: Place) -> Alternative:
+        """This one, for the schema at `place`, which speaks of what none of the schemas here evaluate."""
+        evaluating = tuple(each for each in self.places if COMPLEMENT not in each)
+        return replace(self, seen=(*self.seen, (place, evaluating)))
 
 
 def _distinct(*groups: Iterable[T]) -> tuple[T, ...]:
@@ -73,7 +87,8 @@ class Alternatives:
         schema = self._document.schema(place)
         if isinstance(schema, bool):
             return [Alternative()] if schema else []
-        own = [Alternative((place,))] if any(key in ASSERTIONS for key in schema) else [Alternative()]
+        asserts = is_excluding(schema) or any(key in ASSERTIONS for key in schema)
+        own = [Alternative((place,))] if asserts else [Alternative()]
         found, own_stands = [Alternative()], False
         for key, value in schema.items():
             if key == "properties":  # they are written in the order of the text
@@ -84,14 +99,26 @@ class Alternatives:
                 branches = [self._of((*place, key, i), active) for i in range(len(value))]
                 if key == "oneOf":
                     branches = [
-                        [Alternative(each.places, (*each.chosen, (place, i))) for each in branch]
+                        [replace(each, chosen=(*each.chosen, (place, i))) for each in branch]
                         for i, branch in enumerate(branches)
                     ]
                 if key != "allOf":
                     branches = [list(chain(*branches))]
                 for branch in branches:
                     found = self._both(found, branch, place)
-        return found if own_stands else self._both(found, own, place)
+        found = found if own_stands else self._both(found, own, place)
+        for target in self._derived(place, schema):
+            found = self._both(found, self._of(target, active), place)
+        if "unevaluatedProperties" in schema or "unevaluatedItems" in schema:
+            found = [each.looking(place) for each in found]
+        return found
+
+    def _derived(self, place: Place, schema: dict[str, Any]) -> Iterator[Place]:
+        """Where what a schema says with not and conditions is said in other words."""
+        if "not" in schema and not is_excluding(schema):
+            yield self._document.complement((*place, "not"))
+        if any(key in schema for key in CONDITIONS):
+            yield (*place, CASES)
 
     def _both(self, some: list[Alternative], others: list[Alternative], place: Place) -> list[Alternative]:
         if len(some) * len(others) > MAX_ALTERNATIVES:
@@ -99,4 +126,27 @@ class Alternatives:
                 f"the JSON schema at {named(place)} comes to more than {MAX_ALTERNATIVES} alternatives",
                 "combine fewer anyOf and oneOf",
             )
-        return list(dict.fromkeys(a.and_also(b) for a in some for b in others))
+        found = list(dict.fromkeys(a.and_also(b) for a in some for b in others))
+        if len(found) == 1:
+            return found
+        own = self._document.schema(place)
+        return [each for each in found if not _contradicts([own, *(part for _, part in self.parts(each))])]
+
+
+def _contradicts(schemas: Sequence[Schema]) -> bool:
+    """Whether no value is left for some property of an object: what cases that hang on a tag mostly come to.
+
+    Most combinations of such cases do, and there would be too many if they were kept.
+    """
+    parts = [each for each in schemas if isinstance(each, dict)]
+    if not any(part.get("type") == "object" for part in parts):
+        return False
+    for name in {name for part in parts for name in part.get("required", ())}:
+        said = [part["properties"][name] for part in parts if name in part.get("properties", {})]
+        if False in said:
+            return True
+        about = [each for each in said if isinstance(each, dict)]
+        lists = [set(map(canonical, values)) for each in about if (values := values_of([each])) is not None]
+        if lists and not set.intersection(*lists).difference(map(canonical, excluded(about))):
+            return True
+    return False

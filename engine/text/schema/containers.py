@@ -31,8 +31,12 @@ class Containers:
         """These and no other members between brackets."""
         symbols: list[Symbol] = [literal(opening), self._space]
         for i, each in enumerate(inside):
-            symbols += [literal(","), self._space, *each] if i else each
+            symbols += self.after_comma(*each) if i else each
         return [*symbols, self._space, literal(closing)] if inside else [*symbols, literal(closing)]
+
+    def after_comma(self, *symbols: Symbol) -> list[Symbol]:
+        """A further member."""
+        return [literal(","), self._space, *symbols]
 
     def pair(self, key: Symbol, *value: Symbol) -> list[Symbol]:
         """A property."""
@@ -40,7 +44,7 @@ class Containers:
 
     def array(self, items: Items) -> Ref:
         """Arrays of such items."""
-        rules, space, most = self._rules, self._space, items.most
+        rules, most = self._rules, items.most
         array = rules.rule("array")
         if most is not None and most < items.least:
             return array
@@ -62,7 +66,7 @@ class Containers:
             rules.add(after, rules.times(self._more(items), max(items.least - listed, 1), limit))
         for index in range(listed - 1, 0, -1):
             rest, after = after, rules.rule("items")
-            rules.add(after, literal(","), space, self._value(items.places(index)), rest)
+            rules.add(after, *self.after_comma(self._value(items.places(index)), rest))
             if index >= items.least:
                 rules.add(after)
         rules.add(array, *self.enclosed("[", [[self._value(items.places(0)), after]], "]"))
@@ -71,7 +75,7 @@ class Containers:
     def _more(self, items: Items) -> Ref:
         """A comma and an item beyond the listed ones."""
         item = self._value(items.places(items.prefix))
-        return self._rules.rule("item", [(literal(","), self._space, item)])
+        return self._rules.rule("item", [self.after_comma(item)])
 
     def object(self, members: Members, extra: Ref | None) -> Ref:
         """Objects of such members.

@@ -9,17 +9,19 @@ from specx.backends.errors import GrammarError
 from specx.engine.text.schema.alternatives import Alternative, Alternatives
 from specx.engine.text.schema.automaton import Automaton, of_lengths, of_words
 from specx.engine.text.schema.containers import Containers
-from specx.engine.text.schema.document import Document, Place
+from specx.engine.text.schema.distinct import distinct
+from specx.engine.text.schema.document import Document, Place, canonical
 from specx.engine.text.schema.exclusive import Exclusion
 from specx.engine.text.schema.facets import (
     allowed_types,
     counts,
+    excluded,
     explicit_types,
     number_bounds,
     string_automaton,
     values_of,
 )
-from specx.engine.text.schema.members import Extra, Items, Members
+from specx.engine.text.schema.members import Extra, Items, Members, Seen
 from specx.engine.text.schema.number import FRACTION_DIGITS, WHOLE_DIGITS, Bounds, between
 from specx.engine.text.schema.pattern_automaton import containing
 from specx.engine.text.schema.rules import Ref, Rules, Symbol, literal
@@ -96,20 +98,21 @@ class _Converter:
             return
         self._exclusion.check(alternative)
         for kind in allowed_types(schemas):
-            self._rules.add(rule, self._of_type(kind, parts))
+            self._rules.add(rule, self._of_type(kind, parts, alternative.seen))
 
-    def _of_type(self, kind: str, parts: Parts) -> Ref:
+    def _of_type(self, kind: str, parts: Parts, seen: Seen = ()) -> Ref:
         schemas = [schema for _, schema in parts]
         if kind == "string":
             return self._string(schemas)
         if kind == "array":
-            return self._containers.array(Items(parts))
+            return self._array(Items(self._document, parts, seen))
         if kind == "object":
-            return self._object(Members(self._document, parts))
+            return self._object(Members(self._document, parts, seen))
         if kind in ("integer", "number"):
-            return self._numbers(number_bounds(schemas), whole=kind == "integer")
-        words = ("null",) if kind == "null" else ("true", "false")
-        return self._rules.rule(kind, [(literal(word),) for word in words])
+            return self._numbers(number_bounds(schemas).needed(), whole=kind == "integer")
+        values = [None] if kind == "null" else [True, False]
+        left = [each for each in values if not any(each is other for other in excluded(schemas))]
+        return self._rules.rule(kind, [self._value(each) for each in left])
 
     def _numbers(self, bounds: Bounds, *, whole: bool) -> Ref:
         if bounds == Bounds():
@@ -148,6 +151,32 @@ class _Converter:
         if isinstance(value, bool) or value is None:
             return [literal({True: "true", False: "false", None: "null"}[value])]
         return [literal(str(value))]
+
+    def _array(self, items: Items) -> Ref:
+        if not items.differ:
+            return self._containers.array(items)
+        values = None if items.prefix else self._listed(items.places(0))
+        if values is None:
+            raise GrammarError(
+                "the JSON schema uses uniqueItems for items that are not listed, which no grammar can follow",
+                "list them with enum, or leave it out and check the text afterwards",
+            )
+        said = [self._value(each) for each in values]
+        return distinct(self._rules, self._containers, said, items.least, items.most)
+
+    def _listed(self, places: tuple[Place, ...]) -> list[Any] | None:
+        """The values that are valid against all schemas at `places`; None if they are not listed."""
+        found: list[Any] = []
+        for alternative in self._alternatives.of_all(places):
+            schemas = [schema for _, schema in self._alternatives.parts(alternative)]
+            values = values_of(schemas)
+            if values is None:
+                types = allowed_types(schemas)
+                if not {"boolean", "null"}.issuperset(types):
+                    return None
+                values = [True, False] * ("boolean" in types) + [None] * ("null" in types)
+            found += [each for each in values if all(holds(self._document, place, each) for place in places)]
+        return list({canonical(each): each for each in reversed(found)}.values())[::-1]
 
     def _object(self, members: Members) -> Ref:
         if members.is_closed or not members.is_possible:

@@ -10,17 +10,18 @@ from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from specx.backends.errors import GrammarError
-from specx.engine.text.schema.keywords import ASSERTIONS, check
+from specx.engine.text.schema.derived import COMPLEMENT, MARKS, derived, is_reference
+from specx.engine.text.schema.keywords import ASSERTIONS, CONDITIONS, check
 from specx.engine.text.schema.pattern import shown
 
 __all__ = ["EXAMPLE", "Document", "Place", "Schema", "canonical", "entered", "named"]
 
 EXAMPLE = 'for example \'{"type": "object", "properties": {"name": {"type": "string"}}}\', in single quotes'
 MAX_DEPTH = 100  # brackets within brackets
-MAX_EXPONENT = 300
-_SAYING = {*ASSERTIONS, "$ref", "allOf", "anyOf", "oneOf", "not", "if", "$defs", "definitions"}
+MAX_EXPONENT = 400  # the greatest number that programs know has 309 digits
+_SAYING = {*ASSERTIONS, *CONDITIONS, "$ref", "allOf", "anyOf", "oneOf", "not", "$defs", "definitions"}
 
-Place = tuple[str | int, ...]  # keys and indices from the root on
+Place = tuple[str | int, ...]  # keys and indices from the root on, and marks of what is derived
 Schema = dict[str, Any] | bool
 
 
@@ -34,6 +35,7 @@ class Document:
     def __init__(self, text: str) -> None:
         self.root = _read(text)
         self._checked: dict[Place, Schema] = {}
+        self._derived: dict[Place, Schema] = {}
         self._listed: dict[Place, frozenset[Hashable]] = {}
         self._anchors: dict[str, Place] = {}
         self._ids: dict[str, Place] = {}
@@ -56,6 +58,18 @@ class Document:
                 check(value, named(place))
             self._checked[place] = value
         return self._checked[place]
+
+    def complement(self, place: Place) -> Place:
+        """Where the schema stands of what is not valid against the one at `place`.
+
+        Raises:
+            GrammarError: there is none, or it uses something else.
+        """
+        active: tuple[Place, ...] = ()
+        while is_reference(self.schema(place)):
+            active = entered(active, place)
+            place = self.target(place)
+        return (*place, COMPLEMENT)
 
     def listed(self, place: Place, key: str) -> frozenset[Hashable]:
         """The values that the schema at `place` lists under "enum" or "const", each `canonical`."""
@@ -100,9 +114,15 @@ class Document:
 
     def _value(self, place: Place) -> Any:
         value: Any = self.root
-        for key in place:
-            value = value[key]
+        for depth, key in enumerate(place, 1):
+            value = self._derived_at(place[:depth]) if key in MARKS else value[key]
         return value
+
+    def _derived_at(self, place: Place) -> Schema:
+        if place not in self._derived:
+            *source, mark = place
+            self._derived[place] = derived(str(mark), self.schema(tuple(source)), named(place))
+        return self._derived[place]
 
     def _base(self, place: Place) -> Place:
         """The innermost schema around `place` that has a name (`$id`) of its own."""
@@ -163,7 +183,9 @@ def entered(active: tuple[Place, ...], place: Place) -> tuple[Place, ...]:
 
 
 def named(place: Place) -> str:
-    """A place for a message, as a JSON pointer."""
+    """A place for a message, as a JSON pointer; for what is derived, that of its source."""
+    written = next((depth for depth, key in enumerate(place) if key in MARKS), len(place))
+    place = place[:written]
     if not place:
         return "its root"
     tokens = (str(key).replace("~", "~0").replace("/", "~1") for key in place)
@@ -239,7 +261,8 @@ def _decimal(text: str) -> Decimal:
         value = Decimal("NaN")
     if not value.is_finite() or abs(value.adjusted()) > MAX_EXPONENT or len(text) > MAX_EXPONENT:
         raise GrammarError(
-            f"a number in the JSON schema is beyond 300 digits: {text[:40]}", "round it, or leave it out"
+            f"a number in the JSON schema is beyond {MAX_EXPONENT} digits: {text[:40]}",
+            "round it, or leave it out",
         )
     return value
 

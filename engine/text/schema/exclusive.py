@@ -79,7 +79,7 @@ class Exclusion:
         if kind in ("number", "integer"):
             return between(number_bounds(schemas), whole=kind == "integer").is_empty
         if kind == "array":
-            items = Items(parts)
+            items = Items(self._document, parts)
             return (items.most is not None and items.most < items.least) or any(
                 self._contradict(items.places(i), depth) for i in range(min(items.least, 8))
             )

@@ -7,13 +7,22 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from specx.engine.text.schema.automaton import Automaton, everything, of_lengths
+from specx.engine.text.schema.automaton import Automaton, everything, of_lengths, of_words
+from specx.engine.text.schema.derived import is_excluding
 from specx.engine.text.schema.formats import of_format
 from specx.engine.text.schema.keywords import ASSERTIONS, TYPES
 from specx.engine.text.schema.number import Bounds
 from specx.engine.text.schema.pattern_automaton import containing
 
-__all__ = ["allowed_types", "counts", "explicit_types", "number_bounds", "string_automaton", "values_of"]
+__all__ = [
+    "allowed_types",
+    "counts",
+    "excluded",
+    "explicit_types",
+    "number_bounds",
+    "string_automaton",
+    "values_of",
+]
 
 FORMAT_STATES = 5000  # of a format with a greatest length
 
@@ -53,6 +62,16 @@ def values_of(parts: Parts) -> list[Any] | None:
     return next((part["enum"] for part in parts if "enum" in part), None)
 
 
+def excluded(parts: Parts) -> list[Any]:
+    """The values that `parts` rule out one by one."""
+    found: list[Any] = []
+    for part in parts:
+        if is_excluding(part):
+            found += part["not"].get("enum", ())
+            found += [part["not"]["const"]] if "const" in part["not"] else []
+    return found
+
+
 def counts(parts: Parts, least_key: str, most_key: str) -> tuple[int, int | None]:
     """The greatest of the lower and the smallest of the upper limits."""
     least = max((int(part[least_key]) for part in parts if least_key in part), default=0)
@@ -90,11 +109,17 @@ def _automata(parts: Parts, *, formats: bool) -> Iterator[Automaton]:
         known = of_format(part["format"]) if formats and "format" in part else None
         if known is not None:
             yield known
+        if is_excluding(part) and "pattern" in part["not"]:
+            yield everything().without(containing(part["not"]["pattern"]))
+    words = [each for each in excluded(parts) if isinstance(each, str)]
+    if words:
+        yield everything().without(of_words(words))
 
 
 def number_bounds(parts: Parts) -> Bounds:
     """The numbers that `parts` allow."""
-    bounds = Bounds()
+    numbers = (each for each in excluded(parts) if isinstance(each, int | Decimal))
+    bounds = Bounds(excluded=frozenset(Decimal(each) for each in numbers if not isinstance(each, bool)))
     for part in parts:
         bounds = bounds.both(_bounds(part))
     return bounds

@@ -8,7 +8,7 @@ from typing import Any
 
 from specx.backends.errors import GrammarError
 
-__all__ = ["ASSERTIONS", "TYPES", "check"]
+__all__ = ["ASSERTIONS", "CONDITIONS", "TYPES", "check"]
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 
@@ -20,21 +20,16 @@ ASSERTIONS = {
         ("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"), "array"
     ),
     **dict.fromkeys(("properties", "required", "additionalProperties", "patternProperties"), "object"),
-    **dict.fromkeys(("propertyNames", "minProperties", "maxProperties"), "object"),
+    **dict.fromkeys(("propertyNames", "minProperties", "maxProperties", "unevaluatedProperties"), "object"),
+    "unevaluatedItems": "array",
     **dict.fromkeys(("type", "enum", "const"), ""),
 }
 
+# What holds only if something else does.
+CONDITIONS = ("if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies")
+
 REFUSED = {
-    "not": "say what is allowed instead, with enum, pattern or anyOf",
-    "if": "say the cases with anyOf instead",
-    "then": "say the cases with anyOf instead",
-    "else": "say the cases with anyOf instead",
-    "dependencies": "say the cases with anyOf instead",
-    "dependentRequired": "say the cases with anyOf instead",
-    "dependentSchemas": "say the cases with anyOf instead",
     "contains": "say what all items are with items, or the first ones with prefixItems",
-    "unevaluatedItems": "use items: false beside prefixItems",
-    "unevaluatedProperties": "use additionalProperties, in a schema that names all properties",
     "$dynamicRef": "use $ref",
     "$recursiveRef": "use $ref",
     "divisibleBy": "use multipleOf",  # this and the next are those of draft 3
@@ -49,7 +44,7 @@ def check(schema: dict[str, Any], where: str) -> None:
     Keywords that are not known are remarks, as JSON Schema has it.
     """
     for key, value in schema.items():
-        if key in REFUSED and not (key.startswith("unevaluated") and value in (True, {})):
+        if key in REFUSED:
             raise GrammarError(
                 f"the JSON schema uses {key} ({where}), which no grammar here can follow", REFUSED[key]
             )
@@ -112,6 +107,14 @@ def _is_schema_or_schemas(value: Any) -> bool:
     return _is_schema(value) or value == [] or _are_schemas(value)
 
 
+def _name_dependencies(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_schema(each) or _are_texts(each) for each in value.values())
+
+
+def _name_lists(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_are_texts, value.values()))
+
+
 def _name_schemas(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_schema, value.values()))
 
@@ -129,8 +132,13 @@ SHAPES: dict[str, _Shape] = {
     **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum"), (_is_limit, "a number")),
     "multipleOf": (_is_multiple, "a number above 0"),
     **dict.fromkeys(("additionalProperties", "additionalItems", "propertyNames"), _SCHEMA),
+    **dict.fromkeys(("unevaluatedProperties", "unevaluatedItems", "not", "if", "then", "else"), _SCHEMA),
     "items": (_is_schema_or_schemas, "a schema"),
-    **dict.fromkeys(("properties", "patternProperties"), (_name_schemas, "an object of schemas")),
+    **dict.fromkeys(
+        ("properties", "patternProperties", "dependentSchemas"), (_name_schemas, "an object of schemas")
+    ),
+    "dependentRequired": (_name_lists, "an object of lists of names"),
+    "dependencies": (_name_dependencies, "an object of schemas or lists of names"),
     **dict.fromkeys(("prefixItems", "allOf", "anyOf", "oneOf"), (_are_schemas, "a list of schemas")),
     "required": (_are_texts, "a list of names"),
     "enum": (_is_list, "a list of values"),

@@ -8,14 +8,15 @@ from typing import Any
 
 from specx.backends.errors import GrammarError
 from specx.engine.text.schema.document import Document, Place
-from specx.engine.text.schema.facets import counts
+from specx.engine.text.schema.facets import counts, excluded
 from specx.engine.text.schema.validity import holds, item_place, property_places
 
-__all__ = ["Extra", "Items", "Members"]
+__all__ = ["Extra", "Items", "Members", "Seen"]
 
 MAX_PATTERNS = 4  # any set of them may match a name, and each set is a case of its own
 
 Part = tuple[Place, dict[str, Any]]
+Seen = Sequence[tuple[Place, tuple[Place, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +43,18 @@ class Members:
     Args:
         document: what the parts are of.
         parts: the places of schemas and the schemas.
+        seen: which of them evaluate for which other, as alternatives have it.
     """
 
-    def __init__(self, document: Document, parts: Sequence[Part]) -> None:
+    def __init__(self, document: Document, parts: Sequence[Part], seen: Seen = ()) -> None:
         self.parts = parts
+        self._unevaluated = _unevaluated(document, seen, "unevaluatedProperties")
         self.name_places: tuple[Place, ...] = tuple(
             (*place, "propertyNames") for place, part in parts if "propertyNames" in part
         )
         schemas = [part for _, part in parts]
         self.least, self.most = counts(schemas, "minProperties", "maxProperties")
+        self.least = max(self.least, _more_than_none(schemas, dict))
         self.required = frozenset(name for part in schemas for name in part.get("required", ()))
         listed = [name for part in schemas for name in part.get("properties", ())]
         listed += [name for part in schemas for name in part.get("required", ())]
@@ -63,7 +67,10 @@ class Members:
         self.patterns = tuple(
             dict.fromkeys(pattern for part in schemas for pattern in part.get("patternProperties", ()))
         )
-        speaks = any("additionalProperties" in part for part in schemas)
+        speaks = any(
+            "additionalProperties" in part or part.get("unevaluatedProperties", False) is not False
+            for part in schemas
+        )
         self.others = speaks or not (self.patterns or any("properties" in part for part in schemas))
 
     @property
@@ -74,6 +81,11 @@ class Members:
     def value_places(self, name: str) -> tuple[Place, ...]:
         """What the value of a property must be."""
         found = [each for place, part in self.parts for each in property_places(place, part, name)]
+        found += [
+            place
+            for place, others in self._unevaluated
+            if not any(property_places((), part, name) for part in others)
+        ]
         return tuple(dict.fromkeys(found))
 
     def extras(self) -> list[Extra]:
@@ -98,42 +110,83 @@ class Members:
                 places += [(*place, "patternProperties", pattern) for pattern in own]
                 if not own and "additionalProperties" in part:
                     places.append((*place, "additionalProperties"))
+            for place, others in self._unevaluated:
+                if not any(
+                    "additionalProperties" in part or set(matched) & set(part.get("patternProperties", ()))
+                    for part in others
+                ):
+                    places.append(place)
             found.append(Extra(matched, unmatched, tuple(dict.fromkeys(places))))
         return found
 
 
 class Items:
-    """The items of an array.
+    """The items of an array: `least` to `most`, the first `prefix` each of its own, and no two the same if
+    they must `differ`.
 
     More items than prefixItems lists are written only where the schema speaks of them, or demands them.
 
     Args:
+        document: what the parts are of.
         parts: the places of schemas and the schemas.
+        seen: which of them evaluate for which other, as alternatives have it.
 
     Raises:
-        GrammarError: all items must differ, which a grammar cannot see to.
+        GrammarError: a single array is ruled out, which a grammar cannot see to.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, document: Document, parts: Sequence[Part], seen: Seen = ()) -> None:
         self._parts = parts
+        self._unevaluated = _unevaluated(document, seen, "unevaluatedItems")
         schemas = [part for _, part in parts]
         self.least, self.most = counts(schemas, "minItems", "maxItems")
+        self.least = max(self.least, _more_than_none(schemas, list))
         lists = (part.get("prefixItems", part.get("items", ())) for part in schemas)
         self.prefix = max((len(each) for each in lists if isinstance(each, list)), default=0)
         speaks = any(
-            "additionalItems" in part or not isinstance(part.get("items", []), list) for part in schemas
+            "additionalItems" in part
+            or not isinstance(part.get("items", []), list)
+            or part.get("unevaluatedItems", False) is not False
+            for part in schemas
         )
         if self.prefix and not speaks:
             last = max(self.prefix, self.least)
             self.most = last if self.most is None else min(self.most, last)
-        differ = any(part.get("uniqueItems") for part in schemas)
-        if differ and (self.most is None or self.most > 1):
-            raise GrammarError(
-                "the JSON schema uses uniqueItems, which no grammar can follow",
-                "leave it out, and check the text afterwards",
-            )
+        self.differ = any(part.get("uniqueItems") for part in schemas) and self.most not in (0, 1)
 
     def places(self, index: int) -> tuple[Place, ...]:
         """What the item at `index` must be."""
-        found = (item_place(place, part, index) for place, part in self._parts)
+        found = [item_place(place, part, index) for place, part in self._parts]
+        found += [
+            place
+            for place, others in self._unevaluated
+            if not any(item_place((), part, index) for part in others)
+        ]
         return tuple(dict.fromkeys(each for each in found if each is not None))
+
+
+def _more_than_none(schemas: Sequence[dict[str, Any]], kind: type) -> int:
+    """1 if an empty value of a kind is ruled out, else 0.
+
+    Raises:
+        GrammarError: another one is, which a grammar cannot see to.
+    """
+    ruled_out = [each for each in excluded(schemas) if isinstance(each, kind)]
+    if any(ruled_out):
+        raise GrammarError(
+            "the JSON schema rules out a single array or object with not, which no grammar here can follow",
+            "say what is allowed instead",
+        )
+    return len(ruled_out[:1])
+
+
+def _unevaluated(document: Document, seen: Seen, key: str) -> list[tuple[Place, list[dict[str, Any]]]]:
+    """Where it is said under `key` what holds for what no other schema evaluates, each with these others."""
+    found = []
+    for place, evaluating in seen:
+        schema = document.schema(place)
+        if isinstance(schema, dict) and key in schema:
+            others = [other for each in evaluating if isinstance(other := document.schema(each), dict)]
+            if not any(key in other for other in others if other is not schema):  # it would evaluate all
+                found.append(((*place, key), others))
+    return found

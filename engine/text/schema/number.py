@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
+from functools import reduce
 from math import gcd, lcm
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ __all__ = ["FRACTION_DIGITS", "WHOLE_DIGITS", "Bounds", "between"]
 WHOLE_DIGITS = 40
 COUNTED = 10  # multiples up to this one have their digits counted; a state for every rest and digit is much
 FRACTION_DIGITS = 20
+GREATEST = 10 ** (
+    WHOLE_DIGITS + 99
+)  # above what is written where there are no bounds: exponents have two digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Bounds:
         low, high: the least and the greatest, or None.
         low_open, high_open: whether these themselves are left out.
         multiple: what all are multiples of, if that is demanded.
+        excluded: numbers that are not meant.
     """
 
     low: Decimal | None = None
@@ -35,6 +40,7 @@ class Bounds:
     high: Decimal | None = None
     high_open: bool = False
     multiple: Fraction | None = None
+    excluded: frozenset[Decimal] = frozenset()
 
     def both(self, other: Bounds) -> Bounds:
         """The numbers that both mean."""
@@ -44,11 +50,25 @@ class Bounds:
         if self.multiple and other.multiple:
             a, b = self.multiple, other.multiple
             multiple = Fraction(lcm(a.numerator, b.numerator), gcd(a.denominator, b.denominator))
-        return Bounds(low, low_open, high, high_open, multiple)
+        return Bounds(low, low_open, high, high_open, multiple, self.excluded | other.excluded)
+
+    def needed(self) -> Bounds:
+        """Without limits that no number passes which is written without them."""
+        low, high = self.low, self.high
+        small_low = low is None or low < 10**WHOLE_DIGITS
+        small_high = high is None or high > -(10**WHOLE_DIGITS)
+        found = self
+        if self.multiple is None and high is not None and high >= GREATEST and small_low:
+            found = replace(found, high=None, high_open=False)
+        if self.multiple is None and low is not None and low <= -GREATEST and small_high:
+            found = replace(found, low=None, low_open=False)
+        return found
 
     def hold(self, value: int | Decimal) -> bool:
         """Whether `value` is meant."""
         number = Decimal(value)
+        if number in self.excluded:
+            return False
         if self.low is not None and (number < self.low or (self.low_open and number == self.low)):
             return False
         if self.high is not None and (number > self.high or (self.high_open and number == self.high)):
@@ -98,8 +118,11 @@ def between(bounds: Bounds, *, whole: bool) -> Automaton:
     Raises:
         GrammarError: that takes too many states.
     """
-    reader = _Reader(bounds, whole=whole)
-    return automaton(_State(), lambda state: list(reader.moves(state)), reader.ends)
+    readers = [_Reader(bounds, whole=whole)]
+    readers += [_Reader(Bounds(each, False, each, False), whole=whole) for each in sorted(bounds.excluded)]
+    longest, finest = max(each.longest for each in readers), max(each.finest for each in readers)
+    automata = [each.automaton(longest, finest) for each in readers]  # all with as many digits
+    return reduce(Automaton.without, automata)
 
 
 class _Limit:
@@ -150,6 +173,11 @@ class _Reader:
         self.scale = next(k for k in range(multiple.denominator + 1) if 10**k % multiple.denominator == 0)
         self.modulus = int(multiple * 10**self.scale) or 1
         self.counts = self.modulus <= COUNTED
+
+    def automaton(self, longest: int, finest: int) -> Automaton:
+        """The automaton, for numbers that may have more digits than these before and after the point."""
+        self.longest, self.finest = longest, finest
+        return automaton(_State(), lambda state: list(self.moves(state)), self.ends)
 
     def moves(self, state: _State) -> Iterator[tuple[Chars, _State]]:
         """What may follow a state."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+from specx.engine.text.schema.derived import CASES, is_excluding, says
 from specx.engine.text.schema.document import Document, Place, canonical, entered
 from specx.engine.text.schema.facets import counts, explicit_types, number_bounds, string_automaton
+from specx.engine.text.schema.keywords import CONDITIONS
 from specx.engine.text.schema.pattern_automaton import containing
 
 __all__ = ["conjunction", "holds", "item_place", "property_places"]
@@ -22,16 +24,16 @@ def holds(document: Document, place: Place, value: Any, active: tuple[Place, ...
     if isinstance(schema, bool):
         return schema
     active = entered(active, place)
-    for key, number in conjunction(schema):
-        target = document.target(place) if key == "$ref" else (*place, key, number)
-        if not holds(document, target, value, active):
-            return False
+    if not all(holds(document, target, value, active) for target in conjunction(document, place, schema)):
+        return False
+    if "not" in schema and not is_excluding(schema) and holds(document, (*place, "not"), value, active):
+        return False
     for key in ("anyOf", "oneOf"):
         if key in schema:
             right = sum(holds(document, (*place, key, i), value, active) for i in range(len(schema[key])))
             if right == 0 or (key == "oneOf" and right > 1):
                 return False
-    return _asserted(document, place, schema, value)
+    return _asserted(document, place, schema, value) and _rest_holds(document, place, schema, value)
 
 
 def asserted(document: Document, place: Place, value: Any) -> bool:
@@ -41,19 +43,47 @@ def asserted(document: Document, place: Place, value: Any) -> bool:
     return schema if isinstance(schema, bool) else _asserted(document, place, schema, value)
 
 
-def conjunction(schema: dict[str, Any]) -> list[tuple[str, int]]:
-    """The schemas that hold beside this one: `$ref` and those of `allOf`, in the order of the text."""
-    found = []
-    for key, value in schema.items():
-        if key == "$ref":
-            found.append((key, 0))
-        elif key == "allOf":
-            found += [(key, i) for i in range(len(value))]
-    return found
+def conjunction(document: Document, place: Place, schema: dict[str, Any]) -> list[Place]:
+    """The schemas that hold beside the one at `place`: `$ref`, those of `allOf`, and its conditions."""
+    found: list[Place] = [document.target(place)] if "$ref" in schema else []
+    found += [(*place, "allOf", i) for i in range(len(schema.get("allOf", ())))]
+    return [*found, (*place, CASES)] if any(key in schema for key in CONDITIONS) else found
+
+
+def _rest_holds(document: Document, place: Place, schema: dict[str, Any], value: Any) -> bool:
+    """Whether what no schema evaluates of a value is valid against what is said of that."""
+    kind = "unevaluatedProperties" if isinstance(value, dict) else "unevaluatedItems"
+    if kind not in schema or not isinstance(value, dict | list):
+        return True
+    keys: set[Any] = set(value) if isinstance(value, dict) else set(range(len(value)))
+    left = keys - _evaluated(document, place, value, own=False)
+    return all(holds(document, (*place, kind), value[key]) for key in left)
+
+
+def _evaluated(document: Document, place: Place, value: Any, *, own: bool = True) -> set[Any]:
+    """The names or indices of an object or array that the schema at `place` evaluates, which it is valid
+    against; with what it says of unevaluated ones only if `own`."""
+    schema = document.schema(place)
+    if isinstance(schema, bool):
+        return set()
+    if isinstance(value, dict):
+        found = {name for name in value if property_places(place, schema, name)}
+        if own and "unevaluatedProperties" in schema:
+            return set(value)
+    else:
+        found = {i for i in range(len(value)) if item_place(place, schema, i) is not None}
+        if own and "unevaluatedItems" in schema:
+            return set(range(len(value)))
+    targets = conjunction(document, place, schema)
+    for key in ("anyOf", "oneOf"):
+        targets += [(*place, key, i) for i in range(len(schema.get(key, ())))]
+    return found.union(
+        *(_evaluated(document, each, value) for each in targets if holds(document, each, value))
+    )
 
 
 def _asserted(document: Document, place: Place, schema: dict[str, Any], value: Any) -> bool:
-    if _type(value) not in explicit_types([schema]):
+    if _type(value) not in explicit_types([schema]) or _is_excluded(document, place, schema, value):
         return False
     if any(canonical(value) not in document.listed(place, key) for key in ("const", "enum") if key in schema):
         return False
@@ -65,6 +95,16 @@ def _asserted(document: Document, place: Place, schema: dict[str, Any], value: A
         return _object(document, place, schema, value)
     is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
     return not is_number or number_bounds([schema]).hold(value)
+
+
+def _is_excluded(document: Document, place: Place, schema: dict[str, Any], value: Any) -> bool:
+    if not is_excluding(schema):
+        return False
+    inner = (*place, "not")
+    (key,) = says(schema["not"])
+    if key == "pattern":
+        return isinstance(value, str) and containing(schema["not"][key]).accepts(value)
+    return canonical(value) in document.listed(inner, key)
 
 
 def _string(schema: dict[str, Any], value: str) -> bool:
