@@ -26,6 +26,7 @@ NO_WEIGHTS = frozenset({"I8", "I16", "I32", "I64", "F64"})  # ggml multiplies no
 ROPE_SCALINGS = frozenset({"none", "linear", "yarn", "longrope"})
 ROTATING = frozenset({"lfm2", "lfm2moe", "qwen35", "qwen35moe"})  # hybrids; others may do without
 GATES = range(1, 5)  # what llama.cpp has to choose experts by
+WRITTEN = frozenset({1, 4, 6})  # token types with a text: normal, user-defined, byte
 EPSILONS = ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon")
 
 
@@ -160,12 +161,15 @@ def _wrong_numbers(info: GGUFInfo) -> Iterator[str]:
 
 
 def _wrong_tokens(info: GGUFInfo) -> Iterator[str]:
-    """A token list in which no text occurs twice."""
+    """A token list in which no text occurs twice, and something can be written with."""
     section = read_span(info.path, info.token_span)
     twice = info.vocabulary_size - distinct_tokens(section, info.vocabulary_size)
     if twice:
         yield f"tokenizer.ggml.tokens has {twice} of {info.vocabulary_size} tokens twice"
     yield from _wrong_bytes(info, section)
+    types = read_span(info.path, info.token_type_span)
+    if types and len(types) == 4 * info.vocabulary_size and WRITTEN.isdisjoint(memoryview(types).cast("i")):
+        yield "tokenizer.ggml.token_type says of no token that it is text, so nothing could be written"
 
 
 def _wrong_bytes(info: GGUFInfo, section: bytes) -> Iterator[str]:

@@ -98,6 +98,17 @@ def test_an_obstacle_is_one(changed, values, reason):
             "tokenizer.ggml.tokens has 1 of 3 tokens twice",
         ),
         ({"tokenizer__ggml__tokens": damage.array(damage.UINT32, [1] * 2000)}, "tokens is no list of texts"),
+        *(
+            (
+                {
+                    "tokenizer__ggml__model": damage.string(b"gpt2"),
+                    "tokenizer__ggml__tokens": damage.array(damage.STRING, [b"a", b"b", b"c"]),
+                    "tokenizer__ggml__token_type": damage.array(damage.INT32, types),
+                },
+                "token_type says of no token that it is text",
+            )
+            for types in ([3, 3, 3], [2, 3, 5], [0, 0, 0])
+        ),
     ],
 )
 def test_a_value_that_does_not_fit_is_named(changed, values, sentence):
