@@ -72,6 +72,17 @@ class Alternatives:
             found = self._both(found, self._of(place, ()), place)
         return found
 
+    def but_not(self, alternative: Alternative, rivals: Sequence[Place]) -> list[Alternative]:
+        """The alternatives of what is in no other case of a oneOf, of those at `rivals`.
+
+        Raises:
+            GrammarError: what is not valid in one of these cases cannot be said.
+        """
+        found = [replace(alternative, chosen=())]
+        for place in rivals:
+            found = self._both(found, self._of(self._document.complement(place), ()), place[:-2])
+        return found
+
     def parts(self, alternative: Alternative) -> list[tuple[Place, dict[str, Any]]]:
         """The schemas of an alternative, as they stand in the document, with their places."""
         schemas = ((place, self._document.schema(place)) for place in alternative.places)

@@ -96,7 +96,11 @@ class _Converter:
                 if all(holds(self._document, place, value) for place in places):
                     self._rules.add(rule, *self._value(value))
             return
-        self._exclusion.check(alternative)
+        rivals = self._exclusion.rivals(alternative)
+        if rivals:
+            for each in self._alternatives.but_not(alternative, rivals):
+                self._alternative(rule, each, places)
+            return
         for kind in allowed_types(schemas):
             self._rules.add(rule, self._of_type(kind, parts, alternative.seen))
 

@@ -1,4 +1,4 @@
-"""What `not`, `if` and dependencies say, in other words: as cases that a grammar can follow.
+"""What `not`, conditions and oneOf say, in other words: as cases that a grammar can follow.
 
 Such a schema is made, not written, and stands at a place of its own below the one that it comes from: behind
 `COMPLEMENT` what is valid where that one is not, behind `CASES` what its conditions come to. Nothing is lost
@@ -8,6 +8,7 @@ or added, so that what contradicts the one contradicts the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from typing import Any
 
 from specx.backends.errors import GrammarError
@@ -41,7 +42,7 @@ def derived(mark: str, schema: Schema, where: str) -> Schema:
         draft_4 = any(isinstance(schema.get(each), bool) for each in ("exclusiveMinimum", "exclusiveMaximum"))
         if key not in _COMPLEMENTS or (draft_4 and key.casefold().endswith("imum")):
             raise GrammarError(
-                f"the JSON schema uses {key} within not or if ({where}), which no grammar here can follow",
+                f"the JSON schema uses {key} within not, if or oneOf ({where}), which no grammar can follow",
                 "say what is allowed with anyOf instead",
             )
         pieces += _COMPLEMENTS[key](schema[key])
@@ -54,13 +55,17 @@ def says(schema: dict[str, Any]) -> list[str]:
 
 
 def is_excluding(schema: dict[str, Any]) -> bool:
-    """Whether the `not` of a schema is an assertion as it stands: of listed values, or of strings that have a
-    pattern."""
-    inner = schema.get("not")
+    """Whether the `not` of a schema is an assertion as it stands: of listed values, of strings that have a
+    pattern, or of numbers that are whole."""
+    inner, kind = schema.get("not"), schema.get("type")
     if not isinstance(inner, dict):
         return False
     said = says(inner)
-    return said in (["const"], ["enum"]) or (said == ["pattern"] and schema.get("type") == "string")
+    return (
+        said in (["const"], ["enum"])
+        or (said == ["pattern"] and kind == "string")
+        or (said == ["type"] and inner["type"] == "integer" and kind == "number")
+    )
 
 
 def is_reference(schema: Schema) -> bool:
@@ -84,14 +89,12 @@ def _cases(schema: dict[str, Any]) -> Iterator[Schema]:
 
 
 def _other_types(types: Any) -> list[Schema]:
-    named = types if isinstance(types, list) else [types]
-    if "integer" in named and "number" not in named:
-        raise GrammarError(
-            "the JSON schema uses type integer within not or if, which no grammar here can follow",
-            "say number, or what is allowed, instead",
-        )
-    others = [each for each in TYPES if each not in named and each != "integer"]
-    return [{"type": others}] if others else []
+    named = {types} if isinstance(types, str) else set(types)
+    others = [each for each in TYPES if each not in {*named, "integer"}]
+    if "integer" not in named or "number" in named:
+        return [{"type": others}] if others else []
+    others.remove("number")
+    return [{"type": others}, {"type": "number", "not": {"type": "integer"}}]
 
 
 def _lacking(names: list[str]) -> list[Schema]:
@@ -103,6 +106,10 @@ def _having(properties: dict[str, Schema]) -> list[Schema]:
         {"type": "object", "properties": {name: {"not": schema}}, "required": [name]}
         for name, schema in properties.items()
     ]
+
+
+def _none_of(schemas: list[Schema]) -> list[Schema]:
+    return [{"allOf": [{"not": each} for each in schemas]}]
 
 
 def _beyond(kind: str, key: str, step: int) -> Callable[[Any], list[Schema]]:
@@ -124,7 +131,11 @@ _COMPLEMENTS: dict[str, Callable[[Any], list[Schema]]] = {
     "$ref": lambda ref: [{"not": {"$ref": ref}}],
     "not": lambda schema: [schema],
     "allOf": lambda schemas: [{"not": each} for each in schemas],
-    "anyOf": lambda schemas: [{"allOf": [{"not": each} for each in schemas]}],
+    "anyOf": _none_of,
+    "oneOf": lambda schemas: [
+        *_none_of(schemas),
+        *({"allOf": list(two)} for two in combinations(schemas, 2)),
+    ],
     "minimum": _beyond("number", "exclusiveMaximum", 0),
     "maximum": _beyond("number", "exclusiveMinimum", 0),
     "exclusiveMinimum": _beyond("number", "maximum", 0),

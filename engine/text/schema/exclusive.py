@@ -1,12 +1,11 @@
-"""Whether schemas contradict each other: a oneOf can be followed if each two of its cases do."""
+"""Whether schemas contradict each other: of the cases of a oneOf, those that do not have to be kept apart."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from specx.backends.errors import GrammarError
 from specx.engine.text.schema.alternatives import Alternative, Alternatives
-from specx.engine.text.schema.document import Document, Place, named
+from specx.engine.text.schema.document import Document, Place
 from specx.engine.text.schema.facets import (
     allowed_types,
     counts,
@@ -31,19 +30,17 @@ class Exclusion:
         self._document = document
         self._alternatives = alternatives
 
-    def check(self, mine: Alternative) -> None:
-        """Raises GrammarError if what is written for `mine` may be valid in a second case of a oneOf, too."""
+    def rivals(self, mine: Alternative) -> list[Place]:
+        """The other cases of a oneOf in which what is written for `mine` may be valid, too."""
+        found: list[Place] = []
         for place, number in mine.chosen:
             schema = self._document.schema(place)
             count = len(schema["oneOf"]) if isinstance(schema, dict) else 0
-            for other in sorted(set(range(count)) - {number}):
-                cases = self._alternatives.of_all([(*place, "oneOf", other)])
+            for other in ((*place, "oneOf", i) for i in range(count) if i != number):
+                cases = self._alternatives.of_all([other])
                 if not all(self._excludes(mine, theirs) for theirs in cases):
-                    raise GrammarError(
-                        f"cases {min(number, other)} and {max(number, other)} of oneOf ({named(place)}) in "
-                        "the JSON schema may hold at once, and a grammar cannot keep them apart",
-                        "use anyOf, or give each case a required property with a const of its own",
-                    )
+                    found.append(other)
+        return found
 
     def _excludes(self, mine: Alternative, theirs: Alternative) -> bool:
         """Whether nothing that is written for `mine` is valid against `theirs`."""

@@ -119,7 +119,10 @@ def _automata(parts: Parts, *, formats: bool) -> Iterator[Automaton]:
 def number_bounds(parts: Parts) -> Bounds:
     """The numbers that `parts` allow."""
     numbers = (each for each in excluded(parts) if isinstance(each, int | Decimal))
-    bounds = Bounds(excluded=frozenset(Decimal(each) for each in numbers if not isinstance(each, bool)))
+    bounds = Bounds(
+        excluded=frozenset(Decimal(each) for each in numbers if not isinstance(each, bool)),
+        fractional=any(is_excluding(part) and "type" in part["not"] for part in parts),
+    )
     for part in parts:
         bounds = bounds.both(_bounds(part))
     return bounds

@@ -174,7 +174,7 @@ def _more_than_none(schemas: Sequence[dict[str, Any]], kind: type) -> int:
     ruled_out = [each for each in excluded(schemas) if isinstance(each, kind)]
     if any(ruled_out):
         raise GrammarError(
-            "the JSON schema rules out a single array or object with not, which no grammar here can follow",
+            "the JSON schema rules out single arrays or objects (not, oneOf), which no grammar can follow",
             "say what is allowed instead",
         )
     return len(ruled_out[:1])

@@ -33,6 +33,7 @@ class Bounds:
         low_open, high_open: whether these themselves are left out.
         multiple: what all are multiples of, if that is demanded.
         excluded: numbers that are not meant.
+        fractional: whether whole numbers are not meant.
     """
 
     low: Decimal | None = None
@@ -41,6 +42,7 @@ class Bounds:
     high_open: bool = False
     multiple: Fraction | None = None
     excluded: frozenset[Decimal] = frozenset()
+    fractional: bool = False
 
     def both(self, other: Bounds) -> Bounds:
         """The numbers that both mean."""
@@ -50,7 +52,8 @@ class Bounds:
         if self.multiple and other.multiple:
             a, b = self.multiple, other.multiple
             multiple = Fraction(lcm(a.numerator, b.numerator), gcd(a.denominator, b.denominator))
-        return Bounds(low, low_open, high, high_open, multiple, self.excluded | other.excluded)
+        excluded, fractional = self.excluded | other.excluded, self.fractional or other.fractional
+        return Bounds(low, low_open, high, high_open, multiple, excluded, fractional)
 
     def needed(self) -> Bounds:
         """Without limits that no number passes which is written without them."""
@@ -67,7 +70,7 @@ class Bounds:
     def hold(self, value: int | Decimal) -> bool:
         """Whether `value` is meant."""
         number = Decimal(value)
-        if number in self.excluded:
+        if number in self.excluded or (self.fractional and number == number.to_integral_value()):
             return False
         if self.low is not None and (number < self.low or (self.low_open and number == self.low)):
             return False
@@ -119,7 +122,9 @@ def between(bounds: Bounds, *, whole: bool) -> Automaton:
         GrammarError: that takes too many states.
     """
     readers = [_Reader(bounds, whole=whole)]
-    readers += [_Reader(Bounds(each, False, each, False), whole=whole) for each in sorted(bounds.excluded)]
+    without = [Bounds(each, False, each, False) for each in sorted(bounds.excluded)]
+    without += [Bounds(multiple=Fraction(1))] * bounds.fractional
+    readers += [_Reader(each, whole=whole) for each in without]
     longest, finest = max(each.longest for each in readers), max(each.finest for each in readers)
     automata = [each.automaton(longest, finest) for each in readers]  # all with as many digits
     return reduce(Automaton.without, automata)

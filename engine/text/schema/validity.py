@@ -102,6 +102,8 @@ def _is_excluded(document: Document, place: Place, schema: dict[str, Any], value
         return False
     inner = (*place, "not")
     (key,) = says(schema["not"])
+    if key == "type":
+        return _type(value) == "integer"
     if key == "pattern":
         return isinstance(value, str) and containing(schema["not"][key]).accepts(value)
     return canonical(value) in document.listed(inner, key)

@@ -167,6 +167,41 @@ CASES = {
         ),
         objects(a=[1, "x"], b=[1, "x"]),
     ),
+    "one required": (
+        obj(dict.fromkeys("abc", INTEGER), oneOf=[{"required": [name]} for name in "abc"]),
+        objects(a=[1, "x"], b=[1], c=[1]),
+    ),
+    "one pattern": ({**STRING, "oneOf": [{"pattern": "^[a-z]+$"}, {"enum": ["the", "b1"]}]}, SCALARS),
+    "one bound": ({**INTEGER, "oneOf": [{"minimum": 1}, {"const": 5}, {"maximum": 7}]}, SCALARS),
+    "one format": (
+        {"oneOf": [{**STRING, "format": "date"}, {"enum": ["today", 1]}]},
+        ["today", 1, "2024-02-29"],
+    ),
+    "one of cases within each other": (
+        {
+            **INTEGER,
+            "oneOf": [
+                {"anyOf": [{"const": 1}, {"minimum": 5}]},
+                {"oneOf": [{"maximum": 7}, {"minimum": 12}]},
+            ],
+        },
+        [0, 1, 2, 5, 7, 8, 11, 12, 13],
+    ),
+    "not whole": ({"not": {"type": ["integer", "string"]}, "maximum": 7}, [0, 1, 5.5, 0.25, 1.0, 9.5, "a"]),
+    "one of types": ({"oneOf": [INTEGER, {"type": "number", "maximum": 7}]}, [0, 5, 1.5, 7, 12, 12.5]),
+    "not one": (
+        {**INTEGER, "not": {"oneOf": [{"minimum": 5}, {"maximum": 7}, {"const": 1}]}},
+        [0, 1, 2, 5, 7, 8],
+    ),
+    "one of two objects": (
+        {
+            "oneOf": [
+                obj({"a": INTEGER, "b": True}, required=["a"]),
+                obj({"a": True, "b": {"const": 1}}, required=["b"]),
+            ]
+        },
+        objects(a=[1, "x"], b=[1, 2]),
+    ),
     "listed values": (
         {
             "enum": SCALARS,
