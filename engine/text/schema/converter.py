@@ -46,7 +46,9 @@ def gbnf(document: Document, prefix: str = "") -> str:
     text = converter.finished(root, prefix)
     if not text:
         raise GrammarError(
-            "the JSON schema allows no value at all", "look for types, bounds or lists that contradict"
+            "the JSON schema allows no value at all",
+            "look for types, bounds or lists that contradict, and additionalProperties: false within allOf: "
+            "it forbids what the other schemas name, where unevaluatedProperties beside allOf does not",
         )
     return text
 

@@ -362,6 +362,13 @@ def test_what_cannot_be_followed_is_refused_by_name(reason, schema):
     assert refused.value.hint and "\n" not in refused.value.message
 
 
+def test_intersections_of_closed_objects_are_told_what_they_lack():
+    closed = [obj({name: INTEGER}, required=[name], additionalProperties=False) for name in "ab"]
+    with pytest.raises(GrammarError, match="no value") as refused:
+        grammar_of_schema(json.dumps({"allOf": closed}))
+    assert "additionalProperties: false within allOf" in refused.value.hint
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
