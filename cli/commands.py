@@ -214,11 +214,19 @@ def _usage_error(problem: Any) -> UsageError:
             return UsageError(*taken)
         hint = f"a prompt goes after -p, in quotes; {hint}"
     option = getattr(problem, "option_name", None)
-    if option and context is not None and context.parent is None and _takes(option):
+    if "requires an argument" in message and (one := _value_of(str(option), parameters)):
+        hint = f"give it one: {one}; {hint}"
+    elif option and context is not None and context.parent is None and _takes(option):
         hint = f"it comes after the command: specx COMMAND {option}; {hint}"
     elif likely:
         hint = f"did you mean {' or '.join(likely)}? {hint}"
     return UsageError(message[:1].lower() + message[1:], hint)
+
+
+def _value_of(option: str, parameters: Any) -> str:
+    """An option with what its help says for its value; empty where that is not known."""
+    metavars = (parameter.metavar for parameter in parameters if option in parameter.opts)
+    return next((f"{option} {metavar}" for metavar in metavars if metavar), "")
 
 
 def _wanted(message: str) -> str:

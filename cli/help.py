@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from specx.backends.errors import UsageError
+from specx.cli.options.foreign import own_name
 from specx.cli.options.values import quickened
 
 __all__ = ["CLICK_ERROR", "GroupedCommand", "ListedGroup", "taken_option"]
@@ -58,6 +59,21 @@ class GroupedCommand(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, each of which reads its values quickly."""
         return quickened(super().get_params(ctx))
+
+    def make_parser(self, ctx: Any) -> Any:
+        """A parser that knows what other programs call options, before it takes one for a row of letters."""
+        parser: Any = super().make_parser(ctx)
+        read = parser._process_opts  # no other place sees options and no values
+
+        def read_known(text: str, state: Any) -> None:
+            name, equals, value = text.partition("=")
+            if not ctx.resilient_parsing:
+                own = (*parser._long_opt, *parser._short_opt)
+                name = own_name(name, own, ctx.find_root().command.every_command())
+            read(f"{name}{equals}{value}", state)
+
+        parser._process_opts = read_known
+        return parser
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments."""

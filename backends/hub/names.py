@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["PREFERRED", "HubName", "choose", "first_parts", "parse_hub_name", "quantization"]
+__all__ = ["LATEST", "PREFERRED", "HubName", "choose", "first_parts", "parse_hub_name", "quantization"]
 
 PREFERRED = (
     *("Q4_K_M", "Q4_0", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q4_1", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1"),
     *("Q6_K", "Q8_0", "MXFP4", "Q3_K_M", "Q3_K_L", "BF16", "F16", "F32"),
 )
 """Quantizations in the order they are taken when none is asked for: small ones of good quality first."""
+
+LATEST = "latest"
+"""The tag of a name without one, in llama.cpp, Ollama and Docker: no quantization."""
 
 _QUANTIZATION = re.compile(
     r"(?<![A-Za-z0-9])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|BF16|FP?16|FP?32|MXFP4(?:_MOE)?|NVFP4))"
@@ -52,9 +55,7 @@ def parse_hub_name(text: str) -> HubName | None:
     host = url.netloc.lower()
     if url.scheme == "hf":
         path = f"{url.netloc}{url.path}"
-    elif host in _HOSTS or (
-        has_scheme and host == urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc.lower()
-    ):
+    elif host and host in {*_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc.lower()}:
         path = url.path
     elif has_scheme:
         return None
@@ -78,7 +79,7 @@ def _parse_path(path: str) -> HubName | None:
     if not rest and name.lower().endswith(".gguf"):  # a file in a folder, far more often than a repository
         return None
     if not rest:
-        return HubName(repository, None, tag or None, revision)
+        return HubName(repository, None, None if tag.lower() in {"", LATEST} else tag, revision)
     file = "/".join(rest)
     if tag or not file.lower().endswith(".gguf") or ".." in rest or "" in rest:
         return None

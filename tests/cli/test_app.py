@@ -14,6 +14,7 @@ import pytest
 
 from specx.backends.errors import SpecxError
 from specx.cli.commands import TABLE, every_command
+from specx.cli.options import foreign
 from specx.cli.terminal import console
 from specx.cli.terminal.tables import show_table
 
@@ -106,8 +107,9 @@ def test_help_imports_nothing_heavy():
         (("complete", "-p", "x", "--temp", "inf"), "--temp is inf", "give a number from 0 to 3.4"),
         (("--profile", "x", "chat"), "no such option: --profile", "it comes after the command"),
         (("--nonsense", "chat"), "no such option: --nonsense", "see `specx --help`"),
-        (("complete", "--temp"), "option '--temp' requires an argument", "see `specx complete --help`"),
-        (("drafter", "train", "x", "--time"), "option '--time' requires", "see `specx drafter train --help`"),
+        (("complete", "--temp"), "option '--temp' requires an argument", "give it one: --temp X; see `specx"),
+        (("complete", "-fa"), "option '-fa' requires an argument", "give it one: -fa on|off|auto; see"),
+        (("drafter", "train", "x", "--time"), "option '--time' requires", "give it one: --time TIME; see"),
         (("complete", "a", "b"), "got unexpected extra argument", "a prompt goes after -p"),
         (("show", "a", "b"), "got unexpected extra argument", "see `specx show --help`"),
     ],
@@ -118,6 +120,52 @@ def test_wrong_usage_looks_like_every_other_error(specx, arguments, message, hin
     error, told = outcome.err.splitlines()
     assert error.startswith(f"error: {message}")
     assert told.startswith(f"hint: {hint}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "hint"),
+    [
+        (("complete", "--jinja"), "--jinja", "leave it out: the model's own chat template is always used"),
+        (("complete", "-st"), "-st", "leave it out: `specx complete` answers once"),  # not the seed t
+        (("chat", "-no-cnv"), "-no-cnv", "leave it out"),
+        (("complete", "-ot", "exps=CPU"), "-ot", "-ngl says how many"),  # not the output file t
+        (("complete", "-hff", "a.gguf"), "-hff", "name the file: -hf USER/REPO/FILE.gguf"),  # not -h
+        (("complete", "--rope-scaling=yarn"), "--rope-scaling", "positions are scaled as"),
+        (("serve", "--lora", "a.gguf"), "--lora", "adapters and control vectors are not loaded"),
+        (("serve", "--max-model-len", "512"), "--max-model-len", "it is called -c here"),
+        (("complete", "-np", "2"), "-np", "it is an option of `specx batch`, `specx serve`"),
+        (("complete", "--port", "80"), "--port", "it is an option of `specx serve`"),
+        (("chat", "--layers", "4"), "--layers", "it is an option of `specx drafter shrink`"),
+    ],
+)
+def test_what_other_programs_call_an_option_is_refused_by_its_name(specx, arguments, option, hint):
+    outcome = specx(*arguments)
+    assert outcome.code == 2 and outcome.out == ""
+    error, told = outcome.err.splitlines()
+    assert error == f"error: no such option: {option}" and told.startswith(f"hint: {hint}")
+
+
+def test_other_names_of_an_option_are_taken(specx):
+    for option in ("--spec-draft-ngl", "--gpu-layers-draft"):
+        refused = specx("complete", "-p", "x", option, "half")
+        assert refused.code == 2 and refused.err.startswith("error: -ngld/--gpu-layers-draft is 'half'")
+    assert "'half'" in specx("complete", "-p", "x", "--spec-draft-ngl=half").err
+
+
+def test_values_are_no_options_whatever_they_look_like(specx):
+    for text in ("--jinja", "-st"):
+        assert "no such option" not in specx("complete", "no.gguf", "-p", text).err
+
+
+def test_names_of_other_programs_stand_in_one_place_and_what_is_ours_is_left_to_its_commands():
+    names = [name for _, several in foreign.INSTEAD for name in several.split()]
+    assert len(set(names)) == len(names) and not set(names) & set(foreign.SAME)
+    taken = set()
+    for command in every_command().values():
+        for each in getattr(command, "commands", {"": command}).values():
+            taken |= {name for parameter in each.params for name in parameter.opts}
+    assert set(foreign.SAME.values()) <= taken
+    assert set(names) & taken == {"--device", "--offline"}  # of `drafter train` and of `pull`
 
 
 def test_a_wrong_value_says_that_it_is_from_the_configuration_file(specx, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import resource
 import struct
+import zipfile
 from pathlib import Path
 
 import gguf
@@ -232,7 +233,14 @@ def test_damage_never_surprises(tmp_path_factory, data):
         (b"PK\x03\x04" + b"\0" * 40, "zip"),
         (b"\x80\x02}q\x00." * 4, "pickled"),
         (b"\x1f\x8b\x08" + b"x" * 40, "gzip"),
+        (b"\xfd7zXZ\0" + b"x" * 40, "xz"),
+        (b"\x28\xb5\x2f\xfd" + b"x" * 40, "zstd"),
+        (b"7z\xbc\xaf\x27\x1c" + b"x" * 40, "7-Zip"),
+        (b"m.gguf".ljust(257, b"\0") + b"ustar" + b"\0" * 250, "tar archive"),
+        (struct.pack("<Q", 2) + b"{}" + b" " * 40, "safetensors"),
         (b"tjgg" + b"\0" * 40, "2023"),
+        (b"fmgg" + b"\0" * 40, "2023"),
+        (b"algg" + b"\0" * 40, "2023"),
         (b'{"error": "not found"}', "JSON"),
         (b"\0" * 4096, "zero bytes"),
         (bytes(range(7, 255)), "begin with GGUF"),
@@ -245,6 +253,17 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, word):
     error = refusal(path)
     assert word in error.message
     assert error.hint
+
+
+def test_a_packed_model_says_how_it_is_unpacked(tmp_path):
+    path = tmp_path / "model.gguf.xz"
+    path.write_bytes(b"\xfd7zXZ\0" + b"x" * 40)
+    assert refusal(path).hint == "unpack it first: unxz model.gguf.xz"
+    for inside, hint in (("m.gguf", "unpack it first: unzip model.zip"), ("archive/data.pkl", "convert it")):
+        with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+            archive.writestr(inside, b"GGUF")
+        error = refusal(tmp_path / "model.zip")
+        assert "zip archive" in error.message and error.hint.startswith(hint)
 
 
 def test_an_array_of_arrays_is_no_damage(tiny, tmp_path):

@@ -63,6 +63,42 @@ def test_a_folder_with_one_model_is_that_model(tmp_path):
         find_model(str(tmp_path))
 
 
+def test_a_folder_without_a_model_says_where_one_is(tmp_path):
+    def hint(folder: Path) -> str:
+        with pytest.raises(ModelError, match="no GGUF") as caught:
+            find_model(str(folder))
+        return caught.value.hint
+
+    below = put(tmp_path / "a" / "b" / "m.gguf")
+    assert hint(tmp_path / "a") == f"there is one below it: {below}"
+    put(tmp_path / "weights" / "model.safetensors")
+    assert "convert_hf_to_gguf.py" in hint(tmp_path / "weights")
+    in_hub(tmp_path, "org/Some-GGUF", "some-Q4_0.gguf")
+    assert "name the model org/Some-GGUF" in hint(tmp_path / "models--org--Some-GGUF")
+    (tmp_path / "empty").mkdir()
+    assert hint(tmp_path / "empty") == "give the .gguf file"
+
+
+def test_the_uri_of_a_file_is_its_path(tmp_path):
+    path = put(tmp_path / "any name.gguf")
+    assert find_model(path.as_uri()) == find_model(path.as_uri().replace("file:", "FILE:")) == path
+    with pytest.raises(ModelError) as caught:
+        find_model(f"file://{tmp_path}/any%20names.gguf")
+    assert caught.value.hint == f"did you mean {path}?"
+    assert parse_hub_name("file:///some/model") is None
+
+
+def test_names_of_other_tools_that_are_not_here_say_how_they_come(monkeypatch):
+    for name in ("llama3.2:1b", "ollama://llama3.2:1b", "ollama.com/library/llama3.2:1b"):
+        with pytest.raises(ModelError) as caught:
+            find_model(name)
+        assert caught.value.hint.startswith("`ollama pull llama3.2:1b` fetches it")
+    for name in ("http://example.com/m.gguf", "s3://bucket/m.gguf"):
+        with pytest.raises(ModelError) as caught:
+            find_model(name)
+        assert caught.value.hint.startswith("download the file, and give its path")
+
+
 def test_a_later_part_means_the_first(tmp_path):
     first = put(tmp_path / "m-00001-of-00002.gguf")
     second = put(tmp_path / "m-00002-of-00002.gguf")
@@ -186,6 +222,29 @@ def test_every_place_is_listed_and_every_name_leads_back(home, tmp_path, monkeyp
     assert find_model("tiny:1b") == blob
 
 
+def test_repositories_that_other_tools_fetched_are_found_by_their_names(home):
+    studio = home / ".lmstudio/models/maker/Studio-GGUF"
+    q4, q8 = (put(studio / f"studio-{kind}.gguf") for kind in ("Q4_K_M", "Q8_0"))
+    old = put(home / ".cache/llama.cpp/org_Old-GGUF_old-Q5_0.gguf")
+    assert find_model("maker/Studio-GGUF") == find_model("maker/Studio-GGUF:latest") == q4
+    assert find_model("maker/Studio-GGUF:Q8_0") == q8
+    assert find_model("hf.co/org/Old-GGUF") == old
+    with pytest.raises(ModelError):
+        find_model("org/Old-GGUF:Q8_0")
+
+
+def test_names_of_ollama_need_neither_its_address_nor_its_usual_tag(home):
+    digest = "sha256:" + "1" * 64
+    layers = [{"mediaType": "application/vnd.ollama.image.model", "digest": digest}]
+    manifest = home / ".ollama/models/manifests/registry.ollama.ai/library/tiny/latest"
+    put(manifest).write_text(json.dumps({"layers": layers}))
+    blob = put(home / ".ollama/models/blobs" / digest.replace(":", "-"))
+    for name in ("tiny:latest", "tiny", "ollama://tiny", "ollama.com/library/tiny", "Tiny"):
+        assert find_model(name) == blob
+    with pytest.raises(ModelError):
+        find_model("tiny:1b")
+
+
 def test_what_lacks_a_part_is_not_listed(home):
     folder = home / ".lmstudio/models/maker/m"
     parts = [put(folder / f"m-0000{i}-of-00003.gguf") for i in (1, 2, 3)]
@@ -262,6 +321,7 @@ def test_no_home_and_forbidden_folders(tmp_path, monkeypatch):
         ("org/repo:Q4_K_M", HubName("org/repo", None, "Q4_K_M")),
         ("org/repo/sub/f.gguf", HubName("org/repo", "sub/f.gguf")),
         ("hf.co/org/repo:Q8_0", HubName("org/repo", None, "Q8_0")),
+        ("org/repo:latest", HubName("org/repo")),
         ("hf://org/repo/f.gguf", HubName("org/repo", "f.gguf")),
         ("https://huggingface.co/org/repo", HubName("org/repo")),
         ("https://huggingface.co/org/repo/tree/main", HubName("org/repo", None, None, "main")),
