@@ -47,6 +47,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Chat", "ChatOptions", "Conversation", "chat", "register"]
 
+SAME = {"/clear": "/reset", "/new": "/reset", "/regen": "/regenerate", "/retry": "/regenerate", "/?": "/help"}
+"""What other programs call commands."""
+INSTEAD = {
+    "/set": "/system TEXT sets the system message; the rest are options of `specx chat`, such as --temp 0",
+    "/show": "`specx show MODEL` says what the model is, /system the system message",
+    "/model": "leave with /bye, and begin with another one: specx chat MODEL",
+    **dict.fromkeys(
+        ("/read", "/glob", "/image"), "`specx chat -f FILE` takes text from a file; specx reads no images"
+    ),
+}
+"""What there is in place of commands of other programs."""
 FULL_HINT = "/reset begins anew; or /save FILE, start again with -c or --context-shift, and /load FILE"
 
 
@@ -249,12 +260,14 @@ class Chat:
         error(problem)
 
     def _command(self, text: str) -> None:
-        name, _, argument = text.partition(" ")
+        typed, _, argument = text.partition(" ")
+        name = SAME.get(typed, typed)
         if name not in self.commands:
             from difflib import get_close_matches
 
             close = get_close_matches(name, self.commands, n=1)
-            hint = f"did you mean {close[0]}?" if close else "/help lists the commands"
+            likely = f"did you mean {close[0]}?" if close else "/help lists the commands"
+            hint = INSTEAD.get(name, likely)
             raise UsageError(f"there is no command {name}", hint)
         self.commands[name][0](argument.strip())
 

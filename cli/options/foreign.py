@@ -224,6 +224,10 @@ INSTEAD = (
         "--models-preset --models-max",
     ),
     (
+        "`specx complete` and `specx chat` take a prompt; `specx bench --synthetic pp512,tg128` has none",
+        "-p -pg --n-prompt --n-gen --n-depth",
+    ),
+    (
         "-ctk and -ctv choose the types of the KV cache",
         "--kv-bits --kv-cache-dtype",
     ),

@@ -135,6 +135,7 @@ def test_wrong_usage_looks_like_every_other_error(specx, arguments, message, hin
         (("serve", "--max-model-len", "512"), "--max-model-len", "it is called -c here"),
         (("complete", "-np", "2"), "-np", "it is an option of `specx batch`, `specx serve`"),
         (("complete", "--port", "80"), "--port", "it is an option of `specx serve`"),
+        (("bench", "-p", "512"), "-p", "`specx complete` and `specx chat` take a prompt"),
         (("chat", "--layers", "4"), "--layers", "it is an option of `specx drafter shrink`"),
     ],
 )
@@ -165,7 +166,7 @@ def test_names_of_other_programs_stand_in_one_place_and_what_is_ours_is_left_to_
         for each in getattr(command, "commands", {"": command}).values():
             taken |= {name for parameter in each.params for name in parameter.opts}
     assert set(foreign.SAME.values()) <= taken
-    assert set(names) & taken == {"--device", "--offline"}  # of `drafter train` and of `pull`
+    assert set(names) & taken == {"--device", "--offline", "-p"}  # what others have of those
 
 
 def test_a_wrong_value_says_that_it_is_from_the_configuration_file(specx, tmp_path, monkeypatch):

@@ -98,6 +98,18 @@ def test_ways_to_leave(specx, word):
     assert specx.session.prompts == []
 
 
+def test_what_other_programs_call_commands(specx):
+    outcome = chat(specx, "one\n/clear\ntwo\n/regen\n/?\n/set temperature 0\n/model other\n/bye\n")
+    assert specx.session.prompts == [
+        "<s>[user]one[assistant]",
+        "<s>[user]two[assistant]",
+        "<s>[user]two[assistant]",
+    ]
+    assert "leave (also /exit" in outcome.err
+    assert "there is no command /set\nhint: /system TEXT sets the system message" in outcome.err
+    assert "there is no command /model\nhint: leave with /bye" in outcome.err
+
+
 def test_save_and_load(specx, tmp_path):
     path = tmp_path / "talk.json"
     chat(specx, f"one\n/save {path}\n", "-sys", "Be brief")
