@@ -114,11 +114,11 @@ INSTEAD = (
     ),
     (
         "it is called -n here",
-        "--max-tokens --max-new-tokens --n_predict",
+        "--max-tokens --max-new-tokens",
     ),
     (
         "it is called -c here",
-        "--context-length --max-model-len --max-kv-size --ctx_size --num-ctx",
+        "--context-length --max-model-len --max-kv-size --num-ctx",
     ),
     (
         "it is called -np here (`serve`, `batch`)",
@@ -214,14 +214,21 @@ INSTEAD = (
         "--embedding --embeddings --rerank --reranking --pooling --attention",
     ),
     (
-        "a proxy before it, such as Caddy or nginx, speaks TLS",
-        "--ssl-key-file --ssl-cert-file",
+        "a proxy before it, such as Caddy or nginx, speaks TLS and gives addresses a beginning",
+        "--ssl-key-file --ssl-cert-file --api-prefix",
     ),
     (
         "`specx serve` answers programs, and has no pages and no tools of its own",
         "--ui --webui --path --tools -ag --agent --ui-config --webui-config --ui-mcp-proxy "
-        "--webui-mcp-proxy --mcp-servers-config --api-prefix --threads-http --no-slots --models-dir "
-        "--models-preset --models-max",
+        "--webui-mcp-proxy --mcp-servers-config",
+    ),
+    (
+        "a server has one model: start one for each, with a --port or a --socket of its own",
+        "--models-dir --models-preset --models-max --models-autoload --no-models-autoload",
+    ),
+    (
+        "leave it out: addresses are few, and none of them tells texts of others",
+        "--threads-http --no-slots",
     ),
     (
         "`specx complete` and `specx chat` take a prompt; `specx bench --synthetic pp512,tg128` has none",
@@ -273,12 +280,13 @@ def own_name(name: str, own: Collection[str], commands: Mapping[str, Any]) -> st
     """
     if name in own:
         return name
-    here = SAME.get(name, name)
+    hyphened = name.replace("_", "-") if name.startswith("--") else name  # llama.cpp reads --top_k so
+    here = SAME.get(hyphened, hyphened)
     if here in own:
         return here
-    if (hint := HINTS.get(name)) is not None:
+    if (hint := HINTS.get(hyphened)) is not None:
         raise UsageError(f"no such option: {name}", hint)
-    if LETTERS.fullmatch(name) and (takers := _takers(here, commands)):
+    if LETTERS.fullmatch(here) and (takers := _takers(here, commands)):
         known = ", ".join(f"`specx {taker}`" for taker in takers)
         raise UsageError(f"no such option: {name}", f"it is an option of {known}")
     return name

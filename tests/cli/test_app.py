@@ -151,6 +151,8 @@ def test_other_names_of_an_option_are_taken(specx):
         refused = specx("complete", "-p", "x", option, "half")
         assert refused.code == 2 and refused.err.startswith("error: -ngld/--gpu-layers-draft is 'half'")
     assert "'half'" in specx("complete", "-p", "x", "--spec-draft-ngl=half").err
+    assert "-ngl/--gpu-layers is 'half'" in specx("complete", "-p", "x", "--n_gpu_layers", "half").err
+    assert "no such option: --rope_scaling" in specx("complete", "-p", "x", "--rope_scaling", "yarn").err
 
 
 def test_values_are_no_options_whatever_they_look_like(specx):
