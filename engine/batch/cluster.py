@@ -9,22 +9,18 @@ seed of an item follows from what is asked, so the text is the same.
 from __future__ import annotations
 
 import atexit
-import logging
-import math
 import os
 import pickle
 import queue
 import socket
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from specx import __version__
 from specx.backends.errors import ClusterError, SpecxError, unexpected
@@ -34,24 +30,18 @@ from specx.engine.api.errors import RequestError
 from specx.engine.batch.answered import Answered
 from specx.engine.batch.feed import Feed
 from specx.engine.batch.items import Item
+from specx.engine.batch.link import GoneError, Row, connect, import_ray, interruptible, leave, nodes_of
 from specx.engine.batch.run import Run, open_with_room
 from specx.engine.session import Session
 from specx.engine.settings import Asked
 
 __all__ = ["ClusterRun", "NodeWriter"]
 
-INSTALL_HINT = "install it here and on every node: pip install 'ray[data]>=2.50'"
 DEFAULT_TEXTS = 32  # that a node is thought to write at once where it decides that itself
 AHEAD = 2  # times as many items wait on a node as it writes at once
 MOST_IN_TASK = 8  # items: what is handed over together
 ENOUGH = 1 << 20  # bytes of these, after which no more are added
 LITTLE = 0.01  # of a CPU, as Ray counts: no node without any, and each has room for all actors of lost ones
-CONNECT_S, ANSWER_S = 10.0, 60.0
-WATCH_S, MISSES = 5.0, 6  # how often the head is looked for, and not found until it is gone; Ray waits 60 s
-SLICE_S = 0.1  # of waiting, after which it is looked whether to stop
-
-Row = dict[str, Any]
-T = TypeVar("T")
 
 
 class ClusterRun:
@@ -110,21 +100,21 @@ class ClusterRun:
             ClusterError: Ray is not there, the cluster cannot be reached, or a node cannot answer.
             SpecxError: the input cannot be read any further; said when what came before is answered.
         """
-        ray = _import_ray()
+        ray = import_ray()
         # What Ray tells of nodes goes to `sys.stdout`, where answers may go.
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
             try:
-                if _connect(ray, self._address, self._has_stopped):
+                if connect(ray, self._address, self._has_stopped):
                     head = ray.get_runtime_context().gcs_address
-                    yield from self._unpacked(_interruptible(self._rows(ray), self._has_stopped, head))
-            except _GoneError:
+                    yield from self._unpacked(interruptible(self._rows(ray), self._has_stopped, head))
+            except GoneError:
                 atexit.unregister(ray.shutdown)  # which would wait for it
                 raise
             except BaseException:
-                _leave(ray)
+                leave(ray)
                 raise
             else:
-                _leave(ray)
+                leave(ray)
         if self._lost:
             self._notice(f"nodes that were lost: {self._lost}; others did what they were busy with")
         if self._failure is not None and not self._stopped:
@@ -135,13 +125,13 @@ class ClusterRun:
 
     def _rows(self, ray: Any) -> Iterator[Row]:
         """Rows with answers. It may wait long, for the input or for Ray."""
-        nodes = _nodes(ray, self._address)
+        nodes = nodes_of(ray, self._address)
         waiting = AHEAD * (self._asked.texts or DEFAULT_TEXTS)
         in_task = min(MOST_IN_TASK, waiting // AHEAD)
         parts = [ray.put(piece) for piece in self._pieces(in_task)]
         if parts and not self._stopped:
             yield from self._mapped(parts, len(nodes), max(waiting // in_task, 1))
-        self._lost = len(nodes - _nodes(ray, self._address))
+        self._lost = len(nodes - nodes_of(ray, self._address))
 
     def _pieces(self, most: int) -> Iterator[Any]:
         """Tables of up to so many items; they stay in Ray's store, not in this process."""
@@ -384,163 +374,3 @@ def _refused(item: Item, defaults: Defaults) -> Answered:
         raise RequestError("it is nested too deep")
     except RequestError as problem:
         return Answered.refused(item, problem)
-
-
-def _import_ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised
-    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # of SIGTERM, too
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # not again by what still waits at the end
-    try:
-        import ray
-        import ray.data
-    except ImportError as problem:
-        raise ClusterError(f"--ray needs Ray, and it cannot be loaded: {problem}", INSTALL_HINT) from problem
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return ray
-
-
-def _connect(ray: Any, address: str, stopped: Callable[[], bool]) -> bool:
-    """Become part of a cluster; False if it is stopped before.
-
-    Raises:
-        ClusterError: it cannot be reached.
-    """
-    host, colon, port = address.rpartition(":")
-    came: queue.Queue[Exception | None] = queue.Queue()
-
-    def connect() -> None:
-        try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-            came.put(None)
-        except Exception as problem:  # noqa: BLE001 (raised where it is waited for)
-            came.put(problem)
-
-    problem: Exception | None
-    try:
-        if colon and port.isdecimal() and "/" not in host:  # Ray would try for minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-        # In a thread of its own, Ray leaves the handlers of signals alone; and nothing ends its wait for
-        # something else that listens there.
-        threading.Thread(target=connect, daemon=True).start()
-        with _no_stderr():  # it says there which level of logging it was told
-            problem = _taken(came, stopped, ANSWER_S)
-        if problem is None:
-            return True
-    except _StoppedError:
-        return False
-    except queue.Empty:
-        problem = TimeoutError(f"nothing there answers as one does within {ANSWER_S:.0f} s")
-    except (OSError, ValueError, OverflowError) as found:
-        problem = found
-    first = (str(problem).strip().splitlines() or ["no reason given"])[0]
-    raise ClusterError(
-        f"no Ray cluster can be reached at {address}: {first}",
-        "start one: ray start --head, and on the other nodes what it says",
-    ) from problem
-
-
-def _leave(ray: Any) -> None:
-    with suppress(Exception):  # it may be gone
-        ray.shutdown()
-
-
-def _nodes(ray: Any, address: str) -> set[str]:
-    """Those that can be used now.
-
-    Raises:
-        ClusterError: there is none.
-    """
-    nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
-    if not nodes:
-        raise ClusterError(f"no node of the cluster {address} has a CPU", "see `ray status`")
-    return nodes
-
-
-@contextmanager
-def _no_stderr() -> Iterator[None]:
-    """What native code writes there goes nowhere."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-class _GoneError(ClusterError):
-    """Nobody is where the head of the cluster was."""
-
-
-def _watch(head: str, problems: queue.Queue[Any], ended: threading.Event) -> None:
-    """Say so if the head of the cluster, HOST:PORT, is gone: Ray would end the process without a word."""
-    host, _, port = head.rpartition(":")
-    missed = 0
-    while missed < MISSES:
-        if ended.wait(WATCH_S):
-            return
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=WATCH_S).close()
-            missed = 0
-        except OSError:
-            missed += 1
-    problems.put(_GoneError(f"the cluster at {head} is gone", "go on when it works again: --resume"))
-
-
-def _interruptible(rows: Iterator[Row], stopped: Callable[[], bool], head: str) -> Iterator[Row]:
-    """`rows` until it is `stopped`, however long one is waited for.
-
-    Raises:
-        ClusterError: the cluster fails, or its `head` is gone.
-    """
-    arrived: queue.Queue[Row | BaseException | None] = queue.Queue(1024)
-
-    def bring() -> None:
-        try:
-            for row in rows:
-                arrived.put(row)
-            arrived.put(None)
-        except BaseException as problem:  # noqa: BLE001 (raised where the rows are taken)
-            arrived.put(problem)
-
-    ended = threading.Event()
-    threading.Thread(target=bring, daemon=True).start()
-    threading.Thread(target=_watch, args=(head, arrived, ended), daemon=True).start()
-    try:
-        while (row := _taken(arrived, stopped)) is not None:
-            if isinstance(row, SpecxError):
-                raise row
-            if isinstance(row, BaseException):
-                first = (str(row).strip().splitlines() or [type(row).__name__])[0]
-                hint = "go on when it works again: --resume"
-                raise ClusterError(f"the cluster failed: {first}", hint) from row
-            yield row
-    except _StoppedError:
-        return
-    finally:
-        ended.set()
-
-
-class _StoppedError(Exception):
-    """It was stopped while something was waited for."""
-
-
-def _taken(arrived: queue.Queue[T], stopped: Callable[[], bool], most_s: float = math.inf) -> T:
-    """What arrives next.
-
-    Raises:
-        queue.Empty: nothing, for so many seconds.
-        _StoppedError: it was `stopped`.
-    """
-    end = time.monotonic() + most_s
-    while not stopped():
-        try:
-            return arrived.get(timeout=SLICE_S)
-        except queue.Empty:
-            if time.monotonic() > end:
-                raise
-    raise _StoppedError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import socket
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -118,9 +117,9 @@ def nodes(monkeypatch):
                 yield row(Answered(pickle.loads(packed), body={"choices": []}))
 
     pytest.importorskip("pyarrow")
-    monkeypatch.setattr(cluster, "_import_ray", Ray)
-    monkeypatch.setattr(cluster, "_connect", lambda *_: True)
-    monkeypatch.setattr(cluster, "_nodes", lambda *_: {"one"})
+    monkeypatch.setattr(cluster, "import_ray", Ray)
+    monkeypatch.setattr(cluster, "connect", lambda *_: True)
+    monkeypatch.setattr(cluster, "nodes_of", lambda *_: {"one"})
     monkeypatch.setattr(ClusterRun, "_mapped", mapped)
 
 
@@ -175,33 +174,6 @@ def test_a_pipe_that_is_silent_can_be_given_up(nodes):
     assert time.monotonic() - start < 10
 
 
-class Silent:
-    """Ray at an address where something else listens: it waits for ever."""
-
-    def __init__(self):
-        self.waiting = threading.Event()
-
-    def init(self, *_arguments, **_options):
-        self.waiting.wait(20)
-
-
-def test_what_does_not_answer_is_no_cluster(monkeypatch):
-    monkeypatch.setattr(cluster, "ANSWER_S", 0.2)
-    ray = Silent()
-    with pytest.raises(ClusterError, match="at auto: nothing there answers as one does"):
-        cluster._connect(ray, "auto", lambda: False)
-    ray.waiting.set()
-
-
-def test_waiting_for_a_cluster_can_be_given_up():
-    ray, stopped = Silent(), threading.Event()
-    threading.Timer(0.3, stopped.set).start()
-    start = time.monotonic()
-    assert not cluster._connect(ray, "auto", stopped.is_set)
-    ray.waiting.set()
-    assert time.monotonic() - start < 10
-
-
 def test_files_are_named_so_that_nodes_find_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.gguf").symlink_to("elsewhere.gguf")
@@ -211,75 +183,6 @@ def test_files_are_named_so_that_nodes_find_them(tmp_path, monkeypatch):
     assert found.draft.model == tmp_path / "draft.gguf"
     assert found.log == str(tmp_path / "a.log")
     assert run_of(asked=replace(asked, log="-"))._asked.log == "-"
-
-
-def test_rows_that_are_waited_for_can_be_given_up():
-    stopped, waiting = threading.Event(), threading.Event()
-
-    def rows():
-        yield {"n": 1}
-        waiting.wait(20)
-
-    found = []
-    start = time.monotonic()
-    for each in cluster._interruptible(rows(), stopped.is_set, HEAD):
-        found.append(each)
-        stopped.set()
-    waiting.set()
-    assert found == [{"n": 1}]
-    assert time.monotonic() - start < 10
-
-
-def test_what_ray_raises_becomes_a_sentence():
-    def rows():
-        yield {"n": 1}
-        raise ValueError("first line\nsecond line")
-
-    with pytest.raises(ClusterError, match=r"^the cluster failed: first line$"):
-        list(cluster._interruptible(rows(), lambda: False, HEAD))
-
-
-def test_a_cluster_whose_head_is_gone_is_given_up(monkeypatch):
-    monkeypatch.setattr(cluster, "WATCH_S", 0.01)
-    waiting = threading.Event()
-
-    def rows():
-        yield {"n": 1}
-        waiting.wait(20)
-
-    found = []
-    with pytest.raises(ClusterError, match=r"^the cluster at 127.0.0.1:9 is gone$") as error:
-        found.extend(cluster._interruptible(rows(), lambda: False, HEAD))
-    waiting.set()
-    assert "--resume" in error.value.hint
-
-
-def test_a_cluster_whose_head_is_there_is_waited_for(monkeypatch):
-    monkeypatch.setattr(cluster, "WATCH_S", 0.01)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        head = f"127.0.0.1:{server.getsockname()[1]}"
-
-        def rows():
-            time.sleep(0.5)
-            yield {"n": 1}
-
-        assert list(cluster._interruptible(rows(), lambda: False, head)) == [{"n": 1}]
-
-
-def test_what_specx_raises_stays_as_it_is():
-    def rows():
-        yield {"n": 1}
-        raise ClusterError("no node has a CPU", "see `ray status`")
-
-    with pytest.raises(ClusterError, match=r"^no node has a CPU$"):
-        list(cluster._interruptible(rows(), lambda: False, HEAD))
-
-
-def test_without_ray_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ClusterError, match="--ray needs Ray") as error:
-        cluster._import_ray()
-    assert "pip install 'ray[data]>=" in error.value.hint
 
 
 @pytest.fixture(scope="module")
