@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import queue
+import re
 import socket
 import sys
 import threading
@@ -22,6 +23,9 @@ INSTALL_HINT = "install it here and on every node: pip install 'ray[data]>=2.50'
 CONNECT_S, ANSWER_S = 10.0, 60.0
 WATCH_S, MISSES = 5.0, 6  # how often the head is looked for, and not found until it is gone; Ray waits 60 s
 SLICE_S = 0.1  # of waiting, after which it is looked whether to stop
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+ADDRESS = re.compile(r"\bip[=:] ?([^\s,)]+)")  # of a node, where Ray says what failed there
+DEAD = "The actor is dead because "
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -42,8 +46,8 @@ def import_ray() -> Any:
         import ray.data
     except ImportError as problem:
         raise ClusterError(f"--ray needs Ray, and it cannot be loaded: {problem}", INSTALL_HINT) from problem
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray", "ray.data"):  # errors, too: they are raised here, or come of having left
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray
 
 
@@ -58,7 +62,7 @@ def connect(ray: Any, address: str, stopped: Callable[[], bool]) -> bool:
 
     def connect() -> None:
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
             came.put(None)
         except Exception as problem:  # noqa: BLE001 (raised where it is waited for)
             came.put(problem)
@@ -162,14 +166,26 @@ def interruptible(rows: Iterator[Row], stopped: Callable[[], bool], head: str) -
             if isinstance(row, SpecxError):
                 raise row
             if isinstance(row, BaseException):
-                first = (str(row).strip().splitlines() or [type(row).__name__])[0]
-                hint = "go on when it works again: --resume"
-                raise ClusterError(f"the cluster failed: {first}", hint) from row
+                raise ClusterError(_reason(row), "go on when it works again: --resume") from row
             yield row
     except _StoppedError:
         return
     finally:
         ended.set()
+
+
+def _reason(problem: BaseException) -> str:
+    """What Ray raised, in one line, with the node where it happened if it says so."""
+    text = COLOR.sub("", str(problem)).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(problem).__name__]
+    told = lines[0]
+    if "Traceback" in text or "ray::" in told:  # of a node; the reason is at its end
+        told = lines[-1]
+    for line in lines:
+        if line.startswith(DEAD):
+            told = line.removeprefix(DEAD).partition(". ")[0]
+    where = ADDRESS.search(text)
+    return f"the cluster failed{f' on the node {where[1]}' if where else ''}: {told}"
 
 
 class _StoppedError(Exception):

@@ -32,9 +32,28 @@ SETTINGS = (
     "--no-cache",
 )
 
+MISSING = """
+import os, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "specx.engine.batch.cluster" and os.path.exists(__file__ + ".ill"):
+            raise ModuleNotFoundError("No module named 'specx'")
+
+sys.meta_path.insert(0, Missing())
+"""  # on every node: there is no specx while a file says so
+
 
 @pytest.fixture(scope="module")
-def cluster():
+def ill(tmp_path_factory):
+    """The file that does that."""
+    folder = tmp_path_factory.mktemp("nodes")
+    (folder / "sitecustomize.py").write_text(MISSING)
+    return folder / "sitecustomize.py.ill"
+
+
+@pytest.fixture(scope="module")
+def cluster(ill):
     """A process that holds one: its address, and a way to lose a node."""
     process = subprocess.Popen(
         [sys.executable, "-P", str(LOCAL)],
@@ -43,6 +62,7 @@ def cluster():
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ill.parent)},
     )
     address = process.stdout.readline().strip()
     if not address:
@@ -154,6 +174,20 @@ def test_a_signal_ends_it_with_its_code_and_whole_lines(cluster, job, number, so
     assert lines[0] == f"{number.name}: stopping"
     assert len(lines) == 2, err  # the other is the summary, and there are no words of Ray
     assert output.read_bytes()[-1:] in (b"", b"\n")
+
+
+def test_nodes_without_specx_end_it_with_an_error_that_names_one(cluster, job, ill):
+    ill.touch()
+    try:
+        done = run(job, "ill.jsonl", "--ray", cluster[1])
+    finally:
+        ill.unlink()
+    assert done.returncode == 1, done.stderr
+    told, hint = [line for line in done.stderr.splitlines() if " done, " not in line]
+    assert told.startswith(f"error: the cluster failed on the node {cluster[1].rpartition(':')[0]}: ")
+    assert told.endswith("ModuleNotFoundError: No module named 'specx'")
+    assert "--resume" in hint
+    assert (job / "ill.jsonl").read_bytes() == b""
 
 
 def test_a_token_that_the_model_does_not_have_is_wrong_usage(cluster, job):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 import threading
@@ -66,6 +67,41 @@ def test_what_ray_raises_becomes_a_sentence():
 
     with pytest.raises(ClusterError, match=r"^the cluster failed: first line$"):
         list(link.interruptible(rows(), lambda: False, HEAD))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "the cluster failed: ValueError"),
+        (
+            "The actor died unexpectedly before finishing this task.\n\tclass_name: MapWorker\n\tpid: 7\n"
+            "\tip: 10.0.0.3\nThe actor is dead because its worker process has died. Worker exit type: SYSTEM",
+            "the cluster failed on the node 10.0.0.3: its worker process has died",
+        ),
+        (
+            "The actor died because of an error raised in its creation task, \x1b[36mray::MapWorker("
+            "MapBatches(NodeWriter)).__init__()\x1b[39m (pid=7, ip=10.0.0.3, actor_id=66, repr=MapWorker())\n"
+            "  At least one of the input arguments for this task could not be computed:\n"
+            "Traceback (most recent call last):\n  File ...\nModuleNotFoundError: No module named 'specx'\n",
+            "the cluster failed on the node 10.0.0.3: ModuleNotFoundError: No module named 'specx'",
+        ),
+    ],
+)
+def test_what_ray_says_of_a_node_names_it_and_the_reason(text, told):
+    def rows():
+        yield {"n": 1}
+        raise ValueError(text)
+
+    with pytest.raises(ClusterError) as error:
+        list(link.interruptible(rows(), lambda: False, HEAD))
+    assert error.value.message == told
+
+
+def test_ray_tells_no_errors_of_its_own():
+    """They are raised; and what still runs when the cluster was left tells of that."""
+    pytest.importorskip("ray")
+    link.import_ray()
+    assert not logging.getLogger("ray.data._internal.execution").isEnabledFor(logging.ERROR)
 
 
 def test_a_cluster_whose_head_is_gone_is_given_up(monkeypatch):
