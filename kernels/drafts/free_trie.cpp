@@ -264,6 +264,7 @@ const std::vector<FreeTrie::Node>& FreeTrie::grow(int limit, int leaves, const S
             throw std::out_of_range("a token is outside the vocabulary");
         root = child(root, token);
     }
+    limit = std::min(limit, kMaxNodes);
     position += static_cast<int64_t>(path.size());
     nodes_.clear();
     heap_.clear();

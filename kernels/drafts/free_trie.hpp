@@ -30,6 +30,7 @@ class FreeTrie {
                                                     // the older half goes
     static constexpr int kMaxSuffixes = 3;          // suffix candidates of one node
     static constexpr int kSuffixHops = 16;          // links followed to find them
+    static constexpr int kMaxNodes = 4096;          // of a tree, whatever is asked for: no step checks as many
     static constexpr double kMinProbability = 0.002;  // of a path; less is not worth a node at any width
     static constexpr double kOrderKeep = 0.98;      // forgetting of the comparison of orders
     static constexpr uint8_t kSuffix = 0, kRecycle = 1, kHistory = 2, kCorpus = 3;

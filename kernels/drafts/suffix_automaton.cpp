@@ -196,7 +196,8 @@ int32_t SuffixAutomaton::matched(int32_t text) const {
 }
 
 int32_t SuffixAutomaton::advance(int32_t s, int32_t token, int32_t& length) const {
-    for (; s >= 0; s = state(s).link) {
+    for (int hop = 0; s >= 0; s = state(s).link, ++hop) {
+        if (hop == kAdvanceHops) s = kRoot;
         length = std::min(length, state(s).length);
         const int32_t e = find(s, token);
         if (e >= 0) {

@@ -17,6 +17,7 @@ class SuffixAutomaton {
     static constexpr int32_t kRoot = 0;
     static constexpr int kMatchHops = 32;    // links a query follows
     static constexpr int kRefreshHops = 64;  // links one append refreshes, and counts for
+    static constexpr int kAdvanceHops = 64;  // links that a token is looked for behind, before the root
     static constexpr int8_t kNew = -1;       // streak of a state that has predicted nothing yet
     static constexpr int8_t kMaxStreak = 3;
 
@@ -64,7 +65,8 @@ class SuffixAutomaton {
     int32_t matched(int32_t text) const;
 
     // Follows `token` from a string of `state` with `length` tokens, dropping tokens at its front until
-    // that is possible. Updates `length`.
+    // that is possible; all of them after kAdvanceHops links, of which a text that repeats itself has as many as it has
+    // repetitions. Updates `length`.
     int32_t advance(int32_t state, int32_t token, int32_t& length) const;
 
     // Where the strings of a state occurred last, of what a text is told; -1 if they did not.

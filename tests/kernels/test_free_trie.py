@@ -211,3 +211,22 @@ def test_a_table_lives_as_long_as_the_tries_that_use_it():
     assert trie.grow(1, 1).tokens.tolist() == [5]
     with pytest.raises(TypeError):
         FreeTrie(None, np.zeros((CELLS, 2), np.float32), np.zeros(CELLS, np.float32))
+
+
+@pytest.mark.parametrize(("repeated", "found"), [(150, 0.75), (300, 0.25)])
+def test_a_token_is_looked_for_behind_64_suffixes_and_behind_the_root(repeated, found):
+    # A text of one token has as many suffixes as tokens, and each of them is a state of its own.
+    prior = np.full(SUFFIX_SHAPE, 0.25, np.float32)
+    prior[:, :, -1] = 0.75  # of long matches
+    prior = np.concatenate([prior.ravel(), np.zeros(math.prod(RECYCLE_SHAPE), np.float32)])
+    trie = FreeTrie(RecycleTable(VOCAB), np.zeros((CELLS, 2), np.float32), prior, use_recycle=False)
+    trie.begin(ints([1] * 100 + [2, 3] + [1] * repeated))
+    after = trie.grow(1, 1, path=[2])
+    assert (after.tokens.tolist(), after.probs.tolist()) == ([3], [found])
+
+
+def test_a_tree_of_certain_tokens_ends():
+    counts = np.full((CELLS, 2), 1e30, np.float32)
+    trie = FreeTrie(RecycleTable(VOCAB), counts, np.full(CELLS, 0.5, np.float32))
+    trie.begin(ints([1] * 10))
+    assert len(trie.grow(2**31 - 1, 1)) == 4096
