@@ -174,8 +174,8 @@ class Store:
             if value.pop("version") != VERSION:
                 return None
             rows, n = (int(axis) for axis in value.pop("shape"))
-            if rows < 1 or n < 1 or path.stat().st_size != begin + 4 * rows * n:
-                raise ValueError("the file has another size")
+            if rows < 1 or n < 1 or begin % ALIGNED or path.stat().st_size != begin + 4 * rows * n:
+                raise ValueError("the file has another size, or its array another place")
             return value, np.memmap(path, np.int32, "r", begin, (rows, n))
         except (FileNotFoundError, ModelError):
             return None

@@ -670,7 +670,8 @@ def dot_rows(
     sums: NDArray[np.float32],
     dot: int,
     quantize: int,
-    quantized_bytes: int,
+    row_block: tuple[int, int],
+    vector_block: tuple[int, int],
 ) -> None:
     """Rows of a matrix in one of ggml's types times vectors, by ggml's own arithmetic.
 
@@ -681,7 +682,7 @@ def dot_rows(
         sums: (n, m); the products are put there.
         dot, quantize: addresses of ggml's functions: of rows of this type and a quantized vector, and for
             quantizing a vector so.
-        quantized_bytes: of a quantized vector.
+        row_block, vector_block: values and bytes of a block of a row, and of a quantized vector.
 
     Raises:
         ValueError: there is no such row, or sizes do not go together.

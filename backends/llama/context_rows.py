@@ -54,14 +54,15 @@ def context_rows(info: GGUFInfo, table: EmbeddingTable) -> ContextRows | None:
     assert info.trim is not None
     if any(tensor.name == HEAD for tensor in info.tensors):
         return None
-    rows = _cpu_traits(int(gguf.GGMLQuantizationType[info.trim.table_type]))
+    kind = gguf.GGMLQuantizationType[info.trim.table_type]
+    rows = _cpu_traits(int(kind))
     if not rows.vec_dot:
         return None
-    block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(rows.vec_dot_type)]
     quantize = _cpu_traits(rows.vec_dot_type).from_float
     if not quantize:
         return None
-    return ContextRows(table, rows.vec_dot, quantize, table.width // block * nbytes, *_after_head(info))
+    blocks = (gguf.GGML_QUANT_SIZES[each] for each in (kind, gguf.GGMLQuantizationType(rows.vec_dot_type)))
+    return ContextRows(table, (rows.vec_dot, quantize, *blocks), *_after_head(info))
 
 
 def _after_head(info: GGUFInfo) -> tuple[float, float]:
@@ -81,7 +82,7 @@ class ContextRows:
 
     Args:
         table: the embedding of the whole vocabulary.
-        dot, quantize, quantized_bytes: see `dot_rows`.
+        multiplied: the last arguments of `dot_rows`.
         scale: what logits are divided by.
         cap: what they are bent to afterwards; 0 for none.
 
@@ -92,14 +93,12 @@ class ContextRows:
     def __init__(
         self,
         table: EmbeddingTable,
-        dot: int,
-        quantize: int,
-        quantized_bytes: int,
+        multiplied: tuple[int, int, tuple[int, int], tuple[int, int]],
         scale: float,
         cap: float,
     ) -> None:
         self._table = table
-        self._dot, self._quantize, self._quantized_bytes = dot, quantize, quantized_bytes
+        self._multiplied = multiplied
         self._scale, self._cap = scale, cap
         self._has_row = np.zeros(len(table.rows), np.bool_)
         self._has_row[table.ids] = True
@@ -130,8 +129,7 @@ class ContextRows:
             return logits
         sums = np.full((len(logits), len(self._further)), -np.inf, np.float32)
         if hidden is not None:
-            tables = self._dot, self._quantize, self._quantized_bytes
-            dot_rows(self._table.rows, self._further, hidden, sums, *tables)
+            dot_rows(self._table.rows, self._further, hidden, sums, *self._multiplied)
             sums /= self._scale
             if self._cap:
                 sums = self._cap * np.tanh(sums / self._cap)

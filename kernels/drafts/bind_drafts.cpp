@@ -18,8 +18,8 @@ using namespace nb::literals;
 
 namespace {
 
-using IntRows = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using IntRows = Shared<const int32_t, nb::ndim<2>>;
+using FloatRows = Shared<const float, nb::ndim<2>>;
 
 nb::tuple match(const SuffixAutomaton& automaton, int32_t text, int count) {
     require(count >= 0, "count is negative");
@@ -140,8 +140,8 @@ nb::tuple match_in_corpus(const BoundCorpus& self, const std::vector<int32_t>& t
 
 // A trie with the arrays and the table that it borrows.
 struct BoundTrie {
-    using Counts = nb::ndarray<float, nb::shape<Calibration::kCells, 2>, nb::c_contig, nb::device::cpu>;
-    using Prior = nb::ndarray<const float, nb::shape<Calibration::kCells>, nb::c_contig, nb::device::cpu>;
+    using Counts = Shared<float, nb::shape<Calibration::kCells, 2>>;
+    using Prior = Shared<const float, nb::shape<Calibration::kCells>>;
 
     BoundTrie(RecycleTable& table, Counts counts_, Prior prior_, bool use_suffix, bool use_recycle,
               SuffixAutomaton* written, const BoundCorpus* corpus)

@@ -7,7 +7,7 @@
 #include "bound_drafts.hpp"
 #include "model_counts.hpp"
 
-using Counts = nanobind::ndarray<double, nanobind::c_contig, nanobind::device::cpu>;
+using Counts = Shared<double>;
 
 inline double* checked(const Counts& array, std::initializer_list<size_t> shape) {
     size_t axis = 0;

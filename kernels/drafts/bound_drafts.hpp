@@ -8,11 +8,12 @@
 #include <initializer_list>
 #include <stdexcept>
 
+#include "arrays.hpp"
 #include "merge.hpp"
 
-using Ints = nanobind::ndarray<const int32_t, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
-using Floats = nanobind::ndarray<const float, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
-using Bytes = nanobind::ndarray<const uint8_t, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
+using Ints = Shared<const int32_t, nanobind::ndim<1>>;
+using Floats = Shared<const float, nanobind::ndim<1>>;
+using Bytes = Shared<const uint8_t, nanobind::ndim<1>>;
 
 inline void require(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);

@@ -1,17 +1,15 @@
 // What a step of one text costs, as Python has it.
 #pragma once
 
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-
 #include <algorithm>
 #include <limits>
 #include <vector>
 
+#include "arrays.hpp"
 #include "objective.hpp"
 
 struct BoundCosts {
-    using Doubles = nanobind::ndarray<const double, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
+    using Doubles = Shared<const double, nanobind::ndim<1>>;
 
     BoundCosts(const Doubles& costs, double host_ms_, double leaf_ms_, double budget_, bool one_leaf_)
         : by_width(costs.data(), costs.data() + costs.shape(0)),

@@ -3,14 +3,16 @@
 // llama.cpp reports every value of its graph to one callback: some nine hundred a call, so it is a function of C.
 // What a layer gives to the next one is named "l_out-" and its number there.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
+
+#include "arrays.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -22,6 +24,8 @@ constexpr size_t kPrefix = sizeof(kOutput) - 1;
 
 class LayerTap {
   public:
+    using Rows = Shared<float, nb::ndim<2>>;
+
     // The functions are ggml_get_name, ggml_nbytes and ggml_backend_tensor_get.
     LayerTap(uintptr_t name, uintptr_t nbytes, uintptr_t get)
         : name_(reinterpret_cast<Name>(name)),
@@ -30,23 +34,24 @@ class LayerTap {
 
     void watch(std::vector<int32_t> layers) {
         layers_ = std::move(layers);
-        out_ = nullptr;
+        forget();
     }
 
-    void begin(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> rows) {
+    void begin(Rows rows) {
         if (layers_.empty() || rows.shape(1) == 0 || rows.shape(1) % layers_.size() != 0) {
             throw nb::value_error("the columns are those of all watched layers");
         }
-        out_ = rows.data();
         capacity_ = rows.shape(0);
         width_ = rows.shape(1) / layers_.size();
+        rows_ = std::move(rows);
+        out_ = rows_.data();
         arrived_.assign(layers_.size(), 0);
         overflown_ = false;
     }
 
     // Rows that came of every layer since `begin`; -1 if they do not fit what was to take them.
     int64_t end() {
-        out_ = nullptr;
+        forget();
         if (overflown_ || arrived_.empty()) return -1;
         const auto [least, most] = std::minmax_element(arrived_.begin(), arrived_.end());
         return *least == *most ? int64_t(*least) : -1;
@@ -66,6 +71,11 @@ class LayerTap {
     using Name = const char* (*)(const void*);
     using Bytes = size_t (*)(const void*);
     using Get = void (*)(const void*, void*, size_t, size_t);
+
+    void forget() {
+        out_ = nullptr;
+        rows_ = Rows();
+    }
 
     // Which of the watched layers takes the value as its input; -1 for none.
     int index_of(const void* tensor) const {
@@ -98,6 +108,7 @@ class LayerTap {
     Bytes nbytes_;
     Get get_;
     std::vector<int32_t> layers_;
+    Rows rows_;             // held while they are written to
     float* out_ = nullptr;  // null while nothing is wanted
     size_t capacity_ = 0, width_ = 0;
     std::vector<size_t> arrived_;  // rows of each layer

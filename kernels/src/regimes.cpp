@@ -11,6 +11,8 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "arrays.hpp"
+
 namespace nb = nanobind;
 using namespace nb::literals;
 
@@ -292,7 +294,7 @@ nb::object array_of(const Regimes::Table& values) {
     return nb::cast(nb::ndarray<nb::numpy, double>(held->data(), {held->size()}, owner));
 }
 
-using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Doubles = Shared<const double, nb::ndim<1>>;
 
 void rebase(Regimes& self, const nb::dict& tables) {
     std::map<int64_t, Regimes::Table> measured;

@@ -426,8 +426,8 @@ std::vector<Scored> rank(const ColumnRow& row, const float* x, int n, const Nois
     return rank_row(row, x, n, max, kept.last, noise, temperature, count);
 }
 
-using Ids = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ids = Shared<const int32_t, nb::ndim<1>>;
+using Row = Shared<const float, nb::ndim<1>>;
 
 template <class T>
 nb::ndarray<nb::numpy, T, nb::ndim<1>> array_of(size_t n, T*& data) {

@@ -18,8 +18,8 @@ F32, Q8_0 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0
 def functions(kind):
     rows = _cpu_traits(int(kind))
     vector = gguf.GGMLQuantizationType(rows.vec_dot_type)
-    block, nbytes = gguf.GGML_QUANT_SIZES[vector]
-    return vector, (rows.vec_dot, _cpu_traits(int(vector)).from_float, WIDTH // block * nbytes)
+    blocks = (gguf.GGML_QUANT_SIZES[each] for each in (kind, vector))
+    return vector, (rows.vec_dot, _cpu_traits(int(vector)).from_float, *blocks)
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_0", "Q4_1"])
@@ -42,18 +42,20 @@ def test_against_the_values(name, count):
 
 
 @pytest.mark.parametrize(
-    ("ids", "shape", "nbytes"),
+    ("ids", "shape", "width", "row"),
     [
-        ([ROWS], (1, 1), None),
-        ([-1], (1, 1), None),
-        ([0, 1], (1, 1), None),
-        ([0], (2, 1), None),
-        ([0], (1, 1), 8),
+        ([ROWS], (1, 1), WIDTH, 136),
+        ([-1], (1, 1), WIDTH, 136),
+        ([0, 1], (1, 1), WIDTH, 136),
+        ([0], (2, 1), WIDTH, 136),
+        ([0], (1, 1), WIDTH, 135),
+        ([0], (1, 1), WIDTH, 102),
+        ([0], (1, 1), WIDTH + 32, 136),
+        ([0], (1, 1), WIDTH + 1, 136),
     ],
 )
-def test_what_does_not_go_together_is_refused(ids, shape, nbytes):
-    _, (dot, quantize, quantized) = functions(Q8_0)
-    table = np.zeros((ROWS, WIDTH // 32 * 34), np.uint8)
-    vectors, sums = np.zeros((1, WIDTH), np.float32), np.zeros(shape, np.float32)
-    with pytest.raises(ValueError, match=r"row|sums|bytes"):
-        dot_rows(table, np.array(ids, np.int32), vectors, sums, dot, quantize, nbytes or quantized)
+def test_what_does_not_go_together_is_refused(ids, shape, width, row):
+    _, found = functions(Q8_0)
+    table, vectors = np.zeros((ROWS, row), np.uint8), np.zeros((1, width), np.float32)
+    with pytest.raises(ValueError, match=r"row|sums|blocks"):
+        dot_rows(table, np.array(ids, np.int32), vectors, np.zeros(shape, np.float32), *found)
