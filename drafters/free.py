@@ -20,6 +20,8 @@ MAX_WRITTEN = 1 << 18
 SHARED_PROMPT = 64
 """Last tokens of a prompt that other texts are searched in: they tell how answers to such prompts begin."""
 SEPARATOR = -1
+HALF = float(np.finfo(np.float16).max)
+"""Logits beyond it, which damaged weights give, are kept as it."""
 
 
 class FreeDrafter(Drafter):
@@ -95,7 +97,7 @@ class FreeDrafter(Drafter):
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The recycled rows of single tokens; logits as float16."""
         tokens, ids, logits = self.table.export()
-        return {"tokens": tokens, "ids": ids, "logits": logits.astype(np.float16)}
+        return {"tokens": tokens, "ids": ids, "logits": logits.clip(-HALF, HALF).astype(np.float16)}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take the rows of `to_arrays` back.

@@ -243,9 +243,23 @@ def _children(tokens: Sequence[int], parents: Sequence[int]) -> dict[tuple[int, 
 
 def evidence_of(token: int, logits: NDArray[np.float32], margin: float = 0.0) -> Evidence:
     """What the logits (V,) float32 of its position say of `token`."""
+    top = logits.max()
+    if not np.isfinite(top):
+        logits = _comparable(logits)
+        top = logits.max()
     count = min(EVIDENCE_LOGITS, len(logits))
     ids = np.argpartition(logits, -count)[-count:].astype(np.int32)
     largest = logits[ids]
-    top = largest.max()
-    total = float(top) + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
+    with np.errstate(over="ignore"):
+        total = float(top) + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
     return Evidence(margin, ids, largest, float(logits[token]) - total, total)
+
+
+def _comparable(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits (V,) that leave the same choices as those of damaged weights, the largest NaN or infinite.
+
+    NaN is never chosen, and beside +inf nothing else is. Where nothing can be chosen, all tokens are alike.
+    """
+    numbers = np.where(np.isnan(logits), np.float32(-np.inf), logits)
+    top = numbers.max()
+    return numbers if np.isfinite(top) else np.where(numbers == top, np.float32(0), np.float32(-np.inf))

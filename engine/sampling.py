@@ -203,7 +203,8 @@ class Sampler:
 
     def _winner(self, ids: NDArray[np.int32], scores: NDArray[np.float64]) -> int:
         if self.margins:
-            self.last_margin = float(scores[0] - scores[1]) if len(ids) > 1 else float("inf")
+            best, second = [*scores[:2].tolist(), -float("inf")][:2]
+            self.last_margin = best - second if best > second else 0.0  # two infinite ones have no difference
         return int(ids[0])
 
     def _sample_allowed(self, output: Output, row: int, position: int, constraint: Constraint) -> int:

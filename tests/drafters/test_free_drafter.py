@@ -368,3 +368,12 @@ def test_of_one_text_without_end_what_is_searched_stays_bounded():
     assert len(drafter._written) < longest <= 2 * MAX_WRITTEN
     write(drafting, text, ever[:20])
     assert drafting.propose(Room(4, 1)).tokens.tolist() == ever[20:24]
+
+
+def test_logits_that_halves_cannot_hold_are_kept_as_the_largest():
+    drafter = FreeDrafter(4)
+    drafting = drafter.start(Text([1]))
+    drafting.observe_prompt(np.array([1], np.int32), np.array([[1e9, -1e9, 2.0, np.inf]], np.float32))
+    kept = drafter.to_arrays()
+    assert kept["ids"][0].tolist()[:4] == [3, 0, 2, 1]
+    assert kept["logits"][0].tolist()[:4] == [65504.0, 65504.0, 2.0, -65504.0]

@@ -12,6 +12,7 @@ from scipy import stats
 
 from specx.backends.base import Output
 from specx.backends.errors import GrammarError, ModelError, UsageError
+from specx.engine.decode import evidence_of
 from specx.engine.sampling import Sampler
 from specx.engine.settings import SamplingSettings
 from specx.kernels._native import Draft, gumbel
@@ -330,3 +331,26 @@ def test_what_cannot_be_descended():
         assert not Sampler(plain(), 3, **more).independent
     assert not Sampler(plain(logit_bias={1: 2.0}), 3).independent
     assert not Sampler(plain(presence_penalty=0.5), 3).independent
+
+
+def test_margin_of_two_infinite_scores_is_that_of_a_tie():
+    sampler = Sampler(plain(5, temperature=0.0), 4, margins=True)
+    assert sampler.sample(np.array([0, np.inf, -np.inf, np.inf], np.float32), 7) == 1
+    assert sampler.last_margin == 0.0
+
+
+@pytest.mark.parametrize(
+    ("logits", "logprob", "possible"),
+    [
+        ([0.0, np.nan, 0.0, -np.inf], -np.log(2), 2),
+        ([np.inf, 5.0, np.nan, np.inf], -np.log(2), 2),
+        ([3.4e38, -3.4e38, 1.0, np.nan], 0.0, 1),
+        ([-np.inf, np.nan, -np.inf, -np.inf], -np.log(4), 4),
+    ],
+)
+def test_evidence_of_damaged_logits_is_of_what_can_be_chosen(logits, logprob, possible):
+    evidence = evidence_of(0, np.array(logits, np.float32))
+    assert evidence.logprob == pytest.approx(logprob)
+    told = evidence.logits.astype(np.float64) - evidence.total
+    assert np.exp(told).sum() == pytest.approx(1.0)
+    assert np.count_nonzero(np.exp(told)) == possible
