@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specx.backends.bare import bare_package
-from specx.backends.errors import FileError
+from specx.backends.errors import FileError, ModelError
 from specx.backends.llama import last_words
 from specx.backends.llama.callbacks import called_by_c
 from specx.backends.places import is_model
@@ -30,6 +30,7 @@ from specx.backends.printable import printable
 
 __all__ = [
     "build_fingerprint",
+    "computing_here",
     "floats_at",
     "forget_log",
     "lib",
@@ -77,6 +78,26 @@ def lib() -> Any:
     last_words.install(llama_cpp.llama_cpp._lib)
     llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+@functools.cache
+def _first_process() -> int:
+    """That in which a model was loaded first."""
+    return os.getpid()
+
+
+def computing_here() -> None:
+    """A model is loaded, or computes.
+
+    Raises:
+        ModelError: this process was forked from one that had loaded a model. The threads that compute have
+            stayed there, and a step would wait for them without end.
+    """
+    if _first_process() != os.getpid():
+        raise ModelError(
+            "this process was forked from one in which a model had been loaded",
+            'start it anew instead: multiprocessing.get_context("spawn")',
+        )
 
 
 def floats_at(pointer: Any, rows: int, columns: int) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ from specx.backends.llama.context_rows import context_rows
 from specx.backends.llama.devices import on_gpu
 from specx.backends.llama.extraction import Extraction, extraction_of
 from specx.backends.llama.kernels import ATTENTION_TYPES, STOCK, Kernels, enable
-from specx.backends.llama.libllama import floats_at, lib, set_log
+from specx.backends.llama.libllama import computing_here, floats_at, lib, set_log
 from specx.backends.llama.packed import PackedCopy
 from specx.backends.llama.params import (
     MAX_WIDTH,
@@ -391,6 +391,7 @@ class LlamaModel:
             ContextFullError: there is no room for them.
             ModelError: they cannot be computed.
         """
+        computing_here()
         enable(self.kernels)
         batch = self._batch.sized(rows)
         if self._rows is not None and self._rows.see(self._batch.tokens[:rows]):

@@ -18,7 +18,7 @@ from specx.backends.llama.devices import device_pointer
 from specx.backends.llama.extraction import Observer
 from specx.backends.llama.kernels import Kernels
 from specx.backends.llama.last_words import working_on
-from specx.backends.llama.libllama import forget_log, recent_errors, recent_log
+from specx.backends.llama.libllama import computing_here, forget_log, recent_errors, recent_log
 from specx.backends.llama.packed import PackedCopy
 from specx.backends.llama.trimmed import overrides
 from specx.backends.settings import CACHE_TYPES, MAX_ROWS, Load
@@ -62,7 +62,7 @@ def load_weights(
         packed: the copy of specx's packed weights on disk, if it may have one.
 
     Raises:
-        ModelError: the file cannot be loaded.
+        ModelError: the file cannot be loaded, or models not in this process.
         BaseException: what `progress` raises.
     """
     raised: list[BaseException] = []
@@ -79,6 +79,7 @@ def load_weights(
     params, kept = _model_params(module, load, repack=repack, trimmed=trimmed)
     callback = module.llama_progress_callback(on_progress)
     params.progress_callback = callback
+    computing_here()
     forget_log()
     working_on(load.path.name)
     with packed.used() if packed is not None else nullcontext():

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import gguf
@@ -664,3 +666,33 @@ def test_errors_have_a_hint(tiny):
         with pytest.raises(SpecxError) as error:
             call()
         assert error.value.hint
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_process_is_told_that_models_stayed_behind(tiny_models):
+    # It would wait for threads that it does not have.
+    model = load(tiny_models["full"], threads=2, threads_batch=2)
+    cache = model.open()
+    cache.prefill([1, 2, 3])
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for use in (
+            lambda: cache.prefill([4]),
+            lambda: next_logits(cache, 5),
+            lambda: load(tiny_models["full"]),
+        ):
+            try:
+                use()
+            except ModelError as problem:
+                refused += "forked" in str(problem)
+        os._exit(3 - refused)
+    deadline = time.monotonic() + 60
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if not ended[0]:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
+    assert next_logits(cache, 5).shape == (model.vocab.size,)
+    model.close()
