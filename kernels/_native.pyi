@@ -65,7 +65,8 @@ class LogitRows:
         Row 0 is that of the draft's root, row i + 1 of node i; `position` is that of the first token.
 
         Raises:
-            ValueError: there are fewer rows, or no logit of one is above -inf.
+            ValueError: there are fewer rows, or no logit of the first is above -inf; before another such row
+                the tokens end.
         """
 
 SUFFIX_SHAPE: tuple[int, ...]

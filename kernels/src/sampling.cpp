@@ -513,6 +513,9 @@ std::pair<std::vector<int32_t>, std::vector<size_t>> descend(BoundRows& self, co
     std::vector<size_t> rows;
     for (size_t row = 0;; ++position) {
         int32_t token = temperature <= 0 ? argmax(self, row) : -1;
+        // The text may end before that: it is told when a step begins there.
+        if (token < 0 && !tokens.empty() && !(row_of(self, row).max() > kNoLimit.logit))
+            return {std::move(tokens), std::move(rows)};
         if (token < 0) token = best_of_row(self, row, {seed, position}, temperature, by, 1).front().id;
         tokens.push_back(token);
         rows.push_back(row);

@@ -144,3 +144,13 @@ def test_such_texts_are_drafted():
     plain, _ = outcomes(options, {"drafter": "none"}, requests)
     drafted, right = outcomes(options, {"drafter": "auto"}, requests)
     assert drafted == plain and right > 40
+
+
+def test_what_nobody_can_choose_ends_a_text_only_where_it_comes():
+    options = {"vocab_size": 3, "script": (1,) * 20, "peak": 0.999, "n_ctx": 64, "share": 0.0}
+    allowing = [[1], [1], []]
+    for most, end in ((2, "length"), (5, "error")):
+        requests = [([1] * 10, SamplingSettings(seed=1, temperature=0.0), allowing, {"n_predict": most})] * 2
+        plain, _ = outcomes(options, {"drafter": "none"}, requests)
+        assert [each[:2] for each in plain] == [([1, 1], end)] * 2
+        assert outcomes(options, {"drafter": "auto"}, requests)[0] == plain

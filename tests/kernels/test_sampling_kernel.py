@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from specx.kernels._native import LogitRows, gumbel, rank_tokens
+from specx.kernels._native import Draft, LogitRows, gumbel, rank_tokens
 from specx.kernels.reference import sampling as reference
 
 SMALLEST_P = 1e-4
@@ -190,3 +190,11 @@ def test_the_row_may_be_read_only():
     row = np.arange(5, dtype=np.float32)
     row.flags.writeable = False
     assert rank_tokens(row, 0, 0, 0.0, 0, 1.0, 0.0, 1.0, 1)[0].tolist() == [4]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_tokens_along_a_draft_end_before_a_row_without_any(temperature):
+    rows = LogitRows(np.array([[-np.inf, 1.0], [np.nan, -np.inf]], np.float32))
+    draft = Draft.of_chain([1], [0.5])
+    settings_ = 5, 3, temperature, 0, 1.0, 0.0, 1.0
+    assert rows.descend(draft, frozenset(), *settings_) == ([1], [0])
