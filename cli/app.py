@@ -177,12 +177,22 @@ def _unexpected(problem: Exception, *, verbose: bool) -> int:
         return _report(SpecxError(f"the output cannot be written: {reason}", hint))
     if isinstance(problem, OSError) and problem.errno in (errno.EMFILE, errno.ENFILE):
         return _report(SpecxError("too many files are open", "allow more of them: ulimit -n 1024"))
+    if isinstance(problem, FileNotFoundError) and problem.filename is None and _is_nowhere():
+        return _report(SpecxError("the current folder was deleted", "go to another one: cd FOLDER"))
     if verbose:
         import traceback
 
         traceback.print_exception(problem)
     hint = "" if verbose else "run it again as `specx --verbose ...` to see where it happened"
     return _report(unexpected(problem, hint))
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 (Path asks the same)
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _abandon_stdout() -> None:

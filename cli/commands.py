@@ -19,7 +19,7 @@ import typer.main
 from typer.core import TyperCommand
 
 from specx.backends.errors import UsageError
-from specx.cli.help import CLICK_ERROR, GroupedCommand, ListedGroup, taken_option
+from specx.cli.help import CLICK_ERROR, GroupedCommand, ListedGroup, source, taken_option
 from specx.cli.options.values import quickened
 
 __all__ = ["TABLE", "app", "every_command", "invoke"]
@@ -203,9 +203,9 @@ def _usage_error(problem: Any) -> UsageError:
     if (parameter := getattr(problem, "param", None)) is not None and context is not None:
         if wanted := _wanted(problem.message):
             given = _quoted(getattr(problem, "given", ""))
-            told = f"{_named(parameter)} is {given}{_source(parameter, context)}"
+            told = f"{_named(parameter)} is {given}{source(parameter, context)}"
             return UsageError(told, f"give {wanted}; see `{context.command_path} --help`")
-        problem.message += _source(parameter, context)
+        problem.message += source(parameter, context)
     message = (problem.message if likely else problem.format_message()).rstrip(".")
     hint = f"see `{context.command_path if context else 'specx'} --help`"
     parameters = context.command.params if context else ()
@@ -250,17 +250,6 @@ def _quoted(given: Any) -> str:
     if isinstance(given, list | tuple):
         return ", ".join(map(_quoted, given))
     return str(given) if re.fullmatch(r"[+-]?[0-9.]+", str(given)) else repr(given)
-
-
-def _source(parameter: Any, context: Any) -> str:
-    """Where a value is from, if that is the environment or the configuration file."""
-    source = context.get_parameter_source(parameter.name)
-    if source is not None and source.name == "DEFAULT_MAP":
-        return " (from the configuration file)"
-    if source is None or source.name != "ENVIRONMENT":
-        return ""
-    names = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or ()
-    return next((f" (from {name})" for name in names if os.environ.get(name)), "")
 
 
 def _takes(option: str) -> bool:

@@ -22,6 +22,7 @@ from specx.cli.options.read import (
     prompt_text,
     with_options,
 )
+from specx.cli.options.values import one_at_most
 from specx.cli.resident.options import ServerOptions
 from specx.cli.terminal.console import end_line, notice, write
 from specx.cli.terminal.files import (
@@ -155,8 +156,7 @@ def _longest(prompt: Prompt, n_predict: int) -> int | None:
 
 
 def _checked(output: OutputOptions) -> OutputOptions:
-    if output.json and output.stream_json:
-        raise UsageError("--json and --stream-json are both given", "give one of them")
+    one_at_most({"--json": output.json, "--stream-json": output.stream_json})
     if output.output in STDOUT:  # as a path it would name the file that stdout goes to, and empty it
         return replace(output, output=None)
     if output.output is not None:

@@ -5,6 +5,7 @@ Typer's own help needs Rich's Markdown and takes twice as long to appear as ever
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -15,13 +16,24 @@ from specx.backends.errors import UsageError
 from specx.cli.options.foreign import own_name
 from specx.cli.options.values import quickened
 
-__all__ = ["CLICK_ERROR", "GroupedCommand", "ListedGroup", "taken_option"]
+__all__ = ["CLICK_ERROR", "GroupedCommand", "ListedGroup", "source", "taken_option"]
 
 NEEDED = re.compile(r"^\{([^{}|]+)\}")
 WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
 WHOLE = 1000  # characters of a sentence that is not to be cut
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """The bases of what parsing raises. Typer brings its own copy of click, in a private module."""
+
+
+def source(parameter: Any, context: Any) -> str:
+    """Where a value is from, if that is the environment or the configuration file."""
+    source = context.get_parameter_source(parameter.name)
+    if source is not None and source.name == "DEFAULT_MAP":
+        return " (from the configuration file)"
+    if source is None or source.name != "ENVIRONMENT":
+        return ""
+    names = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or ()
+    return next((f" (from {name})" for name in names if os.environ.get(name)), "")
 
 
 def taken_option(context: Any) -> tuple[str, str] | None:
@@ -95,6 +107,16 @@ class GroupedCommand(TyperCommand):
         if taken := taken_option(ctx):
             raise UsageError(*taken)
         return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. What it says is wrong with a value is told with where that is from."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as problem:
+            words = set(re.split(r"[\s/:]+", problem.message))
+            named = (p for p in self.params if words.intersection((*p.opts, *p.secondary_opts)))
+            problem.message += next(filter(None, (source(parameter, ctx) for parameter in named)), "")
+            raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """What follows the command; an argument that must be there has no braces around its name."""

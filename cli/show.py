@@ -65,9 +65,12 @@ def show(
     from specx.backends.gguf.file import read_gguf
     from specx.backends.hub.models import find_model, list_models, own_folders
     from specx.cli.options.read import one_of
+    from specx.cli.options.values import one_at_most
 
     if model and model_flag:
         raise UsageError(f"more than one model is named: {model} and {model_flag}", "leave one of them out")
+    one_at_most({"--list": list_all, "a model": model})  # one of -m may be from the configuration
+    one_at_most({"--list": list_all, "--template": template, "--tensors": tensors})
     type_k = one_of("-ctk/--cache-type-k", type_k, tuple(CACHE_TYPES))
     type_v = one_of("-ctv/--cache-type-v", type_v, tuple(CACHE_TYPES))
     if list_all:

@@ -28,6 +28,7 @@ from specx.cli.options.read import (
     read_asked,
     with_options,
 )
+from specx.cli.options.values import one_at_most
 from specx.cli.resident.options import SERVER, ServerOptions
 from specx.cli.terminal.files import check_folder
 from specx.engine.batch.items import Reader, Reading
@@ -82,15 +83,13 @@ def batch(
 def _checked(output: OutputOptions) -> OutputOptions:
     if output.output in STDOUT:
         output = replace(output, output=None)
-    if output.text and output.jsonl:
-        raise UsageError("--text and --jsonl are both given", "give one of them")
+    one_at_most({"--text": output.text, "--jsonl": output.jsonl})
     if output.text and output.unordered:
         raise UsageError(
             "--text and --unordered are both given: nothing would say which text answers what",
             "leave one of them out",
         )
-    if output.resume and output.force:
-        raise UsageError("--resume and --force are both given", "give one of them")
+    one_at_most({"--resume": output.resume, "--force": output.force})
     if output.output is None:
         for given, name in ((output.resume, "--resume"), (output.force, "--force")):
             if given:

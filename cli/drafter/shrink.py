@@ -67,7 +67,7 @@ def shrink(
         layers=_layers(layers),
         quant=check_quant(quant),
         trim=trim,
-        seconds=duration("--time", time),
+        seconds=duration("--time", time, least=1),
         output=None if output is None else expanded(output),
         force=force,
         resume=resume,

@@ -21,7 +21,8 @@ from specx.cli.options.read import (
     read_asked,
     sampling_settings,
 )
-from specx.cli.terminal.files import check_plot
+from specx.cli.terminal.console import notice
+from specx.cli.terminal.files import check_folder, check_plot
 
 if TYPE_CHECKING:
     from specx.engine.bench.setup import BenchSettings
@@ -190,6 +191,8 @@ def check_results(options: ResultOptions) -> None:
         raise UsageError(f"-o/--output is {options.output!r}", f"formats are {', '.join(FORMATS)}")
     if options.plot is not None:
         check_plot(options.plot)
+    if options.save is not None and options.save.endswith((".json", ".jsonl")):
+        check_folder(expanded(Path(options.save)))
 
 
 def bench_settings(
@@ -274,6 +277,12 @@ def _peer(work: WorkOptions) -> dict[str, Any]:
     import shutil
 
     if work.peer is None:
+        for name, given, usual in (
+            ("--peer-args", work.peer_args, ""),
+            ("--peer-spec", work.peer_spec, WorkOptions().peer_spec),
+        ):
+            if given != usual:
+                notice(f"{name} is not used, because no --peer is named")
         return {}
     name, separator, path = work.peer.partition("=")
     if not separator or name != "llama-server":
@@ -298,6 +307,12 @@ def load_work(options: WorkOptions, seed: int) -> list[Prompt | Workload]:
     from specx.engine.bench.suites import load_suite, parse_synthetic
 
     if options.synthetic is not None:
+        for name, given, usual in (
+            ("--suite", options.suite, WorkOptions().suite),
+            ("--categories", options.categories, None),
+        ):
+            if given != usual:
+                notice(f"{name} is not used, because --synthetic says what is asked")
         return [*parse_synthetic(options.synthetic)]
     categories = None if options.categories is None else [c.strip() for c in options.categories.split(",")]
     return [*load_suite(options.suite, categories, options.limit or None, seed)]

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from specx.backends.errors import UsageError
 
-__all__ = ["byte_count", "duration", "quickened"]
+__all__ = ["byte_count", "duration", "one_at_most", "quickened"]
 
 INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}  # seconds
@@ -115,6 +115,20 @@ CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
     list[str]: _list_of(_text),
     list[Path]: _list_of(_path),
 }
+
+
+def one_at_most(given: Mapping[str, object]) -> None:
+    """Refuse options of which one would be ignored.
+
+    Args:
+        given: their values by their names; what is true was given.
+
+    Raises:
+        UsageError: more than one was given.
+    """
+    names = [name for name, value in given.items() if value]
+    if len(names) > 1:
+        raise UsageError(f"{names[0]} and {names[1]} are both given", "give one of them")
 
 
 def duration(name: str, text: str, *, least: float = 0.0) -> float:

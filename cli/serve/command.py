@@ -25,6 +25,7 @@ from specx.cli.options.read import (
     sampling_settings,
     with_options,
 )
+from specx.cli.options.values import one_at_most
 from specx.cli.resident.background import begin, command_line, forget, show_servers, stop_servers, told
 from specx.cli.resident.options import ResidentOptions
 from specx.cli.resident.place import Place, Record, place_of
@@ -195,17 +196,14 @@ def _is_about_others(model: ModelOptions, resident: ResidentOptions) -> bool:
     Raises:
         UsageError: two such things are asked for at once.
     """
-    asked = [f"--{name}" for name in ("background", "status", "stop") if getattr(resident, name)]
-    if len(asked) > 1:
-        raise UsageError(f"{' and '.join(asked)} are both given", "give one of them")
+    one_at_most({f"--{name}": getattr(resident, name) for name in ("background", "status", "stop")})
     if resident.every and not resident.stop:
         raise UsageError("--all is given without --stop", "specx serve --stop --all ends all servers")
     if resident.status:
         show_servers()
     elif resident.stop:
         named = model.model or model.model_flag or model.hf_repo
-        if named and resident.every:
-            raise UsageError("a model and --all are both given", "give one of them")
+        one_at_most({"a model": named, "--all": resident.every})
         stop_servers(read_asked(model).model if named else None, every=resident.every)
     return resident.status or resident.stop
 

@@ -117,12 +117,13 @@ def check_folder(path: Path) -> None:
 
     Raises:
         FileError: it does not, or a model is at `path`.
+        FileNotFoundError: the current folder was deleted.
     """
+    folder = path.absolute().parent
     try:
-        folder = path.absolute().parent
         exists = folder.is_dir()
-    except OSError:  # the working directory was deleted, or the folder is out of reach
-        folder, exists = path.parent, False
+    except OSError:  # it is out of reach
+        exists = False
     if not exists:
         raise FileError(f"there is no folder {folder}", "create it first")
     _spare_model(path)

@@ -180,6 +180,15 @@ def test_a_wrong_value_says_that_it_is_from_the_configuration_file(specx, tmp_pa
     assert outcome.err.startswith("error: --top-k is 1.5 (from the configuration file)\nhint: give a whole")
 
 
+def test_a_value_that_the_command_refuses_says_that_it_is_from_the_environment(specx, monkeypatch):
+    monkeypatch.setenv("SPECX_CTX_SIZE", "-4")
+    outcome = specx("complete", specx.model, "-p", "x")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: -c/--ctx-size is -4 (from SPECX_CTX_SIZE)\nhint: give a number")
+    outcome = specx("complete", specx.model, "-p", "x", "-c", "-5")
+    assert outcome.err.startswith("error: -c/--ctx-size is -5\nhint: give a number")
+
+
 def test_a_model_that_is_not_there(specx):
     outcome = specx("complete", "nowhere.gguf", "-p", "x")
     assert outcome.code == 1
@@ -307,6 +316,21 @@ def test_a_stdout_that_was_opened_for_reading():
         done = subprocess.run(command, stdout=readable, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: the output cannot be written: it was opened for reading\nhint: ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder in use cannot be deleted there")
+def test_writing_into_a_folder_that_was_deleted(specx, tmp_path, monkeypatch):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    for arguments in (
+        ("complete", specx.model, "-p", "x", "-o", "y"),
+        ("bench", specx.model, "--save", "y.json"),
+    ):
+        outcome = specx(*arguments)
+        assert outcome.code == 1
+        assert outcome.err == "error: the current folder was deleted\nhint: go to another one: cd FOLDER\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a folder in use cannot be deleted there")

@@ -224,7 +224,14 @@ def test_the_shrinking_as_json(specx, found, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--layers", "some"), ("--layers", "-3"), ("--quant", "Q17"), ("--time", "soon"), ("--trim", "0")],
+    [
+        ("--layers", "some"),
+        ("--layers", "-3"),
+        ("--quant", "Q17"),
+        ("--time", "soon"),
+        ("--time", "0"),
+        ("--trim", "0"),
+    ],
 )
 def test_values_that_cannot_be_right(specx, option, value):
     done = specx("drafter", "shrink", specx.model, f"{option}={value}")

@@ -151,7 +151,14 @@ def test_list_names_what_was_downloaded(app, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "kind"), [(["absent.gguf"], ModelError), ([], ModelError), (["a", "-m", "b"], UsageError)]
+    ("arguments", "kind"),
+    [
+        (["absent.gguf"], ModelError),
+        ([], ModelError),
+        (["a", "-m", "b"], UsageError),
+        (["a", "--list"], UsageError),
+        (["--template", "--tensors"], UsageError),
+    ],
 )
 def test_mistakes_are_errors_with_hints(app, arguments, kind):
     with pytest.raises(kind) as caught:

@@ -324,6 +324,7 @@ def test_wrong_usage_is_refused_before_anything_is_measured(specx, scripted, arg
     ("arguments", "said"),
     [
         (("--plot", "no/such/x.png"), "no folder"),
+        (("--save", "no/such/x.json"), "no folder"),
         (("--compare", "never"), "there is no result never"),
         (("--from", "never"), "there is no result never"),
         (("--peer", "llama-server=/no/such"), "no program"),
@@ -334,6 +335,20 @@ def test_what_is_missing_is_told_before_anything_is_measured(specx, scripted, ar
     outcome = specx("bench", specx.model, *arguments)
     assert outcome.code == 1 and said in outcome.err
     assert scripted.count == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--peer-args", "-ub 64"), "--peer-args is not used, because no --peer is named"),
+        (("--peer-spec", "none"), "--peer-spec is not used, because no --peer is named"),
+        (("--synthetic", "tg8", "--suite", "chat"), "--suite is not used, because --synthetic says"),
+        (("--synthetic", "tg8", "--categories", "chat"), "--categories is not used, because --synthetic"),
+    ],
+)
+def test_what_is_not_used_is_told(bench, arguments, said):
+    outcome = bench(*arguments)
+    assert outcome.code == 0 and said in outcome.err
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}', "null", "\x00", "[" * 100_000])
