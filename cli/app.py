@@ -179,6 +179,8 @@ def _unexpected(problem: Exception, *, verbose: bool) -> int:
         return _report(SpecxError("too many files are open", "allow more of them: ulimit -n 1024"))
     if isinstance(problem, FileNotFoundError) and problem.filename is None and _is_nowhere():
         return _report(SpecxError("the current folder was deleted", "go to another one: cd FOLDER"))
+    if isinstance(problem, ImportError) and problem.name == "specx.kernels._native":
+        return _report(SpecxError(f"specx's native code cannot be used: {problem.msg}", _rebuild()))
     if verbose:
         import traceback
 
@@ -193,6 +195,14 @@ def _is_nowhere() -> bool:
     except FileNotFoundError:
         return True
     return False
+
+
+def _rebuild() -> str:
+    from pathlib import Path
+
+    source = Path(cli.__file__).parents[1]
+    editable = (source / "pyproject.toml").is_file()
+    return f"build it again: pip install -e {source}" if editable else "install specx again"
 
 
 def _abandon_stdout() -> None:

@@ -6,6 +6,9 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+INTERFACE: str
+"""SHA-256 of this file as the module was built: what tells that it is of another version."""
+
 def gumbel(seed: int, position: int, ids: NDArray[np.int32]) -> NDArray[np.float64]:
     """Gumbel noise (m,) float64 of the token ids (m,) int32: a function of (seed, position, id) only."""
 

@@ -20,6 +20,7 @@ void bind_layer_tap(nb::module_& m);
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // drafts that are constants of Python modules live as long as the process
+    m.attr("INTERFACE") = INTERFACE;
     bind_draft(m);
     bind_sampling(m);
     bind_drafts(m);
