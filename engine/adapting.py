@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -169,7 +169,9 @@ class Adapting:
         self._recorder = Recorder(len(head.layers), width, scale, most)
         return self._recorder
 
-    def beside(self, writing: Callable[[Source], Iterator[Found]], source: Source) -> Iterator[Found]:
+    def beside(
+        self, writing: Callable[[Source], Iterator[Found]], source: Source
+    ) -> Generator[Found, None, None]:
         """What `writing` gives of a source, with something learned only while nothing arrives there."""
         self.busy()
         try:

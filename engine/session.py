@@ -38,6 +38,7 @@ from specx.engine.text.alphabet import Alphabet
 from specx.engine.text.answer import Chunk, Request, Result, Timings
 from specx.engine.text.specials import SpecialTexts, special_texts
 from specx.engine.together import write
+from specx.engine.turns import Turns
 
 __all__ = ["Chunk", "Generation", "Result", "Session", "Timings", "load"]
 
@@ -88,6 +89,7 @@ class Session:
         self.notice = notice
         self.warn = notice
         self._second_bos_told = self._closed = False
+        self._turns = Turns()
         self._alphabet: Alphabet | None = None  # for grammars
         self.learned = learned
         self.staircase = learned.load_staircase(Staircase(model.facts.max_width))
@@ -311,7 +313,8 @@ class Session:
         """Write several answers together; says what each step adds to which.
 
         Each text is what it would be alone. One that fails ends with `result.failure`. The end of each is a
-        chunk that is its `last`. A generation that was begun before is a UsageError, which ends all.
+        chunk that is its `last`. A generation that was begun before is a UsageError, which ends all. A thread
+        waits while another one writes with this session.
 
         Args:
             source: generations of this session; the next one is taken when there is room for it.
@@ -323,7 +326,7 @@ class Session:
         most = self.at_once if at_once is None else max(1, min(at_once, self.at_once))
         writing = partial(write, self, at_once=most, patient=patient, weighed=patient and at_once is None)
         learns = self.draft_models and self.draft_models.adapting
-        return learns.beside(writing, source) if learns else writing(source)
+        return self._turns.of(learns.beside(writing, source) if learns else writing(source))
 
     @property
     def cache(self) -> Cache:
@@ -428,7 +431,8 @@ class Session:
             self.learned.save()
         finally:
             if free:
-                self.model.close()
+                with self._turns.between_steps():
+                    self.model.close()
 
     def __enter__(self) -> Session:
         return self

@@ -7,7 +7,7 @@ others begin when it has been read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,7 +30,7 @@ ALONE_MS = 250.0  # and where nobody is written: who comes meanwhile waits for i
 SLOWER = 1.03  # times as long as in the widest step, that a token of a shorter piece may take
 OVERTAKEN = 3  # pieces of others that are read in a row although another prompt has been waiting longer
 
-Written = Iterator[tuple[Generation, Chunk]]
+Written = Generator[tuple[Generation, Chunk], None, None]
 
 
 class _Listed:

@@ -100,8 +100,8 @@ class Result:
     finish_reason: str = "cancelled"
     seed: int = 0
     timings: Timings = field(default_factory=Timings)
-    evidence: list[Evidence] = field(default_factory=list)
-    prompt_evidence: list[Evidence] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list, compare=False)
+    prompt_evidence: list[Evidence] = field(default_factory=list, compare=False)
     failure: SpecxError | None = None
 
 

@@ -546,6 +546,37 @@ def test_a_consumer_that_comes_back_goes_on_where_there_is_room_for_both():
     assert all(slot.user is None for slot in session.slots)
 
 
+def test_threads_take_turns():
+    """There is room for one text: without turns they would take it from each other."""
+    session, plain = session_of(draft_max=4), plainly().tokens
+    found, started = [], threading.Barrier(4)
+
+    def write():
+        started.wait()
+        found.append(run(session).tokens)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [plain] * 4
+
+
+def test_a_thread_waits_until_what_another_has_begun_is_given_up():
+    session, plain = session_of(draft_max=4), plainly().tokens
+    begun = iter(session.generate(PROMPT, GREEDY, n_predict=60))
+    next(begun)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run(session).tokens))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive() and not found
+    begun.close()
+    thread.join()
+    assert found == [plain]
+
+
 def test_a_conversation_is_found_again_where_it_was_left():
     session, other = session_of(max_texts=2), [9, *PROMPT]
     first, second = run(session, n_predict=20), run(session, prompt=other, n_predict=20)
