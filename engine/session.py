@@ -54,6 +54,7 @@ class Session:
         learned: what is kept of the model between runs.
         name: what to call the model.
         chat_template: its own template, if it has one.
+        tool_template: its own for conversations with tools, if that is another one.
         notice: told what a person should know, one sentence at a time.
         clock: seconds, of everything that is timed.
         draft_models: where a draft model would come from; None for never.
@@ -71,6 +72,7 @@ class Session:
         *,
         name: str,
         chat_template: str | None = None,
+        tool_template: str | None = None,
         notice: Notice = silent,
         clock: Callable[[], float] = time.perf_counter,
         draft_models: Callable[[Session], DraftModels] | None = None,
@@ -82,7 +84,7 @@ class Session:
         self.context_shift = asked.context_shift
         self.clock = clock
         self.model_name = name
-        self.chat_template = chat_template
+        self.chat_template, self.tool_template = chat_template, tool_template
         self.vocab = model.vocab
         self.n_ctx = model.facts.n_ctx
         self.plain_reason = model.facts.plain_reason
@@ -137,6 +139,7 @@ class Session:
             ),
             name=setup.name,
             chat_template=setup.info.chat_template,
+            tool_template=setup.info.tool_template,
             notice=notice,
             draft_models=models_of(setup, here),
             setup=setup,

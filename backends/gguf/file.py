@@ -57,6 +57,7 @@ class GGUFInfo:
         vocabulary_size: number of tokens, 0 if the file has none.
         tokenizer, pre_tokenizer: names of how text is split; empty where it does not say.
         chat_template: its source in Jinja; None where there is none.
+        tool_template: that of conversations with tools, where it has another one for these.
         sliding_window: tokens a windowed layer looks back, 0 without one.
         state: what a sequence is kept in: a KV cache, a recurrent state, or both.
         experts, experts_used: of a layer, and for each token; 0 without.
@@ -88,6 +89,7 @@ class GGUFInfo:
     tokenizer: str
     pre_tokenizer: str
     chat_template: str | None
+    tool_template: str | None
     sliding_window: int
     state: Literal["attention", "hybrid", "recurrent"]
     experts: int
@@ -252,6 +254,7 @@ def _summary(paths: list[Path], parts: list[Part], tensors: tuple[Tensor, ...]) 
         tokenizer=head.text("tokenizer.ggml.model"),
         pre_tokenizer=head.text("tokenizer.ggml.pre"),
         chat_template=head.text("tokenizer.chat_template") or None,
+        tool_template=head.text("tokenizer.chat_template.tool_use") or None,
         sliding_window=value("attention.sliding_window"),
         state=state,
         experts=value("expert_count"),

@@ -277,13 +277,14 @@ def _control_tokens(vocab: Vocab, tags: Sequence[str]) -> frozenset[int]:
     return frozenset(found)
 
 
-def dialect_of(session: Session) -> Dialect:
-    """The dialect of a session's model, read once.
+def dialect_of(session: Session, *, tools: bool) -> Dialect:
+    """The dialect of a session's model, read once. Some have another one for conversations with `tools`.
 
     Raises:
         TemplateError: it has no valid template.
     """
-    return _dialect(session.chat_template, session.bos_text, session.eos_text, session.special_texts)
+    source = (session.tool_template if tools else None) or session.chat_template
+    return _dialect(source, session.bos_text, session.eos_text, session.special_texts)
 
 
 @lru_cache(maxsize=8)

@@ -102,7 +102,7 @@ class Exchange:
         """The answers to be written, each with its generation."""
         ask = self.ask
         if ask.chat:
-            dialect = dialect_of(session)
+            dialect = dialect_of(session, tools=bool(ask.tools))
             talk = dialect.talk(ask, session)
             for sample in range(ask.n):
                 generation = self._generation(session, talk.tokens, sample, talk)

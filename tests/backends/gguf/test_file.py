@@ -40,6 +40,7 @@ def write_model(
         writer.add_token_list([f"token {i}" for i in range(tokens)])
         writer.add_token_types([1] * tokens)
         writer.add_chat_template("{{ messages }}")
+        writer.add_string("tokenizer.chat_template.tool_use", "{{ tools }}")
     if change:
         change(writer)
     if tensors is None:
@@ -80,6 +81,7 @@ def test_everything_the_header_says(tiny):
     assert (info.key_length, info.value_length) == (16, 16)
     assert (info.vocabulary_size, info.tokenizer, info.pre_tokenizer) == (TOKENS, "gpt2", "smollm")
     assert info.chat_template == "{{ messages }}"
+    assert info.tool_template == "{{ tools }}"
     assert info.state == "attention"
     assert info.plain_reason is None
     assert info.metadata["general.name"] == "Tiny Test"

@@ -21,7 +21,7 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}" + 
 GREEDY = Defaults(SamplingSettings(seed=1, temperature=0.0), n_predict=300, model="scripted")
 
 
-def open_session(says=None, *, template=None, cue=CUE, n_ctx=4096, texts=4, **options):
+def open_session(says=None, *, template=None, tool_template=None, cue=CUE, n_ctx=4096, texts=4, **options):
     """A session on a scripted model; with `says` it writes that text after the cue."""
     clock = SimulatedClock()
     model = ScriptedModel(V, clock=clock, step_costs={1: 10.0, 8: 12.0, 64: 26.0}, n_ctx=n_ctx)
@@ -34,7 +34,15 @@ def open_session(says=None, *, template=None, cue=CUE, n_ctx=4096, texts=4, **op
     )
     asked = Asked(Path("scripted.gguf"), store=False)
     learned = Learned(Store(None), model_key="model", cost_key="cost")
-    session = Session(model, asked, learned, name="scripted", clock=clock, chat_template=template)
+    session = Session(
+        model,
+        asked,
+        learned,
+        name="scripted",
+        clock=clock,
+        chat_template=template,
+        tool_template=tool_template,
+    )
     session.staircase.load_json({"0": {str(n): 10.0 + n / 4 for n in range(1, 65)}})
     return session
 

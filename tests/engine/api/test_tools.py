@@ -97,6 +97,15 @@ def test_the_template_is_given_the_tools_unless_none_is_to_be_called(api):
     assert "get_weather" not in told(api, session, tools=[WEATHER], tool_choice="none")
 
 
+def test_a_template_for_tools_alone_is_taken_where_there_are_some(api):
+    """Some models have two (`tokenizer.chat_template.tool_use`)."""
+    session = api.open(says="x", template=api.TEMPLATE, tool_template=QWEN)
+    with_tools = told(api, api.open(says="x", template=QWEN), tools=[WEATHER])
+    assert told(api, session, tools=[WEATHER]) == with_tools
+    without = told(api, api.open(says="x", template=api.TEMPLATE))
+    assert told(api, session) == told(api, session, tools=[WEATHER], tool_choice="none") == without
+
+
 def test_a_template_that_knows_no_tools_is_told_in_words(api):
     session = api.open(says="x")
     messages = [{"role": "system", "content": "Be brief."}, USER, CALLED, SEEN]

@@ -59,6 +59,7 @@ def model(layer: int = 400 * MIB, name: str = "model") -> GGUFInfo:
         tokenizer="llama",
         pre_tokenizer="",
         chat_template=None,
+        tool_template=None,
         sliding_window=0,
         state="attention",
         experts=0,
