@@ -30,7 +30,7 @@ __all__ = ["start_copying"]
 
 SAMPLE = 30_000  # tokens that the maps are fitted on
 LONGEST = 4 * WINDOW  # tokens of a text
-SHORTEST = 8
+SHORTEST = 3  # tokens after the first: one whose state is known, the next one, and what follows that
 SHARP = 20.0  # score of a token for itself, if its state told it wholly
 TURNED = 0.6  # radians that a value may be turned within a window
 
@@ -49,7 +49,7 @@ def start_copying(head: Head, states: StatesFile, texts: Sequence[int], unit: fl
     own, wide = (shape.heads - shape.copying) * shape.head_width, shape.copying * shape.head_width
     head.attn_output[:, own:] = 0
     turned = _hardly_turned(shape.rope_base, shape.head_width)
-    if not wide or not len(turned):
+    if not wide or not len(turned) or not any(True for _ in _sample(states, texts)):
         return
     told, following = _maps(head, states, texts, unit)
     values, _ = low_rank(following[1].T, following[0], wide)
@@ -80,7 +80,7 @@ def _maps(
     d = head.shape.width
     moments = [torch.zeros(d, d) for _ in range(4)]
     total = 0
-    for features, tokens in _sample(head, states, texts):
+    for features, tokens in _sample(states, texts):
         state = head.attn_norm_2(head.encode(features))[0]
         token = head.embed(tokens)[0]
         following, x = token[2:], features[0, 1:-1, -d:] / unit
@@ -91,27 +91,27 @@ def _maps(
         moments[2] += weighted.T @ following
         moments[3] += weighted.T @ x
         total += len(token)
-    known, told, following, inputs = (each / max(total, 1) for each in moments)
+    known, told, following, inputs = (each / total for each in moments)
     return solved(known, told), (following, solved(following, inputs))
 
 
 def _what_is_left(head: Head, states: StatesFile, texts: Sequence[int], unit: float, own: int) -> Tensor:
     """(w, d) from what the heads that copy find to what is missing in the input of the last layer."""
-    d = head.shape.width
-    found, crossed = torch.zeros(0), torch.zeros(0)
-    for features, tokens in _sample(head, states, texts):
+    d, wide = head.shape.width, head.attn_output.shape[1] - own
+    found, crossed = torch.zeros(wide, wide), torch.zeros(wide, d)
+    for features, tokens in _sample(states, texts):
         n = features.shape[1] - 1
-        starts = torch.arange(n)
-        attended, middle = head.attend(tokens[:, 1:], head.encode(features[:, :n]), Keys(), starts)
+        hidden = head.encode(features[:, :n])
+        attended, middle = head.attend(tokens[:, 1:], hidden, Keys(), torch.arange(n))
         x = features[0, 1:, -d:] / unit
-        copied, weight = attended[0, :, own:], 1 / x.square().mean(1, keepdim=True)
-        weighted = copied * weight
-        found = weighted.T @ copied + (found if len(found) else 0)
-        crossed = weighted.T @ (x - middle[0]) + (crossed if len(crossed) else 0)
+        copied = attended[0, :, own:]
+        weighted = copied / x.square().mean(1, keepdim=True)
+        found += weighted.T @ copied
+        crossed += weighted.T @ (x - middle[0])
     return solved(found, crossed)
 
 
-def _sample(head: Head, states: StatesFile, texts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+def _sample(states: StatesFile, texts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Features (1, n, 3 d_t) and tokens (1, n) of texts, until there are enough."""
     tokens = 0
     for index in texts:
@@ -122,4 +122,4 @@ def _sample(head: Head, states: StatesFile, texts: Sequence[int]) -> Iterator[tu
         if len(features) >= SHORTEST:
             tokens += len(features)
             ids = torch.from_numpy(text.tokens[1:LONGEST].astype(np.int64))
-            yield torch.from_numpy(features)[None].to(head.device), ids[None]
+            yield torch.from_numpy(features)[None], ids[None]

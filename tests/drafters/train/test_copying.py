@@ -79,6 +79,19 @@ def test_without_values_that_keep_their_place_nothing_is_copied(embedding, state
     assert first_right(head, states) < 0.3
 
 
+def test_of_texts_that_are_too_short_nothing_is_copied(embedding, states, tmp_path):
+    path = tmp_path / "short"
+    with StatesWriter(path, LAYOUT) as writer:
+        for index in range(64):
+            text = states[index]
+            arrays = (each[:3] for each in (text.tokens, text.features, text.best, text.scores))
+            tokens, *others = arrays
+            writer.append(States(tokens, 1, *others))
+    head = started(embedding, StatesFile(path, LAYOUT))
+    assert all(torch.isfinite(weight).all() for weight in head.parameters())
+    assert not head.attn_output[:, 64:].any()
+
+
 def test_heads_that_copy_have_keys_of_their_own():
     for wrong in ({"heads": 10}, {"copying": 5}):
         with pytest.raises(ValueError, match="heads that copy"):
